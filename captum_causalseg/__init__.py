@@ -1,0 +1,30 @@
+"""Causal explanations of medical image segmentation models, as a plugin for Captum.
+
+Replace a region by natural donors, see how the score of a region of interest moves, and report the average treatment
+effect with its uncertainty. The method is PdCR (arXiv 2602.20511).
+"""
+
+from captum_causalseg import donors, metrics, regions
+from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.pdcr import PdCR
+from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.target import SegmentationTarget
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AverageTreatmentEffect",
+    "Blur",
+    "Constant",
+    "DonorSource",
+    "PatchBank",
+    "PdCR",
+    "SameImage",
+    "SegmentationTarget",
+    "Status",
+    "TreatmentEffectStatistics",
+    "donors",
+    "metrics",
+    "regions",
+]

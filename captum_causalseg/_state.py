@@ -1,0 +1,63 @@
+"""Leave a model and the process as they were: modes, buffers and global random states."""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["undisturbed"]
+
+
+@contextmanager
+def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
+    """Evaluate ``forward_func`` without a trace: no gradients, evaluation mode, everything put back on the way out.
+
+    Modules found in training mode are evaluated in evaluation mode (with a warning), because batch norm in training
+    mode would mix the examples of a batch and move its running statistics. Modes, buffers and the global random states
+    of torch (CPU and CUDA), numpy and random are restored however the block ends, Ctrl-C included. A plain function
+    hides its modules: only the random states are protected then.
+    """
+    modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
+    training = [module for module in modules if module.training]
+    buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = [(module, dict(module._buffers)) for module in modules]
+    values = [[None if b is None else b.clone() for b in found.values()] for _, found in buffers]
+    if any(_behaves_differently_in_training(module) for module in training):
+        warnings.warn(
+            "The model is in training mode, where batch norm mixes the examples of a batch and dropout is random: "
+            "it is evaluated in evaluation mode here and put back afterwards.",
+            UserWarning,
+            stacklevel=4,
+        )
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if _uses_cuda() else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for module in training:
+                module.training = False
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        for (module, found), before in zip(buffers, values):
+            module._buffers.clear()  # also of what the model has cached there
+            module._buffers.update(found)
+            with torch.no_grad():
+                for buffer, value in zip(found.values(), before):
+                    if buffer is not None and value is not None and not torch.equal(buffer, value):
+                        buffer.copy_(value)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _behaves_differently_in_training(module: nn.Module) -> bool:
+    is_norm = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+    is_dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    return is_norm or is_dropout

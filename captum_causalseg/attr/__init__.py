@@ -1,0 +1,1 @@
+"""The attribution classes that Captum users meet."""

@@ -1,0 +1,1 @@
+"""How a score under an intervention is computed: evaluators for the engine."""

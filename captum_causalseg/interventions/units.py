@@ -1,0 +1,86 @@
+"""Units of the inputs: integer feature masks, and where each unit lies in each input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+__all__ = ["Piece", "Units"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a unit that lies in one input.
+
+    Args:
+        slot: which input.
+        channels: which of its channels.
+        box: the bounding box over its spatial axes.
+        mask: which elements of the box belong to the unit, ``(channels or 1, *box)``; ``None`` for all of them.
+    """
+
+    slot: int
+    channels: slice
+    box: tuple[slice, ...]
+    mask: Tensor | None
+
+
+class Units:
+    """The units of a batch, from feature masks with Captum's meaning.
+
+    Args:
+        masks: per input, integer ids ``(N or 1, C or 1, *spatial)``; the same id in several inputs is one unit.
+        n_examples: the batch size.
+
+    Attributes:
+        ids: ``(U,)`` all ids, ascending.
+    """
+
+    def __init__(self, masks: Sequence[Tensor], n_examples: int) -> None:
+        self.masks = tuple(masks)
+        self.n_examples = n_examples
+        self.ids: np.ndarray = np.unique(np.concatenate([np.unique(mask.numpy()) for mask in self.masks]))
+        self._labels = [np.searchsorted(self.ids, mask.numpy()) + 1 for mask in self.masks]
+        self._found = [
+            [ndimage.find_objects(example, max_label=len(self.ids)) for example in labels] for labels in self._labels
+        ]
+        self._pieces: dict[tuple[int, int], list[Piece]] = {}
+
+    @property
+    def shared(self) -> bool:
+        """Whether all examples have the same units."""
+        return all(len(labels) == 1 for labels in self._labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pieces(self, example: int, unit: int) -> list[Piece]:
+        """Where the unit lies, input by input; empty if this example does not have it."""
+        key = (0 if self.shared else example, unit)
+        if key not in self._pieces:
+            self._pieces[key] = [
+                piece for slot in range(len(self.masks)) if (piece := self._piece(slot, example, unit)) is not None
+            ]
+        return self._pieces[key]
+
+    def touching(self, slot: int, example: int, mask: Tensor) -> np.ndarray:
+        """Which units ``(U,)`` have an element where ``mask`` ``(*spatial)`` of this input holds."""
+        labels = self._labels[slot][example if len(self._labels[slot]) > 1 else 0]
+        touched = np.zeros(len(self.ids) + 1, dtype=bool)
+        touched[labels[:, mask.cpu().numpy()]] = True
+        return touched[1:]
+
+    def _piece(self, slot: int, example: int, unit: int) -> Piece | None:
+        which = example if len(self._labels[slot]) > 1 else 0
+        found = self._found[slot][which][unit]
+        if found is None:
+            return None
+        channels, *box = found
+        inside = self._labels[slot][which][found] == unit + 1
+        # A mask with one channel for all of the input's stands for all of them.
+        if self._labels[slot].shape[1] == 1:
+            channels = slice(None)
+        return Piece(slot, channels, tuple(box), None if inside.all() else torch.from_numpy(inside))

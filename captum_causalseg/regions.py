@@ -1,0 +1,227 @@
+"""Where to look and where to intervene: regions of interest (boolean masks) and units (integer feature masks).
+
+Everything works on any number of spatial dimensions. Functions take numpy arrays or tensors and return CPU tensors.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+__all__ = ["boundary", "box", "component", "from_mask", "grid", "predicted", "supervoxels"]
+
+Array = Tensor | np.ndarray
+
+
+def box(spatial_shape: Sequence[int], start: int | Sequence[int], size: int | Sequence[int]) -> Tensor:
+    """A rectangular RoI.
+
+    Args:
+        spatial_shape: the image's spatial shape, ``(H, W)`` or ``(H, W, D)``.
+        start: first index inside, per axis (one number for all).
+        size: number of pixels, per axis (one number for all).
+
+    Returns:
+        Boolean tensor of shape ``spatial_shape``.
+
+    Raises:
+        ValueError: the box does not lie inside the image.
+
+    Example:
+        >>> from captum_causalseg import regions
+        >>> int(regions.box((256, 256), start=(72, 88), size=32).sum())
+        1024
+    """
+    shape = tuple(int(length) for length in spatial_shape)
+    starts, sizes = _per_axis("start", start, len(shape)), _per_axis("size", size, len(shape))
+    for axis, (begin, length, total) in enumerate(zip(starts, sizes, shape)):
+        if length < 1 or begin < 0 or begin + length > total:
+            raise ValueError(
+                f"start, size: the box {begin}..{begin + length} leaves axis {axis} of the image, which has {total} pixels"
+            )
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[tuple(slice(begin, begin + length) for begin, length in zip(starts, sizes))] = True
+    return mask
+
+
+def component(mask: Array, point: Sequence[int]) -> Tensor:
+    """The connected component of ``mask`` (diagonal neighbors included) that holds ``point``.
+
+    Args:
+        mask: ``spatial``, boolean or a label map; in a label map the component is one of the label at ``point``.
+        point: index of a pixel inside it.
+
+    Returns:
+        Boolean tensor of shape ``spatial``.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import regions
+        >>> regions.component(torch.tensor([1, 1, 0, 1]), point=(1,)).tolist()
+        [True, True, False, False]
+    """
+    values = _numpy(mask)
+    index = tuple(int(coordinate) for coordinate in point)
+    if len(index) != values.ndim or any(not 0 <= i < n for i, n in zip(index, values.shape)):
+        raise ValueError(f"point: {index} is no position in a mask of shape {values.shape}")
+    if not values[index]:
+        raise ValueError(f"point: the mask is 0 at {index}; choose a point inside the object")
+    labels, _ = ndimage.label(values == values[index], structure=np.ones((3,) * values.ndim))
+    return torch.from_numpy(labels == labels[index])
+
+
+def boundary(mask: Array, width: float = 2.0) -> Tensor:
+    """The band of pixels within ``width`` pixels of the mask's outline, on both sides of it.
+
+    Args:
+        mask: ``spatial``, boolean or 0/1.
+        width: half-width of the band in pixels (Euclidean distance to the nearest pixel of the other side).
+
+    Returns:
+        Boolean tensor of shape ``spatial``.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import regions
+        >>> regions.boundary(torch.tensor([0, 0, 0, 1, 1, 1]), width=1).tolist()
+        [False, False, True, True, False, False]
+    """
+    inside = _numpy(mask).astype(bool)
+    if not width > 0:
+        raise ValueError(f"width: expected a positive number of pixels, got {width}")
+    if inside.all() or not inside.any():
+        raise ValueError("mask: it has no outline, it is everywhere the same")
+    distance = ndimage.distance_transform_edt(inside) + ndimage.distance_transform_edt(~inside)
+    return torch.from_numpy(distance <= width)
+
+
+def predicted(prediction: Array, label: int = 1) -> Tensor:
+    """The pixels that a model gives to ``label``, as one RoI per example.
+
+    Args:
+        prediction: hard one-hot masks ``(N, C, *spatial)``, as :meth:`SegmentationTarget.predict` returns them, or scores
+            of the same shape (``C > 1``: the largest wins).
+        label: the class; with a single channel, 1 is the object.
+
+    Returns:
+        Boolean tensor ``(N, 1, *spatial)``, the layout of one RoI per example.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import regions
+        >>> regions.predicted(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]).movedim(-1, 1), label=1).shape
+        torch.Size([1, 1, 2])
+    """
+    values = torch.as_tensor(prediction)
+    if values.ndim < 3:
+        raise ValueError(f"prediction: expected shape (N, C, *spatial), got {tuple(values.shape)}")
+    classes = values.shape[1]
+    if classes == 1:
+        if label != 1 or values.dtype != torch.bool:
+            raise ValueError("prediction: with a single channel, give a boolean mask and label=1")
+        found = values
+    elif not 0 <= label < classes:
+        raise ValueError(f"label: expected 0..{classes - 1}, got {label}")
+    elif values.dtype == torch.bool:
+        found = values[:, label : label + 1]
+    else:
+        found = values.argmax(1, keepdim=True) == label
+    empty = (~found.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"label: label {label} is not predicted anywhere in example(s) {empty}")
+    return found.cpu()
+
+
+def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tensor:
+    """Units that are blocks, numbered along the last axis first; what the block does not divide is left to smaller ones.
+
+    Args:
+        spatial_shape: the image's spatial shape.
+        block_size: block edge in pixels, per axis (one number for all).
+
+    Returns:
+        Integer tensor of shape ``spatial_shape``: a ``feature_mask``.
+
+    Example:
+        >>> from captum_causalseg import regions
+        >>> regions.grid((2, 5), block_size=2)
+        tensor([[0, 0, 1, 1, 2],
+                [0, 0, 1, 1, 2]])
+    """
+    shape = tuple(int(length) for length in spatial_shape)
+    sizes = _per_axis("block_size", block_size, len(shape))
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"block_size: expected positive numbers of pixels, got {block_size}")
+    if any(size > length for size, length in zip(sizes, shape)):
+        raise ValueError(f"block_size: a block of {sizes} is larger than the image of {shape}")
+    units = torch.zeros(shape, dtype=torch.int64)
+    for axis, (length, size) in enumerate(zip(shape, sizes)):
+        along = torch.arange(length) // size
+        units = units * math.ceil(length / size) + along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    return units
+
+
+def from_mask(mask: Array) -> Tensor:
+    """Units from any label image (an atlas, a superpixel map): its values, renumbered 0, 1, ... in ascending order.
+
+    Args:
+        mask: ``spatial``, integers or booleans.
+
+    Returns:
+        Integer tensor of the same shape: a ``feature_mask``.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import regions
+        >>> regions.from_mask(torch.tensor([[0, 7], [7, 300]])).tolist()
+        [[0, 1], [1, 2]]
+    """
+    values = _numpy(mask)
+    if values.dtype.kind not in "iub":
+        raise ValueError(f"mask: expected integer labels, got {values.dtype}")
+    return torch.from_numpy(np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int64))
+
+
+def supervoxels(image: Array, n_segments: int = 200, compactness: float = 0.1) -> Tensor:
+    """Units that follow the image: SLIC superpixels or supervoxels (Achanta et al. 2012, scikit-image).
+
+    Args:
+        image: one image ``(C, *spatial)`` in 2D or 3D, finite.
+        n_segments: about how many units.
+        compactness: balance of nearness in space against likeness in intensity; larger gives squarer units.
+
+    Returns:
+        Integer tensor ``spatial``: a ``feature_mask``.
+
+    Raises:
+        ImportError: scikit-image is not installed (``pip install "captum-causalseg[supervoxels]"``).
+    """
+    try:
+        from skimage.segmentation import slic
+    except ImportError as error:
+        raise ImportError('regions.supervoxels needs scikit-image: pip install "captum-causalseg[supervoxels]"') from error
+    values = np.moveaxis(_numpy(image).astype(np.float64), 0, -1)
+    if values.ndim not in (3, 4):
+        raise ValueError(f"image: expected one image (C, H, W) or (C, H, W, D), got shape {tuple(image.shape)}")
+    if not np.isfinite(values).all():
+        raise ValueError("image: it holds NaN or infinite values")
+    if n_segments < 1:
+        raise ValueError(f"n_segments: expected at least 1, got {n_segments}")
+    low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    labels = slic(scaled, n_segments=n_segments, compactness=compactness, channel_axis=-1, start_label=0)
+    return from_mask(labels)
+
+
+def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, Iterable) else (value,) * axes
+    if len(values) != axes or any(isinstance(v, bool) or not isinstance(v, (int, np.integer)) for v in values):
+        raise ValueError(f"{name}: expected one integer or {axes} of them (one per spatial axis), got {value!r}")
+    return tuple(int(v) for v in values)
+
+
+def _numpy(values: Array) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -1,0 +1,368 @@
+"""Treatment effects with their uncertainty: standard errors, intervals, p-values, false discovery rates, tables."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from captum_causalseg._captum import TargetType, select_targets
+
+__all__ = ["Status", "TreatmentEffectStatistics", "moderate", "target_index"]
+
+PRIOR_DEGREES_OF_FREEDOM = 3.0
+_FORMAT = 1
+
+
+class Status(IntEnum):
+    """How a unit's effect on one output came about."""
+
+    ESTIMATED = 0
+    """All its draws were made."""
+    SCREENED = 1
+    """No screening draw moved the score by the threshold: the effect is the mean of those few draws."""
+    OUTSIDE_SUPPORT = 2
+    """The unit cannot reach the RoI through the model: the effect is exactly 0."""
+    EXCLUDED = 3
+    """The unit was not intervened on (it touches the RoI): nothing is known."""
+    ABSENT = 4
+    """This example has no such unit (feature masks that differ between examples)."""
+
+
+class TreatmentEffectStatistics:
+    """What is known about every unit's effect, per example ``n``, unit ``u`` and output.
+
+    Arrays are CPU tensors of shape ``(N, U, *output_shape)``; ``output_shape`` is ``()`` for one score per example, ``(C,)``,
+    ``(R,)`` or ``(C, R)`` as the target's scores are. Effects are in the score's own units (Dice in [0, 1]). **Sign:**
+    ``effect = observed score - mean score under intervention``: positive effects support the segmentation, negative ones
+    harm it.
+
+    Attributes:
+        effect: the average treatment effect; NaN for units that are EXCLUDED or ABSENT, 0 OUTSIDE_SUPPORT.
+        standard_error: of the effect, moderated across units (see below); 0 where every donor was used; infinite where the
+            draws tell nothing about the spread.
+        sample_variance: of ``observed - intervened`` over the draws; NaN with fewer than two.
+        n_draws: interventions that the effect is the mean of.
+        population: number of different donors ``(N, U)``; infinite when drawn with replacement.
+        status: a :class:`Status`.
+        observed_score: ``(N, *output_shape)``.
+        unit_ids: ``(U,)`` the units' ids in ``feature_mask``.
+        feature_mask: per input, the units as integers, ``(N or 1, C or 1, *spatial)``.
+        n_forwards: images that went through the model, observed ones included.
+        settings: how it was computed: arguments, seed, versions.
+
+    **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the
+    effect is not, and a plain t-interval has width 0. As in limma (Smyth 2004), each unit's variance ``s^2`` with
+    ``d = n - 1`` degrees of freedom is shrunk toward ``s0^2``, the geometric mean of the non-zero variances of the same
+    example's and output's units: ``(d0 s0^2 + d s^2) / (d0 + d)``, with ``d0 = 3`` prior degrees of freedom, and intervals
+    take Student's t with ``d0 + d``. Draws without replacement from ``D`` donors have the factor ``1 - n/D``.
+    """
+
+    def __init__(
+        self,
+        *,
+        effect: Tensor,
+        sample_variance: Tensor,
+        n_draws: Tensor,
+        population: Tensor,
+        status: Tensor,
+        observed_score: Tensor,
+        unit_ids: Tensor,
+        feature_mask: Sequence[Tensor],
+        input_shapes: Sequence[Sequence[int]],
+        n_forwards: int,
+        inputs_are_tuple: bool = False,
+        output_axes: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.effect = effect
+        self.sample_variance = sample_variance
+        self.n_draws = n_draws
+        self.population = population
+        self.status = status
+        self.observed_score = observed_score
+        self.unit_ids = unit_ids
+        self.feature_mask = tuple(feature_mask)
+        self.input_shapes = tuple(tuple(int(length) for length in shape) for shape in input_shapes)
+        self.n_forwards = int(n_forwards)
+        self.inputs_are_tuple = bool(inputs_are_tuple)
+        self.output_axes = tuple(output_axes)
+        self.settings = dict(settings or {})
+        self.standard_error, self.degrees_of_freedom = self._standard_error()
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{int((self.status == s).sum())} {s.name}" for s in Status if bool((self.status == s).any()))
+        examples, units = self.effect.shape[:2]
+        outputs = f", outputs {self.output_shape}" if self.output_shape else ""
+        return f"TreatmentEffectStatistics({examples} example(s), {units} units{outputs}: {counts}; {self.n_forwards} forwards)"
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one example's scores: ``()``, ``(C,)``, ``(R,)`` or ``(C, R)``."""
+        return tuple(self.observed_score.shape[1:])
+
+    def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of the two-sided interval for each effect, both ``(N, U, *output_shape)``.
+
+        Args:
+            level: coverage, in (0, 1).
+
+        Raises:
+            ValueError: ``level`` outside (0, 1).
+        """
+        _check_fraction("level", level)
+        quantile = scipy_stats.t.ppf(0.5 + level / 2, self.degrees_of_freedom.numpy())
+        half = torch.from_numpy(np.asarray(quantile)) * self.standard_error
+        # Infinite degrees of freedom and a standard error of 0 stand for exactness: 0, not NaN.
+        half = torch.where(self.standard_error == 0, torch.zeros_like(half), half)
+        return self.effect - half, self.effect + half
+
+    def p_values(self) -> Tensor:
+        """Two-sided p-values of "no effect", ``(N, U, *output_shape)``; exact effects have 0 or 1, unknown ones NaN."""
+        exact = self.standard_error == 0
+        ratio = (self.effect / torch.where(exact, 1.0, self.standard_error)).abs().numpy()
+        p = torch.from_numpy(np.asarray(2 * scipy_stats.t.sf(ratio, self.degrees_of_freedom.numpy())))
+        return torch.where(exact, (self.effect == 0).double(), p)
+
+    def significant(self, alpha: float = 0.05, correction: str | None = "fdr_bh") -> Tensor:
+        """Which effects differ from 0, boolean ``(N, U, *output_shape)``.
+
+        Args:
+            alpha: the error rate, in (0, 1).
+            correction: ``"fdr_bh"`` (Benjamini and Hochberg 1995) or ``"fdr_by"`` (Benjamini and Yekutieli 2001) hold the
+                expected share of false ones among the units of each example and output; ``"bonferroni"`` the chance of any;
+                ``None`` is unit by unit.
+        """
+        _check_fraction("alpha", alpha)
+        methods = ("fdr_bh", "fdr_by", "bonferroni", None)
+        if correction not in methods:
+            raise ValueError(f"correction: expected one of {methods}, got {correction!r}")
+        p = self.p_values().numpy()
+        flat = p.reshape(*p.shape[:2], -1)
+        adjusted = np.full(flat.shape, np.nan)
+        for n, k in np.ndindex(flat.shape[0], flat.shape[2]):
+            known = ~np.isnan(flat[n, :, k])
+            values = flat[n, known, k]
+            if correction in ("fdr_bh", "fdr_by") and len(values):
+                values = scipy_stats.false_discovery_control(values, method=correction[-2:])
+            elif correction == "bonferroni":
+                values = np.minimum(values * len(values), 1)
+            adjusted[n, known, k] = values
+        return torch.from_numpy((adjusted <= alpha).reshape(p.shape))
+
+    def to_map(self, field: str = "effect", target: TargetType = None) -> Tensor | tuple[Tensor, ...]:
+        """Paint one quantity over the inputs: every element of a unit carries the unit's value.
+
+        Args:
+            field: ``"effect"``, ``"standard_error"``, ``"n_draws"``, ``"status"``, ``"p_value"``, ``"significant"``, ``"lower"`` or
+                ``"upper"`` (ends of the 95 % interval).
+            target: which output, as in ``attribute``; needed if there are several.
+
+        Returns:
+            A double tensor of the input's shape (a tuple of them for a tuple of inputs). Unknown effects are NaN.
+        """
+        values = self.select(self._field(field).double(), target)
+        maps = []
+        for mask, shape in zip(self.feature_mask, self.input_shapes):
+            index = torch.searchsorted(self.unit_ids, mask.contiguous())
+            example = torch.arange(shape[0]).view(-1, *(1,) * (mask.ndim - 1))
+            maps.append(values[example, index].expand(shape).contiguous())
+        return tuple(maps) if self.inputs_are_tuple else maps[0]
+
+    def select(self, values: Tensor, target: TargetType = None) -> Tensor:
+        """One output of ``values`` ``(N, U, *output_shape)``, as ``target`` picks it in ``attribute``: ``(N, U)``."""
+        index = target_index(target, self.effect.shape[0], self.output_shape, self.output_axes)
+        flat = values.reshape(*values.shape[:2], -1)
+        return flat.gather(2, index.view(-1, 1, 1).expand(-1, flat.shape[1], 1))[..., 0]
+
+    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
+        """One row per example, unit and output, ABSENT units left out.
+
+        Columns: ``example``, ``unit``, one per output axis (``class``, ``roi``), ``input`` and ``start_<axis>``, ``stop_<axis>`` (the
+        unit's bounding box in the first input that it lies in), ``status``, ``effect``, ``standard_error``, ``lower``, ``upper`` (of
+        the interval at ``level``), ``p_value``, ``n_draws``, ``observed_score``.
+        """
+        lower, upper = self.confidence_interval(level)
+        n, units = self.effect.shape[:2]
+        axes = np.indices((n, units, *self.output_shape)).reshape(2 + len(self.output_shape), -1)
+        columns: dict[str, Any] = {"example": axes[0], "unit": self.unit_ids.numpy()[axes[1]]}
+        columns |= dict(zip(self.output_axes, axes[2:]))
+        boxes = self._boxes()
+        for name in boxes:
+            columns[name] = boxes[name][axes[0], axes[1]]
+        columns["status"] = np.array([s.name for s in Status])[self.status.numpy().ravel()]
+        observed = self.observed_score.unsqueeze(1).expand(self.effect.shape)
+        for name, values in {
+            "effect": self.effect,
+            "standard_error": self.standard_error,
+            "lower": lower,
+            "upper": upper,
+            "p_value": self.p_values(),
+            "n_draws": self.n_draws,
+            "observed_score": observed,
+        }.items():
+            columns[name] = values.numpy().ravel()
+        frame = pd.DataFrame(columns)
+        return frame[frame["status"] != Status.ABSENT.name].reset_index(drop=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a compressed ``.npz`` file: arrays and JSON, no pickle."""
+        arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
+        arrays |= {f"feature_mask_{i}": mask.numpy() for i, mask in enumerate(self.feature_mask)}
+        about = {
+            "format": _FORMAT,
+            "input_shapes": self.input_shapes,
+            "n_forwards": self.n_forwards,
+            "inputs_are_tuple": self.inputs_are_tuple,
+            "output_axes": self.output_axes,
+            "settings": self.settings,
+        }
+        with open(path, "wb") as file:
+            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TreatmentEffectStatistics":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: not such a file, or one of a later format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            about = json.loads(str(arrays.pop("about")))
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"path: {str(path)!r} is not a file written by TreatmentEffectStatistics.save") from error
+        if about.pop("format") > _FORMAT:
+            raise ValueError(f"path: {str(path)!r} was written by a later version of captum_causalseg")
+        masks = [torch.from_numpy(arrays.pop(f"feature_mask_{i}")) for i in range(len(about["input_shapes"]))]
+        about |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return cls(feature_mask=masks, **about)
+
+    def _field(self, field: str) -> Tensor:
+        if field in ("effect", "standard_error", "n_draws", "status"):
+            return getattr(self, field)  # type: ignore[no-any-return]
+        if field == "p_value":
+            return self.p_values()
+        if field == "significant":
+            return self.significant()
+        if field in ("lower", "upper"):
+            return self.confidence_interval()[field == "upper"]
+        names = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
+        raise ValueError(f"field: expected one of {names}, got {field!r}")
+
+    def _standard_error(self) -> tuple[Tensor, Tensor]:
+        n, units = self.effect.shape[:2]
+        shape = self.effect.shape
+        draws = self.n_draws.reshape(n, units, -1).numpy()
+        variance = self.sample_variance.reshape(n, units, -1).numpy()
+        status = self.status.reshape(n, units, -1).numpy()
+        population = self.population.numpy()[..., None]
+        error, freedom = np.full(variance.shape, np.nan), np.full(variance.shape, np.nan)
+        for i, k in np.ndindex(variance.shape[0], variance.shape[2]):
+            moderated, freedom[i, :, k] = moderate(variance[i, :, k], draws[i, :, k])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                error[i, :, k] = np.sqrt(moderated / draws[i, :, k])
+        drained = (draws > 0) & (draws >= population)
+        # Not inf * 0, where a single draw says nothing about the spread but is all there is.
+        with np.errstate(invalid="ignore"):
+            error = np.where(drained, 0.0, error * np.sqrt(np.clip(1 - draws / population, 0, 1)))
+        error = np.where(status == Status.OUTSIDE_SUPPORT, 0.0, error)
+        error = np.where((status == Status.EXCLUDED) | (status == Status.ABSENT), np.nan, error)
+        return torch.from_numpy(error.reshape(shape)), torch.from_numpy(freedom.reshape(shape))
+
+    def _boxes(self) -> dict[str, np.ndarray]:
+        """Per example and unit: the first input that holds the unit, and the bounding box there."""
+        n, units = self.effect.shape[:2]
+        most = max(len(shape) - 2 for shape in self.input_shapes)
+        inputs = np.full((n, units), -1)
+        corners = np.full((2, most, n, units), -1)
+        for slot, mask in reversed(list(enumerate(self.feature_mask))):
+            labels = torch.searchsorted(self.unit_ids, mask.contiguous()).numpy() + 1
+            for m in range(len(labels)):
+                rows = slice(None) if len(labels) == 1 else slice(m, m + 1)
+                for u, found in enumerate(ndimage.find_objects(labels[m], max_label=units)):
+                    if found is None:
+                        continue
+                    inputs[rows, u] = slot
+                    corners[:, :, rows, u] = -1
+                    for axis, side in enumerate(found[1:]):
+                        corners[0, axis, rows, u], corners[1, axis, rows, u] = side.start, side.stop
+        columns = {"input": inputs} if len(self.feature_mask) > 1 else {}
+        for axis in range(most):
+            columns |= {f"start_{axis}": corners[0, axis], f"stop_{axis}": corners[1, axis]}
+        return columns
+
+
+_ARRAYS = ("effect", "sample_variance", "n_draws", "population", "status", "observed_score", "unit_ids")
+
+
+def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int], output_axes: Sequence[str]) -> Tensor:
+    """Per example, the flat index ``(N,)`` of the output that Captum's ``target`` (an int, tuple, tensor or list) picks.
+
+    Raises:
+        ValueError: it picks no output, or several.
+    """
+    count = math.prod(output_shape)
+    described = f"{count} outputs"
+    if output_axes:
+        described += " (" + " x ".join(f"{length} {name}" for length, name in zip(output_shape, output_axes)) + ")"
+    if target is None:
+        if count != 1:
+            raise ValueError(f"target: the forward function has {described} per example; say which one")
+        return torch.zeros(n_examples, dtype=torch.int64)
+    indices = torch.arange(count).reshape(1, *output_shape).expand(n_examples, *output_shape)
+    try:
+        chosen: Tensor = select_targets(indices, target)
+    except (IndexError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"target: {target!r} does not pick one of {described} per example ({error})") from error
+    if chosen.shape != (n_examples,):
+        raise ValueError(f"target: {target!r} picks {math.prod(chosen.shape[1:])} of {described} per example; pick one")
+    return chosen
+
+
+def moderate(
+    variance: np.ndarray, n_draws: np.ndarray, prior_degrees_of_freedom: float = PRIOR_DEGREES_OF_FREEDOM
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shrink sample variances toward their common scale (Smyth 2004).
+
+    Args:
+        variance: ``(U,)`` sample variances of one example's and output's units; NaN with fewer than two draws.
+        n_draws: ``(U,)``.
+        prior_degrees_of_freedom: weight of the common scale, in draws.
+
+    Returns:
+        Moderated variances ``(U,)`` and their degrees of freedom ``(U,)``. The variances are infinite where no unit has a
+        spread to learn the scale from, and NaN for units without draws.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_causalseg.statistics import moderate
+        >>> moderate(np.array([0.0, 4.0]), np.array([5, 5]), prior_degrees_of_freedom=4)[0]
+        array([2., 4.])
+    """
+    freedom = np.maximum(n_draws - 1, 0)
+    own = np.where(freedom > 0, np.nan_to_num(variance), 0.0)
+    positive = own[own > 0]
+    d0 = prior_degrees_of_freedom
+    if len(positive) == 0:
+        moderated = np.full(len(own), np.inf)
+    else:
+        scale = math.exp(float(np.mean(np.log(positive))))
+        moderated = (d0 * scale + freedom * own) / (d0 + freedom)
+    return np.where(n_draws > 0, moderated, np.nan), np.where(n_draws > 0, d0 + freedom, np.nan)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")

@@ -1,0 +1,581 @@
+"""A model, where to look and what to score, as one module that every Captum method can explain."""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captum_causalseg._state import undisturbed
+from captum_causalseg.metrics import METRICS, Metric
+
+__all__ = ["SegmentationTarget"]
+
+logger = logging.getLogger(__name__)
+
+Activation = Literal["auto", "sigmoid", "softmax", "none"]
+_OUTPUT_NAMES = ("out", "logits", "pred")
+_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class SegmentationTarget(nn.Module):
+    """A segmentation model with a region of interest and a score: ``forward`` maps a batch of images to scores.
+
+    The result of ``forward(inputs, *model_args)`` has one score per example and output: shape ``(N,)`` for a model with
+    one output channel and one RoI, ``(N, C)`` over classes, ``(N, R)`` over RoIs, ``(N, C, R)`` over both. Captum's
+    ``target`` then picks a class (an int) or a ``(class, roi)`` pair (a tuple). Every RoI is scored from the same
+    forward pass. Scores are in the metric's own units (Dice in [0, 1]) and larger is better.
+
+    Args:
+        model: image batch ``(N, C_in, *spatial)`` (and further arguments) to logits ``(N, C, *spatial)``; see ``output``.
+        roi: where to score. A boolean mask ``spatial``; a stack of masks ``(R, *spatial)``, which adds the RoI axis to the
+            output; one per example ``(N, 1, *spatial)`` or a stack per example ``(N, R, *spatial)``; ``None`` for the whole
+            image; or ``"argument"``.
+        reference: what to compare with. A label map ``spatial`` (values ``0..C-1``; 0 and 1 with a single channel), one
+            per example ``(N, *spatial)`` or ``(N, 1, *spatial)``, or one-hot ``(C, *spatial)`` or ``(N, C, *spatial)``;
+            ``None`` for the metrics that need none; or ``"argument"``.
+        metric: a name from :data:`captum_causalseg.metrics.METRICS`, or a callable ``(prediction, reference, roi) -> (N, K)``
+            that gets probabilities ``(N, C, *spatial)``, the one-hot reference of the same shape (or ``None``) and the
+            boolean RoI ``(N, R, *spatial)``.
+        activation: ``"sigmoid"`` (one channel, or labels that may overlap), ``"softmax"``, ``"none"`` (the output is taken as
+            it is) or ``"auto"``: read once from the first output's channel count and value range; the choice is logged and
+            stands in the ``repr``.
+        threshold: a pixel belongs to a class if its probability is larger; with exclusive classes the largest wins instead.
+        empty_score: Dice and IoU of an empty prediction against an empty reference. 1 here; 0 in the paper's protocol.
+        output: how to find the logits in what the model returns: a key, an index or a callable. By default a list or tuple
+            gives its first item (deep supervision) and a mapping or named tuple its ``out``, ``logits`` or ``pred``. Logits
+            of another size than the input are resized to it (linearly).
+
+    ``roi="argument"`` and ``reference="argument"`` take the masks from the call instead, as the last positional arguments
+    in that order, one entry per example (``(N, *spatial)``, or with a second axis as above). That is how to give every
+    example its own masks in any Captum method: ``additional_forward_args=(roi, reference)``.
+
+    Raises:
+        ValueError: an empty RoI, a mask of another shape or batch than the images, labels outside the classes, a model
+            that returns NaN.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import SegmentationTarget, regions
+        >>> model = torch.nn.Conv2d(1, 3, 3, padding=1)
+        >>> images, labels = torch.rand(2, 1, 16, 16), torch.randint(0, 3, (2, 16, 16))
+        >>> target = SegmentationTarget(model, roi=regions.box((16, 16), start=4, size=8), reference=labels)
+        >>> target(images).shape
+        torch.Size([2, 3])
+    """
+
+    roi: Tensor | None
+    reference: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        roi: Tensor | np.ndarray | Literal["argument"] | None = None,
+        reference: Tensor | np.ndarray | Literal["argument"] | None = None,
+        metric: str | Callable[[Tensor, Tensor | None, Tensor], Tensor] = "dice",
+        activation: Activation = "auto",
+        threshold: float = 0.5,
+        empty_score: float = 1.0,
+        output: str | int | Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(model):
+            raise TypeError(f"model: expected a torch.nn.Module or a callable, got {type(model).__name__}")
+        if activation not in ("auto", "sigmoid", "softmax", "none"):
+            raise ValueError(f'activation: expected "auto", "sigmoid", "softmax" or "none", got {activation!r}')
+        if not 0 <= empty_score <= 1:
+            raise ValueError(f"empty_score: expected a score in [0, 1], got {empty_score}")
+        self.model = model
+        self.metric = metric
+        self._metric = _find_metric(metric)
+        self.activation = activation
+        self.threshold = float(threshold)
+        self.empty_score = float(empty_score)
+        self.output = output
+        self._roi_source, roi_mask = _mask_source("roi", roi)
+        self._reference_source, reference_mask = _mask_source("reference", reference)
+        self._check_reference()
+        self.register_buffer("roi", None if roi_mask is None else _check_roi(roi_mask), persistent=False)
+        self.register_buffer("reference", reference_mask, persistent=False)
+        # Of masks given per example that a method made arguments: one mask per class, if that is how they read after all.
+        self._shared_reading: Tensor | None = None
+        self._has_roi_axis = False
+        self._resolved: tuple[str, bool] | None = None
+        if isinstance(model, nn.Module):
+            self.training = model.training
+
+    @classmethod
+    def from_prediction(
+        cls,
+        model: nn.Module | Callable[..., Any],
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any = None,
+        **options: Any,
+    ) -> "SegmentationTarget":
+        """A target whose reference is the model's own hard prediction on ``inputs``, frozen.
+
+        The observed Dice is then 1 and effects say what holds the prediction up, right or wrong.
+
+        Args:
+            model: as in the constructor.
+            inputs: the images to be explained, a tensor or a tuple of tensors.
+            additional_forward_args: further arguments of the model, as in Captum.
+            **options: the constructor's other arguments, except ``reference``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget
+            >>> images = torch.rand(1, 1, 8, 8)
+            >>> SegmentationTarget.from_prediction(torch.nn.Conv2d(1, 2, 1), images)(images)
+            tensor([[1., 1.]])
+        """
+        if "reference" in options:
+            raise TypeError("reference: from_prediction takes the model's own prediction; use the constructor instead")
+        probe = cls(model, metric="volume", **{k: v for k, v in options.items() if k not in ("metric", "roi")})
+        args = (inputs if isinstance(inputs, tuple) else (inputs,)) + _as_tuple(additional_forward_args)
+        reference = probe.predict(*args)
+        target = cls(model, reference=reference, **options)
+        target._resolved = probe._resolved
+        return target
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Scores ``(N,)``, ``(N, C)``, ``(N, R)`` or ``(N, C, R)``; differentiable where the metric is."""
+        inputs, roi, reference = self._take_masks(inputs)
+        image = _first_tensor(inputs)
+        n, spatial = image.shape[0], image.shape[2:]
+        # Masks that do not fit are refused before the model runs.
+        masks = None if roi is None else self._roi_of_batch(roi, spatial, n)
+        truth = None if reference is None else self._reference_of_batch(reference, spatial, n)
+        scores = self._score(self.logits(*inputs), masks, truth)
+        if callable(self.metric):
+            return scores
+        self._has_roi_axis = self._is_stack(roi, spatial)
+        if not self._has_roi_axis:
+            scores = scores[..., 0]
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def logits(self, *inputs: Any) -> Tensor:
+        """What the model returns, found and resized to the input: ``(N, C, *spatial)``."""
+        image = _first_tensor(inputs)
+        logits = self._find_logits(self.model(*inputs))
+        spatial = image.shape[2:]
+        if logits.ndim == image.ndim - 1 and logits.shape[1:] == spatial:
+            logits = logits.unsqueeze(1)
+        if logits.ndim != image.ndim or logits.shape[0] != image.shape[0]:
+            raise ValueError(
+                f"model: expected logits (N, C, *spatial) with N={image.shape[0]} and {len(spatial)} spatial axes for inputs of "
+                f"shape {tuple(image.shape)}, got {tuple(logits.shape)}; `output` says where to find them"
+            )
+        if not logits.is_floating_point():
+            raise ValueError(f"model: expected floating-point logits or probabilities, got {logits.dtype}")
+        if logits.shape[2:] != spatial:
+            logits = functional.interpolate(logits, size=spatial, mode=_INTERPOLATION[len(spatial)], align_corners=False)
+        return logits
+
+    def predict(self, *inputs: Any) -> Tensor:
+        """The model's hard segmentation, one-hot and boolean ``(N, C, *spatial)``; modes and states stay as they are."""
+        with undisturbed(self):
+            logits = self.logits(*inputs)
+            _refuse_nan(logits)
+            return self._labels(logits, *self._resolve(logits)).bool()
+
+    def surrogate(self, metric: str | None = None) -> "SegmentationTarget":
+        """The same target with the differentiable twin of its metric (``dice`` becomes ``soft_dice``), for gradients.
+
+        Args:
+            metric: another differentiable metric to take instead. A callable metric is its own twin unless this is given.
+        """
+        twin = self._twin()
+        if metric is not None or isinstance(self.metric, str):
+            twin._modules.pop("metric", None)
+            twin.metric = metric or self._metric.surrogate
+            twin._metric = _find_metric(twin.metric)
+            if twin._metric.domain == "labels":
+                raise ValueError(f"metric: {twin.metric!r} is scored on hard labels and has no gradient")
+            twin._check_reference()
+        return twin
+
+    def with_scoring(
+        self, *, metric: str, activation: Activation, threshold: float, empty_score: float
+    ) -> "SegmentationTarget":
+        """The same model, RoI and reference, scored in another way; the arguments are the constructor's."""
+        return SegmentationTarget(
+            self.model,
+            "argument" if self._roi_source == "argument" else self.roi,
+            "argument" if self._reference_source == "argument" else self.reference,
+            metric=metric,
+            activation=activation,
+            threshold=threshold,
+            empty_score=empty_score,
+            output=self.output,
+        )
+
+    def with_masks_as_arguments(
+        self, n_examples: int, n_spatial: int, additional_forward_args: tuple[Any, ...] = ()
+    ) -> tuple["SegmentationTarget", tuple[Any, ...]]:
+        """This target with the masks that it holds per example turned into call arguments, and all the arguments.
+
+        Methods that evaluate examples in an order and number of their own need masks that travel with the examples.
+
+        Args:
+            n_examples: batch size of the inputs.
+            n_spatial: their number of spatial axes.
+            additional_forward_args: the call's further arguments.
+
+        Returns:
+            A target (itself, if its masks are shared) and the additional forward arguments to call it with.
+        """
+        moved: dict[str, Tensor] = {}
+        for name, source, deepest in (("roi", self._roi_source, 1), ("reference", self._reference_source, 0)):
+            mask = getattr(self, name)
+            if source != "given" or mask.ndim - n_spatial <= deepest or mask.shape[0] == 1:
+                continue
+            if name == "reference" and mask.ndim - n_spatial == 1 and mask.shape[0] != n_examples:
+                continue  # one-hot for all examples, (C, *spatial)
+            if mask.shape[0] != n_examples:
+                raise ValueError(_batch_error(name, mask.shape[0], n_examples))
+            moved[name] = mask
+        if not moved:
+            return self, additional_forward_args
+        twin = self._twin()
+        arguments = list(additional_forward_args)
+        if "roi" in moved:
+            twin.roi, twin._roi_source = None, "argument"
+            arguments.insert(len(arguments) - (self._reference_source == "argument"), moved["roi"])
+        if "reference" in moved:
+            twin.reference, twin._reference_source = None, "argument"
+            arguments.append(moved["reference"])
+            if moved["reference"].ndim == n_spatial + 1:
+                twin._shared_reading = moved["reference"]
+        return twin, tuple(arguments)
+
+    def roi_masks(self, inputs: tuple[Any, ...]) -> Tensor | None:
+        """The RoIs for a call with these positional arguments, ``(N or 1, R, *spatial)``; ``None`` for the whole image."""
+        inputs, roi, _ = self._take_masks(inputs)
+        image = _first_tensor(inputs)
+        return None if roi is None else self._roi_of_batch(roi, image.shape[2:], image.shape[0])
+
+    def output_axes(self, n_axes: int, spatial: Sequence[int]) -> tuple[str, ...]:
+        """Names of the ``n_axes`` axes of the scores after the first: ``"class"``, ``"roi"``; ``"score"`` for one's own metric.
+
+        With RoIs as call arguments, the names are those of the latest call's scores.
+        """
+        if callable(self.metric):
+            return ("score",) if n_axes == 1 else tuple(f"score_{axis}" for axis in range(n_axes))
+        stack = self._has_roi_axis if self._roi_source == "argument" else self._is_stack(self.roi, torch.Size(spatial))
+        return {0: (), 1: ("roi",) if stack else ("class",), 2: ("class", "roi")}[n_axes]
+
+    @property
+    def device_ids(self) -> list[int]:
+        """The wrapped model's, so that Captum's layer methods handle ``DataParallel``."""
+        # Where the model has none, neither has the target: Captum asks with hasattr.
+        ids: list[int] = getattr(self.model, "device_ids")  # noqa: B009
+        return ids
+
+    def extra_repr(self) -> str:
+        """What ``repr`` says besides the model: score, masks, and the activation once it is settled."""
+        chosen = self._resolved[0] if self._resolved else self.activation
+        activation = f"{self.activation} -> {chosen}" if chosen != self.activation else chosen
+        masks = ", ".join(
+            f"{name}={source if mask is None else tuple(mask.shape)}"
+            for name, source, mask in (
+                ("roi", self._roi_source, self.roi),
+                ("reference", self._reference_source, self.reference),
+            )
+        )
+        return f"metric={self._metric.name}, {masks}, activation={activation}, threshold={self.threshold}"
+
+    def _twin(self) -> "SegmentationTarget":
+        # copy.copy shares the dictionaries of a module: the twin gets its own, so that its masks can differ.
+        twin = copy.copy(self)
+        twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
+        return twin
+
+    def _check_reference(self) -> None:
+        if self._metric.needs_reference and self._reference_source == "none":
+            raise ValueError(
+                f"reference: metric {self.metric!r} compares with a reference segmentation; give one, or use "
+                "SegmentationTarget.from_prediction(model, inputs, ...) to take the model's own prediction"
+            )
+
+    def _take_masks(self, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor | None, Tensor | None]:
+        roi, reference = self.roi, self.reference
+        if self._reference_source == "argument":
+            inputs, reference = inputs[:-1], _mask_argument("reference", inputs)
+        if self._roi_source == "argument":
+            inputs, roi = inputs[:-1], _check_roi(_mask_argument("roi", inputs))
+        return inputs, roi, reference
+
+    def _find_logits(self, returned: Any) -> Tensor:
+        found = returned
+        if callable(self.output):
+            found = self.output(returned)
+        elif self.output is not None:
+            by_name = isinstance(self.output, str) and not isinstance(returned, Mapping)
+            try:
+                found = getattr(returned, str(self.output)) if by_name else returned[self.output]
+            except (AttributeError, LookupError, TypeError):
+                found = None
+        else:
+            names = [name for name in _OUTPUT_NAMES if _has(found, name)]
+            if names:
+                found = found[names[0]] if isinstance(found, Mapping) else getattr(found, names[0])
+            while isinstance(found, (list, tuple)) and found:
+                found = found[0]
+        if not isinstance(found, Tensor):
+            held = f" with keys {sorted(map(str, returned))}" if isinstance(returned, Mapping) else ""
+            where = "" if self.output is None else f" at output={self.output!r}"
+            raise TypeError(
+                f"model: no logits found in what it returns ({type(returned).__name__}{held}){where}; "
+                "say where they are with `output` (a key, an index or a callable)"
+            )
+        return found.as_subclass(Tensor) if type(found) is not Tensor else found
+
+    def _resolve(self, logits: Tensor) -> tuple[str, bool]:
+        """The activation in force and whether classes exclude each other; settled on the first output seen."""
+        if self._resolved is None:
+            values = logits.detach()
+            channels = values.shape[1]
+            is_probability = bool((values.amin() >= 0) & (values.amax() <= 1))
+            adds_to_one = channels > 1 and is_probability and bool((values.sum(1) - 1).abs().amax() < 1e-2)
+            activation: str = self.activation
+            if activation == "auto":
+                activation = "none" if is_probability else "sigmoid" if channels == 1 else "softmax"
+                logger.info(
+                    "activation: took %r for an output of %d channel(s) in [%.3g, %.3g]",
+                    *(activation, channels, float(values.amin()), float(values.amax())),
+                )
+            self._resolved = activation, activation == "softmax" or (activation == "none" and adds_to_one)
+        return self._resolved
+
+    def _probabilities(self, logits: Tensor, activation: str) -> Tensor:
+        if activation == "softmax":
+            return logits.softmax(1)
+        return logits.sigmoid() if activation == "sigmoid" else logits
+
+    def _labels(self, logits: Tensor, activation: str, exclusive: bool) -> Tensor:
+        if exclusive:
+            classes = torch.arange(logits.shape[1], device=logits.device)
+            return logits.argmax(1, keepdim=True) == classes.view(-1, *(1,) * (logits.ndim - 2))
+        return self._probabilities(logits, activation) > self.threshold
+
+    def _score(self, logits: Tensor, masks: Tensor | None, reference: Tensor | None) -> Tensor:
+        """``(N, C, R)``, or what a metric of the user's own returns."""
+        _refuse_nan(logits)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        activation, exclusive = self._resolve(logits)
+        if masks is None:
+            masks = torch.ones((1, 1, *logits.shape[2:]), dtype=torch.bool)
+        masks = masks.to(logits.device)
+        truth = None
+        if reference is not None:
+            n, channels = logits.shape[:2]
+            if self._shared_reading is not None and _is_one_hot(self._shared_reading, channels, exclusive):
+                reference = self._shared_reading
+            truth = self._one_hot(reference.to(logits.device), n, channels, exclusive, logits.ndim - 2).to(logits.dtype)
+        prediction = self._prediction(logits, activation, exclusive)
+        if callable(self.metric):
+            return self._user_score(prediction, truth, masks)
+        given: dict[str, Any] = {"empty_score": self.empty_score, "exclusive": exclusive}
+        options = {name: given[name] for name in self._metric.options}
+        scores = self._metric.function(prediction, truth, masks, **options)
+        if scores.ndim != 3 or scores.shape[::2] != (logits.shape[0], masks.shape[1]):
+            raise ValueError(
+                f"metric: {self._metric.name!r} should return (N, C, R) with N={logits.shape[0]} and R={masks.shape[1]}, got "
+                f"{tuple(scores.shape)}"
+            )
+        return scores
+
+    def _prediction(self, logits: Tensor, activation: str, exclusive: bool) -> Tensor:
+        domain = self._metric.domain
+        if domain == "labels":
+            return self._labels(logits, activation, exclusive).to(logits.dtype)
+        if domain == "probabilities":
+            return self._probabilities(logits, activation)
+        if domain == "log_odds" and activation == "none":
+            return logits.clamp_min(torch.finfo(logits.dtype).tiny).log() if exclusive else logits.logit(eps=1e-7)
+        return logits
+
+    def _user_score(self, prediction: Tensor, truth: Tensor | None, masks: Tensor) -> Tensor:
+        n = prediction.shape[0]
+        truth = None if truth is None else truth.expand(n, *truth.shape[1:])
+        scores: Any = self._metric.function(prediction, truth, masks.expand(n, *masks.shape[1:]))
+        if not isinstance(scores, Tensor) or scores.ndim == 0 or scores.shape[0] != n:
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"metric: expected scores of shape (N, K) with N={n}, got {got}")
+        return scores
+
+    def _is_stack(self, roi: Tensor | None, spatial: torch.Size) -> bool:
+        """Whether the scores have an RoI axis: a stack was given, shared or per example."""
+        if roi is None:
+            return False
+        lead = roi.ndim - len(spatial)
+        return (lead == 1 and self._roi_source == "given") or (lead == 2 and roi.shape[1] > 1)
+
+    def _roi_of_batch(self, roi: Tensor, spatial: torch.Size, n: int) -> Tensor:
+        """``(N or 1, R, *spatial)``; nothing is broadcast but a mask that was given for all examples."""
+        lead = roi.ndim - len(spatial)
+        if not 0 <= lead <= 2 or roi.shape[lead:] != spatial:
+            raise ValueError(
+                f"roi: expected a mask of the images' spatial shape {tuple(spatial)} (or a stack of such masks), "
+                f"got {tuple(roi.shape)}"
+            )
+        if self._roi_source == "argument":
+            if lead == 0:
+                raise ValueError(f"roi: as an argument it needs a batch axis, got {tuple(roi.shape)}")
+            masks = roi.unsqueeze(1) if lead == 1 else roi
+        else:
+            masks = roi.reshape((1,) * (2 - lead) + tuple(roi.shape))
+        if masks.shape[0] not in ((n,) if self._roi_source == "argument" else (1, n)):
+            raise ValueError(_batch_error("roi", masks.shape[0], n))
+        empty = (~masks.flatten(2).any(-1)).nonzero().tolist()
+        if empty:
+            raise ValueError(f"roi: it is empty for (example, RoI) {empty}")
+        return masks
+
+    def _reference_of_batch(self, reference: Tensor, spatial: torch.Size, n: int) -> Tensor:
+        """The reference as ``(*spatial)``, ``(K, *spatial)`` or ``(N or 1, K, *spatial)``, its shape checked."""
+        lead = reference.ndim - len(spatial)
+        if not 0 <= lead <= 2 or reference.shape[lead:] != spatial:
+            raise ValueError(
+                f"reference: expected a label map of the images' spatial shape {tuple(spatial)}, one per example, or one-hot, "
+                f"got {tuple(reference.shape)}"
+            )
+        if self._reference_source == "argument":
+            if lead == 0:
+                raise ValueError(f"reference: as an argument it needs a batch axis, got {tuple(reference.shape)}")
+            if reference.shape[0] != n:
+                raise ValueError(_batch_error("reference", reference.shape[0], n))
+            return reference.unsqueeze(1) if lead == 1 else reference
+        if lead == 2 and reference.shape[0] not in (1, n):
+            raise ValueError(_batch_error("reference", reference.shape[0], n))
+        return reference if lead == 1 else reference.reshape((1,) * (2 - lead) + tuple(reference.shape))
+
+    def _one_hot(self, reference: Tensor, n: int, channels: int, exclusive: bool, n_spatial: int) -> Tensor:
+        """``(N or 1, C, *spatial)`` from a reference of checked shape."""
+        batch = reference
+        if reference.ndim == n_spatial + 1:
+            # (K, *spatial) is one mask per class or one label map per example: its values and the class count tell.
+            batch = reference[None] if _is_one_hot(reference, channels, exclusive) else reference[:, None]
+            if batch.shape[0] not in (1, n):
+                raise ValueError(_batch_error("reference", batch.shape[0], n))
+        if channels > 1 and batch.shape[1] == 1:
+            return self._from_labels(batch, channels, exclusive)
+        if batch.shape[1] != channels:
+            raise ValueError(
+                f"reference: it has {batch.shape[1]} channels, the model {channels}; give a label map or one channel per class"
+            )
+        if not bool(((batch == 0) | (batch == 1)).all()):
+            raise ValueError(
+                f"reference: expected 0 and 1 for a model of {channels} channel(s), found labels outside them, up to "
+                f"{float(batch.max()):g}"
+            )
+        return batch
+
+    def _from_labels(self, labels: Tensor, channels: int, exclusive: bool) -> Tensor:
+        if not exclusive:
+            raise ValueError(
+                f"reference: the model's {channels} labels may overlap (activation sigmoid), so a label map cannot say which "
+                "hold; give one mask per label, (C, *spatial) or (N, C, *spatial)"
+            )
+        low, high = float(labels.min()), float(labels.max())
+        if low < 0 or high > channels - 1:
+            raise ValueError(f"reference: labels {low:g}..{high:g} are outside the model's classes 0..{channels - 1}")
+        if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+            raise ValueError("reference: expected whole numbers as labels, got fractions")
+        classes = torch.arange(channels, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
+        return labels == classes
+
+
+def _find_metric(metric: Any) -> Metric:
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise ValueError(f"metric: expected one of {sorted(METRICS)} or a callable, got {metric!r}")
+        return METRICS[metric]
+    if not callable(metric):
+        raise TypeError(f"metric: expected a name or a callable, got {type(metric).__name__}")
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return Metric(name, metric, "probabilities", needs_reference=False, surrogate=name)
+
+
+def _mask_source(name: str, mask: Any) -> tuple[str, Tensor | None]:
+    if isinstance(mask, str):
+        if mask != "argument":
+            raise ValueError(f'{name}: expected a mask, None or "argument", got {mask!r}')
+        return "argument", None
+    if mask is None:
+        return "none", None
+    if not isinstance(mask, (Tensor, np.ndarray)):
+        raise TypeError(f"{name}: expected a tensor or an array, got {type(mask).__name__}")
+    if isinstance(mask, np.ndarray):
+        # A copy in native byte order: files are mapped read-only, flipped and big-endian.
+        mask = torch.from_numpy(mask.astype(mask.dtype.newbyteorder("="), order="C"))
+    return "given", _plain(mask)
+
+
+def _mask_argument(name: str, inputs: tuple[Any, ...]) -> Tensor:
+    mask = inputs[-1] if len(inputs) > 1 else None
+    if not isinstance(mask, Tensor):
+        raise ValueError(
+            f'{name}: this target takes it as its last positional argument ({name}="argument"): pass it after the inputs or in '
+            "additional_forward_args, one entry per example"
+        )
+    return _plain(mask)
+
+
+def _plain(mask: Tensor) -> Tensor:
+    mask = mask.detach()
+    # PyTorch computes little with unsigned integers wider than a byte.
+    mask = mask.long() if mask.dtype in (torch.uint16, torch.uint32, torch.uint64) else mask
+    return mask.as_subclass(Tensor) if type(mask) is not Tensor else mask
+
+
+def _refuse_nan(logits: Tensor) -> None:
+    if bool(logits.isnan().any()):
+        raise ValueError("model: it returned NaN; check the model and its inputs (half precision overflows, for one)")
+
+
+def _check_roi(roi: Tensor) -> Tensor:
+    if roi.dtype != torch.bool:
+        if not bool(((roi == 0) | (roi == 1)).all()):
+            raise ValueError(f"roi: expected a boolean mask (or 0 and 1), got {roi.dtype} with other values")
+        roi = roi.bool()
+    if not bool(roi.any()):
+        raise ValueError("roi: it is empty, no pixel is True")
+    return roi
+
+
+def _is_one_hot(reference: Tensor, channels: int, exclusive: bool) -> bool:
+    """Whether ``(K, *spatial)`` reads as one mask per class rather than as K examples."""
+    if channels == 1 or reference.shape[0] != channels or not bool(((reference == 0) | (reference == 1)).all()):
+        return False
+    return not exclusive or bool((reference.sum(0) == 1).all())
+
+
+def _batch_error(name: str, got: int, expected: int) -> str:
+    return (
+        f"{name}: it holds {got} examples, the batch {expected}. Masks per example travel with the batch as call arguments: "
+        f'SegmentationTarget(..., {name}="argument") and additional_forward_args={name}'
+    )
+
+
+def _first_tensor(inputs: tuple[Any, ...]) -> Tensor:
+    for value in inputs:
+        if isinstance(value, Tensor) and value.ndim > 2:
+            return value
+    raise ValueError("inputs: expected an image batch (N, C, *spatial) as the first tensor")
+
+
+def _has(value: Any, name: str) -> bool:
+    if isinstance(value, Mapping):
+        return name in value
+    return hasattr(value, "_fields") and name in value._fields
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return () if value is None else value if isinstance(value, tuple) else (value,)

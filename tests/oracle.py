@@ -1,0 +1,96 @@
+"""The paper's loop, written literally: one image, one unit, one donor at a time, no batching, numpy for the statistics."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg.attr._estimate import Intervention
+
+Score = Callable[[int, tuple[Tensor, ...]], np.ndarray]
+"""``(example, inputs of that example (1, C, *spatial)) -> scores (K,)``."""
+
+
+def paste(image: Tensor, mask: Tensor, unit: int, donor: Tensor, corner: Sequence[int]) -> Tensor:
+    """do(x[unit] := donor): element by element. ``image``, ``donor``: (C, *spatial); ``mask``: (C, *spatial)."""
+    changed = image.clone()
+    places = np.argwhere(mask.numpy() == unit)
+    start = places[:, 1:].min(0)
+    for channel, *place in places.tolist():
+        source = [c + p - s for c, p, s in zip(corner, place, start.tolist())]
+        changed[(channel, *place)] = donor[(channel, *source)]
+    return changed
+
+
+def differences(
+    score: Score,
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    banks: Sequence[Sequence[Tensor]],
+    planned: Sequence[Intervention],
+) -> dict[tuple[int, int], list[np.ndarray]]:
+    """``M0 - M_b`` (K,) of every planned intervention, by example and unit in the order of draws."""
+    found: dict[tuple[int, int], list[np.ndarray]] = {}
+    for step in planned:
+        example = [tensor[step.example] for tensor in inputs]
+        observed = score(step.example, tuple(x[None] for x in example))
+        changed = list(example)
+        for slot, donor, corner in step.donors:
+            mask = masks[slot].expand(inputs[slot].shape)[step.example]
+            changed[slot] = paste(changed[slot], mask, step.unit, banks[slot][donor], corner)
+        moved = score(step.example, tuple(x[None] for x in changed))
+        found.setdefault((step.example, step.unit), []).append(observed - moved)
+    return found
+
+
+def screen(values: list[float], n_screening: int, threshold: float) -> tuple[list[float], bool]:
+    """The draws that count, and whether the unit was screened out."""
+    if 0 < n_screening < len(values) and all(abs(v) < threshold for v in values[:n_screening]):
+        return values[:n_screening], True
+    return values, False
+
+
+def effect_and_error(
+    draws_of_units: list[list[float]], populations: list[float], d0: float = 3.0
+) -> tuple[list[float], list[float]]:
+    """Means and moderated standard errors (DESIGN, section 6) of one example's and output's units."""
+    variances = [sum((v - np.mean(draws)) ** 2 for v in draws) / (len(draws) - 1) for draws in draws_of_units]
+    logs = [math.log(variance) for variance in variances if variance > 1e-24]
+    s0_squared = math.exp(sum(logs) / len(logs)) if logs else math.inf
+    errors = []
+    for draws, variance, population in zip(draws_of_units, variances, populations):
+        d = len(draws) - 1
+        moderated = (d0 * s0_squared + d * variance) / (d0 + d)
+        left = 1 - len(draws) / population
+        errors.append(0.0 if left <= 0 else math.sqrt(moderated / len(draws) * left))
+    return [float(np.mean(draws)) for draws in draws_of_units], errors
+
+
+def paper_effect(values: list[float], n_screening: int, threshold: float) -> float:
+    """PdCR: screening draws are forgotten, and a small fine effect is set to 0."""
+    if all(abs(v) < threshold for v in values[:n_screening]):
+        return 0.0
+    fine = float(np.mean(values[n_screening:]))
+    return 0.0 if abs(fine) < threshold else fine
+
+
+def hard_dice(prediction: Tensor, reference: Tensor, roi: Tensor, empty: float) -> float:
+    """Pixel by pixel; all three boolean ``(*spatial)``."""
+    both = one = 0
+    for p, r in zip(prediction[roi].tolist(), reference[roi].tolist()):
+        both += p and r
+        one += p + r
+    return empty if one == 0 else 2 * both / one
+
+
+@torch.no_grad()
+def dice_scores(
+    model: torch.nn.Module, inputs: tuple[Tensor, ...], labels: Tensor, rois: Sequence[Tensor], empty: float = 1.0
+) -> np.ndarray:
+    """Hard Dice per class and RoI of one example, flat ``(C * R,)``; ``labels`` is the label map ``(*spatial)``."""
+    logits = model(*inputs)[0]
+    classes = logits.shape[0]
+    winner = logits.argmax(0)
+    return np.array([hard_dice(winner == c, labels == c, roi, empty) for c in range(classes) for roi in rois])

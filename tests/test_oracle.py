@@ -1,0 +1,264 @@
+"""Faces and engine equal the paper's loop, written naively, on the same draws."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg import AverageTreatmentEffect, PatchBank, PdCR, SegmentationTarget, Status, regions
+from captum_causalseg.attr import _estimate
+from captum_causalseg.engine.plan import with_replacement
+
+
+class Net(nn.Module):
+    """A small smooth network, wide enough for units to reach the RoI."""
+
+    def __init__(self, n_spatial: int, channels: int, classes: int, seed: int = 0) -> None:
+        super().__init__()
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[n_spatial]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.first = conv(channels, 6, 5, padding=2)
+            self.second = conv(6, classes, 5, padding=4, dilation=2)
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        for other in others:
+            x = x + other
+        # Steep, so that donors flip pixels at a distance.
+        return self.second(torch.sin(8 * self.first(x)))
+
+
+def case(spatial: tuple[int, ...], classes: int, n: int, channels: int = 1):
+    generator = torch.Generator().manual_seed(len(spatial) * 100 + classes * 10 + n)
+    images = torch.rand((n, channels, *spatial), generator=generator)
+    labels = torch.randint(0, max(classes, 2), (n, *spatial), generator=generator)
+    donors = torch.rand((5, channels, *(length + 3 for length in spatial)), generator=generator)
+    return Net(len(spatial), channels, classes).eval(), images, labels, donors
+
+
+def run_oracle(score, inputs, masks, banks, planned, populations, n_screening, threshold, n_outputs):
+    """Per (example, output): effects and errors by unit id, screened ones marked."""
+    moved = oracle.differences(score, inputs, masks, banks, planned)
+    results = {}
+    for example in range(inputs[0].shape[0]):
+        units = [unit for n, unit in moved if n == example]
+        for k in range(n_outputs):
+            kept = [oracle.screen([float(v[k]) for v in moved[example, unit]], n_screening, threshold) for unit in units]
+            effects, errors = oracle.effect_and_error(
+                [draws for draws, _ in kept], [populations[example, unit] for unit in units]
+            )
+            for unit, effect, error, (_, screened) in zip(units, effects, errors, kept):
+                results[example, unit, k] = effect, error, screened
+    return results
+
+
+def assert_equal(stats, expected, n_outputs):
+    effect = stats.effect.reshape(*stats.effect.shape[:2], -1)
+    error = stats.standard_error.reshape(*effect.shape)
+    status = stats.status.reshape(*effect.shape)
+    assert len(expected) == int((status != Status.EXCLUDED).sum())
+    for (example, unit, k), (mean, standard_error, screened) in expected.items():
+        u = stats.unit_ids.tolist().index(unit)
+        assert float(effect[example, u, k]) == pytest.approx(mean, abs=1e-6)
+        assert float(error[example, u, k]) == pytest.approx(standard_error, abs=1e-6)
+        assert status[example, u, k] == (Status.SCREENED if screened else Status.ESTIMATED)
+    moving = [mean for mean, _, _ in expected.values() if abs(mean) > 1e-3]
+    assert len(moving) > len(expected) / 10, "the case is too dull to prove anything"
+
+
+@pytest.mark.parametrize("perturbations_per_eval", [1, 7, 64])
+@pytest.mark.parametrize(
+    ("spatial", "classes", "n"), [((13, 11), 1, 1), ((13, 11), 3, 3), ((7, 9, 6), 3, 1), ((7, 9, 6), 1, 3)]
+)
+def test_effects_and_standard_errors_equal_the_literal_loop(spatial, classes, n, perturbations_per_eval):
+    model, images, labels, donors = case(spatial, classes, n)
+    labels = labels.clamp_max(1) if classes == 1 else labels
+    roi = regions.box(spatial, start=2, size=3)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    face = AverageTreatmentEffect(target)
+    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 6, "seed": 3}
+    output = {"target": 1} if classes > 1 else {}
+
+    _, stats = face.attribute(
+        images,
+        **arguments,
+        **output,
+        n_screening_draws=2,
+        perturbations_per_eval=perturbations_per_eval,
+        return_statistics=True,
+    )
+
+    def score(example: int, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        if classes > 1:
+            return oracle.dice_scores(model, inputs, labels[example], [roi])
+        with torch.no_grad():
+            hard = model(*inputs)[0, 0].sigmoid() > 0.5
+        return np.array([oracle.hard_dice(hard, labels[example] == 1, roi, 1.0)])
+
+    planned = face.plan(images, **arguments)
+    mask = regions.grid(spatial, 4)[None, None]
+    populations = {
+        (example, unit): 5 * np.prod([side + 3 - s + 1 for side, s in zip(spatial, extent(mask[0, 0], unit))])
+        for example in range(n)
+        for unit in mask.unique().tolist()
+    }
+    expected = run_oracle(score, [images], [mask], [donors], planned, populations, 2, 0.0002, classes)
+    assert_equal(stats, expected, classes)
+    assert {step.unit for step in planned} == set(mask.unique().tolist()) - set(mask[0, 0][roi].tolist())
+
+
+def extent(mask: Tensor, unit: int) -> list[int]:
+    places = (mask == unit).nonzero()
+    return (places.max(0).values - places.min(0).values + 1).tolist()
+
+
+def test_two_inputs_with_units_across_both_equal_the_literal_loop():
+    spatial = (10, 9)
+    model, images, labels, donors = case(spatial, 3, 2, channels=2)
+    second = images.flip(0) / 2
+    roi = regions.box(spatial, start=3, size=3)
+    # Unit 0 lies in both inputs, unit 1 in one channel of the first, unit 2 is irregular; 9 is left alone by the RoI.
+    first_mask = torch.full((1, 2, *spatial), 9)
+    first_mask[:, :, :2], first_mask[:, 1, 7:], first_mask[:, :, 2:7, 7] = 0, 1, 2
+    first_mask[:, :, 2, 6] = 2
+    second_mask = torch.full((1, 1, *spatial), 9)
+    second_mask[..., :2, 4:] = 0
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    bank = [donors, donors.flip(0)[:3]]
+    face = AverageTreatmentEffect(target)
+    arguments = {
+        "baselines": tuple(PatchBank(images) for images in bank),
+        "feature_mask": (first_mask, second_mask),
+        "n_draws": 7,
+    }
+    _, stats = face.attribute(
+        (images, second), **arguments, target=2, n_screening_draws=0, return_statistics=True, perturbations_per_eval=5
+    )
+
+    def score(example: int, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        return oracle.dice_scores(model, inputs, labels[example], [roi])
+
+    planned = face.plan((images, second), **arguments)
+    places = {0: 5 * (13 - 2 + 1) * (12 - 9 + 1) * 3 * (13 - 2 + 1) * (12 - 5 + 1), 1: 5 * 11 * 4, 2: 5 * 9 * 11}
+    populations = {(n, unit): size for n in range(2) for unit, size in places.items()}
+    expected = run_oracle(score, [images, second], [first_mask, second_mask], bank, planned, populations, 0, 0.0, 3)
+    assert_equal(stats, expected, 3)
+
+
+@pytest.mark.parametrize("screening", [0, 2])
+def test_every_roi_at_once_equals_one_run_per_roi_at_the_forwards_of_one(screening):
+    spatial = (16, 15)
+    model, images, labels, donors = case(spatial, 3, 2)
+    rois = torch.stack([regions.box(spatial, start=s, size=4) for s in ((1, 1), (9, 8), (4, 10), (6, 6), (10, 1))])
+    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 6, "n_screening_draws": screening}
+    everything = []
+    runs = []
+    for count in (1, 5):
+        target = SegmentationTarget(model, roi=rois[:count], reference=labels)
+        runs.append(AverageTreatmentEffect(target).attribute(images, **arguments, target=(1, 0), return_statistics=True)[1])
+    stacked = runs[1]
+    assert stacked.effect.shape == (2, 16, 3, 5)
+    for r, roi in enumerate(rois):
+        target = SegmentationTarget(model, roi=roi, reference=labels)
+        _attr, alone = AverageTreatmentEffect(target).attribute(images, **arguments, target=1, return_statistics=True)
+        for name in ("effect", "n_draws", "status", "sample_variance", "standard_error"):
+            torch.testing.assert_close(getattr(stacked, name)[..., r], getattr(alone, name), equal_nan=True, atol=1e-12, rtol=0)
+        everything.append(alone.n_forwards)
+    if screening == 0:
+        # Blocks that touch one RoI are still wanted for the others: never more than every block once.
+        assert stacked.n_forwards == 2 * (1 + 16 * 6)
+        assert stacked.n_forwards < sum(everything) / 4
+    assert stacked.n_forwards <= 2 * (1 + 16 * 6)
+
+
+def test_a_drained_bank_is_exact():
+    spatial = (12, 12)
+    model, images, labels, donors = case(spatial, 3, 1)
+    roi = regions.box(spatial, start=5, size=3)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    bank = donors[:, :, :12, :12]
+    _attr, stats = AverageTreatmentEffect(target).attribute(
+        images, baselines=bank, block_size=4, n_draws=50, n_screening_draws=0, target=0, return_statistics=True
+    )
+    mask = regions.grid(spatial, 4)[None, None]
+    for u, unit in enumerate(stats.unit_ids.tolist()):
+        if stats.status[0, u, 0] == Status.EXCLUDED:
+            continue
+        place = (mask[0, 0] == unit).nonzero().min(0).values.tolist()
+        truth = np.mean(
+            [
+                oracle.dice_scores(model, (images,), labels[0], [roi])
+                - oracle.dice_scores(model, (oracle.paste(images[0], mask[0], unit, d, place)[None],), labels[0], [roi])
+                for d in bank
+            ],
+            axis=0,
+        )
+        torch.testing.assert_close(stats.effect[0, u].numpy(), truth, atol=1e-6, rtol=0)
+    known = stats.status != Status.EXCLUDED
+    assert (stats.n_draws[known] == 5).all()
+    assert (stats.standard_error[known] == 0).all()
+    low, high = stats.confidence_interval()
+    assert torch.equal(low[known], high[known])
+
+
+@pytest.mark.parametrize(("spatial", "n"), [((20, 16), 1), ((20, 16), 2), ((8, 12, 9), 1)])
+def test_pdcr_equals_the_literal_protocol(spatial, n):
+    model, images, labels, _donors = case(spatial, 1, n)
+    labels = labels.bool()
+    if n > 1:
+        labels[0] = labels[0] & ~regions.box(spatial, start=4, size=4)  # an empty reference in the RoI of the first
+    roi = regions.box(spatial, start=4, size=4)
+    target = SegmentationTarget(model, roi=roi, reference=labels, activation="sigmoid", threshold=0.3, empty_score=1.0)
+    patches = torch.rand((20, 1, *(4,) * len(spatial)), generator=torch.Generator().manual_seed(9)) * 2
+    face = PdCR(target)
+    attr, stats = face.attribute(
+        images, baselines=PatchBank(patches), block_size=4, n_draws=6, n_screening_draws=3, seed=5, return_statistics=True
+    )
+
+    def score(example: int, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        with torch.no_grad():
+            hard = model(*inputs)[0, 0] > 0.5  # as it is, no activation
+        return np.array([oracle.hard_dice(hard, labels[example], roi, 0.0)])
+
+    problem = _estimate.prepare(face.forward_func, images, PatchBank(patches), None, None, 4, "roi", whole_blocks_only=True)
+    draws = _estimate.Draws(6, 3, 0.0002, 16, 5, sampler=with_replacement, fresh_draws=True)
+    planned = _estimate.interventions(problem, draws)
+    mask = regions.grid(spatial, 4)[None, None]
+    moved = oracle.differences(score, [images], [mask], [patches], planned)
+    assert all(len(values) == 9 for values in moved.values())
+    whole = [u for u in mask.unique().tolist() if extent(mask[0, 0], u) == [4] * len(spatial)]
+    touching = set(mask[0, 0][roi].tolist())
+    assert {unit for _, unit in moved} == set(whole) - touching
+    heatmap = np.zeros((n, *spatial))
+    for (example, unit), values in moved.items():
+        effect = oracle.paper_effect([float(v[0]) for v in values], 3, 0.0002)
+        heatmap[example][mask[0, 0].numpy() == unit] = -100 * effect
+    assert (np.abs(heatmap) > 0.02).any()
+    for example in range(n):
+        np.testing.assert_allclose(PdCR.to_paper_heatmap(attr[example : example + 1]), heatmap[example], atol=1e-4)
+    if n == 1:
+        np.testing.assert_allclose(PdCR.to_paper_heatmap(stats), heatmap[0], atol=1e-4)
+    # With replacement: some unit meets the same patch twice among nine draws of twenty.
+    assert any(len({step.donors for step in planned if step.unit == unit}) < 9 for unit in whole if unit not in touching)
+
+
+def test_the_second_threshold_sets_small_fine_effects_to_zero():
+    """One screening draw is large, the fine mean is small: the paper reports 0, the corrected form does not."""
+
+    def score(x: Tensor) -> Tensor:
+        return x[:, 0, 0, 0] * 1e-4 + (x[:, 0, 0, 0] > 0.99) * 0.01
+
+    values = torch.linspace(0, 0.98, 50)
+    patches = torch.cat([values, torch.ones(3)]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    image = torch.full((1, 1, 4, 4), 0.5)
+    arguments = {"baselines": PatchBank(patches), "block_size": 2, "return_statistics": True}
+    small = set()
+    for seed in range(40):
+        _, paper = PdCR(score).attribute(image, **arguments, n_draws=50, seed=seed, screening_threshold=0.003)
+        _, ours = AverageTreatmentEffect(score).attribute(image, **arguments, n_draws=50, seed=seed, n_screening_draws=0)
+        effect = float(paper.effect[0, 0])
+        assert effect == 0 or abs(effect) >= 0.003
+        assert float(ours.effect[0, 0]) != 0
+        small.add(effect)
+    assert 0 in small
