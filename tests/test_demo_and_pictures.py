@@ -1,0 +1,201 @@
+"""The command line and the picture, as a person meets them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    PatchBank,
+    SegmentationTarget,
+    Status,
+    TreatmentEffectStatistics,
+    cli,
+    regions,
+)
+from captum_causalseg.demo import explain as demo
+from captum_causalseg.visualization import _plane, _robust_maximum, _round_up, plot_effects
+
+
+def explained(*spatial, channels=1):
+    torch.manual_seed(0)
+    d = len(spatial)
+    model = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[d](channels, 2, 7, padding=3)
+    image = torch.rand(1, channels, *spatial)
+    roi = regions.box(spatial, start=4, size=4)
+    target = SegmentationTarget.from_prediction(model, image, roi=roi)
+    _, stats = AverageTreatmentEffect(target).attribute(
+        image, baselines=PatchBank(torch.rand(9, channels, *spatial)), block_size=4, n_draws=5, target=1, return_statistics=True
+    )
+    return image, stats, roi
+
+
+@pytest.mark.parametrize(("spatial", "channels"), [((16, 20), 1), ((16, 20), 3), ((12, 12, 8), 1)])
+def test_the_picture_has_three_panels_and_two_labelled_scales(spatial, channels, tmp_path):
+    image, stats, roi = explained(*spatial, channels=channels)
+    figure = plot_effects(image, stats, roi, 1, title="a title", score_name="Dice")
+    assert isinstance(figure, Figure)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:3] == [
+        "Image and region of interest",
+        "Effect of each unit (red supports, blue harms)",
+        "Standard error of the effect",
+    ]
+    assert [axes.get_ylabel() for axes in figure.axes[3:]] == ["effect on the Dice", "standard error, Dice"]
+    drawn = figure.axes[1].images[1]
+    assert drawn.norm.vmin == -drawn.norm.vmax  # centered on 0
+    np.testing.assert_array_equal(drawn.get_array(), _plane(stats.to_map("effect", 1)[0], roi)[0].nan_to_num(0))
+    figure.savefig(tmp_path / "picture.png")
+
+
+def test_colors_are_red_for_support_and_blue_for_harm():
+    image, stats, roi = explained(16, 20)
+    stats.effect = torch.where(stats.status == Status.EXCLUDED, stats.effect, 0.0)
+    stats.effect[0, 0], stats.effect[0, -1] = 0.5, -0.5
+    drawn = plot_effects(image, stats, roi, 1).axes[1].images[1]
+    colors = drawn.cmap(drawn.norm(drawn.get_array()))
+    red, _, blue, _ = colors[0, 0]
+    assert red > blue
+    red, _, blue, _ = colors[-1, -1]
+    assert blue > red
+
+
+def test_infinite_standard_errors_do_not_break_the_picture(tmp_path):
+    image, stats, roi = explained(16, 20)
+    stats.standard_error[:] = torch.inf
+    plot_effects(image, stats, roi, 1).savefig(tmp_path / "picture.png")
+
+
+def test_scales_are_robust_and_round():
+    assert _robust_maximum(np.array([0.0, np.nan, np.inf])) == 1.0
+    assert _robust_maximum(np.r_[np.full(999, 1.0), 1000]) < 10
+    assert [_round_up(x) for x in (0.01234, 0.99, 1.0, 123.0)] == pytest.approx([0.013, 0.99, 1.0, 130])
+
+
+def test_one_spatial_axis_cannot_be_drawn():
+    image, stats, _ = explained(16, 20)
+    with pytest.raises(ValueError, match=r"image: expected \(N, C, \*spatial\) with 2 or 3 spatial axes, got \(1, 1, 16\)"):
+        plot_effects(image[..., 0], stats)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The demo on a brain case that is cut down to what a test can wait for."""
+    whole = demo.brain_case
+
+    def small(box=None):
+        case = whole(box)
+        near = slice(144, 240), slice(40, 136)
+        return demo.Case(
+            **vars(case)
+            | {"image": case.image[..., near[0], near[1]], "roi": case.roi[near], "reference": case.reference[near]}
+        )
+
+    monkeypatch.setattr(demo, "brain_case", small)
+
+
+def test_the_demo_writes_what_it_says(quick, tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), "--draws", "5"]) == 0
+    printed = capsys.readouterr()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["effects.csv", "effects.png", "statistics.npz"]
+    assert f"written to {tmp_path / 'out'}/: effects.png, effects.csv, statistics.npz" in printed.out
+    assert "100%" in printed.err  # the progress bar
+    stats = TreatmentEffectStatistics.load(tmp_path / "out" / "statistics.npz")
+    table = pd.read_csv(tmp_path / "out" / "effects.csv")
+    assert len(table) == 12 * 12 * 3
+    # The network sees the slice from another border here, yet its Dice is close to that of the whole slice.
+    assert f"in the region of interest: {float(stats.observed_score[0, 1]):.4f}" in printed.out
+    assert f"{stats.n_forwards} forward passes" in printed.out
+    best = table[(table["class"] == 1) & (table["status"] != "EXCLUDED")].sort_values("effect").iloc[-1]
+    line = next(line for line in printed.out.splitlines() if line.strip().startswith("supports"))
+    assert f"{best.effect:+.4f}  [{best.lower:+.4f}, {best.upper:+.4f}]" in line
+    assert f"{best.start_0:.0f}-{best.stop_0 - 1:.0f}" in line.replace(" ", "")
+    assert best.effect > 0
+    for name, count in table[table["class"] == 1]["status"].value_counts().items():
+        assert f"{count} {name.lower()}" in printed.out
+
+
+def test_help_reads_well(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--image", "--label", "--patches", "--roi", "--draws", "--seed", "--out"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--roi", "72,88"], "expected box:ROW,COL+SIZE, e.g. box:72,88+32, got '72,88'"),
+        (["demo", "--draws", "0"], "expected a positive number, got '0'"),
+        (["demo", "--label", "x.png"], "--label and --patches go with --image"),
+        (["demo", "--image", "x.png"], "--image needs --label"),
+        ([], "required: command"),
+    ],
+)
+def test_bad_options_are_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def picture(path, values):
+    from PIL import Image
+
+    Image.fromarray(np.asarray(values, np.uint8)).save(path)
+    return path
+
+
+def test_bad_files_are_one_line_and_exit_2(tmp_path, capsys):
+    image = picture(tmp_path / "image.png", np.zeros((20, 30, 3)))
+    label = picture(tmp_path / "label.png", np.eye(20, 30) * 255)
+    blank = picture(tmp_path / "blank.png", np.zeros((20, 30)))
+    small = picture(tmp_path / "small.png", np.eye(10) * 255)
+    (tmp_path / "broken.png").write_bytes(image.read_bytes()[:40])
+    np.savez(tmp_path / "gray.npz", np.zeros((4, 8, 8), np.uint8))
+    cases = [
+        (tmp_path / "missing.png", label, None, "missing.png: cannot be read as a picture"),
+        (tmp_path / "broken.png", label, None, "broken.png: cannot be read as a picture"),
+        (image, small, None, "--label: it has 10 x 10 pixels, the picture 30 x 20"),
+        (image, blank, None, "is the same everywhere; expected a mask with 0 for background"),
+        (image, label, image, "cannot be read as an .npz file of patches"),
+        (image, label, tmp_path / "gray.npz", "expected 8-bit patches of shape (D, h, w, 3), found uint8 (4, 8, 8)"),
+    ]
+    for picture_, mask, patches, message in cases:
+        arguments = ["demo", "--image", str(picture_), "--label", str(mask), "--out", str(tmp_path / "out")]
+        assert cli.main(arguments + (["--patches", str(patches)] if patches else [])) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.startswith("causalseg: ")
+        assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_of_ones_own_is_explained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "FIT_STEPS", 3)
+    monkeypatch.setattr(demo, "PICTURE_SIZE", 64)
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, 255, (40, 60, 3))
+    image = picture(tmp_path / "image.png", values)
+    label = picture(tmp_path / "label.png", (np.indices((40, 60)).sum(0) % 37 < 12) * 255)
+    np.savez(tmp_path / "patches.npz", patches=generator.integers(0, 255, (30, 8, 8, 3)).astype(np.uint8))
+    arguments = ["demo", "--image", image, "--label", label, "--patches", tmp_path / "patches.npz", "--roi", "box:24,24+16"]
+    assert cli.main([str(a) for a in arguments] + ["--draws", "4", "--out", str(tmp_path / "out")]) == 0
+    assert "Dice of mask in the region of interest" in capsys.readouterr().out
+    stats = TreatmentEffectStatistics.load(tmp_path / "out" / "statistics.npz")
+    assert stats.effect.shape == (1, 64)
+    assert int((stats.status == Status.EXCLUDED).sum()) == 4
+
+
+def test_the_command_is_installed():
+    run = subprocess.run(
+        [sys.executable, "-c", "from captum_causalseg.cli import main; main(['--help'])"], capture_output=True, text=True
+    )
+    assert run.returncode == 0
+    assert "demo" in run.stdout
