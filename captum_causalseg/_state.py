@@ -1,6 +1,8 @@
 """Leave a model and the process as they were: modes, buffers and global random states."""
 
+import functools
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 
 __all__ = ["undisturbed"]
 
+# Frames that stand between a user and a warning.
+_OURS = ("captum_causalseg", "captum", "contextlib")
+
 
 @contextmanager
 def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
@@ -18,10 +23,10 @@ def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
 
     Modules found in training mode are evaluated in evaluation mode (with a warning), because batch norm in training
     mode would mix the examples of a batch and move its running statistics. Modes, buffers and the global random states
-    of torch (CPU and CUDA), numpy and random are restored however the block ends, Ctrl-C included. A plain function
-    hides its modules: only the random states are protected then.
+    of torch (CPU and CUDA), numpy and random are restored however the block ends, Ctrl-C included. A module's bound methods
+    and partials are seen through; any other function hides its modules, and only the random states are protected then.
     """
-    modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
+    modules = list(module.modules()) if (module := _module_of(forward_func)) is not None else []
     training = [module for module in modules if module.training]
     buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = [(module, dict(module._buffers)) for module in modules]
     values = [[None if b is None else b.clone() for b in found.values()] for _, found in buffers]
@@ -30,7 +35,7 @@ def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
             "The model is in training mode, where batch norm mixes the examples of a batch and dropout is random: "
             "it is evaluated in evaluation mode here and put back afterwards.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=_caller_level(),
         )
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if _uses_cuda() else []
@@ -51,6 +56,21 @@ def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
                         buffer.copy_(value)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def _module_of(forward_func: Callable[..., object]) -> nn.Module | None:
+    while isinstance(forward_func, functools.partial):
+        forward_func = forward_func.func
+    owner = getattr(forward_func, "__self__", forward_func)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _caller_level() -> int:
+    """How many frames up the user's own code is, for a warning raised by the caller of this function."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _uses_cuda() -> bool:

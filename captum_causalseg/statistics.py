@@ -325,7 +325,7 @@ def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int
     try:
         chosen: Tensor = select_targets(indices, target)
     except (IndexError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"target: {target!r} does not pick one of {described} per example ({error})") from error
+        raise ValueError(f"target: {target!r} does not pick one of {described} for each of {n_examples} example(s)") from error
     if chosen.shape != (n_examples,):
         raise ValueError(f"target: {target!r} picks {math.prod(chosen.shape[1:])} of {described} per example; pick one")
     return chosen

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, PdCR, SegmentationTarget, Status, regions
-from captum_causalseg.attr import _estimate
+from captum_causalseg.attr._estimate import Draws, interventions
+from captum_causalseg.attr._problem import prepare
 from captum_causalseg.engine.plan import with_replacement
 
 
@@ -221,9 +222,9 @@ def test_pdcr_equals_the_literal_protocol(spatial, n):
             hard = model(*inputs)[0, 0] > 0.5  # as it is, no activation
         return np.array([oracle.hard_dice(hard, labels[example], roi, 0.0)])
 
-    problem = _estimate.prepare(face.forward_func, images, PatchBank(patches), None, None, 4, "roi", whole_blocks_only=True)
-    draws = _estimate.Draws(6, 3, 0.0002, 16, 5, sampler=with_replacement, fresh_draws=True)
-    planned = _estimate.interventions(problem, draws)
+    problem = prepare(face.forward_func, images, PatchBank(patches), None, None, 4, "roi", whole_blocks_only=True)
+    draws = Draws(6, 3, 0.0002, 16, 5, sampler=with_replacement, fresh_draws=True)
+    planned = interventions(problem, draws)
     mask = regions.grid(spatial, 4)[None, None]
     moved = oracle.differences(score, [images], [mask], [patches], planned)
     assert all(len(values) == 9 for values in moved.values())

@@ -6,7 +6,8 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._estimate import Draws, Intervention, Problem, estimate, interventions, paint, prepare
+from captum_causalseg.attr._estimate import Draws, Intervention, estimate, interventions, paint
+from captum_causalseg.attr._problem import Problem, prepare
 from captum_causalseg.donors import DonorSource
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -92,14 +93,15 @@ class AverageTreatmentEffect(PerturbationAttribution):
         Args:
             inputs: ``(N, C, *spatial)``, or a tuple of such tensors.
             baselines: what units are replaced by: a donor source (:class:`~captum_causalseg.PatchBank`, ...), a number, a tensor
-                ``(D, C, *spatial)`` (a distribution of donors along its first axis, as in ``GradientShap``), a tuple of these (one
-                per input), or ``None``: donors cut from the other positions of the same image.
+                ``(D, C, *spatial)``, a tuple of these (one per input), or ``None``: donors cut from the other positions of the
+                same image. **A tensor is a distribution of donors along its first axis, for every example**, as in Captum's
+                ``GradientShap``; ``FeatureAblation`` would pair it with the examples. With ``D = 1`` the two agree.
             target: which output to attribute, in all of Captum's forms (int, tuple, tensor, list); the statistics hold every
                 output all the same.
             additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
             feature_mask: units as integers that can be broadcast to the input; equal numbers, across inputs too, are one unit.
-            block_size: edge of the block units in pixels, one number or one per spatial axis (for several inputs, a tuple of
-                these); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
+            block_size: edge of the block units in pixels, one number or one per spatial axis (for inputs that need different
+                ones, a tuple of such tuples, one per input); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
                 shorter. Inputs without spatial axes have every feature as a unit.
             n_draws: interventions per unit, the screening draws included. A bank with no more donors is used up, and the effect
                 is then exact.
@@ -111,7 +113,8 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 ``None``. Excluded units carry 0 in the attribution and NaN in the statistics.
             perturbations_per_eval: interventions per example in one forward pass; halved when memory runs out.
             seed: of the draws. They depend on the seed and the unit's id alone, so that examples, models and repeated calls
-                meet the same donors; give one seed per example for independent draws.
+                meet the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not
+                repeat it with the examples).
             show_progress: show a progress bar over the interventions.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well.
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._estimate import Draws, estimate, paint, prepare
+from captum_causalseg.attr._estimate import Draws, estimate, paint
+from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.engine.plan import with_replacement
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics

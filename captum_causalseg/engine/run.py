@@ -215,7 +215,7 @@ class _Loop:
             first = int(np.flatnonzero(bad)[0])
             raise ValueError(
                 f"forward_func: it returned a score that is not finite ({scores[first].tolist()}) for example {examples[first]} "
-                f"with unit {units[first]} replaced by donor {donors[first].tolist()}"
+                f"with unit {self.plan.key[rows[first]]} replaced by donor {donors[first].tolist()}"
             )
         return scores
 

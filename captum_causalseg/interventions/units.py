@@ -54,6 +54,13 @@ class Units:
         """Whether all examples have the same units."""
         return all(len(labels) == 1 for labels in self._labels)
 
+    @property
+    def present(self) -> np.ndarray:
+        """``(N, U)``: which example has which unit."""
+        if self.shared:
+            return np.ones((self.n_examples, len(self)), dtype=bool)
+        return np.array([[bool(self.pieces(n, u)) for u in range(len(self))] for n in range(self.n_examples)])
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -1,0 +1,98 @@
+"""The images of a donor bank: in memory, or read when they are asked for."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["BankImages", "DatasetImages", "FolderImages", "SizedImages"]
+
+
+class SizedImages(Protocol):
+    """Images ``(C, *spatial)`` by number, read when asked for; a torch or MONAI dataset of images is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class BankImages:
+    """Images of a bank by number, as tensors; lazily read ones pass through a small cache."""
+
+    def __init__(self, images: Any, cache_images: int) -> None:
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images)
+        if isinstance(images, Tensor):
+            images = images.detach()
+        self._images = images
+        self._in_memory = isinstance(images, (Tensor, list, tuple))
+        self._limit = cache_images
+        self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        self._shapes: dict[int, tuple[int, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [self._shapes[i] if i in self._shapes else tuple(self[i].shape) for i in range(len(self))]
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        image = torch.as_tensor(self._images[index]).detach()
+        image = image.as_subclass(Tensor) if type(image) is not Tensor else image
+        if self._shapes.setdefault(index, tuple(image.shape)) != tuple(image.shape):
+            raise ValueError(f"images: donor image {index} changed its shape between two reads; the data set must be fixed")
+        if not self._in_memory:
+            self._cache[index] = image
+            if len(self._cache) > self._limit:
+                self._cache.popitem(last=False)
+        return image
+
+
+class DatasetImages:
+    def __init__(self, dataset: Any, key: Any, indices: np.ndarray) -> None:
+        self._dataset, self._key, self._indices = dataset, key, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self._dataset[int(self._indices[index])]
+        if self._key is not None:
+            return item[self._key]
+        if isinstance(item, dict):
+            raise ValueError(f"key: the data set's items are dictionaries; say which of {sorted(item)} holds the image")
+        return item[0] if isinstance(item, (tuple, list)) else item
+
+
+class FolderImages:
+    def __init__(self, files: list[Path], transform: Callable[[Tensor], Tensor] | None) -> None:
+        from monai.transforms import LoadImage
+
+        self._files, self._transform = files, transform
+        self._load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = torch.as_tensor(self._load(self._files[index])).as_subclass(Tensor)
+        return image if self._transform is None else self._transform(image)
+
+
+def fingerprint(image: Tensor) -> tuple[float, ...]:
+    """Cheap to compare and the same for equal images; equal marks are followed by a full comparison."""
+    values = image.flatten().float()
+    middle = values[len(values) // 2]
+    return float(values[0]), float(middle), float(values[-1]), float(values.min()), float(values.max())
+
+
+def same_image(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first.to(second), second)
