@@ -1,0 +1,23 @@
+"""Sphinx settings."""
+
+from importlib.metadata import version as installed_version
+
+project = "captum_causalseg"
+author = "The captum_causalseg developers"
+copyright = "2026, the captum_causalseg developers"
+version = release = installed_version("captum-causalseg")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+html_theme = "furo"
+html_title = f"captum_causalseg {version}"
+exclude_patterns = ["_build"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# Attributes are documented in the class docstrings.
+napoleon_use_ivar = True
+nb_execution_mode = "off"
+suppress_warnings = ["myst.xref_missing"]
