@@ -5,13 +5,12 @@ effect with its uncertainty. The method is PdCR (arXiv 2602.20511).
 """
 
 from captum_causalseg import donors, metrics, regions
+from captum_causalseg._version import __version__
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AverageTreatmentEffect",
@@ -24,6 +23,7 @@ __all__ = [
     "SegmentationTarget",
     "Status",
     "TreatmentEffectStatistics",
+    "__version__",
     "donors",
     "metrics",
     "regions",

@@ -144,13 +144,18 @@ class SegmentationTarget(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         """Scores ``(N,)``, ``(N, C)``, ``(N, R)`` or ``(N, C, R)``; differentiable where the metric is."""
-        inputs, roi, reference = self._take_masks(inputs)
-        image = _first_tensor(inputs)
-        n, spatial = image.shape[0], image.shape[2:]
         # Masks that do not fit are refused before the model runs.
-        masks = None if roi is None else self._roi_of_batch(roi, spatial, n)
-        truth = None if reference is None else self._reference_of_batch(reference, spatial, n)
-        scores = self._score(self.logits(*inputs), masks, truth)
+        self._masks_of_call(inputs)
+        return self.score(self.logits(*self.model_inputs(*inputs)), *inputs)
+
+    def model_inputs(self, *inputs: Any) -> tuple[Any, ...]:
+        """The arguments of a call without the masks among them (``roi="argument"``, ``reference="argument"``)."""
+        return self._take_masks(inputs)[0]
+
+    def score(self, logits: Tensor, *inputs: Any) -> Tensor:
+        """The scores of logits ``(N, C, *spatial)`` that were computed elsewhere, for a call with these arguments."""
+        roi, masks, truth, spatial = self._masks_of_call(inputs)
+        scores = self._score(logits, masks, truth)
         if callable(self.metric):
             return scores
         self._has_roi_axis = self._is_stack(roi, spatial)
@@ -309,6 +314,15 @@ class SegmentationTarget(nn.Module):
         if self._roi_source == "argument":
             inputs, roi = inputs[:-1], _check_roi(_mask_argument("roi", inputs))
         return inputs, roi, reference
+
+    def _masks_of_call(self, inputs: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None, Tensor | None, torch.Size]:
+        """The RoI as it was given, RoI and reference as they fit this batch, and its spatial shape."""
+        inputs, roi, reference = self._take_masks(inputs)
+        image = _first_tensor(inputs)
+        n, spatial = image.shape[0], image.shape[2:]
+        masks = None if roi is None else self._roi_of_batch(roi, spatial, n)
+        truth = None if reference is None else self._reference_of_batch(reference, spatial, n)
+        return roi, masks, truth, spatial
 
     def _find_logits(self, returned: Any) -> Tensor:
         found = returned

@@ -5,7 +5,6 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import captum
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
+from captum_causalseg._version import __version__
 from captum_causalseg.donors import BoundDonors, as_donor_source
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.target import SegmentationTarget
@@ -90,7 +90,7 @@ def prepare(
         "block_size": list(map(str, block_size)) if isinstance(block_size, (tuple, list)) else block_size and int(block_size),
         "baselines": repr(baselines) if not isinstance(baselines, Tensor) else f"tensor {tuple(baselines.shape)}",
         "exclude": exclude if isinstance(exclude, str) or exclude is None else "mask",
-        "versions": {name: version(name) for name in ("captum_causalseg", "torch")} | {"captum": captum.__version__},
+        "versions": {"captum_causalseg": __version__, "captum": captum.__version__, "torch": torch.__version__},
     }
     return Problem(
         tensors, isinstance(inputs, tuple), forward_func, arguments, units, donors, excluded, n_roi_outputs, settings

@@ -2,13 +2,54 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = ["Piece", "Units"]
+from captum_causalseg.donors import BoundDonors
+
+__all__ = ["Piece", "Units", "gather", "paste"]
+
+
+def gather(values: Sequence[Any], examples: np.ndarray) -> list[Any]:
+    """Fresh copies of the tensors' entries for these examples; whatever is no tensor ``(N, ...)`` as it is.
+
+    What a model does to them in place stays there.
+    """
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.ndim == 0:
+            return value.detach().clone()
+        return value.detach().index_select(0, torch.as_tensor(examples, device=value.device))
+
+    return [one(value) for value in values]
+
+
+def paste(
+    tensors: Sequence[Tensor],
+    units: "Units",
+    sources: Sequence[BoundDonors],
+    examples: np.ndarray,
+    which: np.ndarray,
+    donors: np.ndarray,
+) -> None:
+    """Replace, in row ``b`` of the tensors, unit ``which[b]`` of example ``examples[b]`` by its donors ``donors[b]``, in place."""
+    for b, (example, unit) in enumerate(zip(examples.tolist(), which.tolist())):
+        for piece in units.pieces(example, unit):
+            value = sources[piece.slot].read(example, piece.box, int(donors[b, piece.slot]))
+            if value.shape[0] > 1:
+                value = value[piece.channels]
+            place = tensors[piece.slot][b][(piece.channels, *piece.box)]
+            value = value.to(device=place.device, dtype=place.dtype, non_blocking=True)
+            if piece.mask is None:
+                place.copy_(value)
+            else:
+                place.copy_(torch.where(piece.mask.to(place.device, non_blocking=True), value, place))
 
 
 @dataclass(frozen=True)
