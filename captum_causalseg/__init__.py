@@ -6,17 +6,21 @@ effect with its uncertainty. The method is PdCR (arXiv 2602.20511).
 
 from captum_causalseg import donors, metrics, regions
 from captum_causalseg._version import __version__
+from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = [
+    "ActivationBank",
     "AverageTreatmentEffect",
     "Blur",
     "Constant",
     "DonorSource",
+    "LayerAverageTreatmentEffect",
     "PatchBank",
     "PdCR",
     "SameImage",

@@ -28,7 +28,7 @@ def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
     """
     modules = list(module.modules()) if (module := _module_of(forward_func)) is not None else []
     training = [module for module in modules if module.training]
-    buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = [(module, dict(module._buffers)) for module in modules]
+    buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = [(module, dict(module._buffers.items())) for module in modules]
     values = [[None if b is None else b.clone() for b in found.values()] for _, found in buffers]
     if any(_behaves_differently_in_training(module) for module in training):
         warnings.warn(
@@ -48,8 +48,9 @@ def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
         for module in training:
             module.training = True
         for (module, found), before in zip(buffers, values):
-            module._buffers.clear()  # also of what the model has cached there
-            module._buffers.update(found)
+            if not isinstance(module, torch.jit.ScriptModule):  # where buffers can neither come nor go
+                module._buffers.clear()  # also of what the model has cached there
+                module._buffers.update(found)
             with torch.no_grad():
                 for buffer, value in zip(found.values(), before):
                     if buffer is not None and value is not None and not torch.equal(buffer, value):

@@ -297,7 +297,9 @@ class TreatmentEffectStatistics:
                     inputs[rows, u] = slot
                     corners[:, :, rows, u] = -1
                     for axis, side in enumerate(found[1:]):
-                        corners[0, axis, rows, u], corners[1, axis, rows, u] = side.start, side.stop
+                        # An axis of length 1 in the mask stands for the whole of it.
+                        stop = self.input_shapes[slot][axis + 2] if mask.shape[axis + 2] == 1 else side.stop
+                        corners[0, axis, rows, u], corners[1, axis, rows, u] = side.start, stop
         columns = {"input": inputs} if len(self.feature_mask) > 1 else {}
         for axis in range(most):
             columns |= {f"start_{axis}": corners[0, axis], f"stop_{axis}": corners[1, axis]}

@@ -232,6 +232,18 @@ def test_the_models_own_arguments_come_before_the_masks(per_example):
     torch.testing.assert_close(target(p.logits - 5, 5 * torch.ones_like(p.logits), 2.0, p.rois, p.labels), p.expected)
 
 
+def test_logits_computed_elsewhere_are_scored_alike(per_example):
+    p = per_example
+    target = SegmentationTarget(lambda image, shift: image + shift, "argument", "argument")
+    call = p.logits - 5, 5 * torch.ones_like(p.logits), p.rois, p.labels
+    inputs = target.model_inputs(*call)
+    assert len(inputs) == 2
+    assert inputs[0] is call[0]
+    assert inputs[1] is call[1]
+    torch.testing.assert_close(target.score(p.logits, *call), p.expected)
+    assert torch.equal(target.score(target.logits(*inputs), *call), target(*call))
+
+
 def test_masks_turned_into_arguments_give_the_same_scores(per_example):
     p = per_example
     n, n_spatial = len(p.logits), p.logits.ndim - 2
@@ -661,6 +673,14 @@ def test_from_prediction_passes_further_inputs_and_arguments_on():
     assert torch.equal(target.reference, first + second < 0)
     assert target(first, second, -2.0).tolist() == [1, 1]
     assert target(first, second, 2.0).tolist() == [0, 0]
+
+
+def test_from_prediction_settles_the_activation():
+    images = torch.tensor([[[-1.0, 2.0, 0.25]]])
+    target = SegmentationTarget.from_prediction(nn.Identity(), images, metric="probability_mean")
+    assert "activation=auto -> sigmoid" in repr(target)
+    # On its own this would read as probabilities.
+    assert target(torch.zeros(1, 1, 3)).item() == 0.5
 
 
 def test_from_prediction_takes_no_reference():

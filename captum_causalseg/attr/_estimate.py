@@ -15,7 +15,6 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._problem import Problem, check_integer
 from captum_causalseg.engine.plan import Plan, Sampler, without_replacement
 from captum_causalseg.engine.run import observe, run
-from captum_causalseg.interventions.whole import WholeInput
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
 
@@ -77,7 +76,7 @@ def estimate(
 ) -> TreatmentEffectStatistics:
     """Carry the interventions out and gather what they say. ``target`` is only checked, before the first of them."""
     plan = _plan(problem, draws)
-    evaluator = WholeInput(problem.forward_func, problem.inputs, problem.arguments, problem.units, problem.donors)
+    evaluator = problem.evaluator
     bar = progress(desc=description) if show_progress else None
     reported = 0
 
@@ -138,9 +137,9 @@ def estimate(
         observed_score=torch.from_numpy(observed.reshape(n, *output_shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
         feature_mask=problem.units.masks,
-        input_shapes=[tensor.shape for tensor in problem.inputs],
-        n_forwards=outcome.n_forwards + n,
-        inputs_are_tuple=problem.inputs_are_tuple,
+        input_shapes=[tensor.shape for tensor in problem.tensors],
+        n_forwards=outcome.n_forwards + n + problem.more_forwards,
+        inputs_are_tuple=problem.is_tuple,
         output_axes=axes,
         settings=problem.settings
         | {
@@ -160,7 +159,10 @@ def interventions(problem: Problem, draws: Draws) -> list[Intervention]:
         example, unit = int(plan.example[row]), int(plan.unit[row])
         pieces = problem.units.pieces(example, unit)
         for draw, numbers_ in enumerate(plan.donors(row).tolist()):
-            donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, numbers_[p.slot])) for p in pieces)
+            columns = [0 if problem.paired else p.slot for p in pieces]
+            donors = tuple(
+                (p.slot, *problem.donors[p.slot].locate(example, p.box, numbers_[c])) for p, c in zip(pieces, columns)
+            )
             planned.append(Intervention(example, int(problem.units.ids[unit]), draw, donors))
     return planned
 
@@ -180,10 +182,12 @@ def _plan(problem: Problem, draws: Draws) -> Plan:
     if len(seeds) not in (1, problem.n_examples):
         raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
     example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2))
-    population = np.ones((len(example), len(problem.inputs)), dtype=np.int64)
+    population = np.ones((len(example), len(problem.tensors)), dtype=np.int64)
     for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
         for piece in problem.units.pieces(n, u):
-            population[row, piece.slot] = problem.donors[piece.slot].population(n, piece.box)
+            # Paired donors are one donor: its number stands in the first column.
+            column = 0 if problem.paired else piece.slot
+            population[row, column] = problem.donors[piece.slot].population(n, piece.box)
     empty = np.flatnonzero((population < 1).any(1))
     if len(empty):
         raise ValueError(
@@ -207,13 +211,13 @@ def _plan(problem: Problem, draws: Draws) -> Plan:
 def _active(problem: Problem, plan: Plan, n_outputs: int) -> np.ndarray:
     """``(M, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
     allowed = ~problem.excluded[plan.example, plan.unit]
-    if n_outputs % problem.n_roi_outputs:
-        raise ValueError(f"metric: {n_outputs} scores per example do not go with {problem.n_roi_outputs} RoIs")
+    if callable(getattr(problem.forward_func, "metric", None)) or n_outputs % allowed.shape[1]:
+        # Which score of a metric of the user's own belongs to which RoI is not known.
+        allowed = np.all(allowed, axis=1, keepdims=True)
     return np.tile(allowed, (1, n_outputs // allowed.shape[1]))
 
 
 def _output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
     if isinstance(problem.forward_func, SegmentationTarget):
-        spatial = next(tensor.shape[2:] for tensor in problem.inputs if tensor.ndim > 2)
-        return problem.forward_func.output_axes(n_axes, spatial)
+        return problem.forward_func.output_axes(n_axes, problem.spatial)
     return ("output",) if n_axes == 1 else tuple(f"output_{axis}" for axis in range(n_axes))

@@ -3,7 +3,7 @@
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,33 +16,92 @@ from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._version import __version__
 from captum_causalseg.donors import BoundDonors, as_donor_source
+from captum_causalseg.interventions.layer import LayerActivation
 from captum_causalseg.interventions.units import Units
+from captum_causalseg.interventions.whole import WholeInput
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Problem", "check_integer", "prepare"]
+__all__ = ["Call", "Problem", "check_integer", "check_masks", "common_settings", "prepare", "prepare_call"]
 
 DEFAULT_BLOCK_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The checked arguments of one call."""
+    """A call whose arguments have been checked: what is intervened on, and how scores are computed.
 
-    inputs: tuple[Tensor, ...]
-    inputs_are_tuple: bool
+    Args:
+        tensors: what units are parts of and attributions look like: the inputs, or a layer's activation.
+        is_tuple: whether the user gave (or the layer returns) a tuple of them.
+        forward_func: what is explained.
+        evaluator: computes scores under interventions.
+        units: the parts.
+        donors: per tensor, what they are replaced by.
+        excluded: ``(N, U, R)``: units that touch RoI ``r``; ``R`` is 1 where RoIs do not matter.
+        spatial: spatial shape of the image that is segmented.
+        settings: what was asked for, to be kept with the statistics.
+        paired: a donor of one tensor belongs to the same donor of the others.
+        more_forwards: images that went through the model already.
+    """
+
+    tensors: tuple[Tensor, ...]
+    is_tuple: bool
     forward_func: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    evaluator: WholeInput | LayerActivation
     units: Units
     donors: tuple[BoundDonors, ...]
     excluded: np.ndarray
-    """``(N, U, R)``: units that touch RoI r; R is 1 where RoIs do not matter."""
-    n_roi_outputs: int
-    """How many RoIs the scores' last axis runs over."""
+    spatial: torch.Size
     settings: dict[str, Any]
+    paired: bool = False
+    more_forwards: int = 0
 
     @property
     def n_examples(self) -> int:
-        return self.inputs[0].shape[0]
+        """The batch size."""
+        return self.units.n_examples
+
+
+@dataclass(frozen=True)
+class Call:
+    """How ``forward_func`` is called: checked inputs and arguments, masks per example among them.
+
+    Args:
+        forward_func: what is explained; a target that holds masks per example takes them as arguments instead.
+        inputs: checked.
+        arguments: the additional forward arguments.
+        rois: RoIs ``(N or 1, R, *spatial)``, or None.
+        spatial: spatial shape of the first image among the inputs.
+    """
+
+    forward_func: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    arguments: tuple[Any, ...]
+    rois: Tensor | None
+    spatial: torch.Size
+
+
+def prepare_call(forward_func: Callable[..., Any], inputs: Any, additional_forward_args: Any) -> Call:
+    """Check inputs and arguments, before any forward is spent."""
+    tensors = _check_inputs(inputs)
+    n_examples = tensors[0].shape[0]
+    arguments = _check_arguments(additional_forward_args, n_examples)
+    _check_call(forward_func, len(tensors), arguments)
+    image = next((t for t in tensors if t.ndim > 2), None)
+    rois = None
+    if isinstance(forward_func, SegmentationTarget) and image is not None:
+        forward_func, arguments = forward_func.with_masks_as_arguments(n_examples, image.ndim - 2, arguments)
+        rois = forward_func.roi_masks((*tensors, *arguments))
+    return Call(forward_func, tensors, arguments, rois, torch.Size() if image is None else image.shape[2:])
+
+
+def common_settings(**asked: Any) -> dict[str, Any]:
+    """What is kept with the statistics of every method; tensors by their shapes."""
+    shown = {k: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for k, v in asked.items()}
+    shown = {k: v if v is None or isinstance(v, (str, int)) else repr(v) for k, v in shown.items()}
+    return shown | {
+        "versions": {"captum_causalseg": __version__, "captum": captum.__version__, "torch": str(torch.__version__)}
+    }
 
 
 def prepare(
@@ -57,20 +116,11 @@ def prepare(
     whole_blocks_only: bool = False,
 ) -> Problem:
     """Check every argument before any forward is spent, and tie donors to inputs."""
-    tensors = _check_inputs(inputs)
-    n_examples = tensors[0].shape[0]
-    arguments = _check_arguments(additional_forward_args, n_examples)
-    _check_call(forward_func, len(tensors), arguments)
+    call = prepare_call(forward_func, inputs, additional_forward_args)
+    tensors, rois = call.inputs, call.rois
     block_sizes = _block_sizes(tensors, isinstance(inputs, tuple), block_size)
-    masks = _feature_masks(tensors, feature_mask, block_size, block_sizes)
-    units = Units(masks, n_examples)
-    rois = None
-    if isinstance(forward_func, SegmentationTarget):
-        image = next((t for t in tensors if t.ndim > 2), None)
-        if image is not None:
-            forward_func, arguments = forward_func.with_masks_as_arguments(n_examples, image.ndim - 2, arguments)
-            rois = forward_func.roi_masks((*tensors, *arguments))
-    excluded, n_roi_outputs = _excluded(units, tensors, rois, exclude)
+    units = Units(_feature_masks(tensors, feature_mask, block_size, block_sizes), [tensor.shape for tensor in tensors])
+    excluded = _excluded(units, tensors, rois, exclude)
     if whole_blocks_only:
         excluded = excluded | _remainders(units, block_sizes)[None, :, None]
     lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
@@ -86,14 +136,10 @@ def prepare(
         as_donor_source(source, tensor).bind(tensor, _forbidden(tensor, rois))
         for source, tensor in zip(_baselines(baselines, tensors), tensors)
     )
-    settings = {
-        "block_size": list(map(str, block_size)) if isinstance(block_size, (tuple, list)) else block_size and int(block_size),
-        "baselines": repr(baselines) if not isinstance(baselines, Tensor) else f"tensor {tuple(baselines.shape)}",
-        "exclude": exclude if isinstance(exclude, str) or exclude is None else "mask",
-        "versions": {"captum_causalseg": __version__, "captum": captum.__version__, "torch": torch.__version__},
-    }
+    evaluator = WholeInput(call.forward_func, tensors, call.arguments, units, donors)
+    asked = common_settings(block_size=block_size, baselines=baselines, exclude=exclude)
     return Problem(
-        tensors, isinstance(inputs, tuple), forward_func, arguments, units, donors, excluded, n_roi_outputs, settings
+        tensors, isinstance(inputs, tuple), call.forward_func, evaluator, units, donors, excluded, call.spatial, asked
     )
 
 
@@ -179,24 +225,26 @@ def _feature_masks(
         raise ValueError("feature_mask, block_size: give one of them")
     if feature_mask is None:
         return _default_masks(tensors, block_sizes)
-    given = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
+    return check_masks("feature_mask", feature_mask, tensors, "input")
+
+
+def check_masks(name: str, given: Any, tensors: Sequence[Tensor], whose: str) -> list[Tensor]:
+    """Integer masks with Captum's meaning, one per tensor and with as many axes; axes of length 1 stay as they are."""
+    given = given if isinstance(given, tuple) else (given,)
     if len(given) != len(tensors):
-        raise ValueError(f"feature_mask: expected one mask per input ({len(tensors)}), got {len(given)}")
+        raise ValueError(f"{name}: expected one mask per {whose} ({len(tensors)}), got {len(given)}")
     masks = []
     for mask, tensor in zip(given, tensors):
         if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"feature_mask: expected a tensor of integers, got {kind}")
+            raise TypeError(f"{name}: expected a tensor of integers, got {kind}")
         shape = (1,) * (tensor.ndim - mask.ndim) + tuple(mask.shape)
         if mask.ndim > tensor.ndim or any(m not in (1, t) for m, t in zip(shape, tensor.shape)):
-            raise ValueError(
-                f"feature_mask: shape {tuple(mask.shape)} cannot be broadcast to the input's {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name}: shape {tuple(mask.shape)} cannot be broadcast to the {whose}'s {tuple(tensor.shape)}")
         mask = mask.detach().cpu().long()  # unsigned ones can neither be compared nor broadcast
         if bool((mask < 0).any()):
-            raise ValueError(f"feature_mask: expected ids of at least 0, got {int(mask.min())}")
-        full = mask.reshape(shape).expand(*shape[:2], *tensor.shape[2:])
-        masks.append(full.as_subclass(Tensor).contiguous())
+            raise ValueError(f"{name}: expected ids of at least 0, got {int(mask.min())}")
+        masks.append(mask.reshape(shape).as_subclass(Tensor).contiguous())
     return masks
 
 
@@ -212,18 +260,18 @@ def _default_masks(tensors: tuple[Tensor, ...], block_sizes: list[tuple[int, ...
     return masks
 
 
-def _excluded(units: Units, tensors: tuple[Tensor, ...], rois: Tensor | None, exclude: Any) -> tuple[np.ndarray, int]:
-    """Which units are not intervened on, ``(N, U, R or 1)``, and how many RoIs the scores tell apart."""
+def _excluded(units: Units, tensors: tuple[Tensor, ...], rois: Tensor | None, exclude: Any) -> np.ndarray:
+    """Which units are not intervened on for the sake of which RoI, ``(N, U, R or 1)``."""
     n_examples = tensors[0].shape[0]
     n_rois = 1 if rois is None else rois.shape[1]
     nothing = np.zeros((n_examples, len(units), n_rois), dtype=bool)
     if exclude is None:
-        return nothing, n_rois
+        return nothing
     if isinstance(exclude, str):
         if exclude != "roi":
             raise ValueError(f'exclude: expected "roi", a boolean mask or None, got {exclude!r}')
         if rois is None:
-            return nothing, n_rois
+            return nothing
         masks = rois
     else:
         if not isinstance(exclude, (Tensor, np.ndarray)):
@@ -240,7 +288,7 @@ def _excluded(units: Units, tensors: tuple[Tensor, ...], rois: Tensor | None, ex
         for slot, tensor in enumerate(tensors):
             if tensor.shape[2:] == roi.shape:
                 nothing[n, :, r] |= units.touching(slot, n, roi)
-    return nothing, n_rois
+    return nothing
 
 
 def _remainders(units: Units, block_sizes: list[tuple[int, ...]]) -> np.ndarray:

@@ -130,7 +130,7 @@ class AverageTreatmentEffect(PerturbationAttribution):
         )
         draws = Draws(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed)
         statistics = estimate(problem, draws, target, show_progress, f"{self.get_name()} attribution")
-        attributions = paint(statistics, problem.inputs, target)
+        attributions = paint(statistics, problem.tensors, target)
         return (attributions, statistics) if return_statistics else attributions
 
     def plan(

@@ -108,7 +108,7 @@ class PdCR(PerturbationAttribution):
         statistics = estimate(problem, draws, target, show_progress, f"{self.get_name()} attribution")
         small = (statistics.effect.abs() < screening_threshold) | (statistics.status == Status.SCREENED)
         statistics.effect = torch.where(small, torch.zeros_like(statistics.effect), statistics.effect)
-        attributions = paint(statistics, problem.inputs, target)
+        attributions = paint(statistics, problem.tensors, target)
         return (attributions, statistics) if return_statistics else attributions
 
     @staticmethod

@@ -73,16 +73,18 @@ class Units:
     """The units of a batch, from feature masks with Captum's meaning.
 
     Args:
-        masks: per input, integer ids ``(N or 1, C or 1, *spatial)``; the same id in several inputs is one unit.
-        n_examples: the batch size.
+        masks: per tensor, integer ids that can be broadcast to it, ``(N or 1, C or 1, ...)``; the same id in several tensors is
+            one unit.
+        shapes: the tensors' shapes, ``(N, C, *spatial)``.
 
     Attributes:
         ids: ``(U,)`` all ids, ascending.
     """
 
-    def __init__(self, masks: Sequence[Tensor], n_examples: int) -> None:
+    def __init__(self, masks: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> None:
         self.masks = tuple(masks)
-        self.n_examples = n_examples
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.n_examples = self.shapes[0][0]
         self.ids: np.ndarray = np.unique(np.concatenate([np.unique(mask.numpy()) for mask in self.masks]))
         self._labels = [np.searchsorted(self.ids, mask.numpy()) + 1 for mask in self.masks]
         self._found = [
@@ -118,7 +120,8 @@ class Units:
         """Which units ``(U,)`` have an element where ``mask`` ``(*spatial)`` of this input holds."""
         labels = self._labels[slot][example if len(self._labels[slot]) > 1 else 0]
         touched = np.zeros(len(self.ids) + 1, dtype=bool)
-        touched[labels[:, mask.cpu().numpy()]] = True
+        full = np.broadcast_to(labels, (len(labels), *self.shapes[slot][2:]))
+        touched[full[:, mask.cpu().numpy()]] = True
         return touched[1:]
 
     def _piece(self, slot: int, example: int, unit: int) -> Piece | None:
@@ -128,7 +131,9 @@ class Units:
             return None
         channels, *box = found
         inside = self._labels[slot][which][found] == unit + 1
-        # A mask with one channel for all of the input's stands for all of them.
-        if self._labels[slot].shape[1] == 1:
+        # An axis of length 1 in the mask stands for all of the tensor's.
+        lengths = self._labels[slot].shape
+        if lengths[1] == 1:
             channels = slice(None)
-        return Piece(slot, channels, tuple(box), None if inside.all() else torch.from_numpy(inside))
+        whole = tuple(slice(0, n) if m == 1 else side for side, m, n in zip(box, lengths[2:], self.shapes[slot][2:]))
+        return Piece(slot, channels, whole, None if inside.all() else torch.from_numpy(inside))

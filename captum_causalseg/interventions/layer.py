@@ -1,0 +1,282 @@
+"""Interventions on a layer's activation: the value that a module returns (or takes) is replaced while the model runs.
+
+Two ways to the same scores. *Hooked*: the examples are repeated, once per intervention, and the whole model runs on them.
+*vmap*: the model runs on one example under :func:`torch.func.vmap` over the replaced activations, so that everything
+upstream of the layer is computed once per batch of interventions and not once per intervention.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg.donors import BoundDonors
+from captum_causalseg.interventions.units import Units, gather, paste
+from captum_causalseg.interventions.whole import checked_scores
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["Activation", "LayerActivation", "record"]
+
+logger = logging.getLogger(__name__)
+
+# The two ways differ by the order of floating-point operations; more than this, relative to the values, is another result.
+_TOLERANCE = 1e-3
+
+
+class Activation:
+    """The tensors in what a layer returns or takes, and how to put others in their place.
+
+    Args:
+        value: a tensor, or a tuple or list that holds tensors (and other things, which stay).
+
+    Attributes:
+        tensors: the tensors in it, detached.
+        is_tuple: whether it was a tuple or list.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.is_tuple = isinstance(value, (tuple, list))
+        self._value = value
+        items = list(value) if self.is_tuple else [value]
+        self._places = [i for i, item in enumerate(items) if isinstance(item, Tensor) and item.is_floating_point()]
+        if not self._places:
+            raise TypeError(
+                f"layer: expected it to return (or take) a floating-point tensor or a tuple of them, got {type(value).__name__}"
+            )
+        self.tensors = [items[i].detach() for i in self._places]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """The same value with other tensors."""
+        if not self.is_tuple:
+            return tensors[0]
+        items = list(self._value)
+        for i, tensor in zip(self._places, tensors):
+            items[i] = tensor
+        return type(self._value)(items) if type(self._value) in (tuple, list) else type(self._value)(*items)
+
+
+class _Visits:
+    """What a layer returned (or took), call by call, one value per device that it ran on."""
+
+    def __init__(self) -> None:
+        self.values: dict[torch.device, list[Any]] = {}
+
+    def add(self, value: Any) -> None:
+        self.values.setdefault(Activation(value).tensors[0].device, []).append(value)
+
+
+@contextmanager
+def _watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any]) -> Iterator[None]:
+    """Pass what the layer returns (or its positional arguments) through ``visit``; the hook is gone whatever happens."""
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        return visit(output)
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        replaced = visit(args if len(args) != 1 else args[0])
+        return replaced if replaced is None or isinstance(replaced, tuple) else (replaced,)
+
+    handle = layer.register_forward_pre_hook(before) if at_input else layer.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def record(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    inputs: Sequence[Any],
+    *,
+    at_input: bool = False,
+    device_ids: Sequence[int] | None = None,
+) -> tuple[Activation, Any]:
+    """Run ``forward_func`` once; the layer's activation for the whole batch, and what the function returned.
+
+    Raises:
+        ValueError: the layer is not called, or more than once: then there is no one activation to intervene on.
+    """
+    visits = _Visits()
+    with torch.no_grad(), _watched(layer, at_input, visits.add):
+        returned = forward_func(*inputs)
+    calls = {len(values) for values in visits.values.values()}
+    if not calls:
+        script = " (hooks do not run inside TorchScript; give the eager module)" if _scripted(forward_func, layer) else ""
+        raise ValueError(f"layer: {type(layer).__name__} is not called when the model runs{script}")
+    if calls != {1}:
+        raise ValueError(
+            f"layer: {type(layer).__name__} is called {max(calls)} times in one forward pass, so it has no one activation to "
+            "intervene on; choose the module around it or a copy that is called once"
+        )
+    values = list(visits.values.values())
+    if len(values) == 1:
+        return Activation(values[0][0]), returned
+    # DataParallel: one replica per device, examples in the order of the devices.
+    order = list(device_ids) if device_ids is not None else sorted(d.index for d in visits.values if d.index is not None)
+    parts = [
+        Activation(visits.values[torch.device("cuda", index)][0])
+        for index in order
+        if torch.device("cuda", index) in visits.values
+    ]
+    home = parts[0].tensors[0].device
+    joined = [torch.cat([part.tensors[slot].to(home) for part in parts]) for slot in range(len(parts[0].tensors))]
+    return Activation(parts[0].with_tensors(joined)), returned
+
+
+class LayerActivation:
+    """An evaluator (see :mod:`captum_causalseg.engine.run`) that replaces units of a layer's activation.
+
+    Args:
+        forward_func: inputs and additional arguments to scores.
+        layer: a module that is called once when ``forward_func`` runs.
+        inputs: tensors ``(N, C, *spatial)``.
+        additional_forward_args: tensors ``(N, ...)`` go with their example.
+        activation: the layer's activation for these inputs, as :func:`record` returns it.
+        observed: what ``forward_func`` returned then.
+        units: what is replaced, in the activation's tensors.
+        donors: per tensor, what it is replaced by.
+        at_input: replace what the layer takes instead of what it returns.
+        paired: the donor of all the activation's tensors is the same one (column 0): they were recorded together.
+        device_ids: of a ``DataParallel`` model.
+        use_vmap: compute what lies upstream once; switched off by itself where the model does not allow it.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        inputs: Sequence[Tensor],
+        additional_forward_args: Sequence[Any],
+        activation: Activation,
+        observed: Tensor,
+        units: Units,
+        donors: Sequence[BoundDonors],
+        *,
+        at_input: bool = False,
+        paired: bool = False,
+        device_ids: Sequence[int] | None = None,
+        use_vmap: bool = True,
+    ) -> None:
+        self._forward_func, self._layer = forward_func, layer
+        self._inputs, self._arguments = list(inputs), list(additional_forward_args)
+        self._activation, self._units, self._donors = activation, units, donors
+        self._at_input, self._paired = at_input, paired
+        self._device_ids = device_ids
+        observed = checked_scores(observed, inputs[0].shape[0], None)
+        self.output_shape: tuple[int, ...] | None = tuple(observed.shape[1:])
+        self._observed = observed.flatten(1) if observed.ndim > 1 else observed[:, None]
+        # Replicas run in threads of their own, which vmap does not reach.
+        self._use_vmap = use_vmap and device_ids is None
+        self._compared = False
+
+    def observe(self, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` without intervention, from the pass that recorded the activation."""
+        return self._observed[torch.as_tensor(examples, device=self._observed.device)]
+
+    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` with each unit of the activation replaced by its donor."""
+        if self._paired:
+            donors = np.repeat(donors[:, :1], donors.shape[1], axis=1)
+        replaced = gather(self._activation.tensors, examples)
+        paste(replaced, self._units, self._donors, examples, units, donors)
+        scores = self._vmapped(examples, replaced) if self._use_vmap else None
+        return self._hooked(examples, replaced) if scores is None else scores
+
+    def _hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor:
+        return self._scores(self._raw_hooked(examples, replaced), examples)
+
+    def _raw_hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Any:
+        inputs, arguments = gather(self._inputs, examples), gather(self._arguments, examples)
+        with _watched(self._layer, self._at_input, self._substitute(replaced)):
+            return self._raw(inputs, arguments)
+
+    def _raw(self, inputs: list[Tensor], arguments: list[Any]) -> Any:
+        """Scores, or of a segmentation target the logits: scoring looks at values (is there NaN?), which vmap does not allow."""
+        target = self._forward_func
+        if isinstance(target, SegmentationTarget):
+            return target.logits(*target.model_inputs(*inputs, *arguments))
+        return target(*inputs, *arguments)
+
+    def _scores(self, raw: Any, examples: np.ndarray) -> Tensor:
+        if isinstance(self._forward_func, SegmentationTarget):
+            raw = self._forward_func.score(raw, *gather(self._inputs, examples), *gather(self._arguments, examples))
+        checked = checked_scores(raw, len(examples), self.output_shape)
+        return checked.flatten(1) if checked.ndim > 1 else checked[:, None]
+
+    def _substitute(self, replaced: list[Tensor]) -> Callable[[Any], Any]:
+        if self._device_ids is None:
+            return lambda value: Activation(value).with_tensors(replaced)
+        # Each replica gets the rows that DataParallel scatters to its device.
+        parts = torch.nn.parallel.scatter_gather.scatter(tuple(replaced), list(self._device_ids))
+        by_device = {part[0].device: list(part) for part in parts}
+        return lambda value: Activation(value).with_tensors(by_device[Activation(value).tensors[0].device])
+
+    def _vmapped(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor | None:
+        """The scores by vmap, or None (from now on) if the model does not go with it."""
+        parts, order = [], []
+        for example in np.unique(examples).tolist():
+            rows = np.flatnonzero(examples == example)
+            index = torch.as_tensor(rows, device=replaced[0].device)
+            mine = [tensor.index_select(0, index) for tensor in replaced]
+            try:
+                raw = self._raw_vmapped(example, mine)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                # What vmap cannot take shows as any of these; a fault of the model's own comes back from the hooked run.
+                self._give_up("vmap does not go with this model", error)
+                return None
+            if not self._agrees(raw, examples[rows], mine):
+                return None
+            parts.append(self._scores(raw, examples[rows]))
+            order.append(rows)
+        back = torch.as_tensor(np.argsort(np.concatenate(order)), device=parts[0].device)
+        return torch.cat(parts)[back]
+
+    def _raw_vmapped(self, example: int, replaced: list[Tensor]) -> Tensor:
+        """Like :meth:`_raw_hooked` for interventions on one example, ``(B, ...)``."""
+        one = np.array([example])
+        inputs, arguments = gather(self._inputs, one), gather(self._arguments, one)
+
+        def run(*tensors: Tensor) -> Any:
+            def substitute(value: Any) -> Any:
+                return Activation(value).with_tensors([tensor.unsqueeze(0) for tensor in tensors])
+
+            with _watched(self._layer, self._at_input, substitute):
+                return self._raw(inputs, arguments)
+
+        raw: Tensor = torch.func.vmap(run)(*replaced)
+        return raw.flatten(0, 1)
+
+    def _agrees(self, raw: Tensor, examples: np.ndarray, replaced: list[Tensor]) -> bool:
+        """Whether the first batch agrees with the hooked run on a few of its rows; if not, vmap is not used."""
+        if self._compared:
+            return True
+        few = np.unique(np.linspace(0, len(examples) - 1, 3).astype(int))
+        rows = torch.as_tensor(few, device=replaced[0].device)
+        plain = self._raw_hooked(examples[few], [tensor.index_select(0, rows) for tensor in replaced])
+        found = raw.index_select(0, rows.to(raw.device))
+        if plain.shape != found.shape:
+            self._give_up(f"vmap gives shape {tuple(found.shape)}, the model itself {tuple(plain.shape)}")
+            return False
+        largest = float((plain - found).abs().max())
+        if not largest <= _TOLERANCE * float(plain.abs().max()) + 1e-6:
+            self._give_up(f"vmap gives other values than the model itself, by {largest:.3g}")
+            return False
+        self._compared = True
+        return True
+
+    def _give_up(self, reason: str, error: Exception | None = None) -> None:
+        lines = str(error).strip().splitlines() if error is not None else []
+        detail = f" ({lines[0]})" if lines else ""
+        logger.info("%s%s: the whole model is run once per intervention instead", reason, detail)
+        self._use_vmap = False
+
+
+def _scripted(forward_func: Callable[..., Any], layer: nn.Module) -> bool:
+    inside = forward_func.modules() if isinstance(forward_func, nn.Module) else ()
+    return any(isinstance(module, torch.jit.ScriptModule) for module in (layer, *inside))

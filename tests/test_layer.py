@@ -1,0 +1,446 @@
+"""Interventions on a layer: against a literal loop, with and without vmap, and what is refused."""
+
+import gc
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+
+from captum_causalseg import (
+    ActivationBank,
+    AverageTreatmentEffect,
+    LayerAverageTreatmentEffect,
+    PatchBank,
+    SegmentationTarget,
+    Status,
+    regions,
+)
+from captum_causalseg.interventions import layer as layer_module
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Net(nn.Module):
+    """Early, middle and late layers, and a skip around the middle."""
+
+    def __init__(self, d: int = 2, channels: int = 1, classes: int = 3) -> None:
+        super().__init__()
+        conv = CONV[d]
+        with torch.random.fork_rng():
+            torch.manual_seed(d)
+            self.early, self.middle = conv(channels, 4, 3, padding=1), conv(4, 5, 3, padding=1)
+            self.late = conv(9, classes, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = torch.sin(6 * self.early(x))
+        return self.late(torch.cat([early, torch.sin(6 * self.middle(early))], 1))
+
+
+def case(d: int, n: int = 2):
+    spatial = {2: (12, 10), 3: (8, 6, 7)}[d]
+    generator = torch.Generator().manual_seed(d * 10 + n)
+    images = torch.rand((n, 1, *spatial), generator=generator)
+    labels = torch.randint(0, 3, (n, *spatial), generator=generator)
+    donors = torch.rand((6, 1, *spatial), generator=generator)
+    roi = regions.box(spatial, start=2, size=4)
+    model = Net(d).eval()
+    return model, images, labels, donors, roi
+
+
+def literal(model: nn.Module, name: str, image: Tensor, donor: Tensor, mask: Tensor, unit: int) -> Tensor:
+    """Logits of one image with one unit of the named layer replaced by the donor image's activation."""
+    module = getattr(model, name)
+    seen = []
+    handle = module.register_forward_hook(lambda m, a, out: seen.append(out.detach()))
+    with torch.no_grad():
+        model(donor)
+    handle.remove()
+
+    def replace(m, a, out):
+        new = out.clone()
+        inside = (mask == unit).expand(out.shape)
+        new[inside] = seen[0][inside]
+        return new
+
+    handle = module.register_forward_hook(replace)
+    with torch.no_grad():
+        logits = model(image)
+    handle.remove()
+    return logits
+
+
+def unit_mask(kind: str, shape: tuple[int, ...]) -> Tensor:
+    channels, spatial = shape[0], shape[1:]
+    blocks = regions.grid(spatial, 4)
+    if kind == "channel":
+        return torch.arange(channels).view(1, -1, *(1,) * len(spatial)).expand(1, *shape)
+    if kind == "block":
+        return blocks.expand(1, *shape)
+    if kind == "channel_block":
+        return torch.stack([blocks + c * (int(blocks.max()) + 1) for c in range(channels)])[None]
+    return torch.zeros(1, *shape, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("kind", ["channel", "block", "channel_block", "layer"])
+@pytest.mark.parametrize(("d", "name"), [(2, "early"), (2, "middle"), (2, "late"), (3, "middle")])
+def test_effects_and_errors_equal_the_literal_loop(d, name, kind):
+    model, images, labels, donors, roi = case(d)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    face = LayerAverageTreatmentEffect(target, getattr(model, name))
+    arguments = {
+        "layer_baselines": donors,
+        "units": kind,
+        "block_size": 4 if "block" in kind else None,
+        "n_draws": 4,
+        "seed": 2,
+    }
+    attr, stats = face.attribute(
+        images, **arguments, target=1, n_screening_draws=2, perturbations_per_eval=5, return_statistics=True
+    )
+    channels = getattr(model, name).out_channels
+    mask = unit_mask(kind, (channels, *images.shape[2:]))
+    assert attr.shape == (2, channels, *images.shape[2:])
+
+    moved: dict[tuple[int, int], list[np.ndarray]] = {}
+    for step in face.plan(images, **arguments):
+        image, label = images[step.example : step.example + 1], labels[step.example]
+        (_, donor, _) = step.donors[0]
+        logits = literal(model, name, image, donors[donor : donor + 1], mask, step.unit)
+        observed = oracle.dice_scores(model, (image,), label, [roi])
+        intervened = oracle.dice_scores(lambda x, logits=logits: logits, (image,), label, [roi])
+        moved.setdefault((step.example, step.unit), []).append(observed - intervened)
+    assert {unit for _, unit in moved} == set(mask.unique().tolist())
+    largest = 0.0
+    for example in range(2):
+        units = sorted(unit for n, unit in moved if n == example)
+        for k in range(3):
+            kept = [oracle.screen([float(v[k]) for v in moved[example, unit]], 2, 0.0002) for unit in units]
+            effects, errors = oracle.effect_and_error([values for values, _ in kept], [6.0] * len(units))
+            torch.testing.assert_close(stats.effect[example, :, k], torch.tensor(effects).double(), atol=1e-6, rtol=0)
+            torch.testing.assert_close(stats.standard_error[example, :, k], torch.tensor(errors).double(), atol=1e-6, rtol=0)
+            assert [s == Status.SCREENED for s in stats.status[example, :, k]] == [screened for _, screened in kept]
+            largest = max(largest, *map(abs, effects))
+    assert largest > 0.01, "the case is too dull to prove anything"
+    for unit in mask.unique().tolist():
+        value = float(stats.effect[0, stats.unit_ids.tolist().index(unit), 1])
+        torch.testing.assert_close(attr[0][mask[0] == unit], torch.full_like(attr[0][mask[0] == unit], value))
+
+
+@pytest.fixture
+def no_vmap(monkeypatch):
+    """Switch vmap off for a block of code."""
+
+    def off():
+        monkeypatch.setattr(layer_module.torch.func, "vmap", refuse)
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("switched off by the test")
+
+    return off
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_with_and_without_vmap_the_results_are_the_same(d, norm, no_vmap, caplog):
+    caplog.set_level("INFO")
+    model = UNet(d, 1, 2, channels=(4, 8), strides=(2,), norm=norm, act=("relu", {"inplace": False})).eval()
+    images, donors = torch.rand(2, 1, *(16,) * d), torch.rand(5, 1, *(16,) * d)
+    target = SegmentationTarget.from_prediction(model, images, roi=regions.box((16,) * d, 4, 8), metric="soft_dice")
+    layer = model.model[1].submodule
+    arguments = {"layer_baselines": donors, "target": 1, "n_draws": 4}
+    fast = LayerAverageTreatmentEffect(target, layer).attribute(images, **arguments)
+    assert "vmap" not in caplog.text
+    no_vmap()
+    slow = LayerAverageTreatmentEffect(target, layer).attribute(images, **arguments)
+    assert caplog.text.count("vmap does not go with this model (switched off by the test)") == 1
+    assert float(fast.abs().max()) > 1e-4
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
+
+
+def test_upstream_of_the_layer_is_computed_once_per_batch():
+    model, images, labels, donors, roi = case(2, n=1)
+    runs = {"early": 0, "late": 0}
+    for name in runs:
+        getattr(model, name).register_forward_hook(lambda m, a, out, name=name: runs.__setitem__(name, runs[name] + len(a[0])))
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    face = LayerAverageTreatmentEffect(target, model.middle)
+    bank = ActivationBank(donors)
+    face.attribute(images, layer_baselines=bank, target=1, n_draws=6, n_screening_draws=0, perturbations_per_eval=30)
+    # The observed image, six donors, one batch of 5 channels x 6 draws (one image), three of its rows as a comparison.
+    assert runs["early"] == 1 + 6 + 1 + 3
+
+
+def test_models_that_vmap_cannot_take_are_run_whole_with_one_line_of_log(caplog):
+    class Branching(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            early = self.early(x)
+            if bool(early.amax() > 1e9):  # looks at values downstream of the layer
+                early = early * 0
+            return self.late(torch.cat([early, self.middle(early)], 1))
+
+    caplog.set_level("INFO")
+    _, images, labels, donors, roi = case(2)
+    model = Branching().eval()
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
+    face = LayerAverageTreatmentEffect(target, model.early)
+    attr = face.attribute(images, layer_baselines=donors, target=1, n_draws=6, n_screening_draws=0)
+    lines = [r.getMessage() for r in caplog.records if "vmap" in r.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("vmap does not go with this model")
+    mask = unit_mask("channel", (4, 12, 10))
+    moved = []
+    with torch.no_grad():
+        for donor in donors:
+            logits = literal(model, "early", images[:1], donor[None], mask, 2)
+            moved.append(_score(labels, roi, logits))
+        observed = float(target(images)[0, 1])
+    assert float(attr[0, 2, 0, 0]) == pytest.approx(observed - np.mean(moved), abs=1e-6)
+
+
+def _score(labels: Tensor, roi: Tensor, logits: Tensor) -> float:
+    alone = SegmentationTarget(nn.Identity(), roi=roi, reference=labels[:1], metric="soft_dice", activation="softmax")
+    return float(alone(logits)[0, 1])
+
+
+def test_a_model_that_changes_under_vmap_is_run_whole(caplog):
+    """It squeezes a batch of one away: under vmap it returns something else, which is noticed."""
+
+    class Fickle(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            return out * (2 if len(x) == 1 else 1)
+
+    caplog.set_level("INFO")
+    _, images, labels, donors, roi = case(2)
+    model = Fickle().eval()
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="logit_mean")
+    LayerAverageTreatmentEffect(target, model.middle).attribute(images, layer_baselines=donors, target=1, n_draws=4)
+    assert "vmap gives other values than the model itself, by" in caplog.text
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_layer_that_is_the_identity_at_the_input_has_the_inputs_effects(d):
+    inner, images, labels, donors, roi = case(d)
+    model = nn.Sequential(nn.Identity(), inner)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    mask = regions.grid(images.shape[2:], 4)[None, None]
+    arguments = {"target": 1, "n_draws": 4, "seed": 5, "return_statistics": True}
+    _, at_input = AverageTreatmentEffect(target).attribute(
+        images, baselines=PatchBank(donors, "aligned"), feature_mask=mask, exclude=None, **arguments
+    )
+    for choice in ({"units": "block", "block_size": 4}, {"layer_mask": mask}):
+        _, at_layer = LayerAverageTreatmentEffect(target, model[0]).attribute(
+            images, layer_baselines=donors, **choice, **arguments
+        )
+        torch.testing.assert_close(at_layer.effect, at_input.effect, atol=1e-6, rtol=0)
+        torch.testing.assert_close(at_layer.standard_error, at_input.standard_error, atol=1e-6, rtol=0)
+    attr = LayerAverageTreatmentEffect(target, inner.early).attribute(
+        images, layer_baselines=donors, attribute_to_layer_input=True, units="block", block_size=4, target=1, n_draws=4, seed=5
+    )
+    torch.testing.assert_close(attr.double(), at_input.to_map("effect", 1), atol=1e-6, rtol=0)
+
+
+class Pair(nn.Module):
+    """Returns two tensors and something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str, Tensor]:
+        return self.a(x), "kept", self.b(x)
+
+
+class UsesPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, kept, second = self.pair(x)
+        assert kept == "kept"
+        return (first.sum(1) * torch.sin(second).sum(1)).mean((1, 2))
+
+
+def test_tuple_activations_give_tuples_and_their_donors_belong_together():
+    torch.manual_seed(0)
+    model, images, donors = UsesPair().eval(), torch.rand(2, 1, 6, 6), torch.rand(4, 1, 6, 6)
+    face = LayerAverageTreatmentEffect(model, model.pair)
+    first, second = face.attribute(images, layer_baselines=donors, n_draws=4, n_screening_draws=0)
+    assert first.shape == (2, 2, 6, 6)
+    assert second.shape == (2, 3, 6, 6)
+    whole = face.attribute(images, layer_baselines=donors, units="layer", n_draws=4, n_screening_draws=0)
+    with torch.no_grad():
+        truth = model(images) - model(donors).mean()  # all of it replaced: the donor's own score
+    for part in whole:
+        torch.testing.assert_close(part, truth.view(-1, 1, 1, 1).expand(part.shape), atol=1e-6, rtol=0)
+    zeros = face.attribute(images, layer_baselines=(0, 1.0), units="layer")
+    torch.testing.assert_close(zeros[0][:, 0, 0, 0], model(images).detach(), atol=1e-6, rtol=0)
+
+
+def test_baselines_of_every_kind():
+    model, images, labels, donors, roi = case(2)
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
+    face = LayerAverageTreatmentEffect(target, model.middle)
+    with torch.no_grad():
+        activations = model.middle(torch.sin(6 * model.early(donors)))
+    everything = {"target": 1, "n_draws": 6, "n_screening_draws": 0}
+    by_images = face.attribute(images, layer_baselines=donors, **everything)
+    for same in (activations, ActivationBank(donors), ActivationBank(list(donors), batch_size=4), (activations,)):
+        torch.testing.assert_close(face.attribute(images, layer_baselines=same, **everything), by_images, atol=1e-6, rtol=0)
+    mean = face.attribute(images, layer_baselines=activations.mean(0, keepdim=True), **everything)
+    torch.testing.assert_close(
+        face.attribute(images, layer_baselines=ActivationBank(donors, reduction="mean"), **everything), mean, atol=1e-6, rtol=0
+    )
+    zero = face.attribute(images, layer_baselines=0, **everything)
+    torch.testing.assert_close(face.attribute(images, **everything), zero)
+    assert not torch.allclose(zero, mean, atol=1e-3)
+    constructor = LayerAverageTreatmentEffect(target, model.middle, layer_baselines=donors)
+    torch.testing.assert_close(constructor.attribute(images, **everything), by_images)
+
+
+def test_a_bank_is_recorded_once_per_layer_until_the_weights_change():
+    model, images, labels, donors, roi = case(2)
+    calls = []
+    model.register_forward_pre_hook(lambda m, args: calls.append(len(args[0])))
+    bank = ActivationBank(donors, batch_size=4)
+    forwards = []
+    for i in range(3):
+        # A target per image, as in a loop over a data set.
+        target = SegmentationTarget(model, roi=roi, reference=labels[i % 2], activation="softmax")
+        _, stats = LayerAverageTreatmentEffect(target, model.middle).attribute(
+            images[:1], layer_baselines=bank, target=1, n_draws=1, n_screening_draws=0, return_statistics=True
+        )
+        forwards.append(stats.n_forwards)
+        if i == 1:
+            with torch.no_grad():
+                model.early.weight.mul_(1.5)
+    assert forwards == [1 + 5 + 6, 1 + 5, 1 + 5 + 6]
+    assert calls.count(4) == 2
+
+
+def test_large_recordings_go_to_a_file_that_is_gone_with_the_bank(tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model, images, labels, donors, roi = case(2)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    arguments = {"target": 1, "n_draws": 6, "n_screening_draws": 0}
+    bank = ActivationBank(donors, memory_budget=1000)
+    mapped = LayerAverageTreatmentEffect(target, model.middle).attribute(images, layer_baselines=bank, **arguments)
+    assert [p.name for p in tmp_path.rglob("*.npy")] == ["activations.npy"]
+    torch.testing.assert_close(
+        mapped, LayerAverageTreatmentEffect(target, model.middle).attribute(images, layer_baselines=donors, **arguments)
+    )
+    del bank
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_per_example_masks_and_additional_arguments_go_with_their_example():
+    class Shifted(Net):
+        def forward(self, x: Tensor, shift: Tensor, scale: float) -> Tensor:
+            return super().forward(x * scale) + shift[:, None, None, None]
+
+    _, images, labels, _donors, roi = case(2)
+    model = Shifted().eval()
+    rois = torch.stack([roi, roi.flip(0)])[:, None]
+    arguments = {"target": 1, "n_draws": 3, "n_screening_draws": 0}
+    target = SegmentationTarget(model, roi=rois, reference=labels, metric="soft_dice")
+    activations = torch.rand(4, 5, 12, 10)
+    together = LayerAverageTreatmentEffect(target, model.middle).attribute(
+        images, layer_baselines=activations, additional_forward_args=(torch.tensor([0.1, -0.3]), 0.9), **arguments
+    )
+    for n in range(2):
+        alone = SegmentationTarget(model, roi=rois[n, 0], reference=labels[n], metric="soft_dice")
+        single = LayerAverageTreatmentEffect(alone, model.middle).attribute(
+            images[n : n + 1],
+            layer_baselines=activations,
+            additional_forward_args=(torch.tensor([[0.1, -0.3][n]]), 0.9),
+            **arguments,
+        )
+        torch.testing.assert_close(together[n], single[0], atol=1e-6, rtol=0)
+
+
+def test_hooks_are_gone_also_when_the_model_fails_midway():
+    model, images, labels, donors, roi = case(2)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    face = LayerAverageTreatmentEffect(target, model.middle)
+    for error in (RuntimeError, KeyboardInterrupt):
+        calls = []
+
+        def fail(module, args, calls=calls, error=error):
+            calls.append(1)
+            if len(calls) >= 4:
+                raise error("midway")
+
+        handle = model.late.register_forward_pre_hook(fail)
+        with pytest.raises(error, match="midway"):
+            face.attribute(images, layer_baselines=ActivationBank(donors, batch_size=3), target=1)
+        handle.remove()
+        assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+def test_layers_without_one_activation_are_refused():
+    class Odd(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.twice = nn.Conv2d(1, 1, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.twice(super().forward(self.twice(x)))
+
+    _, images, *_ = case(2)
+    model = Odd().eval()
+    score = lambda x: model(x).sum((1, 2, 3))  # noqa: E731
+    with pytest.raises(ValueError, match="layer: Conv2d is not called when the model runs"):
+        LayerAverageTreatmentEffect(score, model.unused).attribute(images)
+    with pytest.raises(ValueError, match="layer: ReLU is called 2 times in one forward pass"):
+        LayerAverageTreatmentEffect(score, model.twice).attribute(images)
+    with pytest.raises(TypeError, match=r"layer: expected a torch\.nn\.Module, got str"):
+        LayerAverageTreatmentEffect(score, "late")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_layers_inside_torchscript_are_refused_with_the_reason():
+    model, images, *_ = case(2)
+    scripted = torch.jit.trace(model, images)
+    with pytest.raises(ValueError, match="hooks do not run inside TorchScript; give the eager module"):
+        LayerAverageTreatmentEffect(scripted, scripted.middle).attribute(images, target=(0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"units": "voxel"}, ValueError, "units: expected .*'voxel'"),
+        ({"units": "block"}, ValueError, "block_size: units='block' needs it"),
+        ({"block_size": 4}, ValueError, "block_size: it goes with units"),
+        ({"units": "block", "block_size": 40}, ValueError, "block_size: a block of .* is larger than the image"),
+        ({"layer_mask": torch.zeros(1, 3, 1, 1, dtype=torch.int64)}, ValueError, "layer_mask: shape .* the activation's"),
+        ({"layer_mask": torch.zeros(1, 5, 1, 1)}, TypeError, "layer_mask: expected a tensor of integers"),
+        ({"layer_baselines": float("nan")}, ValueError, "layer_baselines: expected a finite number"),
+        ({"layer_baselines": "zero"}, TypeError, "layer_baselines: expected a donor source"),
+        ({"layer_baselines": torch.rand(3, 4, 12, 10)}, ValueError, r"layer_baselines: expected a tensor \(D, 5, 12, 10\)"),
+        ({"layer_baselines": (0, 1)}, ValueError, r"layer_baselines: expected one per tensor of the activation \(1\), got 2"),
+        ({"layer_baselines": ActivationBank(torch.rand(2, 1, 9, 9))}, ValueError, "layer_baselines: on the donor images"),
+        ({"sampling": "other"}, ValueError, "sampling: expected"),
+        ({"n_draws": 0}, ValueError, "n_draws: expected at least 1"),
+        ({"target": 7}, ValueError, "target: 7 does not pick"),
+    ],
+)
+def test_bad_arguments_are_explained(arguments, error, message):
+    model, images, labels, _, roi = case(2)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    with pytest.raises(error, match=message):
+        LayerAverageTreatmentEffect(target, model.middle).attribute(images, **{"target": 1} | arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"reduction": "median"}, {"batch_size": 0}, {"memory_budget": -1}])
+def test_bad_banks_are_explained(arguments):
+    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}: expected"):
+        ActivationBank(torch.rand(2, 1, 8, 8), **arguments)
+    with pytest.raises(ValueError, match="images: expected as many donors for every input"):
+        ActivationBank((torch.rand(2, 1, 8, 8), torch.rand(3, 1, 8, 8)))
