@@ -8,6 +8,7 @@ from captum_causalseg import donors, metrics, regions
 from captum_causalseg._version import __version__
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.components import component_effects
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
@@ -28,6 +29,7 @@ __all__ = [
     "Status",
     "TreatmentEffectStatistics",
     "__version__",
+    "component_effects",
     "donors",
     "metrics",
     "regions",

@@ -69,6 +69,12 @@ class ActivationBank:
     def __repr__(self) -> str:
         return f"ActivationBank({len(self)} images, reduction={self.reduction!r})"
 
+    def fresh(self) -> "ActivationBank":
+        """A bank of the same images with nothing recorded yet."""
+        return ActivationBank(
+            self._images, reduction=self.reduction, batch_size=self.batch_size, memory_budget=self.memory_budget
+        )
+
     def recorded(
         self, layer: nn.Module, state: Any, run: Callable[[tuple[Tensor, ...]], list[Tensor]], like: Sequence[Tensor]
     ) -> tuple[list[PatchBank], int]:
@@ -104,9 +110,12 @@ class ActivationBank:
 
     def _batch(self, images: Any, start: int, device: torch.device) -> Tensor:
         if isinstance(images, Tensor):
-            return images[start : start + self.batch_size].to(device)
-        items = [torch.as_tensor(images[i]) for i in range(start, min(start + self.batch_size, len(images)))]
-        return torch.stack(items).to(device)
+            batch = images[start : start + self.batch_size]
+        else:
+            batch = torch.stack([_as_tensor(images[i]) for i in range(start, min(start + self.batch_size, len(images)))])
+        if not batch.is_floating_point():
+            raise ValueError(f"layer_baselines: donor images are {batch.dtype}: normalize them as the model's input")
+        return batch.to(device)
 
     def _check(self, found: Sequence[Tensor], like: Sequence[Tensor]) -> None:
         for tensor, wanted in zip(found, like):
@@ -125,5 +134,10 @@ class ActivationBank:
         folder = tempfile.mkdtemp(prefix="captum_causalseg-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         # numpy has no bfloat16: the file holds float32 then, which is exact.
-        dtype = np.float32 if tensor.dtype == torch.bfloat16 else torch.empty(0, dtype=tensor.dtype).numpy().dtype
+        dtype = np.float32 if tensor.dtype == torch.bfloat16 else torch.empty(0, dtype=tensor.dtype, device="cpu").numpy().dtype
         return torch.from_numpy(np.lib.format.open_memmap(f"{folder}/activations.npy", mode="w+", dtype=dtype, shape=shape))
+
+
+def _as_tensor(image: Any) -> Tensor:
+    # torch.as_tensor would put it on the default device.
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.asarray(image))

@@ -86,8 +86,10 @@ def sum_inside(values: Tensor, roi: Tensor) -> Tensor:
     """Sum ``values`` ``(N, C, *spatial)`` over each RoI ``(N or 1, R, *spatial)``: ``(N, C, R)``."""
     # Counts of more than 2**24 pixels are not exact in float32.
     dtype = torch.float64 if values[0, 0].numel() >= 2**24 or values.dtype == torch.float64 else torch.float32
-    weights = roi.flatten(2).to(dtype).transpose(1, 2)
-    return torch.matmul(values.flatten(2).to(dtype), weights).to(torch.promote_types(values.dtype, torch.float32))
+    inside = roi.flatten(2)
+    # What lies in no RoI is left out rather than multiplied by 0: it may be infinite.
+    flat = torch.where(inside.any(1, keepdim=True), values.flatten(2), 0).to(dtype)
+    return torch.matmul(flat, inside.to(dtype).transpose(1, 2)).to(torch.promote_types(values.dtype, torch.float32))
 
 
 def dice(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0) -> Tensor:

@@ -212,7 +212,7 @@ def supervoxels(image: Array, n_segments: int = 200, compactness: float = 0.1) -
         raise ValueError(f"n_segments: expected at least 1, got {n_segments}")
     low, high = values.min(), values.max()
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    labels = slic(scaled, n_segments=n_segments, compactness=compactness, channel_axis=-1, start_label=0)
+    labels = slic(scaled, n_segments=n_segments, compactness=compactness, channel_axis=-1, start_label=0, convert2lab=False)
     return from_mask(labels)
 
 

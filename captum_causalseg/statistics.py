@@ -183,6 +183,26 @@ class TreatmentEffectStatistics:
         flat = values.reshape(*values.shape[:2], -1)
         return flat.gather(2, index.view(-1, 1, 1).expand(-1, flat.shape[1], 1))[..., 0]
 
+    def of_output(self, target: TargetType = None) -> "TreatmentEffectStatistics":
+        """The statistics of one output alone, as ``target`` picks it in ``attribute``."""
+        n = self.effect.shape[0]
+        index = target_index(target, n, self.output_shape, self.output_axes)
+        observed = self.observed_score.reshape(n, -1).gather(1, index.view(-1, 1))[:, 0]
+        return TreatmentEffectStatistics(
+            effect=self.select(self.effect, target),
+            sample_variance=self.select(self.sample_variance, target),
+            n_draws=self.select(self.n_draws, target),
+            status=self.select(self.status, target),
+            population=self.population,
+            observed_score=observed,
+            unit_ids=self.unit_ids,
+            feature_mask=self.feature_mask,
+            input_shapes=self.input_shapes,
+            n_forwards=self.n_forwards,
+            inputs_are_tuple=self.inputs_are_tuple,
+            settings=self.settings,
+        )
+
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
         """One row per example, unit and output, ABSENT units left out.
 

@@ -295,9 +295,9 @@ class SegmentationTarget(nn.Module):
         return f"metric={self._metric.name}, {masks}, activation={activation}, threshold={self.threshold}"
 
     def _twin(self) -> "SegmentationTarget":
-        # copy.copy shares the dictionaries of a module: the twin gets its own, so that its masks can differ.
+        # copy.copy shares the dictionaries of a module (masks, hooks): the twin gets its own.
         twin = copy.copy(self)
-        twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
+        twin.__dict__.update({name: copy.copy(value) for name, value in vars(self).items() if isinstance(value, dict)})
         return twin
 
     def _check_reference(self) -> None:
@@ -357,8 +357,14 @@ class SegmentationTarget(nn.Module):
             is_probability = bool((values.amin() >= 0) & (values.amax() <= 1))
             adds_to_one = channels > 1 and is_probability and bool((values.sum(1) - 1).abs().amax() < 1e-2)
             activation: str = self.activation
+            if activation == "softmax" and channels == 1:
+                raise ValueError('activation: "softmax" of a single channel is 1 everywhere; a model with one wants "sigmoid"')
             if activation == "auto":
-                activation = "none" if is_probability else "sigmoid" if channels == 1 else "softmax"
+                default = "sigmoid" if channels == 1 else "softmax"
+                if bool(values.amin() == values.amax()):
+                    # An output that is the same everywhere (a blank image) says nothing: another one settles it.
+                    return default, default == "softmax"
+                activation = "none" if is_probability else default
                 logger.info(
                     "activation: took %r for an output of %d channel(s) in [%.3g, %.3g]",
                     *(activation, channels, float(values.amin()), float(values.amax())),
@@ -492,7 +498,8 @@ class SegmentationTarget(nn.Module):
         return batch
 
     def _from_labels(self, labels: Tensor, channels: int, exclusive: bool) -> Tensor:
-        if not exclusive:
+        # Raw outputs (activation none) are thresholded class by class in the paper's protocol; a label map is fine there.
+        if not exclusive and self._resolved is not None and self._resolved[0] == "sigmoid":
             raise ValueError(
                 f"reference: the model's {channels} labels may overlap (activation sigmoid), so a label map cannot say which "
                 "hold; give one mask per label, (C, *spatial) or (N, C, *spatial)"

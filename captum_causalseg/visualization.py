@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
@@ -13,7 +14,7 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
-__all__ = ["plot_effects"]
+__all__ = ["plot_components", "plot_effects"]
 
 # ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
 # apart by its lightness and its dark edge.
@@ -75,6 +76,61 @@ def plot_effects(
         label=f"standard error, {score_name}",
     )
     return figure
+
+
+def plot_components(
+    table: pd.DataFrame, *, example: int = 0, max_bars: int = 40, title: str = "", score_name: str = "score"
+) -> Figure:
+    """Horizontal bars of the components' effects with 95 % intervals, in the order of the forward pass, by part of the network.
+
+    Modules that follow each other in a chain have the same effect, because replacing either replaces all that passes: they share
+    a bar, named after the first of them.
+
+    Args:
+        table: what :func:`captum_causalseg.component_effects` returned.
+        example: which example of the batch.
+        max_bars: only so many bars of largest absolute effect.
+        title: above the bars.
+        score_name: what the effects are effects on, with its unit.
+    """
+    shown = table[(table["example"] == example) & table["effect"].notna()].sort_values("order", kind="stable")
+    if shown.empty:
+        raise ValueError(f"example: the table has no effects of example {example}")
+    names = shown["module"] + (" / " + shown["channel"].astype(str) if "channel" in shown else "")
+    shown = shown.assign(name=names).assign(chain=shown.groupby(["part", "effect", "standard_error"], sort=False).ngroup())
+    bars = shown.groupby("chain", sort=False).agg(
+        **{column: (column, "first") for column in ("name", "part", "order", "effect", "lower", "upper")},
+        count=("name", "size"),
+    )
+    bars = bars.loc[bars["effect"].abs().nlargest(max_bars).index].sort_values("order")
+    labels = [_short(name) + (f" (+{n - 1})" if n > 1 else "") for name, n in zip(bars["name"], bars["count"])]
+
+    figure = Figure(figsize=(9, 1.6 + 0.26 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(bars))
+    effect = bars["effect"].to_numpy()
+    whiskers = np.abs(np.stack([effect - bars["lower"], bars["upper"] - effect]))
+    axes.barh(places, effect, color=["#b2182b" if e >= 0 else "#2166ac" for e in effect], alpha=0.85)
+    axes.errorbar(
+        effect, places, xerr=np.where(np.isfinite(whiskers), whiskers, 0), fmt="none", ecolor="0.15", elinewidth=1, capsize=2
+    )
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel(f"effect on the {score_name}, with 95 % interval\nred supports, blue harms")
+    parts = bars["part"].tolist()
+    for place in [i for i in range(1, len(parts)) if parts[i] != parts[i - 1]]:
+        axes.axhline(place - 0.5, color="0.6", linewidth=0.8, linestyle=":")
+    for place in [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]:
+        axes.text(1.01, place, parts[place], transform=axes.get_yaxis_transform(), va="center", fontsize=9, style="italic")
+    axes.set_title(title)
+    return figure
+
+
+def _short(name: str, longest: int = 44) -> str:
+    """The end of a long name, which tells modules apart."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
 def _overlay(

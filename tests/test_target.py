@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import pickle
 import random
 import re
@@ -275,6 +276,28 @@ def test_one_mask_per_class_stays_that_where_there_are_as_many_examples_as_class
     assert torch.equal(twin(logits, *arguments), target(logits))
     five = [argument[[0, 0, 1, 2, 2]] for argument in arguments]
     assert torch.equal(twin(logits[[0, 0, 1, 2, 2]], *five), target(logits)[[0, 0, 1, 2, 2]])
+
+
+@pytest.mark.parametrize(
+    ("roi", "reference"),
+    [
+        (None, torch.zeros(8, 8)),
+        (torch.ones(3, 8, 8), torch.zeros(3, 8, 8)),  # a stack of RoIs, one mask per class
+        (torch.ones(1, 3, 8, 8), torch.zeros(1, 8, 8)),
+    ],
+)
+def test_masks_shared_by_all_examples_stay_where_they_are(roi, reference):
+    target = SegmentationTarget(Net(2, 3), roi, reference)
+    twin, arguments = target.with_masks_as_arguments(2, 2, (4.0,))
+    assert twin is target
+    assert arguments == (4.0,)
+
+
+@pytest.mark.parametrize("name", ["roi", "reference"])
+def test_masks_of_another_batch_do_not_become_arguments(name):
+    target = SegmentationTarget(Net(2, 3), **{"reference": torch.zeros(8, 8)} | {name: torch.ones(4, 3, 8, 8)})
+    with pytest.raises(ValueError, match=f"{name}: it holds 4 examples, the batch 2"):
+        target.with_masks_as_arguments(2, 2)
 
 
 def test_roi_masks_are_those_of_the_call():
@@ -970,3 +993,42 @@ def test_saliency_is_the_gradient_of_the_soft_dice():
     (gradient,) = torch.autograd.grad(soft.sum(), case.images)
     attribution = Saliency(case.target.surrogate()).attribute(case.images, target=(2, 0), abs=False)
     torch.testing.assert_close(attribution, gradient)
+
+
+# What helpers of other methods rely on
+
+
+def test_infinite_values_outside_every_roi_do_not_matter():
+    logits = torch.randn(1, 2, 8, 8)
+    roi = regions.box((8, 8), 2, 3)
+    spoiled = torch.where(roi, logits, torch.tensor([-math.inf, math.inf]).view(1, 2, 1, 1))
+    for metric in ("logit_sum", "logit_mean", "probability_mean", "soft_dice", "dice", "volume"):
+        target = SegmentationTarget(nn.Identity(), roi, torch.ones(8, 8), metric, activation="softmax")
+        torch.testing.assert_close(target(spoiled), target(logits), msg=metric)
+
+
+def test_softmax_of_a_single_channel_is_refused():
+    with pytest.raises(ValueError, match='activation: "softmax" of a single channel is 1 everywhere'):
+        SegmentationTarget(nn.Identity(), metric="volume", activation="softmax")(torch.zeros(1, 1, 4, 4))
+
+
+def test_a_blank_first_output_does_not_settle_the_activation():
+    target = SegmentationTarget(nn.Identity(), metric="probability_mean")
+    assert float(target(torch.zeros(1, 1, 4, 4))) == 0.5
+    logits = 5 * torch.randn(1, 1, 4, 4)
+    assert float(target(logits)) == pytest.approx(float(logits.sigmoid().mean()))
+
+
+def test_hooks_on_a_surrogate_are_not_hooks_on_the_target():
+    target = SegmentationTarget(nn.Identity(), None, torch.zeros(4, 4))
+    target.surrogate().register_forward_hook(lambda *a: None)
+    assert not target._forward_hooks
+
+
+def test_raw_outputs_of_several_classes_take_a_label_map():
+    logits = 3 * torch.randn(1, 3, 6, 6)
+    labels = torch.randint(0, 3, (6, 6))
+    scores = SegmentationTarget(nn.Identity(), None, labels, activation="none")(logits)[0]
+    for c in range(3):
+        hard, truth = logits[0, c] > 0.5, labels == c
+        assert float(scores[c]) == pytest.approx(float(2 * (hard & truth).sum() / (hard.sum() + truth.sum())))

@@ -1,0 +1,136 @@
+"""The table and picture of a network's components."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from monai.networks.nets import UNet
+from torch import nn
+
+from captum_causalseg import (
+    ActivationBank,
+    LayerAverageTreatmentEffect,
+    SegmentationTarget,
+    component_effects,
+    regions,
+)
+from captum_causalseg.visualization import plot_components
+
+
+def unet(d=2, n=1):
+    torch.manual_seed(d)
+    model = UNet(d, 1, 2, channels=(4, 8, 8), strides=(2, 2), norm="batch", act=("relu", {"inplace": False})).eval()
+    images, donors = torch.rand(n, 1, *(16,) * d), torch.rand(5, 1, *(16,) * d)
+    target = SegmentationTarget.from_prediction(model, images, roi=regions.box((16,) * d, 4, 8), metric="soft_dice")
+    return model, target, images, donors
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_rows_are_what_the_layer_face_says_sorted_by_effect(d):
+    model, target, images, donors = unet(d, n=2)
+    table = component_effects(target, images, ["model.0", "model.1.*conv*"], donors, output=1, n_draws=4, seed=3)
+    assert table["effect"].groupby(table["example"]).apply(lambda e: e.is_monotonic_decreasing).all()
+    modules = dict(model.named_modules())
+    for row in table.itertuples():
+        _, stats = LayerAverageTreatmentEffect(target, modules[row.module]).attribute(
+            images, layer_baselines=donors, units="layer", target=1, n_draws=4, seed=3, return_statistics=True
+        )
+        assert row.effect == pytest.approx(float(stats.effect[row.example, 0, 1]), abs=1e-12)
+        assert row.standard_error == pytest.approx(float(stats.of_output(1).standard_error[row.example, 0]), abs=1e-12)
+        assert row.share == pytest.approx(row.effect / row.observed_score)
+        assert row.lower <= row.effect <= row.upper
+        assert row.type == type(modules[row.module]).__name__
+
+
+def test_every_module_is_there_by_default_and_those_left_out_say_why():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.unused = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 1, 1)
+            self.twice, self.last = nn.ReLU(), nn.Conv2d(2, 2, 1)
+            self.shape = Shape()
+
+        def forward(self, x):
+            self.shape(x)
+            return self.last(self.twice(self.twice(self.first(x))))
+
+    class Shape(nn.Module):
+        def forward(self, x):
+            return tuple(x.shape)
+
+    torch.manual_seed(0)
+    images = torch.rand(1, 1, 8, 8)
+    target = SegmentationTarget.from_prediction(Odd().eval(), images, metric="soft_dice")
+    table = component_effects(target, images, baselines=torch.rand(4, 1, 8, 8), output=1, n_draws=3)
+    assert set(table["module"]) == {"first", "last"}
+    assert table.attrs["left_out"] == {
+        "unused": "it is not called",
+        "twice": "it is called 2 times",
+        "shape": "it returns no floating-point tensor",
+    }
+    assert (table["part"] == "network").all()
+    with pytest.raises(ValueError, match=r"layers: none of .*twice.* has one activation to intervene on"):
+        component_effects(target, images, "twice", output=1)
+
+
+def test_parts_follow_the_resolution_in_the_order_of_the_forward_pass():
+    _, target, images, donors = unet()
+    table = component_effects(target, images, baselines=donors, output=1, n_draws=2).set_index("module")
+    assert table.loc["model.0", "part"] == "encoder"
+    assert table.loc["model.1.submodule.1.submodule.conv", "part"] == "bottleneck"
+    assert table.loc["model.2", "part"] == "decoder"
+    assert table.sort_values("order")["part"].drop_duplicates().tolist() == ["encoder", "bottleneck", "decoder"]
+
+
+def test_channels_have_a_row_each():
+    model, target, images, donors = unet()
+    table = component_effects(target, images, "model.0.conv", donors, level="channel", output=1, n_draws=4, n_screening_draws=0)
+    assert sorted(table["channel"]) == [0, 1, 2, 3]
+    _, stats = LayerAverageTreatmentEffect(target, model.model[0].conv).attribute(
+        images, layer_baselines=ActivationBank(donors), target=1, n_draws=4, n_screening_draws=0, return_statistics=True
+    )
+    for row in table.itertuples():
+        assert row.effect == pytest.approx(float(stats.effect[0, row.channel, 1]), abs=1e-12)
+
+
+def test_hooks_are_gone_and_a_given_bank_holds_no_recordings_of_all_modules():
+    model, target, images, donors = unet()
+    bank = ActivationBank(donors)
+    component_effects(target, images, "model.0*", bank, output=1, n_draws=2)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert len(bank._recorded) == 0
+
+
+def test_bad_arguments_are_explained():
+    _, target, images, donors = unet()
+    with pytest.raises(ValueError, match=r"layers: no module is named 'encoder\.\*'; there are \['model', "):
+        component_effects(target, images, "encoder.*", donors, output=1)
+    with pytest.raises(ValueError, match='level: expected "module" or "channel", got \'layer\''):
+        component_effects(target, images, "model.0", donors, "layer", output=1)
+    with pytest.raises(ValueError, match="target: the forward function has 2 outputs"):
+        component_effects(target, images, "model.0", donors)
+    with pytest.raises(TypeError, match="target: its components are modules, but its model is a function"):
+        component_effects(SegmentationTarget(lambda x: x, metric="volume"), images)
+
+
+def test_progress_is_over_the_modules(capsys):
+    _, target, images, donors = unet()
+    component_effects(target, images, "model.0*", donors, output=1, n_draws=2, show_progress=True)
+    assert "Component effects: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", ["module", "channel"])
+def test_the_picture_has_a_bar_per_chain_in_forward_order(level, tmp_path):
+    _, target, images, donors = unet()
+    table = component_effects(target, images, "model.*", donors, level=level, output=1, n_draws=3, n_screening_draws=0)
+    figure = plot_components(table, title="a title", max_bars=12)
+    assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == len(axes.patches) <= 12
+    widths = [bar.get_width() for bar in axes.patches]
+    assert max(map(abs, widths)) == pytest.approx(table["effect"].abs().max())
+    assert {text.get_text() for text in axes.texts} <= {"encoder", "bottleneck", "decoder"}
+    assert [bar.get_facecolor()[0] > bar.get_facecolor()[2] for bar in axes.patches] == [w >= 0 for w in widths]
+    figure.savefig(tmp_path / "components.png")
+    with pytest.raises(ValueError, match="example: the table has no effects of example 3"):
+        plot_components(table, example=3)
