@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= auto
 
-.PHONY: demo test lint bench docs install clean
+OLDEST := .venv-captum-oldest
+
+.PHONY: demo test test-captum-oldest lint bench docs install clean
 
 install: $(INSTALLED)
 
@@ -20,6 +22,15 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+# The oldest Captum that is supported, which wants numpy 1.
+$(OLDEST)/.installed: pyproject.toml constraints-captum-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-captum-oldest.txt -e ".[test]"
+	touch $@
+
+test-captum-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -27,10 +38,13 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt einops
+	$(BIN)/python benchmarks/layer_effects.py
+	$(BIN)/python benchmarks/gradient_effects.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache docs/_build
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache docs/_build

@@ -9,7 +9,9 @@ from captum_causalseg._version import __version__
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.components import component_effects
+from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
+from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
@@ -21,7 +23,9 @@ __all__ = [
     "Blur",
     "Constant",
     "DonorSource",
+    "GradientTreatmentEffect",
     "LayerAverageTreatmentEffect",
+    "LayerGradientTreatmentEffect",
     "PatchBank",
     "PdCR",
     "SameImage",

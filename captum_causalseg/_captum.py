@@ -6,10 +6,11 @@ from captum._utils.common import (
 from captum._utils.common import _select_targets as select_targets
 from captum._utils.progress import progress
 from captum._utils.typing import TargetType
-from captum.attr._utils.attribution import LayerAttribution, PerturbationAttribution
+from captum.attr._utils.attribution import GradientAttribution, LayerAttribution, PerturbationAttribution
 from captum.log import log_usage
 
 __all__ = [
+    "GradientAttribution",
     "LayerAttribution",
     "PerturbationAttribution",
     "TargetType",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_causalseg._donor_images import BankImages
+from captum_causalseg._donor_means import BankSums, sum_over_places, sum_over_windows
 
 __all__ = ["BoundBank", "BoundDonors", "BoundSameImage", "BoundWhole", "Box", "skip_holes"]
 
@@ -31,6 +32,17 @@ class BoundDonors(ABC):
     @abstractmethod
     def read(self, example: int, box: Box, number: int) -> Tensor:
         """The donor's values, ``(C or 1, *box shape)``."""
+
+    def mean(self, example: int, box: Box) -> Tensor:
+        """The mean over all the unit's donors (there is at least one), exact: float64, shaped as :meth:`read` returns them.
+
+        This reads every donor; a source that knows a shorter way to the same mean replaces it.
+        """
+        count = self.population(example, box)
+        total = self.read(example, box, 0).double()
+        for number in range(1, count):
+            total = total + self.read(example, box, number)
+        return total / count
 
 
 class BoundWhole(BoundDonors):
@@ -59,14 +71,18 @@ class BoundBank(BoundDonors):
         aligned: whether donors come from the unit's own place.
         own: per explained example, which of the bank's images are that very image.
         forbidden: its RoI, ``(N or 1, *spatial)``, which no donor of such an image may touch.
+        sums: over the bank's images; they outlive this object.
     """
 
-    def __init__(self, images: BankImages, aligned: bool, own: list[list[int]], forbidden: Tensor | None) -> None:
-        self._images, self._aligned = images, aligned
+    def __init__(
+        self, images: BankImages, aligned: bool, own: list[list[int]], forbidden: Tensor | None, sums: BankSums
+    ) -> None:
+        self._images, self._aligned, self._sums = images, aligned, sums
         self._own, self._forbidden = own, forbidden
         self._shapes = images.shapes
         self._first: dict[tuple[int, ...], np.ndarray] = {}
         self._holes: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
+        self._means: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def population(self, example: int, box: Box) -> int:
         return int(self._first_numbers(_size(box))[-1]) - len(self._holes_of(example, box))
@@ -86,6 +102,25 @@ class BoundBank(BoundDonors):
         image = self._images[donor]
         inside = tuple(slice(start, start + length) for start, length in zip(corner, _size(box)))
         return image[(slice(None), *inside)]
+
+    def mean(self, example: int, box: Box) -> Tensor:
+        count = self.population(example, box)
+        size, holes = _size(box), self._holes_of(example, box)
+        if self._aligned:
+            inside = (slice(None), *box)
+            total = self._sums.image()[inside]
+            for donor in holes.tolist():
+                total = total - self._images[donor][inside]
+            return total / count
+        if not len(holes):
+            return self._sums.windows(size) / count
+        if (example, size) not in self._means:
+            first, total = self._first_numbers(size), self._sums.windows(size)
+            for donor in self._own[example]:
+                places = holes[(holes >= first[donor]) & (holes < first[donor + 1])] - first[donor]
+                total = total - sum_over_places(self._images[donor], places, size)
+            self._means[example, size] = total / count
+        return self._means[example, size]
 
     def _first_numbers(self, size: tuple[int, ...]) -> np.ndarray:
         """Number of each image's first place, and at the end the number of places in all."""
@@ -126,6 +161,7 @@ class BoundSameImage(BoundDonors):
         self._images, self._forbidden = images, forbidden
         self._spatial = tuple(images.shape[2:])
         self._allowed: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
+        self._totals: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         # Draws come unit by unit: what overlaps the last unit is asked for again and again.
         self._last: tuple[Any, np.ndarray] | None = None
 
@@ -147,6 +183,16 @@ class BoundSameImage(BoundDonors):
         _, corner = self.locate(example, box, number)
         inside = tuple(slice(start, start + length) for start, length in zip(corner, _size(box)))
         return self._images[example][(slice(None), *inside)]
+
+    def mean(self, example: int, box: Box) -> Tensor:
+        count = self.population(example, box)
+        image, size = self._images[example], _size(box)
+        allowed = self._allowed_places(example, size)
+        if (example, size) not in self._totals:
+            touching = np.setdiff1d(np.arange(math.prod(_places(self._spatial, size))), allowed, assume_unique=True)
+            self._totals[example, size] = sum_over_windows(image, size) - sum_over_places(image, touching, size)
+        overlapping = sum_over_places(image, allowed[self._overlapping(example, box)], size)
+        return (self._totals[example, size] - overlapping) / count
 
     def _allowed_places(self, example: int, size: tuple[int, ...]) -> np.ndarray:
         shared = self._forbidden is None or len(self._forbidden) == 1

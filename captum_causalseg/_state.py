@@ -18,8 +18,10 @@ _OURS = ("captum_causalseg", "captum", "contextlib")
 
 
 @contextmanager
-def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
+def undisturbed(forward_func: Callable[..., object], gradients: bool = False) -> Iterator[None]:
     """Evaluate ``forward_func`` without a trace: no gradients, evaluation mode, everything put back on the way out.
+
+    With ``gradients`` they are recorded, whatever mode the caller is in.
 
     Modules found in training mode are evaluated in evaluation mode (with a warning), because batch norm in training
     mode would mix the examples of a batch and move its running statistics. Modes, buffers and the global random states
@@ -40,7 +42,7 @@ def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if _uses_cuda() else []
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), _recording() if gradients else torch.no_grad():
             for module in training:
                 module.training = False
             yield
@@ -57,6 +59,12 @@ def undisturbed(forward_func: Callable[..., object]) -> Iterator[None]:
                         buffer.copy_(value)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _module_of(forward_func: Callable[..., object]) -> nn.Module | None:

@@ -115,7 +115,7 @@ class ActivationBank:
             batch = torch.stack([_as_tensor(images[i]) for i in range(start, min(start + self.batch_size, len(images)))])
         if not batch.is_floating_point():
             raise ValueError(f"layer_baselines: donor images are {batch.dtype}: normalize them as the model's input")
-        return batch.to(device)
+        return batch.to(device, copy=True)  # the model may work in place
 
     def _check(self, found: Sequence[Tensor], like: Sequence[Tensor]) -> None:
         for tensor, wanted in zip(found, like):

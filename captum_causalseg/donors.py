@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._donor_images import BankImages, DatasetImages, FolderImages, SizedImages, fingerprint, same_image
+from captum_causalseg._donor_means import BankSums
 from captum_causalseg._donor_places import BoundBank, BoundDonors, BoundSameImage, BoundWhole
 
 __all__ = ["Blur", "BoundDonors", "Constant", "DonorSource", "PatchBank", "SameImage", "as_donor_source"]
@@ -136,6 +137,7 @@ class PatchBank(DonorSource):
             raise ValueError("images: the bank is empty")
         self.placement = placement
         self._images = BankImages(images, cache_images)
+        self._sums = BankSums(self._images)
         self.fingerprints: list[tuple[float, ...]] | None = None
 
     @classmethod
@@ -218,7 +220,7 @@ class PatchBank(DonorSource):
             raise ValueError(
                 f"baselines: donors are {self._images[0].dtype}, the input {images.dtype}: normalize them as the model's input"
             )
-        return BoundBank(self._images, self.placement == "aligned", self._own_images(images), forbidden)
+        return BoundBank(self._images, self.placement == "aligned", self._own_images(images), forbidden, self._sums)
 
     def _index(self) -> None:
         """Read through the images once: shapes, finiteness, and what it takes to recognize the explained image."""

@@ -18,7 +18,7 @@ from captum_causalseg.engine.run import observe, run
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Draws", "Intervention", "estimate", "interventions", "paint"]
+__all__ = ["Draws", "Intervention", "allowed_outputs", "estimate", "interventions", "output_axes", "paint"]
 
 # Moments of so many units times outputs take about a gigabyte: more is a segmentation map passed off as a score.
 _MOST_OUTPUTS = 20_000_000
@@ -96,9 +96,9 @@ def estimate(
                     "a SegmentationTarget, which scores a region"
                 )
             output_shape = evaluator.output_shape or ()
-            axes = _output_axes(problem, len(output_shape))
+            axes = output_axes(problem, len(output_shape))
             target_index(target, problem.n_examples, output_shape, axes)
-            plan = replace(plan, active=_active(problem, plan, observed.shape[1]))
+            plan = replace(plan, active=allowed_outputs(problem, observed.shape[1])[plan.example, plan.unit])
             outcome = run(
                 plan,
                 evaluator,
@@ -182,23 +182,11 @@ def _plan(problem: Problem, draws: Draws) -> Plan:
     if len(seeds) not in (1, problem.n_examples):
         raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
     example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2))
-    population = np.ones((len(example), len(problem.tensors)), dtype=np.int64)
-    for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
-        for piece in problem.units.pieces(n, u):
-            # Paired donors are one donor: its number stands in the first column.
-            column = 0 if problem.paired else piece.slot
-            population[row, column] = problem.donors[piece.slot].population(n, piece.box)
-    empty = np.flatnonzero((population < 1).any(1))
-    if len(empty):
-        raise ValueError(
-            f"baselines: no donor is left for unit {problem.units.ids[unit[empty[0]]]} once places that touch the image's own RoI "
-            "are left out"
-        )
     return Plan(
         example=example,
         unit=unit,
         key=problem.units.ids[unit],
-        population=population,
+        population=problem.populations(example, unit),
         active=np.ones((len(example), 1), dtype=bool),
         n_draws=draws.n_draws,
         n_screening_draws=draws.n_screening_draws,
@@ -208,16 +196,17 @@ def _plan(problem: Problem, draws: Draws) -> Plan:
     )
 
 
-def _active(problem: Problem, plan: Plan, n_outputs: int) -> np.ndarray:
-    """``(M, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
-    allowed = ~problem.excluded[plan.example, plan.unit]
-    if callable(getattr(problem.forward_func, "metric", None)) or n_outputs % allowed.shape[1]:
+def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
+    """``(N, U, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
+    allowed = ~problem.excluded
+    if callable(getattr(problem.forward_func, "metric", None)) or n_outputs % allowed.shape[2]:
         # Which score of a metric of the user's own belongs to which RoI is not known.
-        allowed = np.all(allowed, axis=1, keepdims=True)
-    return np.tile(allowed, (1, n_outputs // allowed.shape[1]))
+        allowed = np.all(allowed, axis=2, keepdims=True)
+    return np.tile(allowed, (1, 1, n_outputs // allowed.shape[2]))
 
 
-def _output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
+def output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
+    """Names of the axes of one example's scores."""
     if isinstance(problem.forward_func, SegmentationTarget):
         return problem.forward_func.output_axes(n_axes, problem.spatial)
     return ("output",) if n_axes == 1 else tuple(f"output_{axis}" for axis in range(n_axes))

@@ -16,6 +16,7 @@ from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._version import __version__
 from captum_causalseg.donors import BoundDonors, as_donor_source
+from captum_causalseg.interventions.gradient import Scores, scores_of_inputs
 from captum_causalseg.interventions.layer import LayerActivation
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.whole import WholeInput
@@ -35,6 +36,7 @@ class Problem:
         is_tuple: whether the user gave (or the layer returns) a tuple of them.
         forward_func: what is explained.
         evaluator: computes scores under interventions.
+        scores: what ``forward_func`` returns with other values in the place of ``tensors``, differentiable in them.
         units: the parts.
         donors: per tensor, what they are replaced by.
         excluded: ``(N, U, R)``: units that touch RoI ``r``; ``R`` is 1 where RoIs do not matter.
@@ -48,6 +50,7 @@ class Problem:
     is_tuple: bool
     forward_func: Callable[..., Any]
     evaluator: WholeInput | LayerActivation
+    scores: Scores
     units: Units
     donors: tuple[BoundDonors, ...]
     excluded: np.ndarray
@@ -60,6 +63,26 @@ class Problem:
     def n_examples(self) -> int:
         """The batch size."""
         return self.units.n_examples
+
+    def populations(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """How many donors units of examples have, ``(M, tensors)``; 1 where a unit does not reach.
+
+        Raises:
+            ValueError: a unit has none.
+        """
+        population = np.ones((len(example), len(self.tensors)), dtype=np.int64)
+        for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
+            for piece in self.units.pieces(n, u):
+                # Paired donors are one donor: its number stands in the first column.
+                column = 0 if self.paired else piece.slot
+                population[row, column] = self.donors[piece.slot].population(n, piece.box)
+        empty = np.flatnonzero((population < 1).any(1))
+        if len(empty):
+            raise ValueError(
+                f"baselines: no donor is left for unit {self.units.ids[unit[empty[0]]]} once places that touch the image's own "
+                "RoI are left out"
+            )
+        return population
 
 
 @dataclass(frozen=True)
@@ -137,9 +160,21 @@ def prepare(
         for source, tensor in zip(_baselines(baselines, tensors), tensors)
     )
     evaluator = WholeInput(call.forward_func, tensors, call.arguments, units, donors)
+    scores = scores_of_inputs(call.forward_func, call.arguments)
     asked = common_settings(block_size=block_size, baselines=baselines, exclude=exclude)
     return Problem(
-        tensors, isinstance(inputs, tuple), call.forward_func, evaluator, units, donors, excluded, call.spatial, asked
+        *(
+            tensors,
+            isinstance(inputs, tuple),
+            call.forward_func,
+            evaluator,
+            scores,
+            units,
+            donors,
+            excluded,
+            call.spatial,
+            asked,
+        )
     )
 
 
@@ -254,7 +289,7 @@ def _default_masks(tensors: tuple[Tensor, ...], block_sizes: list[tuple[int, ...
     first = 0
     for tensor, sizes in zip(tensors, block_sizes):
         spatial = tensor.shape[2:]
-        mask = regions.grid(spatial, sizes)[None, None] if len(spatial) else torch.arange(tensor.shape[1])[None]
+        mask = regions.grid(spatial, sizes)[None, None] if len(spatial) else torch.arange(tensor.shape[1], device="cpu")[None]
         masks.append(mask + first)
         first = int(masks[-1].max()) + 1
     return masks
@@ -276,7 +311,7 @@ def _excluded(units: Units, tensors: tuple[Tensor, ...], rois: Tensor | None, ex
     else:
         if not isinstance(exclude, (Tensor, np.ndarray)):
             raise TypeError(f'exclude: expected "roi", a boolean mask or None, got {type(exclude).__name__}')
-        mask = torch.as_tensor(exclude)
+        mask = exclude if isinstance(exclude, Tensor) else torch.from_numpy(exclude)
         spatial = next((t.shape[2:] for t in tensors if t.ndim > 2), torch.Size())
         if mask.dtype != torch.bool or mask.shape != spatial:
             raise ValueError(

@@ -1,29 +1,16 @@
 """The average treatment effect of parts of a layer's activation."""
 
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from captum_causalseg import regions
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
-from captum_causalseg._state import undisturbed
-from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr._estimate import Draws, Intervention, estimate, interventions, paint
-from captum_causalseg.attr._problem import Call, Problem, check_masks, common_settings, prepare_call
-from captum_causalseg.donors import BoundDonors, DonorSource, as_donor_source
-from captum_causalseg.interventions.layer import LayerActivation, record
-from captum_causalseg.interventions.units import Units
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.attr._layer import LayerBaselines, UnitKind, check_layer, prepare_layer
+from captum_causalseg.attr._problem import Problem
 
-__all__ = ["LayerAverageTreatmentEffect"]
-
-LayerBaselines = ActivationBank | DonorSource | Tensor | float | tuple[Any, ...] | None
-UnitKind = Literal["channel", "block", "channel_block", "layer"]
+__all__ = ["LayerAverageTreatmentEffect", "LayerBaselines"]
 
 
 class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
@@ -66,10 +53,7 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         device_ids: list[int] | None = None,
         layer_baselines: LayerBaselines = None,
     ) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"forward_func: expected a callable, got {type(forward_func).__name__}")
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
+        check_layer(forward_func, layer)
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         self.layer_baselines = layer_baselines
 
@@ -164,135 +148,8 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         kind: str,
         block_size: Any,
     ) -> Problem:
-        if kind not in ("channel", "block", "channel_block", "layer"):
-            raise ValueError(f'units: expected "channel", "block", "channel_block" or "layer", got {kind!r}')
-        if block_size is not None and (layer_mask is not None or kind not in ("block", "channel_block")):
-            raise ValueError('block_size: it goes with units="block" or "channel_block"')
-        if block_size is None and layer_mask is None and kind in ("block", "channel_block"):
-            raise ValueError(f"block_size: units={kind!r} needs it, in the activation's own pixels")
         layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
-        call = prepare_call(self.forward_func, inputs, additional_forward_args)
-        device_ids = self.device_ids if self.device_ids is not None else getattr(self.forward_func, "device_ids", None)
-        watch: dict[str, Any] = {"at_input": at_input, "device_ids": device_ids}
-        with undisturbed(call.forward_func):
-            activation, observed = record(call.forward_func, self.layer, _fresh(call.inputs + call.arguments), **watch)
-            tensors = tuple(activation.tensors)
-            _check_activation(tensors, call.inputs[0].shape[0])
-            masks = (
-                _default_masks(tensors, kind, block_size)
-                if layer_mask is None
-                else check_masks("layer_mask", layer_mask, tensors, "activation")
-            )
-            parts = Units(masks, [tensor.shape for tensor in tensors])
-            donors, paired, recorded = self._donors(layer_baselines, call, tensors, watch)
-        evaluator = LayerActivation(
-            *(call.forward_func, self.layer, call.inputs, call.arguments, activation, observed, parts, donors),
-            at_input=at_input,
-            paired=paired,
-            device_ids=device_ids,
+        return prepare_layer(
+            *(self.forward_func, self.layer, self.device_ids, inputs, layer_baselines, additional_forward_args),
+            *(layer_mask, at_input, kind, block_size),
         )
-        asked = common_settings(
-            layer=type(self.layer).__name__, units=kind if layer_mask is None else "layer_mask", block_size=block_size
-        )
-        return Problem(
-            tensors=tensors,
-            is_tuple=activation.is_tuple,
-            forward_func=call.forward_func,
-            evaluator=evaluator,
-            units=parts,
-            donors=donors,
-            excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
-            spatial=call.spatial,
-            settings=asked | common_settings(layer_baselines=layer_baselines),
-            paired=paired,
-            more_forwards=recorded,
-        )
-
-    def _donors(
-        self, baselines: Any, call: Call, tensors: tuple[Tensor, ...], watch: dict[str, Any]
-    ) -> tuple[tuple[BoundDonors, ...], bool, int]:
-        """Donors per tensor, whether they belong together, and how many images were run to record them."""
-        if _are_images(baselines, call.inputs):
-            baselines = ActivationBank(baselines)
-        if isinstance(baselines, ActivationBank):
-            others = tuple(a for a in call.arguments if not isinstance(a, Tensor))
-            banks, count = baselines.recorded(
-                self.layer,
-                (watch["at_input"], others, _state_of(call.forward_func)),
-                lambda images: record(_model_of(call.forward_func), self.layer, images + others, **watch)[0].tensors,
-                tensors,
-            )
-            return tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors)), True, count
-        given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
-        if len(given) != len(tensors):
-            raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
-        sources = []
-        for one, tensor in zip(given, tensors):
-            if isinstance(one, numbers.Real) and not math.isfinite(one):
-                raise ValueError(f"layer_baselines: expected a finite number, got {one}")
-            try:
-                sources.append(as_donor_source(0.0 if one is None else one, tensor).bind(tensor))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"layer_{error}" if str(error).startswith("baselines") else str(error)) from None
-        return tuple(sources), False, 0
-
-
-def _default_masks(tensors: tuple[Tensor, ...], kind: str, block_size: Any) -> list[Tensor]:
-    """Units of the asked kind, numbered on from tensor to tensor; a whole layer is one unit across all of them."""
-    masks: list[Tensor] = []
-    first = 0
-    for tensor in tensors:
-        spatial = tensor.shape[2:]
-        ones = (1,) * len(spatial)
-        channels = torch.arange(tensor.shape[1]).view(1, -1, *ones)
-        if kind == "layer":
-            masks.append(torch.zeros((1, 1, *ones), dtype=torch.int64))
-            continue
-        if kind == "channel":
-            mask = channels
-        else:
-            if not len(spatial):
-                raise ValueError(f"block_size: the activation {tuple(tensor.shape)} has no spatial axes")
-            mask = regions.grid(spatial, block_size)[None, None]
-            if kind == "channel_block":
-                mask = mask + channels * (int(mask.max()) + 1)
-        masks.append(mask + first)
-        first = int(masks[-1].max()) + 1
-    return masks
-
-
-def _check_activation(tensors: tuple[Tensor, ...], n_examples: int) -> None:
-    for tensor in tensors:
-        if tensor.ndim < 2 or tensor.shape[0] != n_examples:
-            raise ValueError(
-                f"layer: expected an activation with one entry per example, (N, ...) with N={n_examples}, got {tuple(tensor.shape)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError("layer: its activation holds NaN or infinite values")
-
-
-def _are_images(baselines: Any, inputs: tuple[Tensor, ...]) -> bool:
-    given = baselines if isinstance(baselines, tuple) else (baselines,)
-    return len(given) == len(inputs) and all(
-        isinstance(one, Tensor) and one.ndim == image.ndim and one.shape[1:] == image.shape[1:]
-        for one, image in zip(given, inputs)
-    )
-
-
-def _model_of(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """What to run on donor images: a target's model, which needs no masks."""
-    return forward_func.logits if isinstance(forward_func, SegmentationTarget) else forward_func
-
-
-def _state_of(forward_func: Callable[..., Any]) -> Any:
-    """Changes when the model's parameters or buffers do; always new for a function, whose model cannot be seen."""
-    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
-    if not isinstance(model, nn.Module):
-        return object()
-    tensors = [*model.parameters(), *model.buffers()]
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-
-
-def _fresh(values: tuple[Any, ...]) -> list[Any]:
-    """Copies, so that a model that works in place leaves the user's tensors alone."""
-    return [value.detach().clone() if isinstance(value, Tensor) else value for value in values]

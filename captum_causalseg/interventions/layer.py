@@ -6,8 +6,9 @@ upstream of the layer is computed once per batch of interventions and not once p
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,10 @@ class _Visits:
         self.values: dict[torch.device, list[Any]] = {}
 
     def add(self, value: Any) -> None:
-        self.values.setdefault(Activation(value).tensors[0].device, []).append(value)
+        found = Activation(value)
+        # Copies: what runs next may work in place (ReLU(inplace=True)).
+        kept = found.with_tensors([tensor.clone() for tensor in found.tensors])
+        self.values.setdefault(found.tensors[0].device, []).append(kept)
 
 
 @contextmanager
@@ -82,9 +86,19 @@ def _watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any]) -> I
 
     handle = layer.register_forward_pre_hook(before) if at_input else layer.register_forward_hook(after)
     try:
-        yield
+        with _eagerly():
+            yield
     finally:
         handle.remove()
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Run models of ``torch.compile`` uncompiled: code compiled before the hook was there does not call it."""
+    # Where dynamo was never imported nothing is compiled, and importing it takes seconds. torch 2.5 has no stances.
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def record(
@@ -100,6 +114,8 @@ def record(
     Raises:
         ValueError: the layer is not called, or more than once: then there is no one activation to intervene on.
     """
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise ValueError(f"layer: {type(layer).__name__} (hooks do not run inside TorchScript; give the eager module)")
     visits = _Visits()
     with torch.no_grad(), _watched(layer, at_input, visits.add):
         returned = forward_func(*inputs)
@@ -169,8 +185,8 @@ class LayerActivation:
         observed = checked_scores(observed, inputs[0].shape[0], None)
         self.output_shape: tuple[int, ...] | None = tuple(observed.shape[1:])
         self._observed = observed.flatten(1) if observed.ndim > 1 else observed[:, None]
-        # Replicas run in threads of their own, which vmap does not reach.
-        self._use_vmap = use_vmap and device_ids is None
+        # Replicas run in threads of their own, which vmap does not reach; and vmap switches autocast off, which shifts scores.
+        self._use_vmap = use_vmap and device_ids is None and not _autocasts(inputs[0].device)
         self._compared = False
 
     def observe(self, examples: np.ndarray) -> Tensor:
@@ -256,7 +272,7 @@ class LayerActivation:
         """Whether the first batch agrees with the hooked run on a few of its rows; if not, vmap is not used."""
         if self._compared:
             return True
-        few = np.unique(np.linspace(0, len(examples) - 1, 3).astype(int))
+        few = np.unique(np.linspace(0, len(examples) - 1, 2).astype(int))
         rows = torch.as_tensor(few, device=replaced[0].device)
         plain = self._raw_hooked(examples[few], [tensor.index_select(0, rows) for tensor in replaced])
         found = raw.index_select(0, rows.to(raw.device))
@@ -275,6 +291,10 @@ class LayerActivation:
         detail = f" ({lines[0]})" if lines else ""
         logger.info("%s%s: the whole model is run once per intervention instead", reason, detail)
         self._use_vmap = False
+
+
+def _autocasts(device: torch.device) -> bool:
+    return bool(torch.amp.is_autocast_available(device.type)) and bool(torch.is_autocast_enabled(device.type))
 
 
 def _scripted(forward_func: Callable[..., Any], layer: nn.Module) -> bool:

@@ -45,7 +45,8 @@ def paste(
             if value.shape[0] > 1:
                 value = value[piece.channels]
             place = tensors[piece.slot][b][(piece.channels, *piece.box)]
-            value = value.to(device=place.device, dtype=place.dtype, non_blocking=True)
+            # Not to the CPU: there the copy would be read before it is complete.
+            value = value.to(device=place.device, dtype=place.dtype, non_blocking=place.is_cuda)
             if piece.mask is None:
                 place.copy_(value)
             else:

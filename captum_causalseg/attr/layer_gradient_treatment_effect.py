@@ -1,0 +1,106 @@
+"""The backpropagated treatment effect of parts of a layer's activation."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
+from captum_causalseg.attr._gradient import backpropagate, differentiable
+from captum_causalseg.attr._layer import LayerBaselines, UnitKind, check_layer, prepare_layer
+from captum_causalseg.attr._problem import check_integer
+
+__all__ = ["LayerGradientTreatmentEffect"]
+
+
+class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
+    r"""The first-order estimate of the treatment effect of every unit of a layer, from one backward pass.
+
+    For every unit ``p`` of the layer's activation ``a`` (a channel by default) and its values ``b`` on natural donor images,
+
+    .. math:: \text{effect}(p) = \langle \nabla_{a[p]} M,\; a[p] - \mathbb{E}\, b \rangle,
+
+    with the mean over all donors taken exactly. It equals the effect that
+    :class:`~captum_causalseg.LayerAverageTreatmentEffect` measures if the score ``M`` is linear in the unit while the rest of the
+    activation (and what runs past the layer) stays as it is. What ``n_steps`` does is said at
+    :class:`~captum_causalseg.GradientTreatmentEffect`: the path leads from the activation in which every unit holds its mean donor to
+    the activation itself.
+
+    With one donor this is attribution patching (Nanda 2023, neelnanda.io/mechanistic-interpretability/attribution-patching;
+    Syed et al. 2023, arXiv 2310.10348); with baseline 0 and single elements as units it is activation times gradient.
+
+    **Sign and unit.** In the score's own units, positive for what supports the segmentation.
+
+    Args:
+        forward_func: any forward function that Captum accepts, of which ``layer`` is a part and whose score is differentiable. Of a
+            :class:`~captum_causalseg.SegmentationTarget` the differentiable twin is explained, ``target.surrogate()``.
+        layer: a module that is called exactly once when ``forward_func`` runs; one that is called more often is refused.
+        device_ids: devices of a ``DataParallel`` model, if ``forward_func`` has no ``device_ids`` of its own.
+        layer_baselines: a default for ``attribute``'s argument of this name.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import LayerGradientTreatmentEffect, SegmentationTarget, regions
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
+        >>> image = torch.rand(1, 1, 16, 16)
+        >>> target = SegmentationTarget.from_prediction(model, image, roi=regions.box((16, 16), start=4, size=8))
+        >>> layer = LayerGradientTreatmentEffect(target, model[1])
+        >>> layer.attribute(image, layer_baselines=torch.rand(30, 1, 16, 16), target=1).shape
+        torch.Size([1, 4, 16, 16])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        layer_baselines: LayerBaselines = None,
+    ) -> None:
+        check_layer(forward_func, layer)
+        # Of the two bases only one constructor takes a layer.
+        GradientAttribution.__init__(self, forward_func)
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        self.layer_baselines = layer_baselines
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True, in Captum's sense: the gradient is multiplied by ``a - E b``."""
+        return True
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        layer_baselines: LayerBaselines = None,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        layer_mask: Tensor | tuple[Tensor, ...] | None = None,
+        attribute_to_layer_input: bool = False,
+        units: UnitKind = "channel",
+        block_size: int | tuple[int, ...] | None = None,
+        n_steps: int = 1,
+    ) -> Any:
+        """Every unit's backpropagated effect on one output.
+
+        Args:
+            inputs: ``(N, C, *spatial)``, or a tuple of such tensors.
+            layer_baselines, layer_mask, attribute_to_layer_input, units, block_size: as in
+                :meth:`LayerAverageTreatmentEffect.attribute`.
+            target: which output to attribute, in all of Captum's forms; needed if there are several.
+            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
+            n_steps: 1 for the gradient at the activation, more for its average over so many midpoints of the path.
+
+        Returns:
+            Attributions like the layer's activation (a tensor or a tuple), every element carrying its unit's whole effect.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
+                and what was expected.
+        """
+        check_integer("n_steps", n_steps, 1)
+        layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
+        problem = prepare_layer(
+            *(differentiable(self.forward_func), self.layer, self.device_ids, inputs, layer_baselines),
+            *(additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size),
+        )
+        return backpropagate(problem, target, n_steps)

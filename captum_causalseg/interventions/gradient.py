@@ -1,0 +1,64 @@
+"""Scores as differentiable functions of the inputs, or of a layer's activation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg.interventions.layer import Activation, _watched
+from captum_causalseg.interventions.units import gather
+
+__all__ = ["scores_of_activation", "scores_of_inputs"]
+
+Scores = Callable[[Sequence[Tensor]], Any]
+
+
+def scores_of_inputs(forward_func: Callable[..., Any], arguments: Sequence[Any]) -> Scores:
+    """What ``forward_func`` returns, as a function of its inputs; the additional arguments stay."""
+
+    def scores(inputs: Sequence[Tensor]) -> Any:
+        # Copies: a model may work in place, on a leaf autograd does not allow it.
+        return forward_func(*(tensor.clone() for tensor in inputs), *gather(arguments, np.arange(len(inputs[0]))))
+
+    return scores
+
+
+def scores_of_activation(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    inputs: Sequence[Tensor],
+    arguments: Sequence[Any],
+    *,
+    at_input: bool = False,
+    device_ids: Sequence[int] | None = None,
+) -> Scores:
+    """What ``forward_func`` returns for these inputs, as a function of the tensors of a layer's activation.
+
+    Args:
+        forward_func: inputs and additional arguments to scores.
+        layer: a module that is called once when it runs.
+        inputs: tensors ``(N, C, *spatial)``.
+        arguments: the additional ones.
+        at_input: the activation is what the layer takes instead of what it returns.
+        device_ids: of a ``DataParallel`` model.
+    """
+
+    def scores(activation: Sequence[Tensor]) -> Any:
+        copies = [tensor.clone() for tensor in activation]
+        by_device = {copies[0].device: copies}
+        if device_ids is not None:
+            # Each replica gets the rows that DataParallel scatters to its device.
+            parts = torch.nn.parallel.scatter_gather.scatter(tuple(copies), list(device_ids))
+            by_device = {part[0].device: list(part) for part in parts}
+
+        def substitute(value: Any) -> Any:
+            found = Activation(value)
+            return found.with_tensors(by_device[found.tensors[0].device])
+
+        examples = np.arange(len(inputs[0]))
+        with _watched(layer, at_input, substitute):
+            return forward_func(*gather(inputs, examples), *gather(arguments, examples))
+
+    return scores

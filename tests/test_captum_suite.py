@@ -1,0 +1,868 @@
+"""Compatibility with Captum: its own test configurations, its wrappers and metrics, and every kind of model and tensor.
+
+`test_captum_dropin.py` holds the input face's arguments against `FeatureAblation`; here come Captum's configurations for both
+faces, the layer face in full, and what both make of precisions, layouts, wrappers of models and of methods.
+"""
+
+import copy
+import sys
+from typing import Any
+
+import captum.attr
+import matplotlib
+import pytest
+import torch
+from captum.attr import (
+    DataLoaderAttribution,
+    DeepLiftShap,
+    FeatureAblation,
+    GradientShap,
+    InputXGradient,
+    LayerAttribution,
+    LayerFeatureAblation,
+    LayerGradientXActivation,
+    NoiseTunnel,
+)
+from captum.attr import visualization as captum_visualization
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor, nn
+
+import captum_causalseg
+from captum_causalseg import (
+    ActivationBank,
+    AverageTreatmentEffect,
+    LayerAverageTreatmentEffect,
+    PdCR,
+    SegmentationTarget,
+    regions,
+)
+
+try:
+    from captum.testing.attr.helpers.gen_test_utils import get_target_layer
+    from captum.testing.attr.helpers.test_config import config as CONFIG
+except ImportError:  # Captum 0.8 ships no captum.testing: the tests parametrized with it are skipped there
+    CONFIG = []
+
+# Included as soon as the package has them.
+GradientTreatmentEffect = getattr(captum_causalseg, "GradientTreatmentEffect", None)
+LayerGradientTreatmentEffect = getattr(captum_causalseg, "LayerGradientTreatmentEffect", None)
+needs_gradient = pytest.mark.skipif(GradientTreatmentEffect is None, reason="no GradientTreatmentEffect yet")
+needs_layer_gradient = pytest.mark.skipif(LayerGradientTreatmentEffect is None, reason="no LayerGradientTreatmentEffect yet")
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tuple_of(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def assert_close(found: Any, expected: Any, atol: float = 1e-5, rtol: float = 1e-5) -> None:
+    assert isinstance(found, tuple) == isinstance(expected, tuple)
+    assert len(tuple_of(found)) == len(tuple_of(expected))
+    for one, other in zip(tuple_of(found), tuple_of(expected)):
+        torch.testing.assert_close(one, other, atol=atol, rtol=rtol)
+
+
+def largest(attributions: Any) -> float:
+    return max(float(part.abs().amax()) for part in tuple_of(attributions))
+
+
+# --- Captum's own configurations (captum.testing) --------------------------------------------------------------------
+#
+# Each says which algorithms take its arguments; ours take those of their next of kin. Where none of ours applies:
+# - configurations of Occlusion slide windows that overlap, and units do not (windows side by side: test_captum_dropin.py);
+# - those of `internal_batch_size` are methods' of integration; `perturbations_per_eval` is the argument here;
+# - lists of layers: one call is one layer (refused, below), several are `component_effects`;
+# - Neuron* methods explain a neuron of a layer: there is no such face, a `forward_func` that returns the neuron does it;
+# - LRP, Lime, KernelShap and FeaturePermutation alone: other arguments.
+
+
+def configurations(algorithm: type, noise_tunnel: bool = False) -> list[Any]:
+    return [
+        pytest.param(case, id=case["name"])
+        for case in CONFIG
+        if algorithm in case["algorithms"]
+        and case.get("noise_tunnel", False) == noise_tunnel
+        and not isinstance(case.get("layer"), list)
+    ]
+
+
+def in_float64(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(in_float64, value))
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def arguments_of(case: dict[str, Any], *without: str) -> dict[str, Any]:
+    return {name: in_float64(value) for name, value in case["attribute_args"].items() if name not in without}
+
+
+def model_of(case: dict[str, Any]) -> nn.Module:
+    """The configuration's model; of the convolutional one the logits, for its probabilities are the same for all classes."""
+    model = copy.deepcopy(case["model"]).double()
+    if hasattr(model, "softmax"):
+        model.softmax = nn.Identity()
+    return model
+
+
+def n_examples(arguments: dict[str, Any]) -> int:
+    return len(tuple_of(arguments["inputs"])[0])
+
+
+def one_example(arguments: dict[str, Any], n: int) -> dict[str, Any]:
+    """The same arguments for the n-th example alone."""
+    total = n_examples(arguments)
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cut(item) for item in value)
+        return value[n : n + 1] if isinstance(value, (Tensor, list)) and len(value) == total else value
+
+    target = arguments.get("target")
+    cut_target = target if isinstance(target, tuple) else cut(target)
+    return {name: cut(value) for name, value in arguments.items()} | {"target": cut_target}
+
+
+def example_by_example(attribute: Any, arguments: dict[str, Any]) -> Any:
+    parts = [attribute(**one_example(arguments, n)) for n in range(n_examples(arguments))]
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(slot) for slot in zip(*parts))
+    return torch.cat(parts)
+
+
+def single_features(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"block_size": 1} if tuple_of(arguments["inputs"])[0].ndim > 2 else {}
+
+
+def test_captums_configurations_are_found_where_captum_ships_them():
+    if captum.__version__.startswith("0.8"):
+        assert CONFIG == []
+    else:
+        assert len(configurations(FeatureAblation)) >= 11
+        assert len(configurations(LayerFeatureAblation)) >= 10
+        assert len(configurations(FeatureAblation, noise_tunnel=True)) >= 6
+
+
+@pytest.mark.parametrize("case", configurations(FeatureAblation))
+def test_input_configurations_equal_feature_ablation_in_a_batch_and_one_by_one(case):
+    arguments = arguments_of(case, "perturbations_per_eval")
+    model = model_of(case)
+    method = AverageTreatmentEffect(model)
+    expected = FeatureAblation(model).attribute(**arguments)
+    own = {"exclude": None, **single_features(arguments)}
+    # Captum pairs a baseline with each example; a tensor is a distribution of donors here, so that only one by one they agree.
+    given = arguments if "baselines" in arguments else arguments | {"baselines": 0}
+    alone = example_by_example(lambda **one: method.attribute(**one, **own), given)
+    assert largest(expected) > 1e-4
+    assert_close(alone, expected)
+    if "baselines" not in arguments:
+        for size in (1, 3, 20):
+            assert_close(method.attribute(**given, **own, perturbations_per_eval=size), expected)
+
+
+@pytest.mark.parametrize("case", [*configurations(GradientShap), *configurations(DeepLiftShap)])
+def test_distributions_of_baselines_are_distributions_of_donors(case):
+    arguments = arguments_of(case, "n_samples", "stdevs")
+    donors = [tuple_of(arguments["baselines"])[i] for i in range(len(tuple_of(arguments["baselines"])))]
+    ablation = FeatureAblation(model_of(case))
+    each = []
+    for d in range(len(donors[0])):
+        baseline = tuple(slot[d : d + 1] for slot in donors)
+        each.append(ablation.attribute(**arguments | {"baselines": baseline if len(baseline) > 1 else baseline[0]}))
+    expected = (
+        tuple(torch.stack(slot).mean(0) for slot in zip(*each)) if isinstance(each[0], tuple) else torch.stack(each).mean(0)
+    )
+    found = AverageTreatmentEffect(model_of(case)).attribute(**arguments, n_screening_draws=0)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("case", configurations(FeatureAblation, noise_tunnel=True))
+def test_noise_tunnel_configurations_without_noise_are_the_plain_attribution(case):
+    arguments = arguments_of(case)
+    plain = arguments_of(case, "nt_samples", "stdevs", "nt_samples_batch_size")
+    method = AverageTreatmentEffect(model_of(case), baselines=0)
+    assert_close(NoiseTunnel(method).attribute(**arguments), method.attribute(**plain))
+
+
+def per_element(model: nn.Module, layer: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Units of one element each, as Captum has them by default."""
+    seen = []
+    with torch.no_grad(), layer.register_forward_hook(lambda m, args, out: seen.append(tuple_of(out)[0].ndim)):
+        model(*tuple_of(arguments["inputs"]), *arguments.get("additional_forward_args", ()))
+    return {"units": "channel_block", "block_size": 1} if seen[0] > 2 else {"units": "channel"}
+
+
+@pytest.mark.parametrize("at_input", [False, True], ids=["output", "input"])
+@pytest.mark.parametrize("case", configurations(LayerFeatureAblation))
+def test_layer_configurations_equal_layer_feature_ablation_in_a_batch_and_one_by_one(case, at_input):
+    model, arguments = model_of(case), arguments_of(case, "perturbations_per_eval") | {"attribute_to_layer_input": at_input}
+    layer = get_target_layer(model, case["layer"])
+    units = per_element(model, layer, arguments_of(case))
+    # Captum 0.9's cannot take lists of targets in a batch.
+    expected = example_by_example(LayerFeatureAblation(model, layer).attribute, arguments)
+    method = LayerAverageTreatmentEffect(model, layer)
+    assert largest(expected) > 1e-4
+    assert_close(example_by_example(lambda **one: method.attribute(**one, **units), arguments), expected)
+    for size in (1, 3, 20):
+        assert_close(method.attribute(**arguments, **units, perturbations_per_eval=size), expected)
+    assert_no_hooks(model)
+
+
+def assert_no_hooks(model: nn.Module) -> None:
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+
+
+@pytest.mark.parametrize("case", configurations(LayerFeatureAblation))
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target": 99},
+        {"target": [0, 1]},
+        {"layer_mask": torch.zeros(1, 77, dtype=torch.int64)},
+        {"layer_baselines": torch.zeros(2, 77)},
+        {"additional_forward_args": (1, 2, 3, 4, 5, 6)},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_hooks_are_gone_after_every_kind_of_error(case, wrong):
+    model = model_of(case)
+    method = LayerAverageTreatmentEffect(model, get_target_layer(model, case["layer"]))
+    with pytest.raises((ValueError, TypeError)):
+        method.attribute(**arguments_of(case, "perturbations_per_eval") | wrong)
+    assert_no_hooks(model)
+
+
+def test_lists_of_layers_are_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(TypeError, match=r"layer: expected a torch\.nn\.Module, got list"):
+        LayerAverageTreatmentEffect(model, [model[0], model[1]])
+
+
+@needs_gradient
+@pytest.mark.parametrize("case", configurations(InputXGradient))
+def test_gradient_configurations_equal_input_x_gradient(case):
+    arguments = arguments_of(case)
+    method = GradientTreatmentEffect(model_of(case))
+    own = {"baselines": 0, **single_features(arguments)}
+    for tensor in tuple_of(arguments["inputs"]):
+        tensor.requires_grad_()  # or Captum warns
+    expected = InputXGradient(model_of(case)).attribute(**arguments)
+    assert_close(method.attribute(**arguments, **own), expected)
+    assert_close(example_by_example(lambda **one: method.attribute(**one, **own), arguments), expected)
+
+
+@needs_layer_gradient
+@pytest.mark.parametrize("case", configurations(LayerGradientXActivation))
+def test_layer_gradient_configurations_equal_layer_gradient_x_activation(case):
+    model, arguments = model_of(case), arguments_of(case)
+    layer = get_target_layer(model, case["layer"])
+    units = per_element(model, layer, arguments)
+    method = LayerGradientTreatmentEffect(model, layer)
+    expected = LayerGradientXActivation(model, layer).attribute(**arguments)
+    assert_close(method.attribute(**arguments, **units), expected)
+    assert_close(example_by_example(lambda **one: method.attribute(**one, **units), arguments), expected)
+    assert_no_hooks(model)
+
+
+# --- The layer face against Captum's LayerFeatureAblation ------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """Convolutions, pooling, a head: logits ``(N, 3)``."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(d)
+            self.first, self.second = CONV[d](2, 4, 3, padding=1), CONV[d](4, 3, 3, padding=1)
+            self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sin(4 * self.second(torch.sin(4 * self.first(x))))
+        return self.head(x.flatten(2).mean(2))
+
+
+class TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(y)
+
+
+class Branched(nn.Module):
+    """A layer with two inputs and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.branches = TwoBranches()
+            self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.branches(torch.sin(x), x**2)
+        return self.head(torch.cat([torch.tanh(first), first[:, :1] * second], 1).flatten(2).mean(2))
+
+
+SPATIAL = {2: (5, 6), 3: (4, 3, 5)}
+# Of the activation (N=2, C, *spatial), made from C and the spatial shape.
+MASKS = {
+    "(C,1,1)": lambda c, s: torch.arange(c).view(-1, *(1,) * len(s)) % 3,
+    "(1,C,1,1)": lambda c, s: torch.arange(c).view(1, -1, *(1,) * len(s)),
+    "(1,1,*S)": lambda c, s: regions.grid(s, 2)[None, None],
+    "(1,C,*S)": lambda c, s: torch.randint(0, 5, (1, c, *s), generator=torch.Generator().manual_seed(1)),
+    "(N,C,*S)": lambda c, s: torch.randint(0, 4, (2, c, *s), generator=torch.Generator().manual_seed(2)),
+    "(N,1,*S)": lambda c, s: torch.randint(0, 4, (2, 1, *s), generator=torch.Generator().manual_seed(3)),
+    "with gaps": lambda c, s: torch.arange(c).view(1, -1, *(1,) * len(s)) * 7 + 3,
+}
+
+
+def assert_equals_layer_ablation(model: nn.Module, layer: nn.Module, inputs: Any, **arguments: Any) -> None:
+    expected = LayerFeatureAblation(model, layer).attribute(inputs, **arguments)
+    assert largest(expected) > 1e-3
+    for size in (1, 7):
+        found = LayerAverageTreatmentEffect(model, layer).attribute(inputs, **arguments, perturbations_per_eval=size)
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("at_input", [False, True], ids=["output", "input"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("d", [2, 3])
+def test_with_one_donor_it_equals_layer_feature_ablation(d, mask, at_input):
+    model, images = Classifier(d).eval(), random(2, 2, *SPATIAL[d])
+    channels = 4 if at_input else 3
+    for baseline in (0, 0.5, random(1, channels, *SPATIAL[d], seed=4)):
+        assert_equals_layer_ablation(
+            model,
+            model.second,
+            images,
+            layer_baselines=baseline,
+            layer_mask=MASKS[mask](channels, SPATIAL[d]),
+            attribute_to_layer_input=at_input,
+            target=1,
+        )
+
+
+@pytest.mark.parametrize("at_input", [False, True], ids=["output", "input"])
+def test_linear_layers_equal_layer_feature_ablation(at_input):
+    torch.manual_seed(0)
+    model, table = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), random(3, 5)
+    width = 6 if at_input else 4
+    for mask in (torch.arange(width)[None], torch.arange(width) % 2, torch.tensor([[9] * width])):
+        for baseline in (0, -1.0, random(1, width, seed=2)):
+            assert_equals_layer_ablation(
+                *(model, model[2], table),
+                layer_baselines=baseline,
+                layer_mask=mask,
+                attribute_to_layer_input=at_input,
+                target=2,
+            )
+
+
+@pytest.mark.parametrize("at_input", [False, True], ids=["output", "input"])
+def test_layers_with_several_tensors_equal_layer_feature_ablation(at_input):
+    model, images = Branched().eval(), random(2, 2, 5, 6)
+    channels = (2, 2) if at_input else (2, 3)
+    masks = torch.arange(channels[0]).view(1, -1, 1, 1), torch.arange(channels[1]).view(1, -1, 1, 1) + 10
+    for baselines in ((0, 0), (0.5, random(1, channels[1], 5, 6, seed=4))):
+        assert_equals_layer_ablation(
+            *(model, model.branches, images),
+            layer_baselines=baselines,
+            layer_mask=masks,
+            attribute_to_layer_input=at_input,
+            target=0,
+        )
+
+
+def test_ids_shared_across_the_tensors_of_a_layer_are_one_unit():
+    model, images = Branched().eval(), random(2, 2, 5, 6)
+    masks = torch.tensor([4, 9]).view(1, 2, 1, 1), torch.tensor([9, 4, 30]).view(1, 3, 1, 1)
+    first, second = LayerAverageTreatmentEffect(model, model.branches).attribute(images, layer_mask=masks, target=1)
+
+    def without(*channels: tuple[int, int]) -> Tensor:
+        def drop(module: nn.Module, args: Any, out: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            kept = tuple(part.clone() for part in out)
+            for slot, channel in channels:
+                kept[slot][:, channel] = 0
+            return kept
+
+        with torch.no_grad(), model.branches.register_forward_hook(drop):
+            return model(images)[:, 1]
+
+    observed = without()
+    for unit, places in {4: ((0, 0), (1, 1)), 9: ((0, 1), (1, 0)), 30: ((1, 2),)}.items():
+        effect = observed - without(*places)
+        for slot, channel in places:
+            torch.testing.assert_close((first, second)[slot][:, channel, 2, 3], effect, msg=f"unit {unit}")
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+@pytest.mark.parametrize("target", [[2, 0], torch.tensor([2, 0]), [(2,), (0,)]], ids=["list", "tensor", "tuples"])
+def test_a_target_per_example_goes_with_its_example_in_any_batch(size, target):
+    """Captum 0.9's LayerFeatureAblation fails there: one by one instead."""
+    model, images = Classifier(2).eval(), random(2, 2, 5, 6)
+    mask = torch.arange(3).view(1, -1, 1, 1)
+    ablation = LayerFeatureAblation(model, model.second)
+    expected = torch.cat(
+        [ablation.attribute(images[n : n + 1], target=picked, layer_mask=mask) for n, picked in enumerate((2, 0))]
+    )
+    found = LayerAverageTreatmentEffect(model, model.second).attribute(images, target=target, perturbations_per_eval=size)
+    assert_close(found, expected)
+
+
+def test_models_of_several_inputs_and_additional_arguments_equal_layer_feature_ablation():
+    class Fused(Classifier):
+        def forward(self, x: Tensor, table: Tensor, shift: Tensor, scale: float, mode: str) -> Tensor:
+            assert mode == "plain"
+            return super().forward(x * scale) * (1 + table[:, :3]) + shift[:, None]
+
+    model, inputs = Fused(2).eval(), (random(2, 2, 5, 6), random(2, 4, seed=1))
+    mask = torch.arange(3).view(1, -1, 1, 1)
+    further = (torch.tensor([0.5, -2.0]), 0.7, "plain")
+    for layer in (model.second, model.head):
+        own_mask = {"layer_mask": mask} if layer is model.second else {}
+        assert_equals_layer_ablation(model, layer, inputs, target=1, additional_forward_args=further, **own_mask)
+
+
+# --- Additional arguments and donor images ---------------------------------------------------------------------------
+
+
+class Scaled(Classifier):
+    def forward(self, x: Tensor, shift: Any = 0.0, options: Any = (1.0,)) -> Tensor:
+        shift = shift.view(-1, 1) if isinstance(shift, Tensor) and shift.ndim else shift
+        return super().forward(x * options[0] + 0.0) + shift
+
+
+@pytest.mark.parametrize("further", [(0.0, [0.5]), (torch.tensor(0.0), [0.5]), (0.0, (0.5,))], ids=["list", "scalar", "tuple"])
+def test_donor_images_are_run_with_the_additional_arguments(further):
+    model, images, donors = Scaled(2).eval(), random(2, 2, 5, 6), random(4, 2, 5, 6, seed=3)
+    with torch.no_grad():
+        activations = model.second(torch.sin(4 * model.first(donors * 0.5)))
+    method = LayerAverageTreatmentEffect(model, model.second)
+    everything = {"target": 1, "additional_forward_args": further, "n_screening_draws": 0}
+    bank = ActivationBank(donors)
+    expected = method.attribute(images, layer_baselines=activations, **everything)
+    for given in (donors, bank, bank):
+        assert_close(method.attribute(images, layer_baselines=given, **everything), expected)
+    other = method.attribute(images, layer_baselines=bank, **everything | {"additional_forward_args": (0.0, [0.9])})
+    assert float((other - expected).abs().amax()) > 1e-3
+
+
+def test_donor_images_have_no_entry_in_additional_tensors_per_example():
+    model, images, donors = Scaled(2).eval(), random(2, 2, 5, 6), random(4, 2, 5, 6, seed=3)
+    method, further = LayerAverageTreatmentEffect(model, model.second), (torch.tensor([0.5, 1.0]), [1.0])
+    with pytest.raises(ValueError, match="layer_baselines: donor images cannot be run, for the model takes additional tensors"):
+        method.attribute(images, layer_baselines=donors, target=1, additional_forward_args=further)
+    by_number = method.attribute(images, layer_baselines=0, target=1, additional_forward_args=further)
+    assert_close(by_number, method.attribute(images, layer_baselines=0, target=1))
+
+
+def test_masks_that_are_arguments_do_not_keep_donor_images_from_the_model():
+    case = Case()
+    rois = torch.stack([case.roi, case.roi.flip(0)])
+    target = SegmentationTarget(case.model, roi="argument", reference=case.reference, metric="soft_dice")
+    found = case.layer(target=target).attribute(
+        case.images, layer_baselines=case.donors, additional_forward_args=rois, **case.quick
+    )
+    for n in range(2):
+        alone = SegmentationTarget(case.model, roi=rois[n], reference=case.reference, metric="soft_dice")
+        single = case.layer(target=alone).attribute(case.images[n : n + 1], layer_baselines=case.donors, **case.quick)
+        assert_close(found[n : n + 1], single)
+
+
+def test_donor_images_of_integers_are_refused():
+    case = Case()
+    with pytest.raises(ValueError, match=r"layer_baselines: donor images are torch\.uint8: normalize them"):
+        case.layer().attribute(case.images, layer_baselines=(255 * case.donors).byte(), target=1)
+
+
+# --- A segmentation model, both faces --------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self, d: int = 2) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(11)
+            self.early, self.middle, self.late = (
+                CONV[d](1, 4, 3, padding=1),
+                CONV[d](4, 4, 3, padding=1),
+                CONV[d](4, 2, 3, padding=1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 6 * self.late(torch.sin(3 * self.middle(torch.sin(3 * self.early(x)))))
+
+
+class Case:
+    """A segmentation problem and the faces over it; `dtype` of model, images and donors."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.quick = {"target": 1, "n_draws": 5, "n_screening_draws": 0}
+        self.model = Net().to(dtype).eval()
+        self.images, self.donors = random(2, 1, 8, 8).to(dtype), random(5, 1, 8, 8, seed=9).to(dtype)
+        self.roi = regions.box((8, 8), start=2, size=4)
+        self.reference = (random(8, 8, seed=1) > 0.5).long()
+
+    def target(self, model: nn.Module | None = None) -> SegmentationTarget:
+        model = self.model if model is None else model
+        return SegmentationTarget(model, roi=self.roi, reference=self.reference, metric="soft_dice", activation="softmax")
+
+    def input(self, model: nn.Module | None = None) -> AverageTreatmentEffect:
+        return AverageTreatmentEffect(self.target(model))
+
+    def layer(self, model: nn.Module | None = None, target: Any = None, **options: Any) -> LayerAverageTreatmentEffect:
+        return LayerAverageTreatmentEffect(target or self.target(model), self.model.middle, **options)
+
+    def attribute(self, face: str, images: Tensor | None = None, model: nn.Module | None = None, donors: Any = None) -> Tensor:
+        images, donors = self.images if images is None else images, self.donors if donors is None else donors
+        if face == "input":
+            return self.input(model).attribute(images, baselines=donors, block_size=2, exclude=None, **self.quick)
+        if face == "layer":
+            return self.layer(model).attribute(images, layer_baselines=donors, **self.quick)
+        if face == "gradient":
+            return GradientTreatmentEffect(self.target(model)).attribute(images, baselines=donors, block_size=2, target=1)
+        return LayerGradientTreatmentEffect(self.target(model), self.model.middle).attribute(
+            images, layer_baselines=donors, target=1
+        )
+
+
+FACES = ["input", "layer"]
+ALL_FACES = [
+    *FACES,
+    pytest.param("gradient", marks=needs_gradient),
+    pytest.param("layer gradient", marks=needs_layer_gradient),
+]
+
+
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_the_case_is_not_dull(face):
+    assert largest(Case().attribute(face)) > 0.01
+
+
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_float64_gives_what_float32_gives(face):
+    found = Case(torch.float64).attribute(face)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), Case().attribute(face), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_half_precision_models_give_nearly_what_float32_gives(face, dtype):
+    found = Case(dtype).attribute(face)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), Case().attribute(face), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("face", FACES)
+def test_donors_of_another_precision_are_converted(face, dtype):
+    case = Case(dtype)
+    found = case.attribute(face, donors=Case().donors)
+    torch.testing.assert_close(found, case.attribute(face), atol=0.01, rtol=0)
+    assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"memory_budget": 1}, {"reduction": "mean"}], ids=["memory", "file", "mean"])
+def test_banks_of_half_precision_activations(dtype, options):
+    found = Case(dtype).attribute("layer", donors=ActivationBank(Case(dtype).donors, **options))
+    expected = Case().attribute("layer", donors=ActivationBank(Case().donors, **options))
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_under_autocast_it_gives_nearly_what_float32_gives(face, dtype):
+    case = Case()
+    expected = case.attribute(face)
+    with torch.autocast("cpu", dtype=dtype):
+        found = case.attribute(face)
+    # Inputs stay float32; the layer's activation is in the lower precision then, and so is its attribution.
+    assert found.dtype == (dtype if "layer" in face else torch.float32)
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0)
+    assert float((found.float() - expected).abs().amax()) > 0, "autocast was in force"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_observed_and_intervened_scores_are_of_one_precision(dtype):
+    """Autocast does not reach into vmap: there an intervention that changes nothing would seem to have an effect."""
+    case = Case()
+    model = nn.Sequential(nn.Identity(), case.model)
+    method = LayerAverageTreatmentEffect(case.target(model), model[0])
+    with torch.autocast("cpu", dtype=dtype):
+        attributions = method.attribute(
+            case.images[:1], layer_baselines=case.images[:1], units="block", block_size=4, target=1, n_screening_draws=0
+        )
+    assert torch.equal(attributions, torch.zeros_like(attributions))
+
+
+def test_a_bank_recorded_under_autocast_is_recorded_anew_without():
+    case = Case()
+    bank = ActivationBank(case.donors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        case.attribute("layer", donors=bank)
+    assert torch.equal(case.attribute("layer", donors=bank), case.attribute("layer"))
+
+
+LAYOUTS = {
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "every other column": lambda x: torch.stack([x, -x], -1).flatten(-2)[..., ::2],
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "part of a batch": lambda x: torch.cat([x, x], 1)[:, :1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_memory_layouts_of_images_and_donors_make_no_difference(face, layout):
+    case = Case()
+    expected = case.attribute(face)
+    found = case.attribute(face, images=LAYOUTS[layout](case.images), donors=LAYOUTS[layout](case.donors))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_channels_last_models(face):
+    case = Case()
+    expected = case.attribute(face)
+    case.model.to(memory_format=torch.channels_last)
+    found = case.attribute(face, images=LAYOUTS["channels_last"](case.images))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_one_image_expanded_to_a_batch(face):
+    case = Case()
+    found = case.attribute(face, images=case.images[:1].expand(3, 1, 8, 8))
+    torch.testing.assert_close(found, case.attribute(face)[:1].expand(found.shape), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_tensors_that_require_grad_make_no_difference_and_gather_none(face):
+    case = Case()
+    expected = case.attribute(face)
+    leaf, donors = case.images.clone().requires_grad_(), case.donors.clone().requires_grad_()
+    for images in (leaf, leaf * 1.0):
+        found = case.attribute(face, images=images, donors=donors)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        assert not found.requires_grad
+    assert leaf.grad is None
+    assert donors.grad is None
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in case.model.parameters())
+    assert leaf.requires_grad
+
+
+def test_activations_that_require_grad_serve_as_donors():
+    case = Case()
+    activations = case.model.middle(torch.sin(3 * case.model.early(case.donors)))
+    assert activations.requires_grad
+    found = case.attribute("layer", donors=activations)
+    torch.testing.assert_close(found, case.attribute("layer"), atol=1e-6, rtol=0)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("face", FACES)
+def test_the_callers_grad_mode_makes_no_difference(face, context):
+    case = Case()
+    expected = case.attribute(face)
+    with context():
+        found = case.attribute(face, images=case.images.clone())
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+# --- Captum's wrappers, metrics and pictures over the layer face -----------------------------------------------------
+
+
+@pytest.mark.parametrize("nt_type", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_noise_tunnel_runs_over_the_layer_face(nt_type, n):
+    case = Case()
+    method = case.layer(layer_baselines=ActivationBank(case.donors))
+    images = case.images[:n]
+    plain = method.attribute(images, **case.quick)
+    noisy = NoiseTunnel(method).attribute(images, nt_type=nt_type, nt_samples=3, stdevs=0.1, **case.quick)
+    still = NoiseTunnel(method).attribute(
+        images, nt_type=nt_type, nt_samples=3, nt_samples_batch_size=2, stdevs=1e-6, **case.quick
+    )
+    assert noisy.shape == still.shape == plain.shape == (n, 4, 8, 8)
+    expected = {"smoothgrad": plain, "smoothgrad_sq": plain**2, "vargrad": torch.zeros_like(plain)}[nt_type]
+    torch.testing.assert_close(still, expected, atol=1e-5, rtol=0)
+    assert largest(noisy - still) > 1e-4
+
+
+def test_noise_tunnel_repeats_targets_and_masks_with_the_examples():
+    case = Case()
+    method = case.layer(layer_baselines=case.donors)
+    mask = torch.randint(0, 3, (2, 4, 1, 1), generator=torch.Generator().manual_seed(0))
+    one_by_one = [
+        method.attribute(case.images[n : n + 1], target=n, layer_mask=mask[n : n + 1], n_screening_draws=0) for n in range(2)
+    ]
+    # Captum repeats feature_mask but knows no layer_mask: one per example needs as many samples per batch as examples.
+    shared = mask[:1]
+    first = method.attribute(case.images, target=[0, 1], layer_mask=shared, n_screening_draws=0)
+    smooth = NoiseTunnel(method).attribute(
+        case.images, nt_samples=2, stdevs=1e-6, target=[0, 1], layer_mask=shared, n_screening_draws=0
+    )
+    torch.testing.assert_close(smooth, first, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        method.attribute(case.images, target=[0, 1], layer_mask=mask, n_screening_draws=0),
+        torch.cat(one_by_one),
+        atol=1e-6,
+        rtol=0,
+    )
+    with pytest.raises(ValueError, match=r"layer_mask: shape \(2, 4, 1, 1\) cannot be broadcast"):
+        NoiseTunnel(method).attribute(case.images, nt_samples=2, target=0, layer_mask=mask)
+
+
+def test_sensitivity_max_runs_over_the_layer_face():
+    case = Case()
+    method = case.layer(layer_baselines=case.donors)
+
+    def explain(*inputs: Any, **arguments: Any) -> tuple[Tensor]:
+        return (method.attribute(*inputs, **arguments),)
+
+    moved = sensitivity_max(explain, case.images, perturb_radius=0.2, n_perturb_samples=2, **case.quick)
+    assert moved.shape == (2,)
+    assert bool((moved > 0).all())
+    still = sensitivity_max(explain, case.images, lambda x: x, n_perturb_samples=2, **case.quick)
+    assert torch.equal(still, torch.zeros(2)), "the same donors for every perturbed copy"
+
+
+@pytest.mark.parametrize("kind", [LayerAverageTreatmentEffect, LayerFeatureAblation])
+def test_sensitivity_max_needs_a_tuple_of_any_layer_method(kind):
+    """It passes the inputs as a tuple and takes it that a tuple comes back; layer methods return what the layer does."""
+    case = Case()
+    with pytest.raises(RuntimeError, match="must match the size"):
+        sensitivity_max(kind(case.target(), case.model.middle).attribute, case.images, n_perturb_samples=2, target=1)
+
+
+def on_the_image(attributions: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    return LayerAttribution.interpolate(attributions.sum(1, keepdim=True), spatial, interpolate_mode="bilinear")
+
+
+def test_infidelity_runs_over_the_layers_attributions_on_the_image():
+    case = Case()
+    image_wise = on_the_image(case.attribute("layer"), (8, 8))
+    assert image_wise.shape == case.images.shape
+
+    def perturb(x: Tensor) -> tuple[Tensor, Tensor]:
+        noise = 0.1 * torch.randn_like(x)
+        return noise, x - noise
+
+    value = infidelity(case.target(), perturb, case.images, image_wise, target=1, n_perturb_samples=3)
+    assert value.shape == (2,)
+    assert bool((value >= 0).all())
+
+
+@pytest.mark.parametrize("method", ["heat_map", "blended_heat_map", "masked_image", "alpha_scaling"])
+@pytest.mark.parametrize("face", FACES)
+def test_captums_picture_takes_the_attributions(face, method):
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    case = Case()
+    attributions = case.attribute(face)
+    attributions = attributions if face == "input" else on_the_image(attributions, (8, 8))
+    sign = "all" if "heat_map" in method else "absolute_value"
+    figure, _ = captum_visualization.visualize_image_attr(
+        attributions[0].permute(1, 2, 0).numpy(),
+        case.images[0].expand(3, 8, 8).permute(1, 2, 0).numpy(),
+        method=method,
+        sign=sign,
+        use_pyplot=False,
+    )
+    assert figure.axes[0].images
+    pyplot.close("all")
+
+
+def test_layer_attributions_are_upsampled_by_captums_own_method():
+    attributions = torch.tensor([[[[1.0, -2.0]]]])
+    assert LayerAverageTreatmentEffect.interpolate(attributions, (1, 4)).tolist() == [[[[1.0, 1.0, -2.0, -2.0]]]]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [AverageTreatmentEffect(lambda x: x.sum(1)), PdCR(lambda x: x.sum(1)), LayerAverageTreatmentEffect(*[nn.Linear(3, 1)] * 2)],
+    ids=lambda method: type(method).__name__,
+)
+def test_dataloader_attribution_takes_captums_own_classes_alone(method):
+    """It looks the very type up in a list: a subclass of FeatureAblation, changed in nothing, is rejected as well."""
+
+    class Mine(FeatureAblation):
+        pass
+
+    for rejected in (method, Mine(lambda x: x.sum(1))):
+        with pytest.raises(AssertionError, match="DataloaderAttribution does not support"):
+            DataLoaderAttribution(rejected)
+    assert DataLoaderAttribution(FeatureAblation(lambda x: x.sum(1)))
+
+
+# --- Models in wrappers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA it spreads the batch: test_devices.py")
+@pytest.mark.parametrize("face", ALL_FACES)
+def test_data_parallel_without_cuda_calls_its_module(face):
+    case = Case()
+    parallel = nn.DataParallel(case.model)
+    assert parallel.device_ids == []
+    assert torch.equal(case.attribute(face, model=parallel), case.attribute(face))
+
+
+def test_no_device_ids_are_the_same_as_none():
+    case = Case()
+    by_ids = case.layer(device_ids=[]).attribute(case.images, layer_baselines=case.donors, **case.quick)
+    assert torch.equal(by_ids, case.attribute("layer"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("how", ["trace", "script"])
+def test_torchscript_models_on_the_input_face(how):
+    case = Case()
+    scripted = torch.jit.trace(case.model, case.images) if how == "trace" else torch.jit.script(case.model)
+    torch.testing.assert_close(case.attribute("input", model=scripted), case.attribute("input"), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="hooks do not run inside TorchScript; give the eager module"):
+        LayerAverageTreatmentEffect(case.target(scripted), scripted.middle).attribute(case.images, target=1)
+
+
+@pytest.fixture
+def compiled():
+    """Compiles without a compiler: graphs are captured and guarded, and then run as they are."""
+    yield lambda model: torch.compile(model, backend="eager")
+    torch._dynamo.reset()
+
+
+# Dynamo looks at .grad of every tensor that requires it and warns of what it sees itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("face", ALL_FACES)
+@pytest.mark.parametrize("first", ["it is called first", "it is explained first"])
+def test_compiled_models(compiled, face, first):
+    """Layers run uncompiled, for code that was compiled without the hook does not call it."""
+    if face != "input" and not hasattr(torch.compiler, "set_stance"):
+        pytest.skip("torch 2.5 cannot run a compiled model uncompiled: give the original module")
+    case = Case()
+    expected, outputs = case.attribute(face), case.model(case.images).detach()
+    model = compiled(case.model)
+    if first == "it is called first":
+        for n in (1, 2, 5):
+            model(random(n, 1, 8, 8))
+            with torch.no_grad():
+                model(random(n, 1, 8, 8))
+    found = case.attribute(face, model=model)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(case.images).detach(), outputs, msg="no intervention was compiled into the model")
+    assert "torch._dynamo" in sys.modules
