@@ -20,6 +20,11 @@ class SizedImages(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+def as_tensor(values: Any) -> Tensor:
+    """A tensor where it is, or an array on the CPU: wherever new tensors are made by default."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+
+
 class BankImages:
     """Images of a bank by number, as tensors; lazily read ones pass through a small cache."""
 
@@ -45,7 +50,7 @@ class BankImages:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        image = torch.as_tensor(self._images[index]).detach()
+        image = as_tensor(self._images[index]).detach()
         image = image.as_subclass(Tensor) if type(image) is not Tensor else image
         if self._shapes.setdefault(index, tuple(image.shape)) != tuple(image.shape):
             raise ValueError(f"images: donor image {index} changed its shape between two reads; the data set must be fixed")
@@ -83,7 +88,7 @@ class FolderImages:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = torch.as_tensor(self._load(self._files[index])).as_subclass(Tensor)
+        image = as_tensor(self._load(self._files[index])).as_subclass(Tensor)
         return image if self._transform is None else self._transform(image)
 
 

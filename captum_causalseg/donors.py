@@ -53,7 +53,7 @@ class Constant(DonorSource):
 
     def __init__(self, value: float | Sequence[float]) -> None:
         self.value = value
-        self._values = torch.as_tensor(value, dtype=torch.float64)
+        self._values = torch.as_tensor(value, dtype=torch.float64, device="cpu")
         if self._values.ndim > 1 or not bool(self._values.isfinite().all()):
             raise ValueError(f"value: expected a finite number, or one per channel, got {value}")
 
@@ -89,8 +89,8 @@ class Blur(DonorSource):
         n_spatial = images.ndim - 2
         if n_spatial < 1:
             raise ValueError("baselines: Blur needs images with spatial axes")
-        smooth = GaussianFilter(n_spatial, self.sigma).to(images)
-        with torch.no_grad():
+        with torch.device(images.device), torch.no_grad():
+            smooth = GaussianFilter(n_spatial, self.sigma).to(images)
             # A blurred field of ones makes up for the zeros that the filter sees beyond the image's edge.
             blurred = smooth(images.detach()) / smooth(torch.ones_like(images[:1, :1]))
         return BoundWhole(blurred)

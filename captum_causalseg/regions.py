@@ -42,7 +42,7 @@ def box(spatial_shape: Sequence[int], start: int | Sequence[int], size: int | Se
             raise ValueError(
                 f"start, size: the box {begin}..{begin + length} leaves axis {axis} of the image, which has {total} pixels"
             )
-    mask = torch.zeros(shape, dtype=torch.bool)
+    mask = torch.zeros(shape, dtype=torch.bool, device="cpu")
     mask[tuple(slice(begin, begin + length) for begin, length in zip(starts, sizes))] = True
     return mask
 
@@ -115,7 +115,7 @@ def predicted(prediction: Array, label: int = 1) -> Tensor:
         >>> regions.predicted(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]).movedim(-1, 1), label=1).shape
         torch.Size([1, 1, 2])
     """
-    values = torch.as_tensor(prediction)
+    values = prediction if isinstance(prediction, Tensor) else torch.from_numpy(np.asarray(prediction))
     if values.ndim < 3:
         raise ValueError(f"prediction: expected shape (N, C, *spatial), got {tuple(values.shape)}")
     classes = values.shape[1]
@@ -157,9 +157,9 @@ def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tenso
         raise ValueError(f"block_size: expected positive numbers of pixels, got {block_size}")
     if any(size > length for size, length in zip(sizes, shape)):
         raise ValueError(f"block_size: a block of {sizes} is larger than the image of {shape}")
-    units = torch.zeros(shape, dtype=torch.int64)
+    units = torch.zeros(shape, dtype=torch.int64, device="cpu")
     for axis, (length, size) in enumerate(zip(shape, sizes)):
-        along = torch.arange(length) // size
+        along = torch.arange(length, device="cpu") // size
         units = units * math.ceil(length / size) + along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
     return units
 

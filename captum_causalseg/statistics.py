@@ -173,7 +173,7 @@ class TreatmentEffectStatistics:
         maps = []
         for mask, shape in zip(self.feature_mask, self.input_shapes):
             index = torch.searchsorted(self.unit_ids, mask.contiguous())
-            example = torch.arange(shape[0]).view(-1, *(1,) * (mask.ndim - 1))
+            example = torch.arange(shape[0], device="cpu").view(-1, *(1,) * (mask.ndim - 1))
             maps.append(values[example, index].expand(shape).contiguous())
         return tuple(maps) if self.inputs_are_tuple else maps[0]
 
@@ -342,8 +342,8 @@ def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int
     if target is None:
         if count != 1:
             raise ValueError(f"target: the forward function has {described} per example; say which one")
-        return torch.zeros(n_examples, dtype=torch.int64)
-    indices = torch.arange(count).reshape(1, *output_shape).expand(n_examples, *output_shape)
+        return torch.zeros(n_examples, dtype=torch.int64, device="cpu")
+    indices = torch.arange(count, device="cpu").reshape(1, *output_shape).expand(n_examples, *output_shape)
     try:
         chosen: Tensor = select_targets(indices, target)
     except (IndexError, RuntimeError, AssertionError) as error:

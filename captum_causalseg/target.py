@@ -390,7 +390,7 @@ class SegmentationTarget(nn.Module):
             logits = logits.float()
         activation, exclusive = self._resolve(logits)
         if masks is None:
-            masks = torch.ones((1, 1, *logits.shape[2:]), dtype=torch.bool)
+            masks = torch.ones((1, 1, *logits.shape[2:]), dtype=torch.bool, device=logits.device)
         masks = masks.to(logits.device)
         truth = None
         if reference is not None:

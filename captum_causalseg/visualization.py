@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -209,4 +208,5 @@ def _round_up(value: float) -> float:
 
 def _first(maps: Any) -> Tensor:
     """The map of the first input."""
-    return maps[0] if isinstance(maps, tuple) else torch.as_tensor(maps)
+    first: Tensor = maps[0] if isinstance(maps, tuple) else maps
+    return first

@@ -159,16 +159,6 @@ if LayerGradientTreatmentEffect is not None:
 # --- Without a GPU ---------------------------------------------------------------------------------------------------
 
 
-# Bookkeeping that stays on the CPU, next to numpy; what of it meets data is moved there first.
-ALLOWED = {
-    ("regions.py", "grid"): "units are looked up with numpy",
-    ("statistics.py", "to_map"): "statistics are on the CPU",
-    ("statistics.py", "target_index"): "statistics are on the CPU",
-    ("donors.py", "__init__"): "a constant's value, made before any data is seen; moved when pasted",
-    ("target.py", "_score"): "the RoI of the whole image, moved on the next line",
-}
-
-
 class MadeAnywhere(TorchFunctionMode):
     """Notes every tensor that the package's own code makes without saying on which device."""
 
@@ -182,7 +172,7 @@ class MadeAnywhere(TorchFunctionMode):
             caller = sys._getframe(1)
             path, name = Path(caller.f_code.co_filename), caller.f_code.co_name
             of_a_tensor = func is torch.as_tensor and isinstance(args[0], Tensor)  # stays where it is
-            if PACKAGE in path.parents and not of_a_tensor and (path.name, name) not in ALLOWED:
+            if PACKAGE in path.parents and not of_a_tensor:
                 self.places.add(f"{path.relative_to(PACKAGE)}:{caller.f_lineno} {name} {func.__name__}")
         return func(*args, **kwargs)
 
@@ -203,9 +193,6 @@ def test_no_tensor_is_made_without_saying_where(face):
     assert not made.places
 
 
-@pytest.mark.xfail(
-    reason="regions.grid, statistics, Constant, Blur and donor images still go by the default device", strict=True
-)
 @pytest.mark.parametrize("face", FACES)
 def test_the_default_device_makes_no_difference(face):
     """As under torch.set_default_device("cuda"): what is made there and meets the data is an error."""
@@ -258,9 +245,6 @@ def test_on_a_gpu_the_same_call_gives_the_same_bits(face):
 
 
 @pytest.mark.gpu
-@pytest.mark.xfail(
-    reason="regions.grid, statistics, Constant, Blur and donor images still go by the default device", strict=True
-)
 @pytest.mark.parametrize("face", FACES)
 def test_on_a_gpu_the_default_device_makes_no_difference(face):
     assert_default_device_makes_no_difference(face, Problem("cuda"))
