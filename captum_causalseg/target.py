@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captum_causalseg._masks import (
+    batch_error,
+    check_roi,
+    is_one_hot,
+    mask_argument,
+    mask_source,
+    one_hot,
+    reference_of_batch,
+    roi_of_batch,
+)
+from captum_causalseg._outputs import find_logits, first_image
 from captum_causalseg._state import undisturbed
 from captum_causalseg.metrics import METRICS, Metric
 
@@ -18,7 +29,6 @@ __all__ = ["SegmentationTarget"]
 logger = logging.getLogger(__name__)
 
 Activation = Literal["auto", "sigmoid", "softmax", "none"]
-_OUTPUT_NAMES = ("out", "logits", "pred")
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -96,10 +106,10 @@ class SegmentationTarget(nn.Module):
         self.threshold = float(threshold)
         self.empty_score = float(empty_score)
         self.output = output
-        self._roi_source, roi_mask = _mask_source("roi", roi)
-        self._reference_source, reference_mask = _mask_source("reference", reference)
+        self._roi_source, roi_mask = mask_source("roi", roi)
+        self._reference_source, reference_mask = mask_source("reference", reference)
         self._check_reference()
-        self.register_buffer("roi", None if roi_mask is None else _check_roi(roi_mask), persistent=False)
+        self.register_buffer("roi", None if roi_mask is None else check_roi(roi_mask), persistent=False)
         self.register_buffer("reference", reference_mask, persistent=False)
         # Of masks given per example that a method made arguments: one mask per class, if that is how they read after all.
         self._shared_reading: Tensor | None = None
@@ -165,8 +175,8 @@ class SegmentationTarget(nn.Module):
 
     def logits(self, *inputs: Any) -> Tensor:
         """What the model returns, found and resized to the input: ``(N, C, *spatial)``."""
-        image = _first_tensor(inputs)
-        logits = self._find_logits(self.model(*inputs))
+        image = first_image(inputs)
+        logits = find_logits(self.model(*inputs), self.output)
         spatial = image.shape[2:]
         if logits.ndim == image.ndim - 1 and logits.shape[1:] == spatial:
             logits = logits.unsqueeze(1)
@@ -242,7 +252,7 @@ class SegmentationTarget(nn.Module):
             if name == "reference" and mask.ndim - n_spatial == 1 and mask.shape[0] != n_examples:
                 continue  # one-hot for all examples, (C, *spatial)
             if mask.shape[0] != n_examples:
-                raise ValueError(_batch_error(name, mask.shape[0], n_examples))
+                raise ValueError(batch_error(name, mask.shape[0], n_examples))
             moved[name] = mask
         if not moved:
             return self, additional_forward_args
@@ -261,8 +271,8 @@ class SegmentationTarget(nn.Module):
     def roi_masks(self, inputs: tuple[Any, ...]) -> Tensor | None:
         """The RoIs for a call with these positional arguments, ``(N or 1, R, *spatial)``; ``None`` for the whole image."""
         inputs, roi, _ = self._take_masks(inputs)
-        image = _first_tensor(inputs)
-        return None if roi is None else self._roi_of_batch(roi, image.shape[2:], image.shape[0])
+        image = first_image(inputs)
+        return None if roi is None else roi_of_batch(roi, image.shape[2:], image.shape[0], self._roi_source == "argument")
 
     def output_axes(self, n_axes: int, spatial: Sequence[int]) -> tuple[str, ...]:
         """Names of the ``n_axes`` axes of the scores after the first: ``"class"``, ``"roi"``; ``"score"`` for one's own metric.
@@ -310,44 +320,19 @@ class SegmentationTarget(nn.Module):
     def _take_masks(self, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor | None, Tensor | None]:
         roi, reference = self.roi, self.reference
         if self._reference_source == "argument":
-            inputs, reference = inputs[:-1], _mask_argument("reference", inputs)
+            inputs, reference = inputs[:-1], mask_argument("reference", inputs)
         if self._roi_source == "argument":
-            inputs, roi = inputs[:-1], _check_roi(_mask_argument("roi", inputs))
+            inputs, roi = inputs[:-1], check_roi(mask_argument("roi", inputs))
         return inputs, roi, reference
 
     def _masks_of_call(self, inputs: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None, Tensor | None, torch.Size]:
         """The RoI as it was given, RoI and reference as they fit this batch, and its spatial shape."""
         inputs, roi, reference = self._take_masks(inputs)
-        image = _first_tensor(inputs)
+        image = first_image(inputs)
         n, spatial = image.shape[0], image.shape[2:]
-        masks = None if roi is None else self._roi_of_batch(roi, spatial, n)
-        truth = None if reference is None else self._reference_of_batch(reference, spatial, n)
+        masks = None if roi is None else roi_of_batch(roi, spatial, n, self._roi_source == "argument")
+        truth = None if reference is None else reference_of_batch(reference, spatial, n, self._reference_source == "argument")
         return roi, masks, truth, spatial
-
-    def _find_logits(self, returned: Any) -> Tensor:
-        found = returned
-        if callable(self.output):
-            found = self.output(returned)
-        elif self.output is not None:
-            by_name = isinstance(self.output, str) and not isinstance(returned, Mapping)
-            try:
-                found = getattr(returned, str(self.output)) if by_name else returned[self.output]
-            except (AttributeError, LookupError, TypeError):
-                found = None
-        else:
-            names = [name for name in _OUTPUT_NAMES if _has(found, name)]
-            if names:
-                found = found[names[0]] if isinstance(found, Mapping) else getattr(found, names[0])
-            while isinstance(found, (list, tuple)) and found:
-                found = found[0]
-        if not isinstance(found, Tensor):
-            held = f" with keys {sorted(map(str, returned))}" if isinstance(returned, Mapping) else ""
-            where = "" if self.output is None else f" at output={self.output!r}"
-            raise TypeError(
-                f"model: no logits found in what it returns ({type(returned).__name__}{held}){where}; "
-                "say where they are with `output` (a key, an index or a callable)"
-            )
-        return found.as_subclass(Tensor) if type(found) is not Tensor else found
 
     def _resolve(self, logits: Tensor) -> tuple[str, bool]:
         """The activation in force and whether classes exclude each other; settled on the first output seen."""
@@ -395,9 +380,9 @@ class SegmentationTarget(nn.Module):
         truth = None
         if reference is not None:
             n, channels = logits.shape[:2]
-            if self._shared_reading is not None and _is_one_hot(self._shared_reading, channels, exclusive):
+            if self._shared_reading is not None and is_one_hot(self._shared_reading, channels, exclusive):
                 reference = self._shared_reading
-            truth = self._one_hot(reference.to(logits.device), n, channels, exclusive, logits.ndim - 2).to(logits.dtype)
+            truth = one_hot(reference.to(logits.device), n, channels, logits.ndim - 2, activation, exclusive).to(logits.dtype)
         prediction = self._prediction(logits, activation, exclusive)
         if callable(self.metric):
             return self._user_score(prediction, truth, masks)
@@ -437,81 +422,6 @@ class SegmentationTarget(nn.Module):
         lead = roi.ndim - len(spatial)
         return (lead == 1 and self._roi_source == "given") or (lead == 2 and roi.shape[1] > 1)
 
-    def _roi_of_batch(self, roi: Tensor, spatial: torch.Size, n: int) -> Tensor:
-        """``(N or 1, R, *spatial)``; nothing is broadcast but a mask that was given for all examples."""
-        lead = roi.ndim - len(spatial)
-        if not 0 <= lead <= 2 or roi.shape[lead:] != spatial:
-            raise ValueError(
-                f"roi: expected a mask of the images' spatial shape {tuple(spatial)} (or a stack of such masks), "
-                f"got {tuple(roi.shape)}"
-            )
-        if self._roi_source == "argument":
-            if lead == 0:
-                raise ValueError(f"roi: as an argument it needs a batch axis, got {tuple(roi.shape)}")
-            masks = roi.unsqueeze(1) if lead == 1 else roi
-        else:
-            masks = roi.reshape((1,) * (2 - lead) + tuple(roi.shape))
-        if masks.shape[0] not in ((n,) if self._roi_source == "argument" else (1, n)):
-            raise ValueError(_batch_error("roi", masks.shape[0], n))
-        empty = (~masks.flatten(2).any(-1)).nonzero().tolist()
-        if empty:
-            raise ValueError(f"roi: it is empty for (example, RoI) {empty}")
-        return masks
-
-    def _reference_of_batch(self, reference: Tensor, spatial: torch.Size, n: int) -> Tensor:
-        """The reference as ``(*spatial)``, ``(K, *spatial)`` or ``(N or 1, K, *spatial)``, its shape checked."""
-        lead = reference.ndim - len(spatial)
-        if not 0 <= lead <= 2 or reference.shape[lead:] != spatial:
-            raise ValueError(
-                f"reference: expected a label map of the images' spatial shape {tuple(spatial)}, one per example, or one-hot, "
-                f"got {tuple(reference.shape)}"
-            )
-        if self._reference_source == "argument":
-            if lead == 0:
-                raise ValueError(f"reference: as an argument it needs a batch axis, got {tuple(reference.shape)}")
-            if reference.shape[0] != n:
-                raise ValueError(_batch_error("reference", reference.shape[0], n))
-            return reference.unsqueeze(1) if lead == 1 else reference
-        if lead == 2 and reference.shape[0] not in (1, n):
-            raise ValueError(_batch_error("reference", reference.shape[0], n))
-        return reference if lead == 1 else reference.reshape((1,) * (2 - lead) + tuple(reference.shape))
-
-    def _one_hot(self, reference: Tensor, n: int, channels: int, exclusive: bool, n_spatial: int) -> Tensor:
-        """``(N or 1, C, *spatial)`` from a reference of checked shape."""
-        batch = reference
-        if reference.ndim == n_spatial + 1:
-            # (K, *spatial) is one mask per class or one label map per example: its values and the class count tell.
-            batch = reference[None] if _is_one_hot(reference, channels, exclusive) else reference[:, None]
-            if batch.shape[0] not in (1, n):
-                raise ValueError(_batch_error("reference", batch.shape[0], n))
-        if channels > 1 and batch.shape[1] == 1:
-            return self._from_labels(batch, channels, exclusive)
-        if batch.shape[1] != channels:
-            raise ValueError(
-                f"reference: it has {batch.shape[1]} channels, the model {channels}; give a label map or one channel per class"
-            )
-        if not bool(((batch == 0) | (batch == 1)).all()):
-            raise ValueError(
-                f"reference: expected 0 and 1 for a model of {channels} channel(s), found labels outside them, up to "
-                f"{float(batch.max()):g}"
-            )
-        return batch
-
-    def _from_labels(self, labels: Tensor, channels: int, exclusive: bool) -> Tensor:
-        # Raw outputs (activation none) are thresholded class by class in the paper's protocol; a label map is fine there.
-        if not exclusive and self._resolved is not None and self._resolved[0] == "sigmoid":
-            raise ValueError(
-                f"reference: the model's {channels} labels may overlap (activation sigmoid), so a label map cannot say which "
-                "hold; give one mask per label, (C, *spatial) or (N, C, *spatial)"
-            )
-        low, high = float(labels.min()), float(labels.max())
-        if low < 0 or high > channels - 1:
-            raise ValueError(f"reference: labels {low:g}..{high:g} are outside the model's classes 0..{channels - 1}")
-        if labels.is_floating_point() and not bool((labels == labels.round()).all()):
-            raise ValueError("reference: expected whole numbers as labels, got fractions")
-        classes = torch.arange(channels, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
-        return labels == classes
-
 
 def _find_metric(metric: Any) -> Metric:
     if isinstance(metric, str):
@@ -524,78 +434,9 @@ def _find_metric(metric: Any) -> Metric:
     return Metric(name, metric, "probabilities", needs_reference=False, surrogate=name)
 
 
-def _mask_source(name: str, mask: Any) -> tuple[str, Tensor | None]:
-    if isinstance(mask, str):
-        if mask != "argument":
-            raise ValueError(f'{name}: expected a mask, None or "argument", got {mask!r}')
-        return "argument", None
-    if mask is None:
-        return "none", None
-    if not isinstance(mask, (Tensor, np.ndarray)):
-        raise TypeError(f"{name}: expected a tensor or an array, got {type(mask).__name__}")
-    if isinstance(mask, np.ndarray):
-        # A copy in native byte order: files are mapped read-only, flipped and big-endian.
-        mask = torch.from_numpy(mask.astype(mask.dtype.newbyteorder("="), order="C"))
-    return "given", _plain(mask)
-
-
-def _mask_argument(name: str, inputs: tuple[Any, ...]) -> Tensor:
-    mask = inputs[-1] if len(inputs) > 1 else None
-    if not isinstance(mask, Tensor):
-        raise ValueError(
-            f'{name}: this target takes it as its last positional argument ({name}="argument"): pass it after the inputs or in '
-            "additional_forward_args, one entry per example"
-        )
-    return _plain(mask)
-
-
-def _plain(mask: Tensor) -> Tensor:
-    mask = mask.detach()
-    # PyTorch computes little with unsigned integers wider than a byte.
-    mask = mask.long() if mask.dtype in (torch.uint16, torch.uint32, torch.uint64) else mask
-    return mask.as_subclass(Tensor) if type(mask) is not Tensor else mask
-
-
 def _refuse_nan(logits: Tensor) -> None:
     if bool(logits.isnan().any()):
         raise ValueError("model: it returned NaN; check the model and its inputs (half precision overflows, for one)")
-
-
-def _check_roi(roi: Tensor) -> Tensor:
-    if roi.dtype != torch.bool:
-        if not bool(((roi == 0) | (roi == 1)).all()):
-            raise ValueError(f"roi: expected a boolean mask (or 0 and 1), got {roi.dtype} with other values")
-        roi = roi.bool()
-    if not bool(roi.any()):
-        raise ValueError("roi: it is empty, no pixel is True")
-    return roi
-
-
-def _is_one_hot(reference: Tensor, channels: int, exclusive: bool) -> bool:
-    """Whether ``(K, *spatial)`` reads as one mask per class rather than as K examples."""
-    if channels == 1 or reference.shape[0] != channels or not bool(((reference == 0) | (reference == 1)).all()):
-        return False
-    return not exclusive or bool((reference.sum(0) == 1).all())
-
-
-def _batch_error(name: str, got: int, expected: int) -> str:
-    return (
-        f"{name}: it holds {got} examples, the batch {expected}. Masks per example travel with the batch as call arguments: "
-        f'SegmentationTarget(..., {name}="argument") and additional_forward_args={name}'
-    )
-
-
-def _first_tensor(inputs: tuple[Any, ...]) -> Tensor:
-    for value in inputs:
-        if isinstance(value, Tensor) and value.ndim > 2:
-            return value
-    raise ValueError("inputs: expected an image batch (N, C, *spatial) as the first tensor")
-
-
-def _has(value: Any, name: str) -> bool:
-    if isinstance(value, Mapping):
-        return name in value
-    return hasattr(value, "_fields") and name in value._fields
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

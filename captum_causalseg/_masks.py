@@ -1,0 +1,159 @@
+"""RoIs and references as users give them, read for a batch of images: shapes, dtypes, who they belong to."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "batch_error",
+    "check_roi",
+    "is_one_hot",
+    "mask_argument",
+    "mask_source",
+    "one_hot",
+    "plain_tensor",
+    "reference_of_batch",
+    "roi_of_batch",
+]
+
+
+def mask_source(name: str, mask: Any) -> tuple[str, Tensor | None]:
+    """Where a mask comes from (``"given"``, ``"argument"`` or ``"none"``), and the mask if it was given."""
+    if isinstance(mask, str):
+        if mask != "argument":
+            raise ValueError(f'{name}: expected a mask, None or "argument", got {mask!r}')
+        return "argument", None
+    if mask is None:
+        return "none", None
+    if not isinstance(mask, (Tensor, np.ndarray)):
+        raise TypeError(f"{name}: expected a tensor or an array, got {type(mask).__name__}")
+    if isinstance(mask, np.ndarray):
+        # A copy in native byte order: files are mapped read-only, flipped and big-endian.
+        mask = torch.from_numpy(mask.astype(mask.dtype.newbyteorder("="), order="C"))
+    return "given", plain_tensor(mask)
+
+
+def mask_argument(name: str, inputs: tuple[Any, ...]) -> Tensor:
+    """The mask that a call brings along as its last positional argument."""
+    mask = inputs[-1] if len(inputs) > 1 else None
+    if not isinstance(mask, Tensor):
+        raise ValueError(
+            f'{name}: this target takes it as its last positional argument ({name}="argument"): pass it after the inputs or in '
+            "additional_forward_args, one entry per example"
+        )
+    return plain_tensor(mask)
+
+
+def plain_tensor(mask: Tensor) -> Tensor:
+    """Without gradient, metadata or a dtype that PyTorch computes little with."""
+    mask = mask.detach()
+    # Unsigned integers wider than a byte.
+    mask = mask.long() if mask.dtype in (torch.uint16, torch.uint32, torch.uint64) else mask
+    return mask.as_subclass(Tensor) if type(mask) is not Tensor else mask
+
+
+def check_roi(roi: Tensor) -> Tensor:
+    """A boolean mask that is not empty."""
+    if roi.dtype != torch.bool:
+        if not bool(((roi == 0) | (roi == 1)).all()):
+            raise ValueError(f"roi: expected a boolean mask (or 0 and 1), got {roi.dtype} with other values")
+        roi = roi.bool()
+    if not bool(roi.any()):
+        raise ValueError("roi: it is empty, no pixel is True")
+    return roi
+
+
+def roi_of_batch(roi: Tensor, spatial: torch.Size, n: int, is_argument: bool) -> Tensor:
+    """``(N or 1, R, *spatial)``; nothing is broadcast but a mask that was given for all examples."""
+    lead = roi.ndim - len(spatial)
+    if not 0 <= lead <= 2 or roi.shape[lead:] != spatial:
+        raise ValueError(
+            f"roi: expected a mask of the images' spatial shape {tuple(spatial)} (or a stack of such masks), "
+            f"got {tuple(roi.shape)}"
+        )
+    if is_argument:
+        if lead == 0:
+            raise ValueError(f"roi: as an argument it needs a batch axis, got {tuple(roi.shape)}")
+        masks = roi.unsqueeze(1) if lead == 1 else roi
+    else:
+        masks = roi.reshape((1,) * (2 - lead) + tuple(roi.shape))
+    if masks.shape[0] not in ((n,) if is_argument else (1, n)):
+        raise ValueError(batch_error("roi", masks.shape[0], n))
+    empty = (~masks.flatten(2).any(-1)).nonzero().tolist()
+    if empty:
+        raise ValueError(f"roi: it is empty for (example, RoI) {empty}")
+    return masks
+
+
+def reference_of_batch(reference: Tensor, spatial: torch.Size, n: int, is_argument: bool) -> Tensor:
+    """The reference as ``(*spatial)``, ``(K, *spatial)`` or ``(N or 1, K, *spatial)``, its shape checked."""
+    lead = reference.ndim - len(spatial)
+    if not 0 <= lead <= 2 or reference.shape[lead:] != spatial:
+        raise ValueError(
+            f"reference: expected a label map of the images' spatial shape {tuple(spatial)}, one per example, or one-hot, "
+            f"got {tuple(reference.shape)}"
+        )
+    if is_argument:
+        if lead == 0:
+            raise ValueError(f"reference: as an argument it needs a batch axis, got {tuple(reference.shape)}")
+        if reference.shape[0] != n:
+            raise ValueError(batch_error("reference", reference.shape[0], n))
+        return reference.unsqueeze(1) if lead == 1 else reference
+    if lead == 2 and reference.shape[0] not in (1, n):
+        raise ValueError(batch_error("reference", reference.shape[0], n))
+    return reference if lead == 1 else reference.reshape((1,) * (2 - lead) + tuple(reference.shape))
+
+
+def one_hot(reference: Tensor, n: int, channels: int, n_spatial: int, activation: str, exclusive: bool) -> Tensor:
+    """``(N or 1, C, *spatial)`` from a reference of checked shape."""
+    batch = reference
+    if reference.ndim == n_spatial + 1:
+        # (K, *spatial) is one mask per class or one label map per example: its values and the class count tell.
+        batch = reference[None] if is_one_hot(reference, channels, exclusive) else reference[:, None]
+        if batch.shape[0] not in (1, n):
+            raise ValueError(batch_error("reference", batch.shape[0], n))
+    if channels > 1 and batch.shape[1] == 1:
+        return _from_labels(batch, channels, activation, exclusive)
+    if batch.shape[1] != channels:
+        raise ValueError(
+            f"reference: it has {batch.shape[1]} channels, the model {channels}; give a label map or one channel per class"
+        )
+    if not bool(((batch == 0) | (batch == 1)).all()):
+        raise ValueError(
+            f"reference: expected 0 and 1 for a model of {channels} channel(s), found labels outside them, up to "
+            f"{float(batch.max()):g}"
+        )
+    return batch
+
+
+def _from_labels(labels: Tensor, channels: int, activation: str, exclusive: bool) -> Tensor:
+    # Raw outputs (activation none) are thresholded class by class in the paper's protocol; a label map is fine there.
+    if not exclusive and activation == "sigmoid":
+        raise ValueError(
+            f"reference: the model's {channels} labels may overlap (activation sigmoid), so a label map cannot say which "
+            "hold; give one mask per label, (C, *spatial) or (N, C, *spatial)"
+        )
+    low, high = float(labels.min()), float(labels.max())
+    if low < 0 or high > channels - 1:
+        raise ValueError(f"reference: labels {low:g}..{high:g} are outside the model's classes 0..{channels - 1}")
+    if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+        raise ValueError("reference: expected whole numbers as labels, got fractions")
+    classes = torch.arange(channels, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
+    return labels == classes
+
+
+def is_one_hot(reference: Tensor, channels: int, exclusive: bool) -> bool:
+    """Whether ``(K, *spatial)`` reads as one mask per class rather than as K examples."""
+    if channels == 1 or reference.shape[0] != channels or not bool(((reference == 0) | (reference == 1)).all()):
+        return False
+    return not exclusive or bool((reference.sum(0) == 1).all())
+
+
+def batch_error(name: str, got: int, expected: int) -> str:
+    """What to say of masks for another number of examples, and what to do about it."""
+    return (
+        f"{name}: it holds {got} examples, the batch {expected}. Masks per example travel with the batch as call arguments: "
+        f'SegmentationTarget(..., {name}="argument") and additional_forward_args={name}'
+    )
