@@ -61,6 +61,8 @@ def plot_effects(
     panels: Sequence[Axes] = figure.subplots(1, 3)
     if title:
         figure.suptitle(title)
+    if excluded.any():
+        figure.supxlabel("hatched: touches the region of interest, not intervened on", fontsize=9)
     effect, error = planes["effect"].numpy(), planes["standard_error"].numpy()
     _background(panels[0], picture, "Image and region of interest", outline, fade=False)
     largest = _round_up(_robust_maximum(np.abs(effect)))
