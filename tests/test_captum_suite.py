@@ -27,11 +27,12 @@ from captum.attr import visualization as captum_visualization
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
-import captum_causalseg
 from captum_causalseg import (
     ActivationBank,
     AverageTreatmentEffect,
+    GradientTreatmentEffect,
     LayerAverageTreatmentEffect,
+    LayerGradientTreatmentEffect,
     PdCR,
     SegmentationTarget,
     regions,
@@ -42,12 +43,6 @@ try:
     from captum.testing.attr.helpers.test_config import config as CONFIG
 except ImportError:  # Captum 0.8 ships no captum.testing: the tests parametrized with it are skipped there
     CONFIG = []
-
-# Included as soon as the package has them.
-GradientTreatmentEffect = getattr(captum_causalseg, "GradientTreatmentEffect", None)
-LayerGradientTreatmentEffect = getattr(captum_causalseg, "LayerGradientTreatmentEffect", None)
-needs_gradient = pytest.mark.skipif(GradientTreatmentEffect is None, reason="no GradientTreatmentEffect yet")
-needs_layer_gradient = pytest.mark.skipif(LayerGradientTreatmentEffect is None, reason="no LayerGradientTreatmentEffect yet")
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -245,7 +240,6 @@ def test_lists_of_layers_are_refused():
         LayerAverageTreatmentEffect(model, [model[0], model[1]])
 
 
-@needs_gradient
 @pytest.mark.parametrize("case", configurations(InputXGradient))
 def test_gradient_configurations_equal_input_x_gradient(case):
     arguments = arguments_of(case)
@@ -258,7 +252,6 @@ def test_gradient_configurations_equal_input_x_gradient(case):
     assert_close(example_by_example(lambda **one: method.attribute(**one, **own), arguments), expected)
 
 
-@needs_layer_gradient
 @pytest.mark.parametrize("case", configurations(LayerGradientXActivation))
 def test_layer_gradient_configurations_equal_layer_gradient_x_activation(case):
     model, arguments = model_of(case), arguments_of(case)
@@ -544,8 +537,8 @@ class Case:
 FACES = ["input", "layer"]
 ALL_FACES = [
     *FACES,
-    pytest.param("gradient", marks=needs_gradient),
-    pytest.param("layer gradient", marks=needs_layer_gradient),
+    "gradient",
+    "layer gradient",
 ]
 
 

@@ -22,7 +22,9 @@ from captum_causalseg import (
     AverageTreatmentEffect,
     Blur,
     Constant,
+    GradientTreatmentEffect,
     LayerAverageTreatmentEffect,
+    LayerGradientTreatmentEffect,
     PatchBank,
     PdCR,
     SameImage,
@@ -31,10 +33,6 @@ from captum_causalseg import (
 )
 
 PACKAGE = Path(captum_causalseg.__file__).parent
-
-# Included as soon as the package has them.
-GradientTreatmentEffect = getattr(captum_causalseg, "GradientTreatmentEffect", None)
-LayerGradientTreatmentEffect = getattr(captum_causalseg, "LayerGradientTreatmentEffect", None)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -147,13 +145,11 @@ FACES: dict[str, Callable[[Problem], Tensor]] = {
     "layer, blocks": by_layer(lambda case: 0, units="block", block_size=4),
     "layer, whole": by_layer(lambda case: 0, units="layer"),
     "layer, at its input": by_layer(lambda case: case.donors, attribute_to_layer_input=True),
+    "gradient, bank": gradient(lambda case: PatchBank(case.donors)),
+    "gradient, same image": gradient(lambda case: SameImage(), n_steps=2),
+    "layer gradient, images": layer_gradient(lambda case: case.donors),
+    "layer gradient, steps": layer_gradient(lambda case: 0, n_steps=2),
 }
-if GradientTreatmentEffect is not None:
-    FACES["gradient, bank"] = gradient(lambda case: PatchBank(case.donors))
-    FACES["gradient, same image"] = gradient(lambda case: SameImage(), n_steps=2)
-if LayerGradientTreatmentEffect is not None:
-    FACES["layer gradient, images"] = layer_gradient(lambda case: case.donors)
-    FACES["layer gradient, steps"] = layer_gradient(lambda case: 0, n_steps=2)
 
 
 # --- Without a GPU ---------------------------------------------------------------------------------------------------
