@@ -56,7 +56,7 @@ class TreatmentEffectStatistics:
         observed_score: ``(N, *output_shape)``.
         unit_ids: ``(U,)`` the units' ids in ``feature_mask``.
         feature_mask: per input, the units as integers, ``(N or 1, C or 1, *spatial)``.
-        n_forwards: images that went through the model, observed ones included.
+        n_forwards: one for every intervention, for every observed image, and for every donor image run to record a layer.
         settings: how it was computed: arguments, seed, versions.
 
     **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the

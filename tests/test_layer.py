@@ -340,6 +340,25 @@ def test_large_recordings_go_to_a_file_that_is_gone_with_the_bank(tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_a_small_disagreement_of_vmap_is_noticed_too(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    model, images, labels, donors, roi = case(2)
+    true_vmap = torch.func.vmap
+    monkeypatch.setattr(torch.func, "vmap", lambda run: lambda *tensors: true_vmap(run)(*tensors) * 1.001)
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="logit_mean")
+    LayerAverageTreatmentEffect(target, model.middle).attribute(images, layer_baselines=donors, target=1, n_draws=4)
+    assert "vmap gives other values than the model itself, by" in caplog.text
+
+
+def test_integer_scores_are_compared_exactly(caplog):
+    caplog.set_level("INFO")
+    model, images, _, donors, _ = case(2)
+    face = LayerAverageTreatmentEffect(lambda x: (model(x)[:, 1] > 0).sum((1, 2)), model.middle)
+    attr = face.attribute(images, layer_baselines=donors, n_draws=6, n_screening_draws=0)
+    assert "vmap" not in caplog.text
+    assert float(attr.abs().max()) >= 1 / 6
+
+
 def test_per_example_masks_and_additional_arguments_go_with_their_example():
     class Shifted(Net):
         def forward(self, x: Tensor, shift: Tensor, scale: float) -> Tensor:
@@ -395,7 +414,10 @@ def test_layers_without_one_activation_are_refused():
 
     _, images, *_ = case(2)
     model = Odd().eval()
-    score = lambda x: model(x).sum((1, 2, 3))  # noqa: E731
+
+    def score(x: Tensor) -> Tensor:
+        return model(x).sum((1, 2, 3))
+
     with pytest.raises(ValueError, match="layer: Conv2d is not called when the model runs"):
         LayerAverageTreatmentEffect(score, model.unused).attribute(images)
     with pytest.raises(ValueError, match="layer: ReLU is called 2 times in one forward pass"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from captum_causalseg import Status, TreatmentEffectStatistics
+from captum_causalseg import AverageTreatmentEffect, Status, TreatmentEffectStatistics
 from captum_causalseg.statistics import moderate, target_index
 
 
@@ -242,3 +242,14 @@ def test_moderation_pulls_every_variance_toward_the_common_scale(variances, n, d
     assert (moderated >= low * (1 - 1e-9)).all()
     assert (moderated <= high * (1 + 1e-9)).all()
     assert (moderated > 0).all()
+
+
+def test_settings_are_short_and_survive_a_file(tmp_path):
+    image = torch.rand(1, 1, 8, 8)
+    _, stats = AverageTreatmentEffect(lambda x, y: (x + y).sum((1, 2, 3))).attribute(
+        (image, image), baselines=(torch.rand(3, 1, 8, 8), 0.5), block_size=(4, 4), n_draws=2, return_statistics=True
+    )
+    assert stats.settings["baselines"] == ["Tensor (3, 1, 8, 8)", 0.5]
+    assert stats.settings["block_size"] == [4, 4]
+    stats.save(tmp_path / "s.npz")
+    assert TreatmentEffectStatistics.load(tmp_path / "s.npz").settings == stats.settings

@@ -120,9 +120,15 @@ def prepare_call(forward_func: Callable[..., Any], inputs: Any, additional_forwa
 
 def common_settings(**asked: Any) -> dict[str, Any]:
     """What is kept with the statistics of every method; tensors by their shapes."""
-    shown = {k: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for k, v in asked.items()}
-    shown = {k: v if v is None or isinstance(v, (str, int)) else repr(v) for k, v in shown.items()}
-    return shown | {
+
+    def described(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return [described(item) for item in value]
+        if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+            return f"{type(value).__name__} {tuple(value.shape)}"
+        return value if value is None or isinstance(value, (str, int, float)) else repr(value)
+
+    return {name: described(value) for name, value in asked.items()} | {
         "versions": {"captum_causalseg": __version__, "captum": captum.__version__, "torch": str(torch.__version__)}
     }
 

@@ -24,9 +24,6 @@ __all__ = ["Activation", "LayerActivation", "record"]
 
 logger = logging.getLogger(__name__)
 
-# The two ways differ by the order of floating-point operations; more than this, relative to the values, is another result.
-_TOLERANCE = 1e-3
-
 
 class Activation:
     """The tensors in what a layer returns or takes, and how to put others in their place.
@@ -115,7 +112,9 @@ def record(
         ValueError: the layer is not called, or more than once: then there is no one activation to intervene on.
     """
     if isinstance(layer, torch.jit.ScriptModule):
-        raise ValueError(f"layer: {type(layer).__name__} (hooks do not run inside TorchScript; give the eager module)")
+        raise ValueError(
+            f"layer: {type(layer).__name__} cannot be intervened on: hooks do not run inside TorchScript; give the eager module"
+        )
     visits = _Visits()
     with torch.no_grad(), _watched(layer, at_input, visits.add):
         returned = forward_func(*inputs)
@@ -279,8 +278,10 @@ class LayerActivation:
         if plain.shape != found.shape:
             self._give_up(f"vmap gives shape {tuple(found.shape)}, the model itself {tuple(plain.shape)}")
             return False
-        largest = float((plain - found).abs().max())
-        if not largest <= _TOLERANCE * float(plain.abs().max()) + 1e-6:
+        largest = float((plain.double() - found.double()).abs().max())
+        # The two ways differ by the order of floating-point operations; more than half the digits is another result.
+        digits = torch.finfo(plain.dtype).eps ** 0.5 if plain.is_floating_point() else 0.0
+        if not largest <= digits * float(plain.double().abs().max()):
             self._give_up(f"vmap gives other values than the model itself, by {largest:.3g}")
             return False
         self._compared = True
