@@ -8,6 +8,7 @@ from captum_causalseg import donors, metrics, regions
 from captum_causalseg._version import __version__
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.causal_support import causal_support
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
@@ -33,6 +34,7 @@ __all__ = [
     "Status",
     "TreatmentEffectStatistics",
     "__version__",
+    "causal_support",
     "component_effects",
     "donors",
     "metrics",

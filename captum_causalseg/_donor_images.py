@@ -32,7 +32,7 @@ class BankImages:
         if isinstance(images, np.ndarray):
             images = torch.from_numpy(images)
         if isinstance(images, Tensor):
-            images = images.detach()
+            images = images.detach().as_subclass(Tensor)
         self._images = images
         self._in_memory = isinstance(images, (Tensor, list, tuple))
         self._limit = cache_images
@@ -41,6 +41,11 @@ class BankImages:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def stacked(self) -> Tensor | None:
+        """All images in one tensor ``(D, C, *spatial)``, if they are given as one."""
+        return self._images if isinstance(self._images, Tensor) else None
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

@@ -38,6 +38,7 @@ class Metric:
         needs_reference: whether a reference segmentation is compared with.
         surrogate: name of the differentiable metric that stands in where gradients are wanted.
         options: which of ``empty_score`` (float) and ``exclusive`` (bool: the classes exclude each other) it is passed.
+        inside_roi: whether nothing outside the RoI has a part in it, so that it may be computed from a part of the image.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Metric:
     needs_reference: bool
     surrogate: str
     options: frozenset[str] = field(default_factory=frozenset)
+    inside_roi: bool = False
 
 
 METRICS: dict[str, Metric] = {}
@@ -58,6 +60,7 @@ def register(
     domain: Domain = "probabilities",
     needs_reference: bool = True,
     surrogate: str | None = None,
+    inside_roi: bool = False,
 ) -> None:
     """Add a metric of one's own to the table under ``name``.
 
@@ -67,6 +70,8 @@ def register(
         domain: what ``prediction`` should hold.
         needs_reference: whether a reference is needed.
         surrogate: the differentiable twin; by default the metric itself.
+        inside_roi: say so if the score depends on nothing outside the RoI: parts of the image that cannot reach the RoI are
+            then left out of the computation.
 
     Example:
         >>> from captum_causalseg import metrics
@@ -79,7 +84,7 @@ def register(
         raise ValueError(f"name: a metric called {name!r} exists already")
     if domain not in get_args(Domain):
         raise ValueError(f"domain: expected one of {get_args(Domain)}, got {domain!r}")
-    METRICS[name] = Metric(name, function, domain, needs_reference, surrogate or name)
+    METRICS[name] = Metric(name, function, domain, needs_reference, surrogate or name, inside_roi=inside_roi)
 
 
 def sum_inside(values: Tensor, roi: Tensor) -> Tensor:
@@ -178,7 +183,7 @@ def _surface_agreement(first: np.ndarray, second: np.ndarray, *, tolerance: floa
 
 
 def _add(name: str, function: Callable[..., Tensor], domain: Domain, reference: bool, twin: str, *options: str) -> None:
-    METRICS[name] = Metric(name, function, domain, reference, twin, frozenset(options))
+    METRICS[name] = Metric(name, function, domain, reference, twin, frozenset(options), inside_roi=True)
 
 
 _add("dice", dice, "labels", True, "soft_dice", "empty_score")

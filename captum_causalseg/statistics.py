@@ -19,7 +19,7 @@ from captum_causalseg._captum import TargetType, select_targets
 __all__ = ["Status", "TreatmentEffectStatistics", "moderate", "target_index"]
 
 PRIOR_DEGREES_OF_FREEDOM = 3.0
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Status(IntEnum):
@@ -49,21 +49,30 @@ class TreatmentEffectStatistics:
         effect: the average treatment effect; NaN for units that are EXCLUDED or ABSENT, 0 OUTSIDE_SUPPORT.
         standard_error: of the effect, moderated across units (see below); 0 where every donor was used; infinite where the
             draws tell nothing about the spread.
-        sample_variance: of ``observed - intervened`` over the draws; NaN with fewer than two.
+        sample_variance: of ``observed - intervened``, of one draw (within its stratum, if draws were stratified); NaN where the
+            draws do not show it.
+        variance_factor: the squared standard error is this times the moderated variance; 0 where every donor was used. For
+            ``n`` of ``D`` donors drawn without replacement it is ``(1 - n/D) / n``.
+        variance_freedom: degrees of freedom of ``sample_variance``; NaN where there are no draws.
         n_draws: interventions that the effect is the mean of.
         population: number of different donors ``(N, U)``; infinite when drawn with replacement.
         status: a :class:`Status`.
         observed_score: ``(N, *output_shape)``.
         unit_ids: ``(U,)`` the units' ids in ``feature_mask``.
         feature_mask: per input, the units as integers, ``(N or 1, C or 1, *spatial)``.
-        n_forwards: one for every intervention, for every observed image, and for every donor image run to record a layer.
-        settings: how it was computed: arguments, seed, versions.
+        n_forwards: images (or windows of images) that went through the model, for whatever purpose; ``settings["forwards"]``
+            says for which.
+        decision: with ``decide=`` in ``attribute``: 1 where the effect lies above the threshold, -1 below, 0 undecided;
+            all 0 without.
+        settings: how it was computed: arguments, seed, versions, and what the forwards were spent on.
 
     **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the
     effect is not, and a plain t-interval has width 0. As in limma (Smyth 2004), each unit's variance ``s^2`` with
     ``d = n - 1`` degrees of freedom is shrunk toward ``s0^2``, the geometric mean of the non-zero variances of the same
     example's and output's units: ``(d0 s0^2 + d s^2) / (d0 + d)``, with ``d0 = 3`` prior degrees of freedom, and intervals
-    take Student's t with ``d0 + d``. Draws without replacement from ``D`` donors have the factor ``1 - n/D``.
+    take Student's t with ``d0 + d``. Draws without replacement from ``D`` donors have the factor ``1 - n/D``. Stratified draws
+    have one donor per stratum, and ``s^2`` comes from successive differences along the strata
+    (:class:`captum_causalseg.engine.draws.StratifiedDraws`).
     """
 
     def __init__(
@@ -79,6 +88,9 @@ class TreatmentEffectStatistics:
         feature_mask: Sequence[Tensor],
         input_shapes: Sequence[Sequence[int]],
         n_forwards: int,
+        variance_factor: Tensor | None = None,
+        variance_freedom: Tensor | None = None,
+        decision: Tensor | None = None,
         inputs_are_tuple: bool = False,
         output_axes: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
@@ -92,6 +104,10 @@ class TreatmentEffectStatistics:
         self.unit_ids = unit_ids
         self.feature_mask = tuple(feature_mask)
         self.input_shapes = tuple(tuple(int(length) for length in shape) for shape in input_shapes)
+        if variance_factor is None or variance_freedom is None:
+            variance_factor, variance_freedom = _of_plain_draws(n_draws, population)
+        self.variance_factor, self.variance_freedom = variance_factor, variance_freedom
+        self.decision = torch.zeros_like(status) if decision is None else decision
         self.n_forwards = int(n_forwards)
         self.inputs_are_tuple = bool(inputs_are_tuple)
         self.output_axes = tuple(output_axes)
@@ -192,6 +208,9 @@ class TreatmentEffectStatistics:
             effect=self.select(self.effect, target),
             sample_variance=self.select(self.sample_variance, target),
             n_draws=self.select(self.n_draws, target),
+            variance_factor=self.select(self.variance_factor, target),
+            variance_freedom=self.select(self.variance_freedom, target),
+            decision=self.select(self.decision, target),
             status=self.select(self.status, target),
             population=self.population,
             observed_score=observed,
@@ -263,8 +282,8 @@ class TreatmentEffectStatistics:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"path: {str(path)!r} is not a file written by TreatmentEffectStatistics.save") from error
-        if about.pop("format") > _FORMAT:
-            raise ValueError(f"path: {str(path)!r} was written by a later version of captum_causalseg")
+        if about.pop("format") != _FORMAT:
+            raise ValueError(f"path: {str(path)!r} was written by another version of captum_causalseg, in another format")
         masks = [torch.from_numpy(arrays.pop(f"feature_mask_{i}")) for i in range(len(about["input_shapes"]))]
         about |= {name: torch.from_numpy(array) for name, array in arrays.items()}
         return cls(feature_mask=masks, **about)
@@ -284,19 +303,15 @@ class TreatmentEffectStatistics:
     def _standard_error(self) -> tuple[Tensor, Tensor]:
         n, units = self.effect.shape[:2]
         shape = self.effect.shape
-        draws = self.n_draws.reshape(n, units, -1).numpy()
-        variance = self.sample_variance.reshape(n, units, -1).numpy()
+        flat = [values.reshape(n, units, -1).numpy() for values in (self.sample_variance, self.variance_factor)]
+        given = self.variance_freedom.reshape(n, units, -1).numpy()
         status = self.status.reshape(n, units, -1).numpy()
-        population = self.population.numpy()[..., None]
-        error, freedom = np.full(variance.shape, np.nan), np.full(variance.shape, np.nan)
-        for i, k in np.ndindex(variance.shape[0], variance.shape[2]):
-            moderated, freedom[i, :, k] = moderate(variance[i, :, k], draws[i, :, k])
-            with np.errstate(invalid="ignore", divide="ignore"):
-                error[i, :, k] = np.sqrt(moderated / draws[i, :, k])
-        drained = (draws > 0) & (draws >= population)
+        moderated, freedom = np.full(given.shape, np.nan), np.full(given.shape, np.nan)
+        for i, k in np.ndindex(given.shape[0], given.shape[2]):
+            moderated[i, :, k], freedom[i, :, k] = moderate(flat[0][i, :, k], given[i, :, k])
         # Not inf * 0, where a single draw says nothing about the spread but is all there is.
         with np.errstate(invalid="ignore"):
-            error = np.where(drained, 0.0, error * np.sqrt(np.clip(1 - draws / population, 0, 1)))
+            error = np.where(flat[1] == 0, 0.0, np.sqrt(moderated * flat[1]))
         error = np.where(status == Status.OUTSIDE_SUPPORT, 0.0, error)
         error = np.where((status == Status.EXCLUDED) | (status == Status.ABSENT), np.nan, error)
         return torch.from_numpy(error.reshape(shape)), torch.from_numpy(freedom.reshape(shape))
@@ -326,7 +341,17 @@ class TreatmentEffectStatistics:
         return columns
 
 
-_ARRAYS = ("effect", "sample_variance", "n_draws", "population", "status", "observed_score", "unit_ids")
+_ARRAYS = (
+    *("effect", "sample_variance", "variance_factor", "variance_freedom", "n_draws", "decision", "population", "status"),
+    *("observed_score", "unit_ids"),
+)
+
+
+def _of_plain_draws(n_draws: Tensor, population: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor and degrees of freedom of the variance of draws without replacement; NaN where there are none."""
+    n = torch.where(n_draws > 0, n_draws.double(), torch.nan)
+    donors = population.reshape(*population.shape, *(1,) * (n.ndim - 2))
+    return (1 - n / donors).clamp_min(0) / n, n - 1
 
 
 def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int], output_axes: Sequence[str]) -> Tensor:
@@ -354,14 +379,14 @@ def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int
 
 
 def moderate(
-    variance: np.ndarray, n_draws: np.ndarray, prior_degrees_of_freedom: float = PRIOR_DEGREES_OF_FREEDOM
+    variance: np.ndarray, freedom: np.ndarray, prior_degrees_of_freedom: float = PRIOR_DEGREES_OF_FREEDOM
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shrink sample variances toward their common scale (Smyth 2004).
 
     Args:
-        variance: ``(U,)`` sample variances of one example's and output's units; NaN with fewer than two draws.
-        n_draws: ``(U,)``.
-        prior_degrees_of_freedom: weight of the common scale, in draws.
+        variance: ``(U,)`` sample variances of one example's and output's units; NaN where they cannot be seen.
+        freedom: ``(U,)`` their degrees of freedom; 0 where they cannot be seen, NaN for units without draws.
+        prior_degrees_of_freedom: weight of the common scale.
 
     Returns:
         Moderated variances ``(U,)`` and their degrees of freedom ``(U,)``. The variances are infinite where no unit has a
@@ -370,19 +395,19 @@ def moderate(
     Example:
         >>> import numpy as np
         >>> from captum_causalseg.statistics import moderate
-        >>> moderate(np.array([0.0, 4.0]), np.array([5, 5]), prior_degrees_of_freedom=4)[0]
+        >>> moderate(np.array([0.0, 4.0]), np.array([4, 4]), prior_degrees_of_freedom=4)[0]
         array([2., 4.])
     """
-    freedom = np.maximum(n_draws - 1, 0)
-    own = np.where(freedom > 0, np.nan_to_num(variance), 0.0)
+    weight = np.nan_to_num(np.asarray(freedom, dtype=np.float64))
+    own = np.where(weight > 0, np.nan_to_num(variance), 0.0)
     positive = own[own > 0]
     d0 = prior_degrees_of_freedom
     if len(positive) == 0:
         moderated = np.full(len(own), np.inf)
     else:
         scale = math.exp(float(np.mean(np.log(positive))))
-        moderated = (d0 * scale + freedom * own) / (d0 + freedom)
-    return np.where(n_draws > 0, moderated, np.nan), np.where(n_draws > 0, d0 + freedom, np.nan)
+        moderated = (d0 * scale + weight * own) / (d0 + weight)
+    return np.where(np.isnan(freedom), np.nan, moderated), d0 + np.asarray(freedom, dtype=np.float64)
 
 
 def _check_fraction(name: str, value: float) -> None:

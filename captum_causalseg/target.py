@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captum_causalseg._local_scores import LocalScores
 from captum_causalseg._masks import (
     batch_error,
     check_roi,
@@ -114,6 +115,7 @@ class SegmentationTarget(nn.Module):
         # Of masks given per example that a method made arguments: one mask per class, if that is how they read after all.
         self._shared_reading: Tensor | None = None
         self._has_roi_axis = False
+        self._channels: int | None = None
         self._resolved: tuple[str, bool] | None = None
         if isinstance(model, nn.Module):
             self.training = model.training
@@ -168,10 +170,31 @@ class SegmentationTarget(nn.Module):
         scores = self._score(logits, masks, truth)
         if callable(self.metric):
             return scores
-        self._has_roi_axis = self._is_stack(roi, spatial)
-        if not self._has_roi_axis:
-            scores = scores[..., 0]
-        return scores[:, 0] if scores.shape[1] == 1 else scores
+        self._has_roi_axis, self._channels = self._is_stack(roi, spatial), logits.shape[1]
+        return self._shaped(scores)
+
+    def local_scores(self, *inputs: Any) -> LocalScores | None:
+        """What scores interventions on the examples of a call with these arguments from the output around the RoIs alone.
+
+        ``None`` if the metric may look further (one's own), or before a first call with masks of this kind has been scored.
+        """
+        if callable(self.metric) or not self._metric.inside_roi or self._resolved is None or self._channels is None:
+            return None
+        activation, exclusive = self._resolved
+        _, masks, reference, spatial = self._masks_of_call(inputs)
+        device = first_image(inputs).device
+        rois = torch.ones((1, 1, *spatial), dtype=torch.bool, device=device) if masks is None else masks.to(device)
+        shape = len(first_image(inputs)), self._channels, *spatial
+        truth = None if reference is None else self._one_hot(reference.to(device), shape, activation, exclusive)
+
+        def score(logits: Tensor, rois: Tensor, truth: Tensor | None) -> Tensor:
+            logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            prediction = self._prediction(logits, activation, exclusive)
+            return self._shaped(
+                self._named_score(prediction, None if truth is None else truth.to(logits.dtype), rois, exclusive)
+            )
+
+        return LocalScores(score, rois, truth)
 
     def logits(self, *inputs: Any) -> Tensor:
         """What the model returns, found and resized to the input: ``(N, C, *spatial)``."""
@@ -228,6 +251,14 @@ class SegmentationTarget(nn.Module):
             empty_score=empty_score,
             output=self.output,
         )
+
+    def with_model(self, model: nn.Module | Callable[..., Any]) -> "SegmentationTarget":
+        """The same target around another form of the same model (compiled, say)."""
+        twin = self._twin()
+        twin._modules.pop("model", None)
+        twin.__dict__.pop("model", None)
+        twin.model = model
+        return twin
 
     def with_masks_as_arguments(
         self, n_examples: int, n_spatial: int, additional_forward_args: tuple[Any, ...] = ()
@@ -379,22 +410,36 @@ class SegmentationTarget(nn.Module):
         masks = masks.to(logits.device)
         truth = None
         if reference is not None:
-            n, channels = logits.shape[:2]
-            if self._shared_reading is not None and is_one_hot(self._shared_reading, channels, exclusive):
-                reference = self._shared_reading
-            truth = one_hot(reference.to(logits.device), n, channels, logits.ndim - 2, activation, exclusive).to(logits.dtype)
+            truth = self._one_hot(reference.to(logits.device), logits.shape, activation, exclusive).to(logits.dtype)
         prediction = self._prediction(logits, activation, exclusive)
         if callable(self.metric):
             return self._user_score(prediction, truth, masks)
+        return self._named_score(prediction, truth, masks, exclusive)
+
+    def _named_score(self, prediction: Tensor, truth: Tensor | None, masks: Tensor, exclusive: bool) -> Tensor:
+        """``(N, C, R)``."""
         given: dict[str, Any] = {"empty_score": self.empty_score, "exclusive": exclusive}
         options = {name: given[name] for name in self._metric.options}
         scores = self._metric.function(prediction, truth, masks, **options)
-        if scores.ndim != 3 or scores.shape[::2] != (logits.shape[0], masks.shape[1]):
+        if scores.ndim != 3 or scores.shape[::2] != (prediction.shape[0], masks.shape[1]):
             raise ValueError(
-                f"metric: {self._metric.name!r} should return (N, C, R) with N={logits.shape[0]} and R={masks.shape[1]}, got "
+                f"metric: {self._metric.name!r} should return (N, C, R) with N={prediction.shape[0]} and R={masks.shape[1]}, got "
                 f"{tuple(scores.shape)}"
             )
         return scores
+
+    def _one_hot(self, reference: Tensor, shape: Sequence[int], activation: str, exclusive: bool) -> Tensor:
+        """``(N or 1, C, *spatial)`` for logits of this shape, from a reference of checked shape."""
+        n, channels = shape[:2]
+        if self._shared_reading is not None and is_one_hot(self._shared_reading, channels, exclusive):
+            reference = self._shared_reading.to(reference.device)
+        return one_hot(reference, n, channels, len(shape) - 2, activation, exclusive)
+
+    def _shaped(self, scores: Tensor) -> Tensor:
+        """Scores ``(N, C, R)`` without the axes that this target does not have."""
+        if not self._has_roi_axis:
+            scores = scores[..., 0]
+        return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def _prediction(self, logits: Tensor, activation: str, exclusive: bool) -> Tensor:
         domain = self._metric.domain

@@ -11,13 +11,58 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg.interventions.support import Support
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
-__all__ = ["plot_components", "plot_effects"]
+__all__ = ["plot_components", "plot_effects", "plot_support"]
 
 # ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
 # apart by its lightness and its dark edge.
 _EFFECTS, _ERRORS, _OUTLINE = "RdBu_r", "Purples", "#2ee62e"
+
+
+def plot_support(
+    image: Tensor, support: Support, roi: Tensor | None = None, *, example: int = 0, roi_index: int = 0, title: str = ""
+) -> Figure:
+    """The image where it can reach the region of interest through the model; what cannot is darkened and hatched.
+
+    Args:
+        image: the first of the explained inputs ``(N, C, *spatial)`` with 2 or 3 spatial axes; a volume is shown in the slice of its
+            last axis that holds most of the RoI.
+        support: what :func:`captum_causalseg.causal_support` returned.
+        roi: boolean mask ``(*spatial)``, outlined in green.
+        example: which example of the batch.
+        roi_index: which of the RoIs.
+        title: above the picture.
+
+    Returns:
+        A figure of its own, not registered with pyplot: save it with ``savefig``.
+    """
+    if image.ndim not in (4, 5):
+        raise ValueError(f"image: expected (N, C, *spatial) with 2 or 3 spatial axes, got {tuple(image.shape)}")
+    mask = support.masks[0][example, roi_index]
+    if mask.shape != image.shape[2:]:
+        raise ValueError(f"support: its first mask has shape {tuple(mask.shape)}, the image {tuple(image.shape[2:])}")
+    picture = _picture(_plane(image[example].detach().cpu().float(), roi))
+    outline = None if roi is None else _plane(roi[None].cpu(), roi)[0].numpy()
+    reaches = _plane(mask[None].float(), roi)[0].numpy() > 0
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=(5.4, 0.95 + 5.0 * height / width), layout="constrained")
+    axes: Axes = figure.subplots()
+    share = 100 * float(mask.float().mean())
+    said = f"{share:.1f} % of the pixels can reach the region of interest"
+    if support.doubt is not None:
+        said = "what can reach the region of interest is not known"
+    _background(axes, picture, title or said, outline, fade=False)
+    if title:
+        figure.supxlabel(said, fontsize=9)
+    shade = np.zeros((*reaches.shape, 4))
+    shade[~reaches] = (0.05, 0.08, 0.2, 0.62)
+    axes.imshow(shade, interpolation="nearest")
+    if not reaches.all():
+        axes.contourf(~reaches, levels=[0.5, 1.5], colors="none", hatches=["//"])
+        axes.contour(reaches, levels=[0.5], colors="white", linewidths=1.2, linestyles="--")
+    return figure
 
 
 def plot_effects(
@@ -33,7 +78,7 @@ def plot_effects(
     """Three panels: the image with the RoI, every unit's effect on its score, and the standard error of that effect.
 
     Effects are drawn on a diverging scale centered on 0 (red supports, blue harms), the more opaque the larger. Units that
-    were not intervened on are hatched. A volume is shown in the slice of its last axis that holds most of the RoI (the
+    were not intervened on are hatched; those that cannot reach the RoI lie beyond a dashed line. A volume is shown in the slice of its last axis that holds most of the RoI (the
     middle one without an RoI).
 
     Args:
@@ -61,8 +106,11 @@ def plot_effects(
     panels: Sequence[Axes] = figure.subplots(1, 3)
     if title:
         figure.suptitle(title)
-    if excluded.any():
-        figure.supxlabel("hatched: touches the region of interest, not intervened on", fontsize=9)
+    outside = planes["status"].numpy() == Status.OUTSIDE_SUPPORT
+    legend = ["hatched: touches the region of interest, not intervened on"] if excluded.any() else []
+    legend += ["beyond the dashed line: cannot reach the region of interest"] if outside.any() else []
+    if legend:
+        figure.supxlabel("      ".join(legend), fontsize=9)
     effect, error = planes["effect"].numpy(), planes["standard_error"].numpy()
     _background(panels[0], picture, "Image and region of interest", outline, fade=False)
     largest = _round_up(_robust_maximum(np.abs(effect)))
@@ -76,6 +124,9 @@ def plot_effects(
         title="Standard error of the effect",
         label=f"standard error, {score_name}",
     )
+    if outside.any() and not outside.all():
+        for panel in panels[1:]:
+            panel.contour(outside.astype(float), levels=[0.5], colors=["0.25"], linewidths=1.0, linestyles="--")
     return figure
 
 

@@ -1,5 +1,6 @@
 """The paper's loop, written literally: one image, one unit, one donor at a time, no batching, numpy for the statistics."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -94,3 +95,48 @@ def dice_scores(
     classes = logits.shape[0]
     winner = logits.argmax(0)
     return np.array([hard_dice(winner == c, labels == c, roi, empty) for c in range(classes) for roi in rois])
+
+
+def weighted_effects(
+    moved: dict[tuple[int, int], list[np.ndarray]], planned: Sequence[Intervention]
+) -> dict[tuple[int, int], np.ndarray]:
+    """``sum(weight * (observed - intervened))`` ``(K,)``, by example and unit."""
+    effects: dict[tuple[int, int], np.ndarray] = {}
+    weights: dict[tuple[int, int], list[float]] = {}
+    for step in planned:
+        weights.setdefault((step.example, step.unit), []).append(step.weight)
+    for key, values in moved.items():
+        assert len(values) == len(weights[key])
+        effects[key] = sum(weight * value for weight, value in zip(weights[key], values))
+    return effects
+
+
+def strata(size: int, n_strata: int, stage: int) -> list[list[int]]:
+    """Ranks ``0 .. size - 1`` cut into strata of equal size (to one); every further stage halves those that hold several."""
+    cuts = [i * size // n_strata for i in range(n_strata + 1)]
+    cells = [list(range(a, b)) for a, b in itertools.pairwise(cuts)]
+    for _ in range(stage - 1):
+        halves = [(cell[: len(cell) // 2], cell[len(cell) // 2 :]) for cell in cells]
+        cells = [half for pair in halves for half in pair if half]
+    return cells
+
+
+def stratified_estimate(
+    values: Sequence[float], ranks: Sequence[int], cells: Sequence[Sequence[int]], donors: float
+) -> tuple[float, float]:
+    """Effect and squared standard error of one output, from the words of ``StratifiedDraws``.
+
+    ``values`` and ``ranks`` in the order of use; ``cells`` the strata, with one of the ranks in each.
+    """
+    value_at, m = dict(zip(ranks, values)), sum(map(len, cells))
+    effect, drawn = 0.0, []
+    for cell in cells:
+        (rank,) = [rank for rank in ranks if rank in cell]
+        effect += len(cell) / m * value_at[rank]
+        drawn.append(value_at[rank])
+    n = len(drawn)
+    squares = [(b - a) ** 2 for a, b in itertools.pairwise(drawn)]
+    successive = (sum(squares) + squares[0] + squares[-1]) / (2 * n)  # those at the ends once more
+    spread = sum((v - sum(drawn) / n) ** 2 for v in drawn) / (n - 1)
+    within = sum((len(cell) / m) ** 2 for cell in cells) * (1 - n / m)
+    return effect, within * successive + max(0.0, 1 / m - 1 / donors) * spread

@@ -1,6 +1,7 @@
 """Every bad argument is refused by name, with what came and what was expected, before an intervention is paid for."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -322,10 +323,71 @@ def test_exclude(exclude, error, match):
     refused(error, match, at_most=0, target=0, exclude=exclude)
 
 
-@pytest.mark.parametrize("name", ["sampling", "support"])
-@pytest.mark.parametrize("value", ["everything", "", 1, True])
-def test_sampling_and_support(name, value):
-    refused(ValueError, rf"^{name}: expected .*, got {value!r}$", at_most=0, target=0, **{name: value})
+SAMPLING = r'^sampling: expected "stratified" or "uniform", got '
+SUPPORT = r'^support: expected "auto" or None, got '
+
+
+@pytest.mark.parametrize("value", ["everything", "", "Stratified", 1, True, None, ("uniform",)])
+def test_sampling(value):
+    refused(ValueError, SAMPLING + re.escape(repr(value)) + "$", at_most=0, target=0, sampling=value)
+
+
+@pytest.mark.parametrize("value", ["everything", "", "AUTO", 1, 0, True, False, ["auto"]])
+def test_support(value):
+    refused(ValueError, SUPPORT + re.escape(repr(value)) + "$", at_most=0, target=0, support=value)
+
+
+def test_the_papers_protocol_is_no_kind_of_sampling():
+    refused(ValueError, SAMPLING + "'paper'$", at_most=0, target=0, sampling="paper")
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1e-9, -1, True, False, "0.1", torch.tensor(0.1), 1j, [0.1]])
+def test_a_precision_must_be_a_finite_number_above_0(value):
+    refused(ValueError, "^precision: expected a finite number .*, got ", at_most=0, target=0, precision=value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, np.float64(0)])
+def test_a_precision_of_0_is_refused(value):
+    match = "^precision: expected a positive half-width, in the score's units, got 0$"
+    refused(ValueError, match, at_most=0, target=0, precision=value)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, True, "0.1", torch.tensor(0.1), 1j, [0.1]])
+def test_a_threshold_to_decide_on_must_be_a_finite_number(value):
+    refused(ValueError, "^decide: expected a finite number, got ", at_most=0, target=0, decide=value)
+
+
+@pytest.mark.parametrize("goal", [{}, {"decide": 0.0}, {"precision": 0.1}])
+@pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, -0.05, 2, NAN, INF, True, "0.05", None, torch.tensor(0.05)])
+def test_an_error_rate_must_lie_between_0_and_1(value, goal):
+    refused(ValueError, "^alpha: expected an error rate between 0 and 1, got ", at_most=0, target=0, alpha=value, **goal)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "reduce-overhead", np.True_, torch.tensor(True), {"mode": "default"}])
+def test_compile_is_a_switch(value):
+    refused(TypeError, "^compile: expected True or False, got ", at_most=0, target=0, compile=value)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.float32, torch.float64, torch.int8, "bfloat16", True, False, 16, np.float16, torch.tensor(1.0)], ids=str
+)
+def test_autocast_is_a_data_type_of_half_precision(value):
+    match = r"^autocast: expected torch\.bfloat16, torch\.float16 or None, got "
+    message = refused(TypeError, match, at_most=0, target=0, autocast=value)
+    assert message.endswith(f"got {value!r}")
+
+
+def test_new_arguments_are_taken_when_they_are_right():
+    arguments = {"baselines": PatchBank(random(20, 1, SIZE, SIZE)), "block_size": 4, "target": 0, "n_draws": 4}
+    for right in (
+        {"precision": np.float32(0.5)},
+        {"precision": 1},
+        {"decide": -0.5, "alpha": np.float64(0.1)},
+        {"decide": 0},
+        {"sampling": "uniform", "support": None},
+        {"autocast": torch.bfloat16, "compile": False},
+    ):
+        AverageTreatmentEffect(Counting()).attribute(images(), **arguments, **right)
 
 
 @METHODS
@@ -334,7 +396,9 @@ def test_unknown_keywords(name, method):
     refused(TypeError, f"unexpected keyword argument '{name}'", at_most=0, method=method, target=0, **{name: 1})
 
 
-@pytest.mark.parametrize("name", ["feature_mask", "exclude", "sampling", "support"])
+@pytest.mark.parametrize(
+    "name", ["feature_mask", "exclude", "sampling", "support", "precision", "decide", "alpha", "compile", "autocast"]
+)
 def test_the_papers_protocol_has_fewer_arguments(name):
     refused(TypeError, f"unexpected keyword argument '{name}'", at_most=0, method=PdCR, target=0, **{name: None})
 
@@ -609,8 +673,28 @@ def test_a_model_that_returns_nan():
     match = "^model: it returned NaN; check the model and its inputs"
     refused_target(ValueError, match, at_most=1, function=lambda call, x: torch.cat([x, x / 0 * 0], 1))
     late = segmentation(lambda call, x: two_classes(call, x) * (NAN if call > 2 else 1))
-    refused(ValueError, match, at_most=3, model=late.model, explained=late, target=0)
+    match = (
+        r"^forward_func: it returned a score that is not finite \(\[nan, nan\]\) for example 0 with unit \d+ replaced by donor"
+    )
+    plain = {"sampling": "uniform", "support": None}
+    refused(ValueError, match, at_most=3, model=late.model, explained=late, target=0, **plain)
     assert late.model.calls == 3
+
+
+def test_nan_is_a_doubt_while_the_model_is_looked_at_and_a_fault_among_the_interventions():
+    match = "^forward_func: it returned a score that is not finite "
+
+    def near(call: int, x: Tensor) -> Tensor:
+        return two_classes(call, nn.functional.avg_pool2d(x, 3, 1, 1))
+
+    sound = segmentation(near)
+    arguments = {"baselines": 0, "block_size": 2, "target": 0, "perturbations_per_eval": 1}
+    _, stats = AverageTreatmentEffect(sound).attribute(images(), **arguments, return_statistics=True)
+    assert stats.settings["forwards"]["support"] > 0
+    assert stats.settings["forwards"]["interventions"] > 0
+    for good in (1, 2, sound.model.calls // 2, sound.model.calls - 1):
+        late = segmentation(lambda call, x, good=good: near(call, x) * (NAN if call > good else 1))
+        refused(ValueError, match, at_most=200, model=late.model, explained=late, target=0)
 
 
 @pytest.mark.parametrize(

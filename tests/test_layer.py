@@ -20,6 +20,7 @@ from captum_causalseg import (
 )
 from captum_causalseg.interventions import layer as layer_module
 
+PLAIN = {"sampling": "uniform", "support": None}
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -96,6 +97,7 @@ def test_effects_and_errors_equal_the_literal_loop(d, name, kind):
         "block_size": 4 if "block" in kind else None,
         "n_draws": 4,
         "seed": 2,
+        **PLAIN,
     }
     attr, stats = face.attribute(
         images, **arguments, target=1, n_screening_draws=2, perturbations_per_eval=5, return_statistics=True
@@ -127,6 +129,55 @@ def test_effects_and_errors_equal_the_literal_loop(d, name, kind):
     for unit in mask.unique().tolist():
         value = float(stats.effect[0, stats.unit_ids.tolist().index(unit), 1])
         torch.testing.assert_close(attr[0][mask[0] == unit], torch.full_like(attr[0][mask[0] == unit], value))
+
+
+@pytest.mark.parametrize("screening", [0, 2])
+@pytest.mark.parametrize(("d", "kind"), [(2, "channel"), (2, "block"), (3, "channel_block")])
+def test_stratified_effects_equal_the_weighted_literal_loop(d, kind, screening):
+    model, images, labels, donors, roi = case(d)
+    donors = torch.cat([donors, donors.flip(2), donors.flip(3)])
+    face = LayerAverageTreatmentEffect(SegmentationTarget(model, roi=roi, reference=labels), model.middle)
+    arguments = {"layer_baselines": donors, "units": kind, "block_size": 4 if "block" in kind else None, "n_draws": 5}
+    arguments |= {"n_screening_draws": screening, "target": 1, "sampling": "stratified", "support": None}
+    _, stats = face.attribute(images, **arguments, screening_threshold=0.0, return_statistics=True)
+    mask = unit_mask(kind, (5, *images.shape[2:]))
+    planned = face.plan(images, **arguments)
+    assert len({step.weight for step in planned}) > 1
+    moved: dict[tuple[int, int], list[np.ndarray]] = {}
+    for step in planned:
+        image, label, donor = images[step.example : step.example + 1], labels[step.example], step.donors[0][1]
+        logits = literal(model, "middle", image, donors[donor : donor + 1], mask, step.unit)
+        observed = oracle.dice_scores(model, (image,), label, [roi])
+        intervened = oracle.dice_scores(lambda x, logits=logits: logits, (image,), label, [roi])
+        moved.setdefault((step.example, step.unit), []).append(observed - intervened)
+    expected = oracle.weighted_effects(moved, planned)
+    assert {unit for _, unit in expected} == set(mask.unique().tolist())
+    for (example, unit), value in expected.items():
+        np.testing.assert_allclose(stats.effect[example, stats.unit_ids.tolist().index(unit)], value, atol=1e-6)
+    assert max(np.abs(value).max() for value in expected.values()) > 0.01, "the case is too dull to prove anything"
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
+@pytest.mark.parametrize("name", ["early", "middle"])
+def test_leaving_out_what_cannot_reach_the_roi_changes_no_effect(name, sampling):
+    model = Net(2).eval()
+    generator = torch.Generator().manual_seed(1)
+    images, donors = (torch.rand((n, 1, 32, 30), generator=generator) for n in (2, 6))
+    labels = torch.randint(0, 3, (2, 32, 30), generator=generator)
+    target = SegmentationTarget(model, roi=regions.box((32, 30), start=4, size=5), reference=labels)
+    face = LayerAverageTreatmentEffect(target, getattr(model, name))
+    arguments = {"layer_baselines": donors, "units": "block", "block_size": 4, "n_draws": 4, "n_screening_draws": 0}
+    arguments |= {"target": 1, "sampling": sampling, "return_statistics": True}
+    _, whole = face.attribute(images, **arguments, support=None)
+    _, local = face.attribute(images, **arguments, support="auto")
+    outside = local.status == Status.OUTSIDE_SUPPORT
+    assert 0.5 < outside.double().mean() < 1
+    assert local.settings["window"] is not None
+    assert (whole.effect[outside] == 0).all()
+    assert (local.effect[outside] == 0).all()
+    for field in ("effect", "standard_error", "n_draws"):
+        torch.testing.assert_close(getattr(local, field)[~outside], getattr(whole, field)[~outside], atol=1e-6, rtol=0)
+    assert whole.effect[~outside].abs().max() > 0.01
 
 
 @pytest.fixture
@@ -168,7 +219,7 @@ def test_upstream_of_the_layer_is_computed_once_per_batch():
     target = SegmentationTarget(model, roi=roi, reference=labels)
     face = LayerAverageTreatmentEffect(target, model.middle)
     bank = ActivationBank(donors)
-    face.attribute(images, layer_baselines=bank, target=1, n_draws=6, n_screening_draws=0, perturbations_per_eval=30)
+    face.attribute(images, layer_baselines=bank, target=1, n_draws=6, n_screening_draws=0, perturbations_per_eval=30, **PLAIN)
     # The observed image, six donors, one batch of 5 channels x 6 draws (one image), two of its rows as a comparison.
     assert runs["early"] == 1 + 6 + 1 + 2
 
@@ -312,7 +363,7 @@ def test_a_bank_is_recorded_once_per_layer_until_the_weights_change():
         # A target per image, as in a loop over a data set.
         target = SegmentationTarget(model, roi=roi, reference=labels[i % 2], activation="softmax")
         _, stats = LayerAverageTreatmentEffect(target, model.middle).attribute(
-            images[:1], layer_baselines=bank, target=1, n_draws=1, n_screening_draws=0, return_statistics=True
+            images[:1], layer_baselines=bank, target=1, n_draws=1, n_screening_draws=0, return_statistics=True, **PLAIN
         )
         forwards.append(stats.n_forwards)
         if i == 1:
@@ -449,6 +500,10 @@ def test_layers_inside_torchscript_are_refused_with_the_reason():
         ({"layer_baselines": (0, 1)}, ValueError, r"layer_baselines: expected one per tensor of the activation \(1\), got 2"),
         ({"layer_baselines": ActivationBank(torch.rand(2, 1, 9, 9))}, ValueError, "layer_baselines: on the donor images"),
         ({"sampling": "other"}, ValueError, "sampling: expected"),
+        ({"support": "other"}, ValueError, "support: expected"),
+        ({"precision": 0}, ValueError, "precision: expected a positive half-width"),
+        ({"decide": float("nan")}, ValueError, "decide: expected a finite number, got nan"),
+        ({"alpha": 1}, ValueError, "alpha: expected an error rate between 0 and 1, got 1"),
         ({"n_draws": 0}, ValueError, "n_draws: expected at least 1"),
         ({"target": 7}, ValueError, "target: 7 does not pick"),
     ],

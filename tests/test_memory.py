@@ -36,7 +36,7 @@ class PeakBytes(TorchDispatchMode):
         self.now -= size
 
 
-def peak(n_draws: int, perturbations_per_eval: int, n: int = 2) -> int:
+def peak(n_draws: int, perturbations_per_eval: int, n: int = 2, **options: Any) -> int:
     model = torch.nn.Conv2d(1, 4, 3, padding=1).eval()
     images, donors = torch.rand(n, 1, 48, 48), torch.rand(40, 1, 48, 48)
     target = SegmentationTarget(model, roi=regions.box((48, 48), 16, 16), reference=torch.ones(48, 48, dtype=torch.int64))
@@ -48,12 +48,24 @@ def peak(n_draws: int, perturbations_per_eval: int, n: int = 2) -> int:
             n_draws=n_draws,
             n_screening_draws=0,
             perturbations_per_eval=perturbations_per_eval,
+            **{"sampling": "uniform", "support": None} | options,
         )
     return memory.peak
 
 
 def test_more_draws_take_no_more_memory():
     assert peak(12, 4) == pytest.approx(peak(3, 4), rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{"sampling": "stratified"}, {"sampling": "stratified", "support": "auto"}], ids=str)
+def test_more_draws_take_no_more_memory_with_ranked_donors_and_windows_either(options):
+    # Not so many that it is tried which memory format is faster.
+    assert peak(18, 4, **options) == pytest.approx(peak(6, 4, **options), rel=0.02)
+
+
+def test_a_goal_takes_no_more_memory_than_its_scores():
+    # 64 rows with at most 16 times 6 draws of 4 classes in double precision.
+    assert peak(6, 4, precision=1e-6) <= peak(6, 4) + 64 * 96 * 4 * 8
 
 
 def test_the_peak_grows_with_the_batch_and_with_nothing_else():

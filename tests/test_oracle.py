@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, PdCR, SegmentationTarget, Status, regions
-from captum_causalseg.attr._estimate import Draws, interventions
+from captum_causalseg.attr._effort import Effort
+from captum_causalseg.attr._estimate import interventions
 from captum_causalseg.attr._problem import prepare
-from captum_causalseg.engine.plan import with_replacement
 
 
 class Net(nn.Module):
@@ -28,6 +28,10 @@ class Net(nn.Module):
             x = x + other
         # Steep, so that donors flip pixels at a distance.
         return self.second(torch.sin(8 * self.first(x)))
+
+
+PLAIN = {"sampling": "uniform", "support": None}
+"""Draws that are all equally likely, of every unit, on the whole image."""
 
 
 def case(spatial: tuple[int, ...], classes: int, n: int, channels: int = 1):
@@ -78,7 +82,7 @@ def test_effects_and_standard_errors_equal_the_literal_loop(spatial, classes, n,
     roi = regions.box(spatial, start=2, size=3)
     target = SegmentationTarget(model, roi=roi, reference=labels)
     face = AverageTreatmentEffect(target)
-    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 6, "seed": 3}
+    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 6, "seed": 3} | PLAIN
     output = {"target": 1} if classes > 1 else {}
 
     _, stats = face.attribute(
@@ -132,6 +136,7 @@ def test_two_inputs_with_units_across_both_equal_the_literal_loop():
         "baselines": tuple(PatchBank(images) for images in bank),
         "feature_mask": (first_mask, second_mask),
         "n_draws": 7,
+        **PLAIN,
     }
     _, stats = face.attribute(
         (images, second), **arguments, target=2, n_screening_draws=0, return_statistics=True, perturbations_per_eval=5
@@ -152,7 +157,7 @@ def test_every_roi_at_once_equals_one_run_per_roi_at_the_forwards_of_one(screeni
     spatial = (16, 15)
     model, images, labels, donors = case(spatial, 3, 2)
     rois = torch.stack([regions.box(spatial, start=s, size=4) for s in ((1, 1), (9, 8), (4, 10), (6, 6), (10, 1))])
-    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 6, "n_screening_draws": screening}
+    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 6, "n_screening_draws": screening} | PLAIN
     everything = []
     runs = []
     for count in (1, 5):
@@ -173,6 +178,164 @@ def test_every_roi_at_once_equals_one_run_per_roi_at_the_forwards_of_one(screeni
     assert stacked.n_forwards <= 2 * (1 + 16 * 6)
 
 
+def assert_effects_equal(stats, expected, least_moving=0.1):
+    """``expected`` ``(K,)`` by example and unit id; of every output."""
+    effect = stats.effect.reshape(*stats.effect.shape[:2], -1)
+    ids = stats.unit_ids.tolist()
+    assert len(expected) > 0
+    for (example, unit), value in expected.items():
+        np.testing.assert_allclose(effect[example, ids.index(unit)], value, atol=1e-6, rtol=0)
+    moving = [np.abs(value).max() > 1e-3 for value in expected.values()]
+    assert np.mean(moving) > least_moving, "the case is too dull to prove anything"
+
+
+def assert_weights_sum_to_one(planned):
+    total: dict[tuple[int, int], float] = {}
+    for step in planned:
+        total[step.example, step.unit] = total.get((step.example, step.unit), 0.0) + step.weight
+    assert list(total.values()) == pytest.approx([1.0] * len(total), abs=1e-12)
+
+
+STRATIFIED = {"sampling": "stratified", "support": None}
+
+
+@pytest.mark.parametrize("screening", [0, 2])
+@pytest.mark.parametrize(
+    ("spatial", "classes", "n", "metric"),
+    [((13, 11), 1, 1, "dice"), ((13, 11), 3, 3, "soft_dice"), ((7, 9, 6), 3, 1, "dice"), ((7, 9, 6), 1, 2, "dice")],
+)
+def test_stratified_effects_equal_the_weighted_literal_loop(spatial, classes, n, metric, screening):
+    model, images, labels, donors = case(spatial, classes, n)
+    labels = labels.clamp_max(1) if classes == 1 else labels
+    roi = regions.box(spatial, start=2, size=3)
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric=metric)
+    face = AverageTreatmentEffect(target)
+    output = {"target": 1} if classes > 1 else {}
+    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 6, "seed": 3} | STRATIFIED | output
+    arguments["n_screening_draws"] = screening
+    attr, stats = face.attribute(images, **arguments, screening_threshold=0.0, return_statistics=True)
+
+    def score(example: int, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        single = SegmentationTarget(model, roi=roi, reference=labels[example], metric=metric)
+        if metric != "dice":
+            with torch.no_grad():
+                return single(*inputs)[0].double().numpy()
+        if classes > 1:
+            return oracle.dice_scores(model, inputs, labels[example], [roi])
+        with torch.no_grad():
+            hard = model(*inputs)[0, 0].sigmoid() > 0.5
+        return np.array([oracle.hard_dice(hard, labels[example] == 1, roi, 1.0)])
+
+    planned = face.plan(images, **arguments)
+    assert_weights_sum_to_one(planned)
+    assert len({step.weight for step in planned}) > 1, "strata of 715 donors are not all of one size"
+    mask = regions.grid(spatial, 4)[None, None]
+    moved = oracle.differences(score, [images], [mask], [donors], planned)
+    assert {len(values) for values in moved.values()} == {6}
+    expected = oracle.weighted_effects(moved, planned)
+    assert {unit for _, unit in expected} == set(mask.unique().tolist()) - set(mask[0, 0][roi].tolist())
+    assert_effects_equal(stats, expected)
+    assert stats.settings["sampling"] == "stratified"
+    for (example, unit), value in expected.items():
+        inside = (mask[0] == unit).expand(attr[example].shape)
+        np.testing.assert_allclose(attr[example][inside], value[-1 if classes == 1 else 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("screening", [0, 3])
+def test_stratified_effects_of_units_across_two_inputs_equal_the_weighted_literal_loop(screening):
+    spatial = (10, 9)
+    model, images, labels, donors = case(spatial, 3, 2, channels=2)
+    second = images.flip(0) / 2
+    roi = regions.box(spatial, start=3, size=3)
+    first_mask = torch.full((1, 2, *spatial), 9)
+    first_mask[:, :, :2], first_mask[:, 1, 7:], first_mask[:, :, 2:7, 7] = 0, 1, 2
+    first_mask[:, :, 2, 6] = 2
+    second_mask = torch.full((1, 1, *spatial), 9)
+    second_mask[..., :2, 4:] = 0
+    second_mask[..., 7:, 1] = 2
+    face = AverageTreatmentEffect(SegmentationTarget(model, roi=roi, reference=labels))
+    bank = [donors, donors.flip(0)[:3]]
+    arguments = {
+        "baselines": tuple(PatchBank(images) for images in bank),
+        "feature_mask": (first_mask, second_mask),
+        "n_draws": 7,
+        "n_screening_draws": screening,
+        "target": 2,
+    } | STRATIFIED
+    _, stats = face.attribute((images, second), **arguments, screening_threshold=0.0, return_statistics=True)
+
+    def score(example: int, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        return oracle.dice_scores(model, inputs, labels[example], [roi])
+
+    planned = face.plan((images, second), **arguments)
+    assert_weights_sum_to_one(planned)
+    moved = oracle.differences(score, [images, second], [first_mask, second_mask], bank, planned)
+    assert set(moved) == {(n, unit) for n in range(2) for unit in (0, 1, 2)}
+    assert_effects_equal(stats, oracle.weighted_effects(moved, planned))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
+@pytest.mark.parametrize(
+    ("spatial", "n", "metric"), [((32, 28), 1, "dice"), ((32, 28), 2, "soft_dice"), ((20, 12, 20), 1, "dice")]
+)
+def test_leaving_out_what_cannot_reach_the_rois_changes_no_effect(spatial, n, metric, sampling):
+    model, images, labels, donors = case(spatial, 3, n)
+    rois = torch.stack([regions.box(spatial, start=s, size=3) for s in (1, 4)])
+    rois = torch.stack([rois, rois.flip(1)])[:n] if n > 1 else rois
+    face = AverageTreatmentEffect(SegmentationTarget(model, roi=rois, reference=labels, metric=metric))
+    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 5, "n_screening_draws": 0, "target": (1, 0)}
+    arguments["sampling"] = sampling
+    _, whole = face.attribute(images, **arguments, support=None, return_statistics=True)
+    _, local = face.attribute(images, **arguments, support="auto", return_statistics=True)
+    outside = local.status == Status.OUTSIDE_SUPPORT
+    assert 0.1 < outside.double().mean() < 0.95
+    assert local.settings["window"] is not None
+    assert not (whole.status == Status.OUTSIDE_SUPPORT).any()
+    assert torch.equal((whole.status == Status.EXCLUDED), (local.status == Status.EXCLUDED))
+    # Sums of probabilities are rounded in another order when other blocks change, and hard labels are not.
+    assert whole.effect[outside].abs().max() <= (1e-6 if metric == "soft_dice" else 0)
+    assert (whole.sample_variance[outside] == 0).all()
+    assert (local.effect[outside] == 0).all()
+    assert (local.standard_error[outside] == 0).all()
+    assert (local.n_draws[outside] == 0).all()
+    for name in ("effect", "sample_variance", "standard_error"):
+        torch.testing.assert_close(
+            getattr(local, name)[~outside], getattr(whole, name)[~outside], atol=1e-6, rtol=0, equal_nan=True
+        )
+    assert torch.equal(local.n_draws[~outside], whole.n_draws[~outside])
+    assert (whole.effect[~outside].nan_to_num(0).abs() > 1e-3).double().mean() > 0.1
+    # The plan leaves out what the run leaves out, and nothing else.
+    planned = {(step.example, step.unit) for step in face.plan(images, **arguments, support="auto")}
+    ids = local.unit_ids.tolist()
+    estimated = (local.status == Status.ESTIMATED).flatten(2).any(2)
+    assert planned == {(example, ids[unit]) for example, unit in estimated.nonzero().tolist()}
+    spent = sum(local.settings["forwards"].values())
+    assert local.n_forwards == spent
+    assert local.settings["forwards"]["interventions"] == 5 * len(planned)
+
+
+def test_a_model_that_takes_its_own_memory_format_only_is_explained():
+    """The trial of channels-last is no reason to fail."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 5, padding=2), nn.Conv2d(6, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.second(y.view(len(y), -1).sin().view(y.shape))
+
+    torch.manual_seed(0)
+    model, image = Views().eval(), torch.rand(1, 3, 16, 16)
+    face = AverageTreatmentEffect(SegmentationTarget.from_prediction(model, image, roi=regions.box((16, 16), 6, 4)))
+    arguments = {"baselines": PatchBank(torch.rand(9, 3, 16, 16)), "block_size": 2, "n_screening_draws": 0, "target": 1}
+    _, stats = face.attribute(image, **arguments, n_draws=30, return_statistics=True, **PLAIN)
+    assert stats.settings["forwards"].get("memory format", 0) > 0
+    few = face.attribute(image, **arguments, n_draws=2, **PLAIN)
+    assert few.abs().max() > 0
+
+
 def test_a_drained_bank_is_exact():
     spatial = (12, 12)
     model, images, labels, donors = case(spatial, 3, 1)
@@ -180,7 +343,7 @@ def test_a_drained_bank_is_exact():
     target = SegmentationTarget(model, roi=roi, reference=labels)
     bank = donors[:, :, :12, :12]
     _attr, stats = AverageTreatmentEffect(target).attribute(
-        images, baselines=bank, block_size=4, n_draws=50, n_screening_draws=0, target=0, return_statistics=True
+        images, baselines=bank, block_size=4, n_draws=50, n_screening_draws=0, target=0, return_statistics=True, **PLAIN
     )
     mask = regions.grid(spatial, 4)[None, None]
     for u, unit in enumerate(stats.unit_ids.tolist()):
@@ -223,8 +386,8 @@ def test_pdcr_equals_the_literal_protocol(spatial, n):
         return np.array([oracle.hard_dice(hard, labels[example], roi, 0.0)])
 
     problem = prepare(face.forward_func, images, PatchBank(patches), None, None, 4, "roi", whole_blocks_only=True)
-    draws = Draws(6, 3, 0.0002, 16, 5, sampler=with_replacement, fresh_draws=True)
-    planned = interventions(problem, draws)
+    planned = interventions(problem, Effort(6, 3, 0.0002, 16, 5, paper=True), None)
+    assert {step.weight for step in planned} == {0.0, 1 / 6}
     mask = regions.grid(spatial, 4)[None, None]
     moved = oracle.differences(score, [images], [mask], [patches], planned)
     assert all(len(values) == 9 for values in moved.values())

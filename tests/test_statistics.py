@@ -232,8 +232,8 @@ def test_loading_something_else_is_refused(tmp_path):
 )
 def test_moderation_pulls_every_variance_toward_the_common_scale(variances, n, d0):
     variances = np.array([v if v > 1e-9 else 0.0 for v in variances])
-    moderated, freedom = moderate(variances, np.full(len(variances), n), d0)
-    assert (freedom == d0 + n - 1).all()
+    moderated, freedom = moderate(variances, np.full(len(variances), n - 1), d0)
+    assert (freedom == d0 + (n - 1)).all()
     if (variances == 0).all():
         assert np.isinf(moderated).all()
         return

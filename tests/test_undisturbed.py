@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, PdCR, SegmentationTarget, Status, regions
+from captum_causalseg.interventions import whole
 
 SIZE = 12
 TRAINING = "ignore:The model is in training mode:UserWarning"
@@ -134,15 +135,74 @@ def test_a_model_is_left_as_it_was_when_it_fails_midway(fail_at, error, mode):
     images, others, donors = random(2, 1, SIZE, SIZE).requires_grad_(), random(2), random(3, 1, SIZE, SIZE, seed=1)
     kept = [tensor.detach().clone() for tensor in (images, others, donors)]
     before = trace(model)
+    arguments = {"additional_forward_args": others, "perturbations_per_eval": 1, "sampling": "uniform", "support": None}
     with pytest.raises(error, match="midway"):
-        AverageTreatmentEffect(target_of(model)).attribute(
-            images, baselines=donors, block_size=4, additional_forward_args=others, perturbations_per_eval=1
-        )
+        AverageTreatmentEffect(target_of(model)).attribute(images, baselines=donors, block_size=4, **arguments)
     assert model.calls == fail_at
     assert_same_trace(before, trace(model))
     for tensor, value in zip((images, others, donors), kept):
         assert torch.equal(tensor, value)
     assert images.requires_grad
+
+
+class Interrupted(Restless):
+    """Is interrupted as soon as it is run as asked for; ``seen`` says whether it was."""
+
+    def __init__(self, when: str, error: type[BaseException]) -> None:
+        super().__init__()
+        self.when, self.interruption, self.seen = when, error, 0
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        happens = {
+            "support": bool(x.isnan().any()),
+            "window": x.shape[-1] < SIZE,
+            "gradient": torch.is_grad_enabled(),
+            "backward": torch.is_grad_enabled(),
+            "memory format": x.stride(1) == 1 and x.shape[-1] == SIZE,
+        }[self.when]
+        y = super().forward(x, *others)
+        if happens:
+            self.seen += 1
+            if self.when != "backward":
+                raise self.interruption("midway")
+            y.register_hook(self.interrupt)
+        return y
+
+    def interrupt(self, gradient: Tensor) -> None:
+        raise self.interruption("midway")
+
+
+@pytest.mark.filterwarnings(TRAINING)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", ["support", "window", "gradient", "backward", "memory format"])
+def test_a_model_is_left_as_it_was_when_what_comes_before_the_interventions_fails(when, error, mode, monkeypatch):
+    monkeypatch.setattr(whole, "_WORTH_A_TRIAL", 0)
+    model = Interrupted(when, error).train(mode == "train")
+    if mode == "mixed":
+        model.norm.train()
+        model.head[2].train()
+    model.conv.weight.requires_grad_(False)
+    images = random(2, 1, SIZE, SIZE).requires_grad_()
+    kept, objects = images.detach().clone(), dict(model.named_buffers())
+    arguments = {"baselines": bank(), "block_size": 4, "n_draws": 3, "perturbations_per_eval": 1}
+    if when == "memory format":
+        arguments["support"] = None
+    before = trace(model)
+    face = AverageTreatmentEffect(target_of(model))
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt, match="midway"):
+            face.attribute(images, **arguments)
+        assert model.seen == 1
+    else:
+        # What is only tried, or does without, is no reason to fail.
+        assert face.attribute(images, **arguments).isfinite().all()
+        assert model.seen > 0
+    assert_same_trace(before, trace(model))
+    assert all(buffer is objects[name] for name, buffer in model.named_buffers()), "buffers are the same objects"
+    assert torch.equal(images, kept)
+    assert images.requires_grad
+    assert images.grad is None
 
 
 @pytest.mark.filterwarnings(TRAINING)

@@ -1,8 +1,5 @@
 """What the faces share: the plan, the run, the statistics."""
 
-import math
-import numbers
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,45 +9,22 @@ from torch import Tensor
 
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._problem import Problem, check_integer
-from captum_causalseg.engine.plan import Plan, Sampler, without_replacement
+from captum_causalseg.attr._effort import Effort
+from captum_causalseg.attr._problem import Problem
+from captum_causalseg.attr._ranking import rank_donors
+from captum_causalseg.attr._reach import Reach, everything_reaches, find_reach
+from captum_causalseg.engine.goal import Goal
+from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Draws", "Intervention", "allowed_outputs", "estimate", "interventions", "output_axes", "paint"]
+__all__ = ["Intervention", "allowed_outputs", "estimate", "interventions", "output_axes", "paint"]
 
 # Moments of so many units times outputs take about a gigabyte: more is a segmentation map passed off as a score.
 _MOST_OUTPUTS = 20_000_000
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How donors are drawn and when to stop; checked on construction."""
-
-    n_draws: int
-    n_screening_draws: int
-    screening_threshold: float
-    perturbations_per_eval: int
-    seed: int | Sequence[int]
-    sampler: Sampler = without_replacement
-    fresh_draws: bool = False
-
-    def __post_init__(self) -> None:
-        check_integer("n_draws", self.n_draws, 1)
-        check_integer("n_screening_draws", self.n_screening_draws, 0)
-        check_integer("perturbations_per_eval", self.perturbations_per_eval, 1)
-        threshold = self.screening_threshold
-        if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not 0 <= threshold < math.inf:
-            raise ValueError(f"screening_threshold: expected a finite number of at least 0, got {threshold!r}")
-        for seed in self.seeds:
-            check_integer("seed", seed, 0)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """One for all examples, or one per example."""
-        one = isinstance(self.seed, str) or not isinstance(self.seed, Sequence)
-        return (self.seed,) if one else tuple(self.seed)  # type: ignore[return-value, arg-type]
+# A window is small, but not so small that a batch of them costs more in bookkeeping than it saves.
+_MOST_PER_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -61,6 +35,7 @@ class Intervention:
         example: which example.
         unit: the unit's id in the feature mask.
         draw: 0 for the unit's first, and so on.
+        weight: of the draw in the estimate of the effect, ``sum(weight * (observed - intervened))``.
         donors: per input that the unit reaches into, ``(input, donor image, corner)``: where the donor's bounding box begins in
             the donor image (-1 for sources that have no images, such as a constant).
     """
@@ -68,15 +43,30 @@ class Intervention:
     example: int
     unit: int
     draw: int
+    weight: float
     donors: tuple[tuple[int, int, tuple[int, ...]], ...]
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known before the first intervention."""
+
+    plan: Plan
+    observed: np.ndarray
+    output_shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    reach: Reach
+    outside: np.ndarray
+    """``(N, U, K)``"""
+    goal_outputs: np.ndarray
+    """``(N, K)``"""
+
+
 def estimate(
-    problem: Problem, draws: Draws, target: TargetType, show_progress: bool, description: str
+    problem: Problem, effort: Effort, target: TargetType, show_progress: bool, description: str
 ) -> TreatmentEffectStatistics:
-    """Carry the interventions out and gather what they say. ``target`` is only checked, before the first of them."""
-    plan = _plan(problem, draws)
-    evaluator = problem.evaluator
+    """Carry the interventions out and gather what they say."""
+    plan = _plan(problem, effort)
     bar = progress(desc=description) if show_progress else None
     reported = 0
 
@@ -87,83 +77,105 @@ def estimate(
             bar.update(done - reported)
             reported = done
 
+    n, u = problem.n_examples, len(problem.units)
     try:
         with undisturbed(problem.forward_func):
-            observed = observe(evaluator, problem.n_examples)
-            if len(problem.units) * observed.size > _MOST_OUTPUTS:
-                raise ValueError(
-                    f"forward_func: it returns {observed.shape[1]} values per example, too many to follow each; wrap the model in "
-                    "a SegmentationTarget, which scores a region"
+            prepared = _prepare(problem, effort, plan, target)
+            plan, evaluator = prepared.plan, prepared.reach.evaluator
+            batch_size = _batch_size(problem, effort, prepared.reach)
+            wanted = int(plan.active.any(1).sum())
+            if plan.sampling != "paper":
+                evaluator.tune(batch_size, wanted * plan.n_draws)
+            # Differences between two ways of computing the same score are no effects: what is compared is computed alike.
+            baseline = prepared.observed
+            if evaluator.differs:
+                baseline = observe(evaluator, n, as_intervened=True)
+                evaluator.spent["observed again"] += n
+            goal = None
+            if effort.has_goal:
+                goal = Goal(
+                    *(effort.precision, effort.decide, effort.alpha, 0.95, prepared.goal_outputs),
+                    budget=effort.n_draws * wanted,
+                    most_draws=effort.most_draws,
                 )
-            output_shape = evaluator.output_shape or ()
-            axes = output_axes(problem, len(output_shape))
-            target_index(target, problem.n_examples, output_shape, axes)
-            plan = replace(plan, active=allowed_outputs(problem, observed.shape[1])[plan.example, plan.unit])
             outcome = run(
                 plan,
                 evaluator,
-                observed,
-                batch_size=draws.perturbations_per_eval * problem.n_examples,
-                screening_threshold=draws.screening_threshold,
+                baseline,
+                batch_size=batch_size,
+                screening_threshold=effort.screening_threshold,
+                goal=goal,
                 on_progress=on_progress,
             )
     finally:
         if bar is not None:
             bar.close()
 
-    n, u, k = problem.n_examples, len(problem.units), observed.shape[1]
-    status = np.full((n, u, k), int(Status.ABSENT))
-    present = problem.units.present
-    status[present] = int(Status.EXCLUDED)
+    k = prepared.observed.shape[1]
     where = plan.example, plan.unit
-    status[where] = np.where(
-        plan.active, np.where(outcome.screened, int(Status.SCREENED), int(Status.ESTIMATED)), int(Status.EXCLUDED)
-    )
+    status = np.full((n, u, k), int(Status.ABSENT))
+    status[problem.units.present] = int(Status.EXCLUDED)
+    allowed = allowed_outputs(problem, k)[where]
+    status[where] = np.where(outcome.screened, int(Status.SCREENED), int(Status.ESTIMATED))
+    status[where] = np.where(allowed, status[where], int(Status.EXCLUDED))
+    outside = prepared.outside & (status != Status.EXCLUDED) & (status != Status.ABSENT)
+    status[outside] = int(Status.OUTSIDE_SUPPORT)
     population = np.full((n, u), np.nan)
-    population[where] = [plan.total(row) for row in range(len(plan))]
-    shape = (n, u, *output_shape)
+    population[where] = [plan.draws(row).total for row in range(len(plan))]
+    shape = (n, u, *prepared.output_shape)
 
     def spread(values: np.ndarray, missing: float) -> Tensor:
         full = np.full((n, u, k), missing, dtype=values.dtype)
         full[where] = values
         return torch.from_numpy(full.reshape(shape))
 
+    effect = spread(outcome.mean, np.nan)
+    effect[torch.from_numpy(outside.reshape(shape))] = 0.0
+    forwards = {"observed": n, "interventions": outcome.n_forwards, **evaluator.spent}
+    if problem.more_forwards:
+        forwards["donors"] = problem.more_forwards
     return TreatmentEffectStatistics(
-        effect=spread(outcome.moments.mean, np.nan),
-        sample_variance=spread(outcome.moments.variance, np.nan),
-        n_draws=spread(outcome.moments.n, 0),
+        effect=effect,
+        sample_variance=spread(outcome.variance, np.nan),
+        variance_factor=spread(outcome.factor, np.nan),
+        variance_freedom=spread(outcome.freedom, np.nan),
+        decision=spread(outcome.decision.astype(np.int64), 0),
+        n_draws=spread(outcome.n, 0),
         population=torch.from_numpy(population),
         status=torch.from_numpy(status.reshape(shape)),
-        observed_score=torch.from_numpy(observed.reshape(n, *output_shape)),
+        observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.output_shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
         feature_mask=problem.units.masks,
         input_shapes=[tensor.shape for tensor in problem.tensors],
-        n_forwards=outcome.n_forwards + n + problem.more_forwards,
+        n_forwards=sum(forwards.values()),
         inputs_are_tuple=problem.is_tuple,
-        output_axes=axes,
+        output_axes=prepared.axes,
         settings=problem.settings
+        | effort.settings()
         | {
-            "n_draws": int(draws.n_draws),
-            "n_screening_draws": int(draws.n_screening_draws),
-            "screening_threshold": float(draws.screening_threshold),
-            "seed": list(map(int, draws.seeds)) if isinstance(draws.seed, Sequence) else int(draws.seed),
+            "sampling": plan.sampling,
+            "window": None if prepared.reach.window is None else list(prepared.reach.window),
+            "forwards": forwards,
         },
     )
 
 
-def interventions(problem: Problem, draws: Draws) -> list[Intervention]:
+def interventions(problem: Problem, effort: Effort, target: TargetType) -> list[Intervention]:
     """All interventions that would be made if no unit were screened out, in order."""
-    plan = _plan(problem, draws)
+    plan = _plan(problem, effort)
+    if plan.sampling == "stratified" or effort.support is not None:
+        with undisturbed(problem.forward_func):
+            plan = _prepare(problem, effort, plan, target).plan
     planned = []
-    for row in range(len(plan)):
+    for row in np.flatnonzero(plan.active.any(1)).tolist():
         example, unit = int(plan.example[row]), int(plan.unit[row])
         pieces = problem.units.pieces(example, unit)
-        for draw, numbers_ in enumerate(plan.donors(row).tolist()):
-            columns = [0 if problem.paired else p.slot for p in pieces]
-            donors = tuple(
-                (p.slot, *problem.donors[p.slot].locate(example, p.box, numbers_[c])) for p, c in zip(pieces, columns)
-            )
-            planned.append(Intervention(example, int(problem.units.ids[unit]), draw, donors))
+        draws = plan.draws(row)
+        n = draws.end(1)
+        numbers = problem.evaluator.spread(draws.donors(n)).tolist()
+        for draw, (weight, number) in enumerate(zip(draws.weights(n).tolist(), numbers)):
+            donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, number[p.slot])) for p in pieces)
+            planned.append(Intervention(example, int(problem.units.ids[unit]), draw, weight, donors))
     return planned
 
 
@@ -177,8 +189,20 @@ def paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], tar
     return painted if statistics.inputs_are_tuple else painted[0]
 
 
-def _plan(problem: Problem, draws: Draws) -> Plan:
-    seeds = draws.seeds
+def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
+    """``(N, U, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
+    return _per_output(problem, ~problem.excluded, n_outputs)
+
+
+def output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
+    """Names of the axes of one example's scores."""
+    if isinstance(problem.forward_func, SegmentationTarget):
+        return problem.forward_func.output_axes(n_axes, problem.spatial)
+    return ("output",) if n_axes == 1 else tuple(f"output_{axis}" for axis in range(n_axes))
+
+
+def _plan(problem: Problem, effort: Effort) -> Plan:
+    seeds = effort.seeds
     if len(seeds) not in (1, problem.n_examples):
         raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
     example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2))
@@ -188,25 +212,61 @@ def _plan(problem: Problem, draws: Draws) -> Plan:
         key=problem.units.ids[unit],
         population=problem.populations(example, unit),
         active=np.ones((len(example), 1), dtype=bool),
-        n_draws=draws.n_draws,
-        n_screening_draws=draws.n_screening_draws,
+        n_draws=effort.n_first,
+        n_screening_draws=effort.n_screening_draws,
         seed=seeds,
-        sampler=draws.sampler,
-        fresh_draws=draws.fresh_draws,
+        sampling="paper" if effort.paper else effort.sampling,
     )
 
 
-def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
-    """``(N, U, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
-    allowed = ~problem.excluded
-    if callable(getattr(problem.forward_func, "metric", None)) or n_outputs % allowed.shape[2]:
+def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -> _Prepared:
+    """Observe, find out what can reach the RoIs, and rank the donors."""
+    observed = observe(problem.evaluator, problem.n_examples)
+    n_outputs = observed.shape[1]
+    if len(problem.units) * observed.size > _MOST_OUTPUTS:
+        raise ValueError(
+            f"forward_func: it returns {n_outputs} values per example, too many to follow each; wrap the model in a "
+            "SegmentationTarget, which scores a region"
+        )
+    output_shape = problem.evaluator.output_shape or ()
+    axes = output_axes(problem, len(output_shape))
+    index = target_index(target, problem.n_examples, output_shape, axes)
+    problem.evaluator.local_scores()
+    reach = everything_reaches(problem)
+    if effort.support is not None:
+        reach = find_reach(problem, effort.perturbations_per_eval * problem.n_examples)
+    outside = ~_per_output(problem, reach.reaches, n_outputs)
+    active = (allowed_outputs(problem, n_outputs) & ~outside)[plan.example, plan.unit]
+    plan = replace(plan, active=active)
+    asked = _outputs_of_goal(index.numpy(), output_shape, axes)
+    if plan.sampling == "stratified":
+        ranked = rank_donors(problem, plan, asked, effort.n_draws)
+        plan = replace(plan, sampling="uniform") if ranked is None else replace(plan, rankings=ranked[0])
+        if ranked is not None and ranked[1]:
+            problem.evaluator.spent["gradient"] += ranked[1]
+    return _Prepared(plan, observed, output_shape, axes, reach, outside, asked)
+
+
+def _per_output(problem: Problem, per_roi: np.ndarray, n_outputs: int) -> np.ndarray:
+    """From ``(N, U, R or 1)`` to ``(N, U, K)``: the outputs are ``(C, R)``, ``(C,)`` or ``(R,)``."""
+    if callable(getattr(problem.forward_func, "metric", None)) or n_outputs % per_roi.shape[2]:
         # Which score of a metric of the user's own belongs to which RoI is not known.
-        allowed = np.all(allowed, axis=2, keepdims=True)
-    return np.tile(allowed, (1, 1, n_outputs // allowed.shape[2]))
+        per_roi = np.all(per_roi, axis=2, keepdims=True)
+    return np.tile(per_roi, (1, 1, n_outputs // per_roi.shape[2]))
 
 
-def output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
-    """Names of the axes of one example's scores."""
-    if isinstance(problem.forward_func, SegmentationTarget):
-        return problem.forward_func.output_axes(n_axes, problem.spatial)
-    return ("output",) if n_axes == 1 else tuple(f"output_{axis}" for axis in range(n_axes))
+def _outputs_of_goal(index: np.ndarray, output_shape: tuple[int, ...], axes: tuple[str, ...]) -> np.ndarray:
+    """``(N, K)``: the output that ``target`` picks, for every RoI."""
+    chosen = np.zeros((len(index), *output_shape), dtype=bool)
+    for n, position in enumerate(zip(*np.unravel_index(index, output_shape)) if output_shape else [()] * len(index)):
+        chosen[(n, *(slice(None) if name == "roi" else p for name, p in zip(axes, position)))] = True
+    return chosen.reshape(len(index), -1)
+
+
+def _batch_size(problem: Problem, effort: Effort, reach: Reach) -> int:
+    """As many windows as take the memory of so many whole images."""
+    size = effort.perturbations_per_eval * problem.n_examples
+    if reach.window is None:
+        return size
+    ratio = np.prod(problem.spatial) / np.prod(reach.window)
+    return max(size, min(int(size * ratio), _MOST_PER_BATCH))

@@ -1,6 +1,6 @@
 """What the two gradient faces share: gradients, mean donors, and their product summed over each unit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,8 @@ from captum_causalseg.attr._estimate import allowed_outputs, output_axes
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.interventions.whole import checked_scores
 from captum_causalseg.statistics import target_index
-from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["backpropagate", "differentiable"]
-
-
-def differentiable(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """A segmentation target's twin that has a gradient; any other function as it is."""
-    return forward_func.surrogate() if isinstance(forward_func, SegmentationTarget) else forward_func
+__all__ = ["backpropagate"]
 
 
 def backpropagate(problem: Problem, target: TargetType, n_steps: int) -> Any:

@@ -14,7 +14,7 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr._problem import Call, Problem, check_masks, common_settings, prepare_call
 from captum_causalseg.donors import BoundDonors, DonorSource, as_donor_source
-from captum_causalseg.interventions.gradient import scores_of_activation
+from captum_causalseg.interventions.gradient import differentiable, scores_of_activation
 from captum_causalseg.interventions.layer import LayerActivation, record
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.target import SegmentationTarget
@@ -82,9 +82,13 @@ def prepare_layer(
         forward_func=call.forward_func,
         evaluator=evaluator,
         scores=scores_of_activation(call.forward_func, layer, call.inputs, call.arguments, **watch),
+        smooth_scores=lambda: scores_of_activation(
+            differentiable(call.forward_func), layer, call.inputs, call.arguments, **watch
+        ),
         units=parts,
         donors=donors,
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
+        rois=call.rois,
         spatial=call.spatial,
         settings=asked | common_settings(layer_baselines=layer_baselines),
         paired=paired,

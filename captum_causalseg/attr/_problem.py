@@ -16,10 +16,10 @@ from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._version import __version__
 from captum_causalseg.donors import BoundDonors, as_donor_source
-from captum_causalseg.interventions.gradient import Scores, scores_of_inputs
+from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
 from captum_causalseg.interventions.layer import LayerActivation
 from captum_causalseg.interventions.units import Units
-from captum_causalseg.interventions.whole import WholeInput
+from captum_causalseg.interventions.whole import Execution, WholeInput
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Call", "Problem", "check_integer", "check_masks", "common_settings", "prepare", "prepare_call"]
@@ -36,10 +36,12 @@ class Problem:
         is_tuple: whether the user gave (or the layer returns) a tuple of them.
         forward_func: what is explained.
         evaluator: computes scores under interventions.
-        scores: what ``forward_func`` returns with other values in the place of ``tensors``, differentiable in them.
+        scores: what ``forward_func`` returns with other values in the place of ``tensors``.
+        smooth_scores: makes the same of its differentiable twin; raises ValueError if there is none.
         units: the parts.
         donors: per tensor, what they are replaced by.
         excluded: ``(N, U, R)``: units that touch RoI ``r``; ``R`` is 1 where RoIs do not matter.
+        rois: boolean ``(N or 1, R, *spatial)``; None for the whole image, or where the function has no RoI.
         spatial: spatial shape of the image that is segmented.
         settings: what was asked for, to be kept with the statistics.
         paired: a donor of one tensor belongs to the same donor of the others.
@@ -51,9 +53,11 @@ class Problem:
     forward_func: Callable[..., Any]
     evaluator: WholeInput | LayerActivation
     scores: Scores
+    smooth_scores: Callable[[], Scores]
     units: Units
     donors: tuple[BoundDonors, ...]
     excluded: np.ndarray
+    rois: Tensor | None
     spatial: torch.Size
     settings: dict[str, Any]
     paired: bool = False
@@ -143,6 +147,7 @@ def prepare(
     exclude: Any,
     *,
     whole_blocks_only: bool = False,
+    execution: Execution | None = None,
 ) -> Problem:
     """Check every argument before any forward is spent, and tie donors to inputs."""
     call = prepare_call(forward_func, inputs, additional_forward_args)
@@ -165,22 +170,19 @@ def prepare(
         as_donor_source(source, tensor).bind(tensor, _forbidden(tensor, rois))
         for source, tensor in zip(_baselines(baselines, tensors), tensors)
     )
-    evaluator = WholeInput(call.forward_func, tensors, call.arguments, units, donors)
-    scores = scores_of_inputs(call.forward_func, call.arguments)
-    asked = common_settings(block_size=block_size, baselines=baselines, exclude=exclude)
     return Problem(
-        *(
-            tensors,
-            isinstance(inputs, tuple),
-            call.forward_func,
-            evaluator,
-            scores,
-            units,
-            donors,
-            excluded,
-            call.spatial,
-            asked,
-        )
+        tensors=tensors,
+        is_tuple=isinstance(inputs, tuple),
+        forward_func=call.forward_func,
+        evaluator=WholeInput(call.forward_func, tensors, call.arguments, units, donors, execution),
+        scores=scores_of_inputs(call.forward_func, call.arguments),
+        smooth_scores=lambda: scores_of_inputs(differentiable(call.forward_func), call.arguments),
+        units=units,
+        donors=donors,
+        excluded=excluded,
+        rois=rois,
+        spatial=call.spatial,
+        settings=common_settings(block_size=block_size, baselines=baselines, exclude=exclude),
     )
 
 

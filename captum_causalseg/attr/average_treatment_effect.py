@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._estimate import Draws, Intervention, estimate, interventions, paint
-from captum_causalseg.attr._problem import Problem, prepare
+from captum_causalseg.attr._effort import Effort, checked_execution
+from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
+from captum_causalseg.attr._problem import prepare
 from captum_causalseg.donors import DonorSource
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -26,6 +28,10 @@ class AverageTreatmentEffect(PerturbationAttribution):
 
     **Sign and unit.** In the score's own units (Dice in [0, 1]). Positive: what is there supports the segmentation; negative:
     it harms it. This is the sign of Captum's ``FeatureAblation``; the paper's heat map (PdCR, arXiv 2602.20511) is -100 times it.
+
+    **Work.** Units that cannot reach the RoI through the model are found out and cost nothing, and where a part of the image is
+    enough to compute the RoI, only that part is run (``support``). Donors are ranked by what a first-order estimate says that they
+    do, and drawn all along the ranking (``sampling``). Neither is an approximation.
 
     The estimate is unbiased when nothing is screened out. Screening costs rare effects: a block that moves the score in 20 %
     of the draws passes three screening draws unseen with probability ``0.8**3`` = 51 %, and then reports the mean of those three,
@@ -80,13 +86,18 @@ class AverageTreatmentEffect(PerturbationAttribution):
         n_draws: int = 50,
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
-        sampling: Literal["uniform"] = "uniform",
-        support: None = None,
+        sampling: Literal["stratified", "uniform"] = "stratified",
+        support: Literal["auto"] | None = "auto",
         exclude: Literal["roi"] | Tensor | None = "roi",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         show_progress: bool = False,
         return_statistics: bool = False,
+        precision: float | None = None,
+        decide: float | None = None,
+        alpha: float = 0.05,
+        compile: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> Any:
         """Estimate every unit's average treatment effect.
 
@@ -104,19 +115,36 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 ones, a tuple of such tuples, one per input); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
                 shorter. Inputs without spatial axes have every feature as a unit.
             n_draws: interventions per unit, the screening draws included. A bank with no more donors is used up, and the effect
-                is then exact.
+                is then exact. With ``precision`` or ``decide``, a budget: so many per unit on the average over all units.
             n_screening_draws: the first so many draws decide whether the rest is made.
             screening_threshold: a unit goes on if one of them moves the score by at least this, in the score's units.
-            sampling: ``"uniform"``: donors drawn without replacement, all equally likely.
-            support: reserved for skipping what cannot reach the RoI; ``None``: every unit is intervened on.
+            sampling: ``"stratified"``: donors are ranked by their first-order effect on the target's output (one backward pass
+                per example through the differentiable twin of the score), the ranking is cut into as many strata as there are
+                draws, and one donor is drawn from each; screening takes the extremes. Unbiased whatever the ranking is worth, and
+                more precise the better it is. ``"uniform"``: donors drawn without replacement, all equally likely; this is also
+                what is done, and said once in the log, where there is no gradient.
+            support: ``"auto"``: units that cannot reach the RoI through the model are given effect 0 without a forward, and if a
+                window of the image is enough to compute the RoI, the model is run on the window only. What can reach the RoI
+                is found by setting parts of the input to NaN, and is checked; on any doubt nothing is left out, with a line in
+                the log. Needs a :class:`~captum_causalseg.SegmentationTarget` with an RoI. ``None``: the whole image, every unit.
             exclude: ``"roi"``: units that touch the RoI are not intervened on; a boolean mask ``(*spatial)`` in its place; or
                 ``None``. Excluded units carry 0 in the attribution and NaN in the statistics.
-            perturbations_per_eval: interventions per example in one forward pass; halved when memory runs out.
+            perturbations_per_eval: interventions per example in one forward pass (of windows, as many as have that many pixels);
+                halved when memory runs out.
             seed: of the draws. They depend on the seed and the unit's id alone, so that examples, models and repeated calls
                 meet the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not
                 repeat it with the examples).
             show_progress: show a progress bar over the interventions.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well.
+            precision: draw on until the 95 % interval of every effect (of the target's class, on every RoI) has at most this
+                half-width, in the score's units. Units with the largest standard errors come first; each further look doubles a
+                unit's draws, up to 16 times ``n_draws``.
+            decide: draw on until every effect is known to lie above or below this threshold: ``statistics.decision``.
+            alpha: with ``decide``, the chance of a wrong decision about a unit over all looks at it (Bonferroni over the looks).
+            compile: run the model through :func:`torch.compile`; worth it for long runs (it takes a while to warm up). Not exact to
+                the last digit.
+            autocast: run the model in this precision (``torch.bfloat16``). **Not exact**: effects change by what the model's output
+                changes; see the documentation's page on benchmarks for how much that was.
 
         Returns:
             Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect,
@@ -125,11 +153,15 @@ class AverageTreatmentEffect(PerturbationAttribution):
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected.
         """
-        problem = self._prepare(
-            inputs, baselines, additional_forward_args, feature_mask, block_size, sampling, support, exclude
+        effort = Effort(
+            *(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, sampling, support),
+            *(precision, decide, alpha),
         )
-        draws = Draws(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed)
-        statistics = estimate(problem, draws, target, show_progress, f"{self.get_name()} attribution")
+        problem = prepare(
+            *(self.forward_func, inputs, self._donors(baselines), additional_forward_args, feature_mask, block_size, exclude),
+            execution=checked_execution(compile, autocast),
+        )
+        statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = paint(statistics, problem.tensors, target)
         return (attributions, statistics) if return_statistics else attributions
 
@@ -137,39 +169,29 @@ class AverageTreatmentEffect(PerturbationAttribution):
         self,
         inputs: Tensor | tuple[Tensor, ...],
         baselines: Baselines = None,
+        target: TargetType = None,
         additional_forward_args: Any = None,
         feature_mask: Tensor | tuple[Tensor, ...] | None = None,
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
         n_draws: int = 50,
-        sampling: Literal["uniform"] = "uniform",
-        support: None = None,
+        n_screening_draws: int = 3,
+        sampling: Literal["stratified", "uniform"] = "stratified",
+        support: Literal["auto"] | None = "auto",
         exclude: Literal["roi"] | Tensor | None = "roi",
+        perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes with these arguments when nothing is screened out.
 
-        No forward is spent. Each says which example, which unit, the how many-th draw, and for every input that the unit
-        reaches into the donor image and the place in it.
+        Each says which example, which unit, the how many-th draw, with which weight it enters the estimate, and for every input
+        that the unit reaches into the donor image and the place in it. No forward is spent with uniform draws and without
+        support.
         """
-        problem = self._prepare(
-            inputs, baselines, additional_forward_args, feature_mask, block_size, sampling, support, exclude
+        effort = Effort(n_draws, n_screening_draws, 0.0, perturbations_per_eval, seed, sampling, support)
+        problem = prepare(
+            self.forward_func, inputs, self._donors(baselines), additional_forward_args, feature_mask, block_size, exclude
         )
-        return interventions(problem, Draws(n_draws, 0, 0.0, 1, seed))
+        return interventions(problem, effort, target)
 
-    def _prepare(
-        self,
-        inputs: Any,
-        baselines: Any,
-        additional_forward_args: Any,
-        feature_mask: Any,
-        block_size: Any,
-        sampling: str,
-        support: object,
-        exclude: Any,
-    ) -> Problem:
-        if sampling != "uniform":
-            raise ValueError(f'sampling: expected "uniform", got {sampling!r}')
-        if support is not None:
-            raise ValueError(f"support: expected None, got {support!r}")
-        baselines = self.baselines if baselines is None else baselines
-        return prepare(self.forward_func, inputs, baselines, additional_forward_args, feature_mask, block_size, exclude)
+    def _donors(self, baselines: Any) -> Any:
+        return self.baselines if baselines is None else baselines

@@ -6,9 +6,10 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from captum_causalseg._captum import GradientAttribution, TargetType, log_usage
-from captum_causalseg.attr._gradient import backpropagate, differentiable
+from captum_causalseg.attr._gradient import backpropagate
 from captum_causalseg.attr._problem import check_integer, prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
+from captum_causalseg.interventions.gradient import differentiable
 
 __all__ = ["GradientTreatmentEffect"]
 

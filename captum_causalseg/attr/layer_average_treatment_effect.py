@@ -6,7 +6,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._estimate import Draws, Intervention, estimate, interventions, paint
+from captum_causalseg.attr._effort import Effort
+from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
 from captum_causalseg.attr._layer import LayerBaselines, UnitKind, check_layer, prepare_layer
 from captum_causalseg.attr._problem import Problem
 
@@ -71,11 +72,15 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         n_draws: int = 50,
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
-        sampling: Literal["uniform"] = "uniform",
+        sampling: Literal["stratified", "uniform"] = "stratified",
+        support: Literal["auto"] | None = "auto",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         show_progress: bool = False,
         return_statistics: bool = False,
+        precision: float | None = None,
+        decide: float | None = None,
+        alpha: float = 0.05,
     ) -> Any:
         """Estimate the average treatment effect of every unit of the layer.
 
@@ -98,8 +103,10 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
             units: ``"channel"`` (the activation's second axis), ``"block"`` (of ``block_size`` across all channels),
                 ``"channel_block"`` (one channel of one block) or ``"layer"`` (all of it, one unit).
             block_size: edge of blocks in the activation's own pixels, one number or one per spatial axis.
-            n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress: as in
-                :meth:`AverageTreatmentEffect.attribute`.
+            n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress, precision, decide,
+                alpha: as in :meth:`AverageTreatmentEffect.attribute`.
+            support: likewise; parts of the activation that cannot reach the RoI are left out, and the model is run on a window of
+                the image where that gives the same.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well, whose ``feature_mask`` and maps are
                 those of the activation.
 
@@ -110,13 +117,14 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected.
         """
-        if sampling != "uniform":
-            raise ValueError(f'sampling: expected "uniform", got {sampling!r}')
-        draws = Draws(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed)
+        effort = Effort(
+            *(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, sampling, support),
+            *(precision, decide, alpha),
+        )
         problem = self._prepare(
             inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size
         )
-        statistics = estimate(problem, draws, target, show_progress, f"{self.get_name()} attribution")
+        statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = paint(statistics, problem.tensors, target)
         return (attributions, statistics) if return_statistics else attributions
 
@@ -124,19 +132,25 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         self,
         inputs: Tensor | tuple[Tensor, ...],
         layer_baselines: LayerBaselines = None,
+        target: TargetType = None,
         additional_forward_args: Any = None,
         layer_mask: Tensor | tuple[Tensor, ...] | None = None,
         attribute_to_layer_input: bool = False,
         units: UnitKind = "channel",
         block_size: int | tuple[int, ...] | None = None,
         n_draws: int = 50,
+        n_screening_draws: int = 3,
+        sampling: Literal["stratified", "uniform"] = "stratified",
+        support: Literal["auto"] | None = "auto",
+        perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation."""
+        effort = Effort(n_draws, n_screening_draws, 0.0, perturbations_per_eval, seed, sampling, support)
         problem = self._prepare(
             inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size
         )
-        return interventions(problem, Draws(n_draws, 0, 0.0, 1, seed))
+        return interventions(problem, effort, target)
 
     def _prepare(
         self,

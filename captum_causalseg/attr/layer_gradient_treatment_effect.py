@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
-from captum_causalseg.attr._gradient import backpropagate, differentiable
+from captum_causalseg.attr._gradient import backpropagate
 from captum_causalseg.attr._layer import LayerBaselines, UnitKind, check_layer, prepare_layer
 from captum_causalseg.attr._problem import check_integer
+from captum_causalseg.interventions.gradient import differentiable
 
 __all__ = ["LayerGradientTreatmentEffect"]
 

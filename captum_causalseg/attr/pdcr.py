@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._estimate import Draws, estimate, paint
+from captum_causalseg.attr._effort import Effort
+from captum_causalseg.attr._estimate import estimate, paint
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
-from captum_causalseg.engine.plan import with_replacement
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
@@ -96,16 +96,8 @@ class PdCR(PerturbationAttribution):
             "roi",
             whole_blocks_only=True,
         )
-        draws = Draws(
-            n_draws,
-            n_screening_draws,
-            screening_threshold,
-            perturbations_per_eval,
-            seed,
-            sampler=with_replacement,
-            fresh_draws=True,
-        )
-        statistics = estimate(problem, draws, target, show_progress, f"{self.get_name()} attribution")
+        effort = Effort(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, paper=True)
+        statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         small = (statistics.effect.abs() < screening_threshold) | (statistics.status == Status.SCREENED)
         statistics.effect = torch.where(small, torch.zeros_like(statistics.effect), statistics.effect)
         attributions = paint(statistics, problem.tensors, target)

@@ -1,7 +1,7 @@
-"""Carry a plan out: batches of interventions, running moments, screening, halving the batch when memory runs out."""
+"""Carry a plan out: full batches of interventions, screening, stopping, halving the batch when memory runs out."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -10,11 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg.engine.draws import Estimate
+from captum_causalseg.engine.goal import Goal, half_widths
 from captum_causalseg.engine.plan import Plan
 
-__all__ = ["Evaluator", "Moments", "Outcome", "observe", "run"]
+__all__ = ["Evaluator", "Outcome", "observe", "run"]
 
 logger = logging.getLogger(__name__)
+
+# Scores that differ by this many units in the last place are equal: such a difference is rounding, not an effect's spread.
+_ROUNDING = 16
 
 
 class Evaluator(Protocol):
@@ -23,77 +28,60 @@ class Evaluator(Protocol):
     def observe(self, examples: np.ndarray) -> Tensor:
         """The scores without intervention ``(B, K)`` of the examples ``(B,)``."""
 
+    def baseline(self, examples: np.ndarray) -> Tensor:
+        """The same scores, computed in the very way in which those under interventions are."""
+
     def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
         """The scores ``(B, K)`` of ``B`` interventions: example ``(B,)``, unit ``(B,)``, donor per slot ``(B, slots)``."""
 
 
 @dataclass
-class Moments:
-    """Running sums of ``observed - intervened`` per row and output, in double precision."""
-
-    n: np.ndarray
-    total: np.ndarray
-    squares: np.ndarray
-
-    @classmethod
-    def zeros(cls, rows: int, outputs: int) -> "Moments":
-        """Nothing added yet."""
-        shape = (rows, outputs)
-        return cls(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
-
-    def add(self, rows: np.ndarray, differences: np.ndarray, wanted: np.ndarray) -> None:
-        """Add one batch; ``wanted`` ``(B, K)`` says which outputs take part. The order of adding is the order of draws."""
-        np.add.at(self.n, rows, wanted)
-        np.add.at(self.total, rows, np.where(wanted, differences, 0.0))
-        np.add.at(self.squares, rows, np.where(wanted, differences**2, 0.0))
-
-    def clear(self, which: np.ndarray) -> None:
-        """Forget what was added where ``which`` ``(M, K)`` holds."""
-        for values in (self.n, self.total, self.squares):
-            values[which] = 0
-
-    @property
-    def mean(self) -> np.ndarray:
-        """``(M, K)``; NaN without draws."""
-        with np.errstate(invalid="ignore"):
-            return self.total / np.where(self.n > 0, self.n, np.nan)
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Sample variance ``(M, K)``; NaN with fewer than two draws."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            spread = self.squares - self.n * self.mean**2
-            variance = spread / np.where(self.n > 1, self.n - 1, np.nan)
-        # What is left of a cancellation is no variance: identical draws must give exactly 0.
-        noise = 1e-13 * self.squares / np.maximum(self.n, 1)
-        return np.where(variance <= noise, 0.0, variance)
-
-
-@dataclass
 class Outcome:
-    """What a run leaves: moments and, per row and output, whether it was screened out."""
+    """What a run leaves, per row ``m`` and output ``k``; NaN (0 draws) where nothing was wanted.
+
+    Args:
+        observed: ``(N, K)``.
+        mean: ``(M, K)`` estimated effects.
+        variance: ``(M, K)`` spread of one draw; exactly 0 where no two draws differ by more than rounding.
+        factor: ``(M, K)``: the squared standard error is ``factor * variance``.
+        freedom: ``(M, K)`` degrees of freedom of the variance.
+        n: ``(M, K)`` draws that went into the mean.
+        screened: ``(M, K)`` whether the row was given up after its screening draws.
+        decision: ``(M, K)`` 1 above the goal's threshold, -1 below, 0 undecided.
+        n_forwards: images that went through the model, the observed ones not counted.
+        batch_size: interventions per batch, at the end.
+    """
 
     observed: np.ndarray
-    moments: Moments
+    mean: np.ndarray
+    variance: np.ndarray
+    factor: np.ndarray
+    freedom: np.ndarray
+    n: np.ndarray
     screened: np.ndarray
+    decision: np.ndarray
     n_forwards: int
-    """Images that went through the model, the observed ones not counted."""
     batch_size: int
 
 
-def observe(evaluator: Evaluator, n_examples: int) -> np.ndarray:
+def observe(evaluator: Evaluator, n_examples: int, *, as_intervened: bool = False) -> np.ndarray:
     """The observed scores ``(N, K)`` of all examples, in one batch if memory allows.
+
+    Args:
+        evaluator: how scores are computed.
+        n_examples: ``N``.
+        as_intervened: computed as those under interventions are.
 
     Raises:
         ValueError: a score is not finite.
     """
     size, left, parts = n_examples, np.arange(n_examples), list[np.ndarray]()
     while len(left):
-        scores = _attempt(partial(evaluator.observe, left[:size]), size)
+        scores = _attempt(partial(evaluator.baseline if as_intervened else evaluator.observe, left[:size]), size)
         if scores is None:
             size = _halve(size)
         else:
-            parts.append(scores)
+            parts.append(scores[0])
             left = left[size:]
     observed = np.concatenate(parts)
     bad = np.flatnonzero(~np.isfinite(observed).all(1))
@@ -109,6 +97,7 @@ def run(
     *,
     batch_size: int,
     screening_threshold: float,
+    goal: Goal | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Carry out a plan.
@@ -119,30 +108,24 @@ def run(
         observed: the scores without intervention, ``(N, K)``.
         batch_size: interventions per call of the evaluator; halved whenever memory runs out.
         screening_threshold: a row and output whose screening draws all move the score by less than this is left there.
+        goal: go on drawing until it is reached; ``None``: every row gets the plan's draws.
         on_progress: called with the interventions done and the most that there will be.
 
     Raises:
         ValueError: a score is not finite.
     """
     loop = _Loop(plan, evaluator, observed, batch_size, on_progress)
-    wanted = plan.active.copy()
-    screened = np.zeros_like(wanted)
-    counts = np.array([plan.count(row) for row in range(len(plan))], dtype=np.int64)
     if plan.screens:
-        first = np.minimum(plan.n_screening_draws, counts)
-        loop.expect(int((wanted.any(1) * counts).sum()))
-        largest = loop.round(np.zeros_like(first), first, wanted)
-        # A drained bank leaves nothing to screen: the estimate is exact already.
-        screened = wanted & (largest < screening_threshold) & (first < counts)[:, None]
-        wanted = wanted & ~screened & (first < counts)[:, None]
-        if plan.fresh_draws:
-            loop.moments.clear(wanted)
-        loop.expect(loop.done + int((wanted.any(1) * (counts - first)).sum()))
-        loop.round(first, counts, wanted)
-    else:
-        loop.expect(int((wanted.any(1) * counts).sum()))
-        loop.round(np.zeros_like(counts), counts, wanted)
-    return Outcome(observed, loop.moments, screened, loop.done, loop.batch_size)
+        loop.screen(screening_threshold)
+    loop.sample(keep=goal is not None)
+    if goal is not None:
+        loop.pursue(goal)
+    loop.outcome.n_forwards, loop.outcome.batch_size = loop.done, loop.batch_size
+    return loop.outcome
+
+
+Job = tuple[int, int, int]
+"""A row and which of its draws are to be made: from the first number up to the second."""
 
 
 class _Loop:
@@ -154,43 +137,172 @@ class _Loop:
         batch_size: int,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        self.plan, self.evaluator, self.observed = plan, evaluator, observed
+        self.plan, self.evaluator = plan, evaluator
         self.batch_size = batch_size
-        self.moments = Moments.zeros(len(plan), observed.shape[1])
         self.done = 0
         self._total = 0
         self._on_progress = on_progress
+        self._wanted = plan.active.copy()
+        self._resolution = 0.0
+        # Of rows that are not finished, all draws so far, (n, K).
+        self._values: dict[int, np.ndarray] = {}
+        shape = (len(plan), observed.shape[1])
+        self.outcome = Outcome(
+            observed,
+            mean=np.full(shape, np.nan),
+            variance=np.full(shape, np.nan),
+            factor=np.full(shape, np.nan),
+            freedom=np.full(shape, np.nan),
+            n=np.zeros(shape, dtype=np.int64),
+            screened=np.zeros(shape, dtype=bool),
+            decision=np.zeros(shape, dtype=np.int8),
+            n_forwards=0,
+            batch_size=batch_size,
+        )
 
-    def expect(self, total: int) -> None:
+    def screen(self, threshold: float) -> None:
+        """The screening draws; rows and outputs that they do not move are finished."""
+        active = np.flatnonzero(self._wanted.any(1)).tolist()
+        self._expect(sum(self.plan.draws(row).end(1) for row in active))
+        saved = 0
+
+        def finished(row: int, values: np.ndarray) -> None:
+            nonlocal saved
+            draws = self.plan.draws(row)
+            rest = draws.end(1) - len(values)
+            # A drained bank leaves nothing to screen: the estimate is exact already.
+            screened = self._wanted[row] & (np.abs(values).max(0) < threshold) & (rest > 0)
+            self.outcome.screened[row] = screened
+            self._note(row, screened, draws.screened(values), values)
+            self._wanted[row] &= ~screened
+            if self._wanted[row].any():
+                self._values[row] = values
+            else:
+                saved += rest
+
+        self._carry_out([(row, 0, self.plan.draws(row).end(0)) for row in active], finished)
+        self._expect(self._total - saved)
+
+    def sample(self, keep: bool) -> None:
+        """The first sample of every row that is left."""
+        jobs = [(row, len(self._values.get(row, ())), self.plan.draws(row).end(1)) for row in self._left()]
+        if not self.plan.screens:
+            self._expect(sum(stop for _, _, stop in jobs))
+        self._carry_out(jobs, partial(self._sampled, keep=keep))
+
+    def pursue(self, goal: Goal) -> None:
+        """Further stages for the rows whose goal is not reached, those with the largest standard errors first."""
+        stage = dict.fromkeys(self._left(), 1)
+        looks = goal.looks(self.plan.n_draws)
+        asked = goal.outputs[self.plan.example] & self._wanted
+        fresh = asked.copy()
+        costs = {row: self._next(row, 1, goal) for row in stage}
+        while True:
+            error, unmet = self._judge(goal, asked, fresh, looks)
+            worst = np.where(unmet, error, -np.inf).max(1, initial=-np.inf)
+            open_rows = (row for row in stage if costs[row] and unmet[row].any())
+            order = sorted(open_rows, key=lambda row: (-worst[row], row))
+            jobs = self._affordable(order, costs, goal.budget - self.done)
+            if not jobs:
+                return
+            self._expect(max(goal.budget, self.done))
+            self._carry_out(jobs, partial(self._sampled, keep=True))
+            fresh[:] = False
+            for row, _, _ in jobs:
+                stage[row] += 1
+                costs[row] = self._next(row, stage[row], goal)
+                fresh[row] = asked[row]
+
+    def _left(self) -> list[int]:
+        return [int(row) for row in np.flatnonzero(self._wanted.any(1))]
+
+    def _next(self, row: int, stage: int, goal: Goal) -> int:
+        """How many draws the row's next stage takes; 0 if there is none."""
+        draws = self.plan.draws(row)
+        end = draws.end(stage + 1)
+        return end - draws.end(stage) if end <= goal.most_draws else 0
+
+    def _affordable(self, order: Sequence[int], cost: dict[int, int], budget: int) -> list[Job]:
+        """Of rows in the order of need, the first ones, in full batches; a quarter of all before it is looked again."""
+        share = max(self.batch_size, sum(cost[row] for row in order) // 4)
+        jobs: list[Job] = []
+        planned = 0
+        for row in order:
+            if planned >= share:
+                break
+            if planned + cost[row] <= budget:
+                made = len(self._values[row])
+                jobs.append((row, made, made + cost[row]))
+                planned += cost[row]
+        return jobs
+
+    def _judge(self, goal: Goal, asked: np.ndarray, fresh: np.ndarray, looks: int) -> tuple[np.ndarray, np.ndarray]:
+        """Standard errors, and where ``(M, K)`` the goal is not reached; decisions are taken where there are new draws."""
+        out = self.outcome
+        known = self.plan.example, out.variance, out.factor, out.freedom
+        error, half = half_widths(*known, goal.level)
+        unmet = np.zeros_like(asked)
+        if goal.precision is not None:
+            unmet |= asked & ~(half <= goal.precision)
+        if goal.decide is not None:
+            _, wide = half_widths(*known, 1 - goal.alpha / looks)
+            new = fresh & (out.decision == 0)
+            out.decision[new] = goal.decisions(out.mean, wide)[new]
+            unmet |= asked & (out.decision == 0) & (error > 0)
+        return error, unmet
+
+    def _sampled(self, row: int, values: np.ndarray, keep: bool) -> None:
+        before = self._values.pop(row, None)
+        values = values if before is None else np.concatenate([before, values])
+        self._note(row, self._wanted[row], self.plan.draws(row).estimate(values), values)
+        if keep:
+            self._values[row] = values
+
+    def _note(self, row: int, which: np.ndarray, estimate: Estimate, values: np.ndarray) -> None:
+        out = self.outcome
+        size = np.abs(out.observed[self.plan.example[row]]) + np.abs(values).max(0)
+        rounding = (_ROUNDING * self._resolution * size) ** 2
+        out.mean[row, which] = estimate.mean[which]
+        out.variance[row, which] = np.where(estimate.variance <= rounding, 0.0, estimate.variance)[which]
+        out.factor[row, which], out.freedom[row, which] = estimate.factor, estimate.freedom
+        out.n[row, which] = estimate.n
+
+    def _expect(self, total: int) -> None:
         self._total = total
         self._on_progress(self.done, total)
 
-    def round(self, start: np.ndarray, stop: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Draws ``start[row]..stop[row]`` of every row with a wanted output; the largest ``|difference|`` ``(M, K)``."""
-        largest = np.zeros(wanted.shape)
-        for rows, donors in self._batches(start, stop, np.any(wanted, axis=1)):
+    def _carry_out(self, jobs: Sequence[Job], finished: Callable[[int, np.ndarray], None]) -> None:
+        """Make draws; ``finished`` is called with each row and all the ``observed - intervened`` ``(n, K)`` of its job."""
+        left = {row: stop - start for row, start, stop in jobs}
+        parts: dict[int, list[np.ndarray]] = {}
+        for rows, donors in self._batches(jobs):
             begin = 0
             while begin < len(rows):
                 part = slice(begin, begin + self.batch_size)
                 scores = self._evaluate(rows[part], donors[part])
                 if scores is None:
                     continue
-                examples = self.plan.example[rows[part]]
-                differences = self.observed[examples] - scores
-                self.moments.add(rows[part], differences, wanted[rows[part]])
-                np.maximum.at(largest, rows[part], np.abs(differences))
+                differences = self.outcome.observed[self.plan.example[rows[part]]] - scores
                 begin += len(scores)
                 self.done += len(scores)
+                for found in np.split(np.arange(len(scores)), np.flatnonzero(np.diff(rows[part])) + 1):
+                    row = int(rows[part][found[0]])
+                    parts.setdefault(row, []).append(differences[found])
+                    left[row] -= len(found)
+                    if not left[row]:
+                        finished(row, np.concatenate(parts.pop(row)))
                 self._on_progress(self.done, self._total)
-        return largest
+        for row, start, stop in jobs:
+            if start == stop:
+                finished(row, np.empty((0, self.outcome.observed.shape[1])))
 
-    def _batches(self, start: np.ndarray, stop: np.ndarray, active: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _batches(self, jobs: Sequence[Job]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Full batches across rows: ``(rows (B,), donors (B, slots))``."""
         rows: list[np.ndarray] = []
         donors: list[np.ndarray] = []
         held = 0
-        for row in np.flatnonzero(active & (stop > start)).tolist():
-            drawn = self.plan.donors(row)[start[row] : stop[row]]
+        for row, start, stop in jobs:
+            drawn = self.plan.draws(row).donors(stop)[start:]
             rows.append(np.full(len(drawn), row))
             donors.append(drawn)
             held += len(drawn)
@@ -206,10 +318,11 @@ class _Loop:
     def _evaluate(self, rows: np.ndarray, donors: np.ndarray) -> np.ndarray | None:
         """The scores of one batch, or None if memory ran out and a smaller batch is to be tried."""
         examples, units = self.plan.example[rows], self.plan.unit[rows]
-        scores = _attempt(partial(self.evaluator, examples, units, donors), len(rows))
-        if scores is None:
+        found = _attempt(partial(self.evaluator, examples, units, donors), len(rows))
+        if found is None:
             self.batch_size = _halve(len(rows))
             return None
+        scores, self._resolution = found
         bad = ~np.isfinite(scores).all(1)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
@@ -220,11 +333,13 @@ class _Loop:
         return scores
 
 
-def _attempt(evaluate: Callable[[], Tensor], batch_size: int) -> np.ndarray | None:
-    """Scores in double precision on the CPU; None if memory ran out on a batch that can still be made smaller."""
+def _attempt(evaluate: Callable[[], Tensor], batch_size: int) -> tuple[np.ndarray, float] | None:
+    """Scores in double precision on the CPU and their resolution; None if memory ran out on a batch that can be smaller."""
     try:
-        scores: np.ndarray = evaluate().double().cpu().numpy()
-        return scores
+        scores = evaluate()
+        # A copy: scores may be a view of an evaluator's memory, which the next batch writes over.
+        values: np.ndarray = scores.to(device="cpu", dtype=torch.float64, copy=True).numpy()
+        return values, torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
     except torch.OutOfMemoryError:
         if batch_size <= 1:
             raise

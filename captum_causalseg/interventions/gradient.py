@@ -9,18 +9,30 @@ from torch import Tensor, nn
 
 from captum_causalseg.interventions.layer import Activation, _watched
 from captum_causalseg.interventions.units import gather
+from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["scores_of_activation", "scores_of_inputs"]
+__all__ = ["Scores", "differentiable", "scores_of_activation", "scores_of_inputs"]
 
-Scores = Callable[[Sequence[Tensor]], Any]
+Scores = Callable[..., Any]
+"""``(tensors, examples=None)`` to scores ``(B, *output_shape)``: the tensors stand in the place of these examples' (or all)."""
+
+
+def differentiable(forward_func: Callable[..., Any]) -> Callable[..., Any]:
+    """A segmentation target's twin that has a gradient; any other function as it is.
+
+    Raises:
+        ValueError: the target's metric has no differentiable twin.
+    """
+    return forward_func.surrogate() if isinstance(forward_func, SegmentationTarget) else forward_func
 
 
 def scores_of_inputs(forward_func: Callable[..., Any], arguments: Sequence[Any]) -> Scores:
     """What ``forward_func`` returns, as a function of its inputs; the additional arguments stay."""
 
-    def scores(inputs: Sequence[Tensor]) -> Any:
+    def scores(inputs: Sequence[Tensor], examples: np.ndarray | None = None) -> Any:
+        examples = np.arange(len(inputs[0])) if examples is None else examples
         # Copies: a model may work in place, on a leaf autograd does not allow it.
-        return forward_func(*(tensor.clone() for tensor in inputs), *gather(arguments, np.arange(len(inputs[0]))))
+        return forward_func(*(tensor.clone() for tensor in inputs), *gather(arguments, examples))
 
     return scores
 
@@ -45,7 +57,8 @@ def scores_of_activation(
         device_ids: of a ``DataParallel`` model.
     """
 
-    def scores(activation: Sequence[Tensor]) -> Any:
+    def scores(activation: Sequence[Tensor], examples: np.ndarray | None = None) -> Any:
+        examples = np.arange(len(inputs[0])) if examples is None else examples
         copies = [tensor.clone() for tensor in activation]
         by_device = {copies[0].device: copies}
         if device_ids is not None:
@@ -57,7 +70,6 @@ def scores_of_activation(
             found = Activation(value)
             return found.with_tensors(by_device[found.tensors[0].device])
 
-        examples = np.arange(len(inputs[0]))
         with _watched(layer, at_input, substitute):
             return forward_func(*gather(inputs, examples), *gather(arguments, examples))
 

@@ -5,8 +5,11 @@ Two ways to the same scores. *Hooked*: the examples are repeated, once per inter
 upstream of the layer is computed once per batch of interventions and not once per intervention.
 """
 
+import copy
+import functools
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.donors import BoundDonors
-from captum_causalseg.interventions.units import Units, gather, paste
+from captum_causalseg.interventions.units import Frame, Units, gather, paste
 from captum_causalseg.interventions.whole import checked_scores
 from captum_causalseg.target import SegmentationTarget
 
@@ -158,6 +162,10 @@ class LayerActivation:
         paired: the donor of all the activation's tensors is the same one (column 0): they were recorded together.
         device_ids: of a ``DataParallel`` model.
         use_vmap: compute what lies upstream once; switched off by itself where the model does not allow it.
+
+    Attributes:
+        output_shape: shape of one example's scores.
+        spent: images that went through the model besides the interventions and the observed ones, by purpose.
     """
 
     def __init__(
@@ -176,8 +184,8 @@ class LayerActivation:
         device_ids: Sequence[int] | None = None,
         use_vmap: bool = True,
     ) -> None:
-        self._forward_func, self._layer = forward_func, layer
-        self._inputs, self._arguments = list(inputs), list(additional_forward_args)
+        self.forward_func, self._layer = forward_func, layer
+        self.inputs, self.arguments = list(inputs), list(additional_forward_args)
         self._activation, self._units, self._donors = activation, units, donors
         self._at_input, self._paired = at_input, paired
         self._device_ids = device_ids
@@ -187,38 +195,103 @@ class LayerActivation:
         # Replicas run in threads of their own, which vmap does not reach; and vmap switches autocast off, which shifts scores.
         self._use_vmap = use_vmap and device_ids is None and not _autocasts(inputs[0].device)
         self._compared = False
+        self.spent: Counter[str] = Counter()
+        self._frames: list[Frame | None] | None = None
+        self._local: LocalScores | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is intervened on."""
+        return self._activation.tensors
+
+    def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
+        """What a segmentation target is scored from, ``(B, C, *spatial)``, with these tensors as the layer's activation."""
+        logits: Tensor = self._raw_hooked(examples, list(tensors))
+        return logits
+
+    def logits_of_inputs(self, inputs: Sequence[Tensor], examples: np.ndarray) -> Tensor:
+        """The same with other inputs and the activation that they give."""
+        assert isinstance(self.forward_func, SegmentationTarget)
+        return self.forward_func.logits(*inputs, *gather(self._model_arguments, examples))
+
+    def local_scores(self) -> LocalScores | None:
+        """How rows of logits are scored from the surroundings of the RoIs (from now on); ``None`` if that is not possible."""
+        if self._local is None and isinstance(self.forward_func, SegmentationTarget):
+            self._local = self.forward_func.local_scores(*self.inputs, *self.arguments)
+        return self._local
+
+    def windowed(self, window: Frame, spatial: torch.Size) -> "LayerActivation | None":
+        """The same on a window of the images; ``None`` where it is no window of the activation as well."""
+        images = window.frames(self.inputs, spatial)
+        frames = [_scaled(window, spatial, tensor) for tensor in self.tensors]
+        if images is None or self._local is None or any(frame is None for frame in frames):
+            return None
+        other = copy.copy(self)
+        other.arguments = window.crop_images(self._model_arguments, spatial)
+        other.inputs = window.crop_images(self.inputs, spatial)
+        other._frames, other._local = frames, self._local.cropped(window.starts, window.size)
+        other._activation = Activation(self._activation.with_tensors(other.crop(self.tensors)))
+        other._compared = False
+        other.__dict__.pop("_model_arguments", None)  # those of the whole image
+        return other
+
+    def crop(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors like :attr:`tensors` of the whole, as this window holds them."""
+        frames = self._frames or [None] * len(tensors)
+        return [x if frame is None else frame.crop(x) for x, frame in zip(tensors, frames)]
+
+    def tune(self, batch_size: int, n_interventions: int) -> None:
+        """Nothing to try: upstream of the layer everything is computed as the model has it."""
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, from the pass that recorded the activation."""
         return self._observed[torch.as_tensor(examples, device=self._observed.device)]
 
+    @property
+    def differs(self) -> bool:
+        """Whether interventions are computed in another way than the observed scores are."""
+        return self._frames is not None
+
+    def baseline(self, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` without intervention, computed as those with one."""
+        return self._hooked(examples, gather(self._activation.tensors, examples))
+
     def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` with each unit of the activation replaced by its donor."""
-        if self._paired:
-            donors = np.repeat(donors[:, :1], donors.shape[1], axis=1)
         replaced = gather(self._activation.tensors, examples)
-        paste(replaced, self._units, self._donors, examples, units, donors)
+        paste(replaced, self._units, self._donors, examples, units, self.spread(donors), self._frames)
         scores = self._vmapped(examples, replaced) if self._use_vmap else None
         return self._hooked(examples, replaced) if scores is None else scores
+
+    def spread(self, donors: np.ndarray) -> np.ndarray:
+        """Donor numbers for every tensor ``(B, slots)``: paired donors have theirs in the first column."""
+        return np.repeat(donors[:, :1], donors.shape[1], axis=1) if self._paired else donors
 
     def _hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor:
         return self._scores(self._raw_hooked(examples, replaced), examples)
 
     def _raw_hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Any:
-        inputs, arguments = gather(self._inputs, examples), gather(self._arguments, examples)
+        inputs, arguments = gather(self.inputs, examples), gather(self._model_arguments, examples)
         with _watched(self._layer, self._at_input, self._substitute(replaced)):
             return self._raw(inputs, arguments)
 
     def _raw(self, inputs: list[Tensor], arguments: list[Any]) -> Any:
         """Scores, or of a segmentation target the logits: scoring looks at values (is there NaN?), which vmap does not allow."""
-        target = self._forward_func
-        if isinstance(target, SegmentationTarget):
-            return target.logits(*target.model_inputs(*inputs, *arguments))
-        return target(*inputs, *arguments)
+        target = self.forward_func
+        return target.logits(*inputs, *arguments) if isinstance(target, SegmentationTarget) else target(*inputs, *arguments)
+
+    @functools.cached_property
+    def _model_arguments(self) -> list[Any]:
+        """The additional arguments that the model itself takes: no masks among them."""
+        if self._frames is not None or not isinstance(self.forward_func, SegmentationTarget):
+            return self.arguments
+        return list(self.forward_func.model_inputs(*self.inputs, *self.arguments)[len(self.inputs) :])
 
     def _scores(self, raw: Any, examples: np.ndarray) -> Tensor:
-        if isinstance(self._forward_func, SegmentationTarget):
-            raw = self._forward_func.score(raw, *gather(self._inputs, examples), *gather(self._arguments, examples))
+        if self._local is not None:
+            raw = self._local(raw, examples)
+        elif isinstance(self.forward_func, SegmentationTarget):
+            raw = self.forward_func.score(raw, *gather(self.inputs, examples), *gather(self.arguments, examples))
         checked = checked_scores(raw, len(examples), self.output_shape)
         return checked.flatten(1) if checked.ndim > 1 else checked[:, None]
 
@@ -255,7 +328,7 @@ class LayerActivation:
     def _raw_vmapped(self, example: int, replaced: list[Tensor]) -> Tensor:
         """Like :meth:`_raw_hooked` for interventions on one example, ``(B, ...)``."""
         one = np.array([example])
-        inputs, arguments = gather(self._inputs, one), gather(self._arguments, one)
+        inputs, arguments = gather(self.inputs, one), gather(self._model_arguments, one)
 
         def run(*tensors: Tensor) -> Any:
             def substitute(value: Any) -> Any:
@@ -292,6 +365,18 @@ class LayerActivation:
         detail = f" ({lines[0]})" if lines else ""
         logger.info("%s%s: the whole model is run once per intervention instead", reason, detail)
         self._use_vmap = False
+
+
+def _scaled(window: Frame, spatial: torch.Size, tensor: Tensor) -> Frame | None:
+    """The window in the activation's own pixels, if its grid divides the image's and the window."""
+    own = tensor.shape[2:]
+    if len(own) != len(spatial) or any(length % side for length, side in zip(spatial, own)):
+        return None
+    stride = np.array([length // side for length, side in zip(spatial, own)])
+    size = np.array(window.size)
+    if (window.starts % stride).any() or (size % stride).any():
+        return None
+    return Frame(window.starts // stride, (size // stride).tolist())
 
 
 def _autocasts(device: torch.device) -> bool:

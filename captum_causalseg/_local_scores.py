@@ -1,0 +1,73 @@
+"""Scores from what lies around the regions of interest only: the same scores as from the whole output, for less work."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["LocalScores", "crop", "hull"]
+
+
+def hull(mask: Tensor, margin: int = 0) -> tuple[slice, ...]:
+    """The bounding box of a boolean mask ``(*spatial)`` that holds something, wider by ``margin`` where there is room."""
+    sides = []
+    for axis, length in enumerate(mask.shape):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        inside = (mask.any(others) if others else mask).nonzero()
+        sides.append(slice(max(0, int(inside.min()) - margin), min(length, int(inside.max()) + 1 + margin)))
+    return tuple(sides)
+
+
+def crop(values: Tensor, starts: np.ndarray, size: Sequence[int]) -> Tensor:
+    """A box of one size out of every example: ``(N or 1, C, *spatial)``, corners ``(N, d)``, to ``(N or 1, C, *size)``."""
+    same = bool((starts == starts[0]).all())
+
+    def cut(batch: Tensor, corner: np.ndarray) -> Tensor:
+        inside: tuple[Any, ...] = tuple(slice(a, a + n) for a, n in zip(corner.tolist(), size))
+        return batch[(..., *inside)]
+
+    if same:
+        return cut(values, starts[0])
+    return torch.stack([cut(values[n if len(values) > 1 else 0], corner) for n, corner in enumerate(starts)])
+
+
+class LocalScores:
+    """Scores of logits ``(B, C, *spatial)`` whose rows are interventions on given examples.
+
+    Only a box around the regions of interest is looked at; masks and reference are prepared once and not for every batch.
+
+    Args:
+        score: logits ``(B, C, *box)``, regions of interest ``(B or 1, R, *box)`` and one-hot reference ``(B or 1, C, *box)`` or
+            None, to scores ``(B, ...)`` that depend on nothing outside the regions.
+        rois: boolean ``(N or 1, R, *spatial)``.
+        reference: one-hot ``(N or 1, C, *spatial)``, or None.
+    """
+
+    def __init__(
+        self, score: Callable[[Tensor, Tensor, Tensor | None], Tensor], rois: Tensor, reference: Tensor | None
+    ) -> None:
+        self._score, self.rois, self._reference = score, rois, reference
+        # One pixel more than the regions: a region that ends at the box's edge would look as if the image ended there.
+        self._box = (slice(None), slice(None), *hull(rois.flatten(0, 1).any(0), margin=1))
+        self._inside = rois[self._box]
+        self._truth = None if reference is None else reference[self._box]
+
+    def __call__(self, logits: Tensor, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, ...)``; NaN where the logits around the regions hold NaN."""
+        near = logits[self._box]
+        truth = None if self._truth is None else _of(self._truth, examples)
+        scores = self._score(near, _of(self._inside, examples), truth)
+        unknown = near.flatten(1).isnan().any(1)
+        # No `if`: that would wait for the device.
+        return torch.where(unknown.view(-1, *(1,) * (scores.ndim - 1)), torch.nan, scores)
+
+    def cropped(self, starts: np.ndarray, size: Sequence[int]) -> "LocalScores":
+        """The same for logits of a window of each example, with corners ``(N, d)``; it holds the regions."""
+        reference = None if self._reference is None else crop(self._reference, starts, size)
+        return LocalScores(self._score, crop(self.rois, starts, size), reference)
+
+
+def _of(values: Tensor, examples: np.ndarray) -> Tensor:
+    return values if len(values) == 1 else values.index_select(0, torch.as_tensor(examples, device=values.device))
