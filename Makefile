@@ -36,8 +36,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Tables and plots go to docs/; about half an hour on two cores.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/coverage.py --write docs/benchmarks/coverage.md
+	$(BIN)/python benchmarks/against_paper.py --write docs/benchmarks/against_paper.md
+	$(BIN)/python benchmarks/error_by_forwards.py --write docs/benchmarks/error_by_forwards.md
+	$(BIN)/python benchmarks/throughput.py --write docs/benchmarks/throughput.md
+	$(BIN)/python benchmarks/growth.py --write docs/benchmarks/growth.md
+	$(BIN)/python benchmarks/approximations.py --write docs/benchmarks/approximations.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt einops
 	$(BIN)/python benchmarks/layer_effects.py
 	$(BIN)/python benchmarks/gradient_effects.py

@@ -10,7 +10,7 @@ version = release = installed_version("captum-causalseg")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"captum_causalseg {version}"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks/*.md"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

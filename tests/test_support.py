@@ -12,6 +12,7 @@ from monai.networks import nets
 from torch import nn
 from torch.nn import functional
 
+from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, Status, regions
 from captum_causalseg.interventions.support import Support, _relative_tolerance, find_support
 
 NAN = float("nan")
@@ -829,3 +830,63 @@ def test_tolerance():
             assert tolerance(torch.float32, True) == (2**-10 if convolutions or products else 1e3 * 2**-23)
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+# A guess from a part of the image
+
+
+def test_a_guess_that_holds_saves_the_search():
+    x, rois = torch.rand(1, 1, 64, 64), box_mask((1, 1, 64, 64), (0, 1), (0, 1), (24, 32), (24, 32))
+    searched = find(smooth, x, rois)
+    guessed = find(smooth, x, rois, guess=searched.masks)
+    assert guessed.doubt is None
+    assert torch.equal(guessed.masks[0], searched.masks[0])
+    # The plain one, two controls, NaN, two natural stand-ins, noise, a constant per channel.
+    assert guessed.n_forwards == 8 < searched.n_forwards
+
+
+@pytest.mark.parametrize("side", [(23, 33), (24, 32)])
+def test_a_guess_that_is_too_small_is_not_believed(side):
+    x, rois = torch.rand(1, 1, 64, 64), box_mask((1, 1, 64, 64), (0, 1), (0, 1), (24, 32), (24, 32))
+    small = box_mask((1, 1, 64, 64), (0, 1), (0, 1), (22, 34), side)
+    found = find(lambda image: smooth(image, 5), x, rois, guess=[small])
+    assert found.doubt is None
+    np.testing.assert_array_equal(found.hull(0), [[[[22, 34], [22, 34]]]])
+
+
+def test_a_guess_is_not_believed_where_a_gate_swallows_nan_far_away():
+    x, rois = torch.rand(1, 1, 64, 64), box_mask((1, 1, 64, 64), (0, 1), (0, 1), (24, 32), (24, 32))
+    guess = [box_mask((1, 1, 64, 64), (0, 1), (0, 1), (16, 40), (16, 40))]
+
+    def gated(image):
+        far = image[:, :, :4, :4].nan_to_num().mean((1, 2, 3), keepdim=True)
+        return smooth(image) + torch.where(far > 2.0, 1.0, 0.0)
+
+    assert find(gated, x, rois, guess=guess).doubt is not None
+
+
+def test_large_images_are_searched_in_a_crop_around_the_roi():
+    """Forwards of the whole image: what is observed, the controls, the hardest trials, the window's references."""
+    sizes = []
+
+    class Local(nn.Module):
+        def forward(self, image):
+            sizes.append((len(image), image.shape[-1]))
+            return torch.cat([smooth(image, 9), -smooth(image, 5)], 1)
+
+    image = torch.rand(1, 1, 256, 256)
+    target = SegmentationTarget.from_prediction(Local(), image, roi=regions.box((256, 256), (100, 3), 16), metric="soft_dice")
+    sizes.clear()
+    _, stats = AverageTreatmentEffect(target).attribute(
+        image, PatchBank(torch.rand(9, 1, 32, 32)), 1, n_draws=4, return_statistics=True
+    )
+    whole = sum(count for count, side in sizes if side == 256)
+    assert stats.settings["window"] == [24, 23]
+    assert whole <= 1 + 8 + 3
+    assert stats.n_forwards == sum(count for count, _ in sizes)
+    _, off = AverageTreatmentEffect(target).attribute(
+        image, PatchBank(torch.rand(9, 1, 32, 32)), 1, n_draws=4, return_statistics=True, support=None, sampling="uniform"
+    )
+    beyond = stats.status == Status.OUTSIDE_SUPPORT
+    assert int(beyond.sum()) > 1000
+    assert off.effect[beyond].abs().max() < 1e-6

@@ -240,7 +240,7 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
     plan = replace(plan, active=active)
     asked = _outputs_of_goal(index.numpy(), output_shape, axes)
     if plan.sampling == "stratified":
-        ranked = rank_donors(problem, plan, asked, effort.n_draws)
+        ranked = rank_donors(problem, reach.evaluator, plan, asked, effort.n_draws)
         plan = replace(plan, sampling="uniform") if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
             problem.evaluator.spent["gradient"] += ranked[1]

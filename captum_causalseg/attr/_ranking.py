@@ -14,6 +14,8 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.engine.draws import candidates
 from captum_causalseg.engine.plan import Plan
+from captum_causalseg.interventions.layer import LayerActivation
+from captum_causalseg.interventions.whole import WholeInput
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["rank_donors"]
@@ -29,11 +31,14 @@ _ROWS_AT_ONCE = 4096
 _told: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
-def rank_donors(problem: Problem, plan: Plan, outputs: np.ndarray, n_draws: int) -> tuple[list[np.ndarray | None], int] | None:
+def rank_donors(
+    problem: Problem, evaluator: WholeInput | LayerActivation, plan: Plan, outputs: np.ndarray, n_draws: int
+) -> tuple[list[np.ndarray | None], int] | None:
     """A ranking for every row of the plan that does not use all of its donors, and how many images it took.
 
     Args:
-        problem: says how scores are computed.
+        problem: what is intervened on.
+        evaluator: computes scores, on a window if there is one.
         plan: its rows.
         outputs: ``(N, K)``: the outputs whose sum is differentiated.
         n_draws: interventions per unit that are expected at most.
@@ -49,7 +54,7 @@ def rank_donors(problem: Problem, plan: Plan, outputs: np.ndarray, n_draws: int)
     m = max(_CANDIDATES, _PER_DRAW * n_draws)
     n_images = 0
     for example in np.unique(plan.example[wanted]).tolist():
-        gradients = _gradients(problem, example, outputs[example])
+        gradients = _gradients(problem, evaluator, example, outputs[example])
         if isinstance(gradients, str):
             _tell(problem.forward_func, gradients)
             return None
@@ -92,12 +97,19 @@ def _ranked(effects: np.ndarray) -> np.ndarray | None:
     return np.argsort(effects, kind="stable").astype(np.min_scalar_type(len(effects)))
 
 
-def _gradients(problem: Problem, example: int, outputs: np.ndarray) -> list[Tensor] | str:
+def _gradients(
+    problem: Problem, evaluator: WholeInput | LayerActivation, example: int, outputs: np.ndarray
+) -> list[Tensor] | str:
     """Of the sum of the outputs ``(K,)`` of one example, per tensor ``(C, *spatial)``; or why there is none."""
-    leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in problem.tensors]
+    which = np.array([example])
+    leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in evaluator.tensors]
     try:
         with undisturbed(problem.forward_func, gradients=True):
-            scores = problem.smooth_scores()(leaves, np.array([example]))
+            # Copies: a model may work in place, on a leaf autograd does not allow it.
+            scores = evaluator.smooth_scores([leaf.clone() for leaf in leaves], which)
+            if scores is None:
+                leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in problem.tensors]
+                scores = problem.smooth_scores()(leaves, which)
             if not isinstance(scores, Tensor) or not scores.requires_grad:
                 return "its score has no gradient"
             chosen = scores.flatten()[torch.from_numpy(np.flatnonzero(outputs)).to(scores.device)]
@@ -109,7 +121,20 @@ def _gradients(problem: Problem, example: int, outputs: np.ndarray) -> list[Tens
     gradients = [torch.zeros_like(leaf[0]) if g is None else g[0].detach() for g, leaf in zip(found, leaves)]
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         return "its gradient holds NaN or infinite values"
-    return gradients
+    frames = evaluator.frames or [None] * len(leaves)
+    whole = [tensor[example] for tensor in problem.tensors]
+    return [
+        gradient if frame is None or gradient.shape == image.shape else _uncropped(gradient, image, frame.starts[example])
+        for gradient, image, frame in zip(gradients, whole, frames)
+    ]
+
+
+def _uncropped(values: Tensor, like: Tensor, corner: np.ndarray) -> Tensor:
+    """``(C, *spatial)`` from ``(C, *size)``, 0 elsewhere."""
+    full = torch.zeros_like(like)
+    inside: tuple[Any, ...] = tuple(slice(a, a + n) for a, n in zip(corner.tolist(), values.shape[1:]))
+    full[(slice(None), *inside)] = values
+    return full
 
 
 def _tell(forward_func: Callable[..., Any], reason: str) -> None:

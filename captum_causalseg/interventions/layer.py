@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.interventions.units import Frame, Units, gather, paste
-from captum_causalseg.interventions.whole import checked_scores
+from captum_causalseg.interventions.whole import checked_scores, smooth_local
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Activation", "LayerActivation", "record"]
@@ -198,6 +198,7 @@ class LayerActivation:
         self.spent: Counter[str] = Counter()
         self._frames: list[Frame | None] | None = None
         self._local: LocalScores | None = None
+        self._smooth: LocalScores | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -230,10 +231,20 @@ class LayerActivation:
         other.arguments = window.crop_images(self._model_arguments, spatial)
         other.inputs = window.crop_images(self.inputs, spatial)
         other._frames, other._local = frames, self._local.cropped(window.starts, window.size)
+        other._smooth = smooth_local(self.forward_func, [*self.inputs, *self.arguments], window)
         other._activation = Activation(self._activation.with_tensors(other.crop(self.tensors)))
         other._compared = False
         other.__dict__.pop("_model_arguments", None)  # those of the whole image
         return other
+
+    def smooth_scores(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor | None:
+        """Differentiable scores of a window that holds these tensors; ``None`` if only the whole image gives them."""
+        return None if self._smooth is None else self._smooth(self.logits(tensors, examples), examples)
+
+    @property
+    def frames(self) -> list[Frame | None] | None:
+        """Per tensor, which window of it is held; ``None`` for the whole."""
+        return self._frames
 
     def crop(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Tensors like :attr:`tensors` of the whole, as this window holds them."""

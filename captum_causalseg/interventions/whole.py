@@ -23,8 +23,8 @@ __all__ = ["Execution", "WholeInput", "checked_scores", "relative_tolerance", "t
 
 logger = logging.getLogger(__name__)
 
-# The trial of the memory format takes six batches of so many images, and so many times that must lie ahead to make it worth it.
-_TRIAL_BATCH, _WORTH_A_TRIAL = 8, 30
+# The trial of the memory format: both in turn, on batches of so many images; so many times its work must lie ahead.
+_TRIAL, _TRIAL_BATCH, _WORTH_A_TRIAL = (False, True, False, True), 4, 30
 # A format has to be this much faster: at less, the clock would decide by chance from run to run.
 _CLEARLY_FASTER = 1.1
 
@@ -81,6 +81,7 @@ class WholeInput:
         self.channels_last = False
         self._frames: list[Frame | None] | None = None
         self._local: LocalScores | None = None
+        self._smooth: LocalScores | None = None
         self._memory: list[Tensor] = []
         self._fast: Any = _compiled(forward_func) if self.execution.compile else forward_func
 
@@ -128,6 +129,12 @@ class WholeInput:
             self._local = self.forward_func.local_scores(*self.inputs, *self.arguments)
         return self._local
 
+    @property
+    def local_rois(self) -> Tensor:
+        """The regions of interest in this window, ``(N or 1, R, *spatial)``; there must be local scores."""
+        assert self._local is not None
+        return self._local.rois
+
     def windowed(self, window: Frame, spatial: torch.Size) -> "WholeInput | None":
         """The same on a window of images of this spatial shape; ``None`` if an input is an image of another one."""
         frames = window.frames(self.inputs, spatial)
@@ -137,8 +144,18 @@ class WholeInput:
         inputs = window.crop_images(self.inputs, spatial)
         other = WholeInput(self.forward_func, inputs, arguments, self._units, self._donors, self.execution)
         other._frames, other._local = frames, self._local.cropped(window.starts, window.size)
+        other._smooth = smooth_local(self.forward_func, [*self.inputs, *self.arguments], window)
         other.output_shape, other._fast, other.spent = self.output_shape, self._fast, self.spent
         return other
+
+    def smooth_scores(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor | None:
+        """Differentiable scores of a window that holds these tensors; ``None`` if only the whole image gives them."""
+        return None if self._smooth is None else self._smooth(self.logits(tensors, examples), examples)
+
+    @property
+    def frames(self) -> list[Frame | None] | None:
+        """Per input, which window of it is held; ``None`` for the whole."""
+        return self._frames
 
     def crop(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Tensors like :attr:`tensors` of the whole, as this window holds them."""
@@ -148,7 +165,7 @@ class WholeInput:
     def tune(self, batch_size: int, n_interventions: int) -> None:
         """Try both memory formats on small batches and keep the faster one, if enough lies ahead to make it worth it."""
         batch_size = min(batch_size, _TRIAL_BATCH)
-        if n_interventions < 6 * batch_size * _WORTH_A_TRIAL:
+        if n_interventions < len(_TRIAL) * batch_size * _WORTH_A_TRIAL:
             return
         if not isinstance(self.forward_func, nn.Module) or not self.execution.exact:
             return
@@ -171,7 +188,7 @@ class WholeInput:
         seconds: dict[bool, list[float]] = {False: [], True: []}
         found: dict[bool, Tensor] = {}
         try:
-            for channels_last in (False, True, False, True, False, True):
+            for channels_last in _TRIAL:
                 self._set_format(channels_last)
                 inputs = self._copies(examples)
                 _wait_for(inputs[0].device)
@@ -262,6 +279,16 @@ def relative_tolerance(values: Tensor) -> float:
     if values.is_cuda and torch.backends.cudnn.allow_tf32:
         resolution = max(resolution, 1e-5)  # factors of ten bits: a hundredth is what deep networks accumulate
     return 1e3 * resolution
+
+
+def smooth_local(forward_func: Any, arguments: Sequence[Any], window: Frame) -> LocalScores | None:
+    """What scores a window's logits with the target's differentiable twin, if it has one that looks at the RoIs alone."""
+    try:
+        twin = forward_func.surrogate()
+    except ValueError:
+        return None
+    local: LocalScores | None = twin.local_scores(*arguments)
+    return None if local is None else local.cropped(window.starts, window.size)
 
 
 def checked_scores(scores: Any, batch: int, output_shape: tuple[int, ...] | None) -> Tensor:
