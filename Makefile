@@ -44,7 +44,6 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/throughput.py --write docs/benchmarks/throughput.md
 	$(BIN)/python benchmarks/growth.py --write docs/benchmarks/growth.md
 	$(BIN)/python benchmarks/approximations.py --write docs/benchmarks/approximations.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt einops
 	$(BIN)/python benchmarks/layer_effects.py
 	$(BIN)/python benchmarks/gradient_effects.py
 

@@ -63,6 +63,10 @@ class LocalScores:
         # No `if`: that would wait for the device.
         return torch.where(unknown.view(-1, *(1,) * (scores.ndim - 1)), torch.nan, scores)
 
+    def near(self, logits: Tensor) -> Tensor:
+        """A copy of the part of the logits that is looked at."""
+        return logits[self._box].clone()
+
     def cropped(self, starts: np.ndarray, size: Sequence[int]) -> "LocalScores":
         """The same for logits of a window of each example, with corners ``(N, d)``; it holds the regions."""
         reference = None if self._reference is None else crop(self._reference, starts, size)
