@@ -103,8 +103,9 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
             units: ``"channel"`` (the activation's second axis), ``"block"`` (of ``block_size`` across all channels),
                 ``"channel_block"`` (one channel of one block) or ``"layer"`` (all of it, one unit).
             block_size: edge of blocks in the activation's own pixels, one number or one per spatial axis.
-            n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress, precision, decide,
-                alpha: as in :meth:`AverageTreatmentEffect.attribute`.
+            n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress: as in
+                :meth:`AverageTreatmentEffect.attribute`.
+            precision, decide, alpha: likewise.
             support: likewise; parts of the activation that cannot reach the RoI are left out, and the model is run on a window of
                 the image where that gives the same.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well, whose ``feature_mask`` and maps are
