@@ -58,7 +58,7 @@ def choose(simulator: Simulator, n_units: int, seeds: int) -> tuple[tuple[int, i
     tried = []
     for setting in SETTINGS:
         if setting[0] < simulator.differences.shape[1]:
-            error, forwards = simulator.error(simulator.library(*setting, "stratified"), seeds)
+            error, forwards = simulator.error(simulator.ours(*setting, "stratified"), seeds)
             tried.append((forwards, setting, error))
             say(
                 f"  n_draws {setting[0]}, screening {setting[1]}: error {share * error:.4f}, {forwards:.0f} forwards; paper {share * paper:.4f}"
@@ -81,7 +81,7 @@ def race(case: Case, known: Exhaustive, setting: tuple[int, int], repeats: int) 
         say(f"  {paper.seconds[-1]:.1f} s; ours ...")
         for seed in range(repeat * OURS_PER_PAPER, (repeat + 1) * OURS_PER_PAPER):
             effects = attributed(case, known, ours, seed, n_draws=setting[0], n_screening_draws=setting[1])
-            expected = simulate.library(*setting, "stratified")(seed)[0]
+            expected = simulate.ours(*setting, "stratified")(seed)[0]
             off = max(off, float(np.abs(effects[known.reachable] - expected).max()))
         if repeat == 0:
             attributed(case, known, default, repeat)

@@ -57,7 +57,7 @@ class Simulator:
         self.predicted = predicted_effects(case)[known.reachable]
         self.effects = self.differences.mean(1)
 
-    def library(self, n_draws: int, n_screening: int, sampling: str) -> Simulation:
+    def ours(self, n_draws: int, n_screening: int, sampling: str) -> Simulation:
         """``AverageTreatmentEffect`` with these arguments."""
 
         def run(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ def curves(simulator: Simulator, n_other_blocks: int, seeds: int) -> list[Curve]
         curve = Curve(label)
         for n in DRAWS:
             if n < simulator.differences.shape[1]:
-                error, forwards = simulator.error(simulator.library(n, n_screening, sampling), seeds)
+                error, forwards = simulator.error(simulator.ours(n, n_screening, sampling), seeds)
                 curve.errors.append(error)
                 curve.forwards.append(forwards)
         made.append(curve)
@@ -175,7 +175,7 @@ def agreement(case: Case, simulator: Simulator) -> str:
         )
         places = np.searchsorted(statistics.unit_ids.numpy(), simulator.ids)
         effects = statistics.effect[0, places, LABEL].numpy()
-        found.append(float(np.abs(effects - simulator.library(n_draws, n_screening, sampling)(7)[0]).max()))
+        found.append(float(np.abs(effects - simulator.ours(n_draws, n_screening, sampling)(7)[0]).max()))
         besides = {name: n for name, n in statistics.settings["forwards"].items() if name != "interventions"}
     spent = ", ".join(f"{name} {n}" for name, n in besides.items())
     return f"{case.name}: simulated and returned effects differ by at most {100 * max(found):.1e} Dice points; once per image: {spent}"

@@ -89,7 +89,7 @@ def competitors(job: Job) -> dict[str, Callable[[], object]]:
             for _ in range(job.count // job.batch):
                 job.network(batch)
 
-    def library() -> object:
+    def with_ours() -> object:
         return ours.attribute(job.image, 0.0, LABEL, feature_mask=mask, n_draws=1, perturbations_per_eval=job.batch, **whole)
 
     def monai() -> object:
@@ -99,7 +99,7 @@ def competitors(job: Job) -> dict[str, Callable[[], object]]:
 
     runs: dict[str, Callable[[], object]] = {
         "bare": bare,
-        "ours": library,
+        "ours": with_ours,
         "FeatureAblation": lambda: FeatureAblation(target).attribute(
             job.image, 0.0, LABEL, feature_mask=mask, perturbations_per_eval=job.batch
         ),

@@ -289,7 +289,7 @@ def test_data_parallel_over_all_devices(face, how):
     parallel = nn.DataParallel(case.net)
     assert parallel.device_ids == list(range(torch.cuda.device_count()))
     target = case.target
-    case.target = lambda **options: _with_model(target(**options), parallel, how)  # type: ignore[method-assign]
+    case.target = lambda **options: _with_model(target(**options), parallel, how)
     found = FACES[face](case)
     assert found.device.index == 0
     torch.testing.assert_close(found.cpu(), on_the_cpu(face), atol=1e-4, rtol=0)

@@ -422,7 +422,9 @@ def test_a_tensor_without_influence():
 
 def test_nan_that_arrives_only_all_together():
     # The mean of a constant does not change with the number of values.
-    model = lambda x: (x.nanmean(2, keepdim=True)).expand(-1, -1, 20)  # noqa: E731
+    def model(x):
+        return x.nanmean(2, keepdim=True).expand(-1, -1, 20)
+
     support = find(model, torch.ones(1, 1, 30), box_mask((1, 1, 20), (0, 1), (0, 1), (4, 6)))
     assert "less of it arrives" in support.doubt
 
@@ -610,7 +612,10 @@ def test_models_that_work_in_place_get_copies_of_their_own():
 def test_batches_do_not_matter(batch_size):
     rois = torch.stack([box_mask((32, 32), (8, 12), (2, 3)), box_mask((32, 32), (8, 12), (20, 30))])[None]
     images = torch.rand(3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
-    model = lambda x: smooth(smooth(x, 5), 5, 2)  # noqa: E731
+
+    def model(x):
+        return smooth(smooth(x, 5), 5, 2)
+
     one = find(model, images, rois, batch_size=batch_size, block_size=5)
     other = find(model, images, rois, batch_size=7, block_size=5)
     assert one.n_forwards == other.n_forwards
