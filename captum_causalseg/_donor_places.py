@@ -58,12 +58,7 @@ class BoundDonors(ABC):
         return total / count
 
     def read_many(
-        self,
-        examples: np.ndarray,
-        corners: np.ndarray,
-        size: tuple[int, ...],
-        numbers: np.ndarray,
-        channels: slice = _ALL,
+        self, examples: np.ndarray, corners: np.ndarray, size: tuple[int, ...], numbers: np.ndarray, channels: slice = _ALL
     ) -> Tensor:
         """The values ``(B, C or 1, *size)`` of one donor each of ``B >= 1`` units: fresh, and on the donors' device.
 
@@ -117,12 +112,7 @@ class BoundWhole(BoundDonors):
         return image[(slice(None), *inside)]
 
     def read_many(
-        self,
-        examples: np.ndarray,
-        corners: np.ndarray,
-        size: tuple[int, ...],
-        numbers: np.ndarray,
-        channels: slice = _ALL,
+        self, examples: np.ndarray, corners: np.ndarray, size: tuple[int, ...], numbers: np.ndarray, channels: slice = _ALL
     ) -> Tensor:
         several = np.array([length > 1 for length in self._images.shape])
         inside = tuple(side if many else 1 for side, many in zip(size, several[2:]))
@@ -164,12 +154,7 @@ class BoundBank(BoundDonors):
         return self._images[donor][(slice(None), *box_at(corner, size_of(box)))]
 
     def read_many(
-        self,
-        examples: np.ndarray,
-        corners: np.ndarray,
-        size: tuple[int, ...],
-        numbers: np.ndarray,
-        channels: slice = _ALL,
+        self, examples: np.ndarray, corners: np.ndarray, size: tuple[int, ...], numbers: np.ndarray, channels: slice = _ALL
     ) -> Tensor:
         which, places = self._locate_many(examples, corners, size, numbers)
         if self._images.stacked is not None:
@@ -301,12 +286,7 @@ class BoundSameImage(BoundDonors):
         return self._images[example][(slice(None), *box_at(corner, size_of(box)))]
 
     def read_many(
-        self,
-        examples: np.ndarray,
-        corners: np.ndarray,
-        size: tuple[int, ...],
-        numbers: np.ndarray,
-        channels: slice = _ALL,
+        self, examples: np.ndarray, corners: np.ndarray, size: tuple[int, ...], numbers: np.ndarray, channels: slice = _ALL
     ) -> Tensor:
         return cut(_some(self._images, channels), examples, self._locate_many(examples, corners, size, numbers), size)
 

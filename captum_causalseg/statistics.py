@@ -62,8 +62,8 @@ class TreatmentEffectStatistics:
         feature_mask: per input, the units as integers, ``(N or 1, C or 1, *spatial)``.
         n_forwards: images (or windows of images) that went through the model, for whatever purpose; ``settings["forwards"]``
             says for which.
-        decision: with ``decide=`` in ``attribute``: 1 where the effect lies above the threshold, -1 below, 0 undecided;
-            all 0 without.
+        decision: with ``decide=`` in ``attribute``: 1 where the effect lies above the threshold, -1 below, 0 undecided (also what
+            screening gave up, and what is EXCLUDED); all 0 without.
         settings: how it was computed: arguments, seed, versions, and what the forwards were spent on.
 
     **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, Status, regions
-from captum_causalseg.interventions.support import Support, _relative_tolerance, find_support
+from captum_causalseg.interventions.rounding import relative_tolerance
+from captum_causalseg.interventions.support import Support, find_support
 
 NAN = float("nan")
 LOGGER = "captum_causalseg.interventions.support"
@@ -822,12 +823,12 @@ def test_tolerance():
             self.dtype, self.is_cuda = dtype, is_cuda
 
     def tolerance(dtype, is_cuda=False):
-        return _relative_tolerance([torch.zeros(1), Stub(dtype, is_cuda)])
+        return relative_tolerance([torch.zeros(1), Stub(dtype, is_cuda)])
 
     assert tolerance(torch.float32) == 1e3 * 2**-23
     assert tolerance(torch.float16) == 8 * 2**-10
     assert tolerance(torch.bfloat16, True) == 8 * 2**-7
-    assert _relative_tolerance([Stub(torch.float64, True)]) == 1e3 * 2**-52
+    assert relative_tolerance([Stub(torch.float64, True)]) == 1e3 * 2**-52
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         for convolutions, products in ((True, False), (False, True), (False, False)):

@@ -1194,3 +1194,16 @@ def test_pictures_of_another_image_are_refused():
         visualization.plot_support(pixels(24, 20), support)
     with pytest.raises(ValueError, match="image: expected"):
         visualization.plot_support(torch.rand(1, 1, 24), support)
+
+
+@pytest.mark.parametrize(("decide", "expected"), [(0.01, -1), (-0.01, 1), (0.0, 0)])
+def test_what_cannot_reach_the_region_is_decided_without_a_draw(decide, expected):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Local()
+    image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    target = SegmentationTarget.from_prediction(model, image, roi=regions.box((32, 32), 0, 8), metric="soft_dice")
+    _, stats = AverageTreatmentEffect(target).attribute(image, 0.0, 1, block_size=8, decide=decide, return_statistics=True)
+    outside = stats.status == Status.OUTSIDE_SUPPORT
+    assert int(outside[..., 1].sum()) == 12
+    assert bool((stats.decision[outside] == expected).all())

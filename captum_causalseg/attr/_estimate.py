@@ -12,10 +12,11 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._effort import Effort
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.attr._ranking import rank_donors
-from captum_causalseg.attr._reach import Reach, everything_reaches, find_reach
+from captum_causalseg.attr._reach import everything_reaches, find_reach
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
+from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
 
@@ -131,6 +132,10 @@ def estimate(
 
     effect = spread(outcome.mean, np.nan)
     effect[torch.from_numpy(outside.reshape(shape))] = 0.0
+    decision = spread(outcome.decision.astype(np.int64), 0)
+    if effort.decide is not None:
+        # These effects are 0 for certain.
+        decision[torch.from_numpy(outside.reshape(shape))] = int(np.sign(-effort.decide))
     forwards = {"observed": n, "interventions": outcome.n_forwards, **evaluator.spent}
     if problem.more_forwards:
         forwards["donors"] = problem.more_forwards
@@ -139,7 +144,7 @@ def estimate(
         sample_variance=spread(outcome.variance, np.nan),
         variance_factor=spread(outcome.factor, np.nan),
         variance_freedom=spread(outcome.freedom, np.nan),
-        decision=spread(outcome.decision.astype(np.int64), 0),
+        decision=decision,
         n_draws=spread(outcome.n, 0),
         population=torch.from_numpy(population),
         status=torch.from_numpy(status.reshape(shape)),

@@ -11,7 +11,7 @@ from captum_causalseg._captum import TargetType
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._estimate import allowed_outputs, output_axes
 from captum_causalseg.attr._problem import Problem
-from captum_causalseg.interventions.whole import checked_scores
+from captum_causalseg.interventions.evaluator import checked_scores
 from captum_causalseg.statistics import target_index
 
 __all__ = ["backpropagate"]

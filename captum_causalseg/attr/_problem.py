@@ -16,8 +16,8 @@ from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._version import __version__
 from captum_causalseg.donors import BoundDonors, as_donor_source
+from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
-from captum_causalseg.interventions.layer import LayerActivation
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.whole import Execution, WholeInput
 from captum_causalseg.target import SegmentationTarget
@@ -51,7 +51,7 @@ class Problem:
     tensors: tuple[Tensor, ...]
     is_tuple: bool
     forward_func: Callable[..., Any]
-    evaluator: WholeInput | LayerActivation
+    evaluator: ModelEvaluator
     scores: Scores
     smooth_scores: Callable[[], Scores]
     units: Units

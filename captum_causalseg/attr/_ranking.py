@@ -14,8 +14,7 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.engine.draws import candidates
 from captum_causalseg.engine.plan import Plan
-from captum_causalseg.interventions.layer import LayerActivation
-from captum_causalseg.interventions.whole import WholeInput
+from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["rank_donors"]
@@ -32,7 +31,7 @@ _told: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def rank_donors(
-    problem: Problem, evaluator: WholeInput | LayerActivation, plan: Plan, outputs: np.ndarray, n_draws: int
+    problem: Problem, evaluator: ModelEvaluator, plan: Plan, outputs: np.ndarray, n_draws: int
 ) -> tuple[list[np.ndarray | None], int] | None:
     """A ranking for every row of the plan that does not use all of its donors, and how many images it took.
 
@@ -97,9 +96,7 @@ def _ranked(effects: np.ndarray) -> np.ndarray | None:
     return np.argsort(effects, kind="stable").astype(np.min_scalar_type(len(effects)))
 
 
-def _gradients(
-    problem: Problem, evaluator: WholeInput | LayerActivation, example: int, outputs: np.ndarray
-) -> list[Tensor] | str:
+def _gradients(problem: Problem, evaluator: ModelEvaluator, example: int, outputs: np.ndarray) -> list[Tensor] | str:
     """Of the sum of the outputs ``(K,)`` of one example, per tensor ``(C, *spatial)``; or why there is none."""
     which = np.array([example])
     leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in evaluator.tensors]
@@ -122,19 +119,12 @@ def _gradients(
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         return "its gradient holds NaN or infinite values"
     frames = evaluator.frames or [None] * len(leaves)
-    whole = [tensor[example] for tensor in problem.tensors]
     return [
-        gradient if frame is None or gradient.shape == image.shape else _uncropped(gradient, image, frame.starts[example])
-        for gradient, image, frame in zip(gradients, whole, frames)
+        gradient
+        if frame is None or gradient.shape == tensor.shape[1:]
+        else frame.uncrop(gradient[None], tensor.shape[2:], [example])[0]
+        for gradient, tensor, frame in zip(gradients, problem.tensors, frames)
     ]
-
-
-def _uncropped(values: Tensor, like: Tensor, corner: np.ndarray) -> Tensor:
-    """``(C, *spatial)`` from ``(C, *size)``, 0 elsewhere."""
-    full = torch.zeros_like(like)
-    inside: tuple[Any, ...] = tuple(slice(a, a + n) for a, n in zip(corner.tolist(), values.shape[1:]))
-    full[(slice(None), *inside)] = values
-    return full
 
 
 def _tell(forward_func: Callable[..., Any], reason: str) -> None:

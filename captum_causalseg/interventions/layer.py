@@ -5,11 +5,8 @@ Two ways to the same scores. *Hooked*: the examples are repeated, once per inter
 upstream of the layer is computed once per batch of interventions and not once per intervention.
 """
 
-import copy
-import functools
 import logging
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.donors import BoundDonors
+from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.units import Frame, Units, gather, paste
-from captum_causalseg.interventions.whole import checked_scores, smooth_local
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Activation", "LayerActivation", "record"]
@@ -146,8 +142,8 @@ def record(
     return Activation(parts[0].with_tensors(joined)), returned
 
 
-class LayerActivation:
-    """An evaluator (see :mod:`captum_causalseg.engine.run`) that replaces units of a layer's activation.
+class LayerActivation(ModelEvaluator):
+    """Replaces units of a layer's activation.
 
     Args:
         forward_func: inputs and additional arguments to scores.
@@ -162,10 +158,6 @@ class LayerActivation:
         paired: the donor of all the activation's tensors is the same one (column 0): they were recorded together.
         device_ids: of a ``DataParallel`` model.
         use_vmap: compute what lies upstream once; switched off by itself where the model does not allow it.
-
-    Attributes:
-        output_shape: shape of one example's scores.
-        spent: images that went through the model besides the interventions and the observed ones, by purpose.
     """
 
     def __init__(
@@ -184,99 +176,54 @@ class LayerActivation:
         device_ids: Sequence[int] | None = None,
         use_vmap: bool = True,
     ) -> None:
-        self.forward_func, self._layer = forward_func, layer
-        self.inputs, self.arguments = list(inputs), list(additional_forward_args)
-        self._activation, self._units, self._donors = activation, units, donors
+        super().__init__(forward_func, inputs, additional_forward_args, units, donors)
+        self._layer, self._activation = layer, activation
         self._at_input, self._paired = at_input, paired
         self._device_ids = device_ids
-        observed = checked_scores(observed, inputs[0].shape[0], None)
-        self.output_shape: tuple[int, ...] | None = tuple(observed.shape[1:])
-        self._observed = observed.flatten(1) if observed.ndim > 1 else observed[:, None]
+        self._observed = self._checked(observed, len(inputs[0]))
         # Replicas run in threads of their own, which vmap does not reach; and vmap switches autocast off, which shifts scores.
         self._use_vmap = use_vmap and device_ids is None and not _autocasts(inputs[0].device)
         self._compared = False
-        self.spent: Counter[str] = Counter()
-        self._frames: list[Frame | None] | None = None
-        self._local: LocalScores | None = None
-        self._smooth: LocalScores | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         """What is intervened on."""
         return self._activation.tensors
 
-    def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
-        """What a segmentation target is scored from, ``(B, C, *spatial)``, with these tensors as the layer's activation."""
-        logits: Tensor = self._raw_hooked(examples, list(tensors))
-        return logits
-
-    def logits_of_inputs(self, inputs: Sequence[Tensor], examples: np.ndarray) -> Tensor:
-        """The same with other inputs and the activation that they give."""
-        assert isinstance(self.forward_func, SegmentationTarget)
-        return self.forward_func.logits(*inputs, *gather(self._model_arguments, examples))
-
-    def local_scores(self) -> LocalScores | None:
-        """How rows of logits are scored from the surroundings of the RoIs (from now on); ``None`` if that is not possible."""
-        if self._local is None and isinstance(self.forward_func, SegmentationTarget):
-            self._local = self.forward_func.local_scores(*self.inputs, *self.arguments)
-        return self._local
-
-    def windowed(self, window: Frame, spatial: torch.Size) -> "LayerActivation | None":
-        """The same on a window of the images; ``None`` where it is no window of the activation as well."""
-        images = window.frames(self.inputs, spatial)
-        frames = [_scaled(window, spatial, tensor) for tensor in self.tensors]
-        if images is None or self._local is None or any(frame is None for frame in frames):
-            return None
-        other = copy.copy(self)
-        other.arguments = window.crop_images(self._model_arguments, spatial)
-        other.inputs = window.crop_images(self.inputs, spatial)
-        other._frames, other._local = frames, self._local.cropped(window.starts, window.size)
-        other._smooth = smooth_local(self.forward_func, [*self.inputs, *self.arguments], window)
-        other._activation = Activation(self._activation.with_tensors(other.crop(self.tensors)))
-        other._compared = False
-        other.__dict__.pop("_model_arguments", None)  # those of the whole image
-        return other
-
-    def smooth_scores(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor | None:
-        """Differentiable scores of a window that holds these tensors; ``None`` if only the whole image gives them."""
-        return None if self._smooth is None else self._smooth(self.logits(tensors, examples), examples)
-
-    @property
-    def frames(self) -> list[Frame | None] | None:
-        """Per tensor, which window of it is held; ``None`` for the whole."""
-        return self._frames
-
-    def crop(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors like :attr:`tensors` of the whole, as this window holds them."""
-        frames = self._frames or [None] * len(tensors)
-        return [x if frame is None else frame.crop(x) for x, frame in zip(tensors, frames)]
-
-    def tune(self, batch_size: int, n_interventions: int) -> None:
-        """Nothing to try: upstream of the layer everything is computed as the model has it."""
-
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, from the pass that recorded the activation."""
         return self._observed[torch.as_tensor(examples, device=self._observed.device)]
 
-    @property
-    def differs(self) -> bool:
-        """Whether interventions are computed in another way than the observed scores are."""
-        return self._frames is not None
-
     def baseline(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, computed as those with one."""
-        return self._hooked(examples, gather(self._activation.tensors, examples))
+        return self._hooked(examples, gather(self.tensors, examples))
 
     def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` with each unit of the activation replaced by its donor."""
-        replaced = gather(self._activation.tensors, examples)
-        paste(replaced, self._units, self._donors, examples, units, self.spread(donors), self._frames)
+        replaced = gather(self.tensors, examples)
+        paste(replaced, self.units, self._donors, examples, units, self.spread(donors), self.frames)
         scores = self._vmapped(examples, replaced) if self._use_vmap else None
         return self._hooked(examples, replaced) if scores is None else scores
+
+    def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
+        """What a segmentation target is scored from, with these tensors as the layer's activation."""
+        logits: Tensor = self._raw_hooked(examples, list(tensors))
+        return logits
+
+    def tune(self, batch_size: int, n_interventions: int) -> None:
+        """Nothing to try: upstream of the layer everything is computed as the model has it."""
 
     def spread(self, donors: np.ndarray) -> np.ndarray:
         """Donor numbers for every tensor ``(B, slots)``: paired donors have theirs in the first column."""
         return np.repeat(donors[:, :1], donors.shape[1], axis=1) if self._paired else donors
+
+    def _frames_in(self, window: Frame, spatial: torch.Size) -> list[Frame | None] | None:
+        frames = [_scaled(window, spatial, tensor) for tensor in self.tensors]
+        return None if super()._frames_in(window, spatial) is None or any(frame is None for frame in frames) else frames
+
+    def _fit_to_window(self) -> None:
+        self._activation = Activation(self._activation.with_tensors(self.crop(self.tensors)))
+        self._compared = False
 
     def _hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor:
         return self._scores(self._raw_hooked(examples, replaced), examples)
@@ -291,20 +238,12 @@ class LayerActivation:
         target = self.forward_func
         return target.logits(*inputs, *arguments) if isinstance(target, SegmentationTarget) else target(*inputs, *arguments)
 
-    @functools.cached_property
-    def _model_arguments(self) -> list[Any]:
-        """The additional arguments that the model itself takes: no masks among them."""
-        if self._frames is not None or not isinstance(self.forward_func, SegmentationTarget):
-            return self.arguments
-        return list(self.forward_func.model_inputs(*self.inputs, *self.arguments)[len(self.inputs) :])
-
     def _scores(self, raw: Any, examples: np.ndarray) -> Tensor:
         if self._local is not None:
             raw = self._local(raw, examples)
         elif isinstance(self.forward_func, SegmentationTarget):
             raw = self.forward_func.score(raw, *gather(self.inputs, examples), *gather(self.arguments, examples))
-        checked = checked_scores(raw, len(examples), self.output_shape)
-        return checked.flatten(1) if checked.ndim > 1 else checked[:, None]
+        return self._checked(raw, len(examples))
 
     def _substitute(self, replaced: list[Tensor]) -> Callable[[Any], Any]:
         if self._device_ids is None:

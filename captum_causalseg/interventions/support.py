@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.interventions.units import gather
 
 __all__ = ["Logits", "Support", "find_support"]
@@ -151,7 +152,7 @@ class _Prober:
             if not bool(values.isfinite().all()):
                 raise _Doubt(f"the logits of example {n} are not finite inside the RoI")
             largest = np.maximum.reduceat(values.abs().amax(0).cpu().numpy(), starts)
-            self._plain.append((values, pixels, starts, _relative_tolerance([*self._tensors, logits]) * largest))
+            self._plain.append((values, pixels, starts, relative_tolerance([*self._tensors, logits]) * largest))
 
     def compare(self, rows: Sequence[_Row]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Per row and RoI ``(R,)``: is any logit inside not finite; by how much the others changed, 0 if by rounding only."""
@@ -382,25 +383,6 @@ def _amplitude(image: Tensor) -> tuple[float, float]:
 def _single(values: Tensor) -> Tensor:
     """At least single precision."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def _relative_tolerance(tensors: Sequence[Tensor]) -> float:
-    """Differences up to this share of the largest logit are rounding: batches of another size, other kernels.
-
-    No wider than that takes: a needless doubt costs time, an influence taken for rounding is a wrong result.
-    """
-    eps = max(torch.finfo(values.dtype).eps for values in tensors)
-    if eps > 1e-5:
-        # Half precision: sums are in float32, whose noise now and then flips the last bit of a layer's output. A thousand of
-        # these bits would be the logits themselves.
-        return 8 * eps
-    if eps > 1e-10 and tensors[-1].is_cuda:
-        # TF32 rounds the factors to 10 bits, always alike; as above, only noise that flips one of these bits is left.
-        with contextlib.suppress(RuntimeError):  # set through PyTorch's newer interface, which forbids asking through this one
-            if not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
-                return 1e3 * eps
-        return 2**-10
-    return 1e3 * eps
 
 
 def _checked(

@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from captum_causalseg._donor_reading import box_at
 from captum_causalseg._local_scores import crop
 from captum_causalseg.donors import BoundDonors
 
@@ -46,6 +47,14 @@ class Frame:
     def crop(self, values: Tensor) -> Tensor:
         """``(N or 1, C, *spatial)`` to ``(N or 1, C, *size)``, a tensor of its own."""
         return crop(values, self.starts, self.size).clone()
+
+    def uncrop(self, values: Tensor, spatial: Sequence[int], examples: Sequence[int] | None = None) -> Tensor:
+        """``(B, C, *size)`` of these examples (or of all) to ``(B, C, *spatial)``, 0 outside the window."""
+        whole = values.new_zeros((*values.shape[:2], *spatial))
+        starts = self.starts if examples is None else self.starts[list(examples)]
+        for held, one, corner in zip(values, whole, starts.tolist()):
+            one[(slice(None), *box_at(corner, self.size))] = held
+        return whole
 
     def frames(self, tensors: Sequence[Tensor], spatial: torch.Size) -> "list[Frame | None] | None":
         """This window for every tensor that is an image of this spatial shape; ``None`` if one is an image of another."""

@@ -1,10 +1,8 @@
 """Interventions on the input: donors pasted into copies of it (or of the window that is enough), the model run on each."""
 
-import functools
 import logging
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.donors import BoundDonors
-from captum_causalseg.interventions.units import Frame, Units, gather, paste
+from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.rounding import tolerance
+from captum_causalseg.interventions.units import Units, gather, paste
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Execution", "WholeInput", "checked_scores", "relative_tolerance", "tolerance"]
+__all__ = ["Execution", "WholeInput"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +46,12 @@ class Execution:
         return self.autocast is None and not self.compile
 
 
-class WholeInput:
-    """An evaluator (see :mod:`captum_causalseg.engine.run`) that runs ``forward_func`` on intervened copies of the inputs.
+class WholeInput(ModelEvaluator):
+    """Runs ``forward_func`` on intervened copies of the inputs.
 
     Args:
-        forward_func: inputs and additional arguments to scores ``(N, *output_shape)``.
-        inputs: tensors ``(N, C, *spatial)``.
-        additional_forward_args: tensors ``(N, ...)`` go with their example, all else is passed as it is.
-        units: what is replaced.
-        donors: per input, what it is replaced by.
+        forward_func, inputs, additional_forward_args, units, donors: as of :class:`ModelEvaluator`; the tensors are the inputs.
         execution: how the model is run.
-
-    Attributes:
-        output_shape: shape of one example's scores, known after :meth:`observe`.
-        spent: images that went through the model besides the interventions and the observed ones, by purpose.
     """
 
     def __init__(
@@ -72,29 +63,27 @@ class WholeInput:
         donors: Sequence[BoundDonors],
         execution: Execution | None = None,
     ) -> None:
-        self.forward_func = forward_func
-        self.inputs, self.arguments = list(inputs), list(additional_forward_args)
-        self._units, self._donors = units, donors
+        super().__init__(forward_func, inputs, additional_forward_args, units, donors)
         self.execution = execution or Execution()
-        self.output_shape: tuple[int, ...] | None = None
-        self.spent: Counter[str] = Counter()
         self.channels_last = False
-        self._frames: list[Frame | None] | None = None
-        self._local: LocalScores | None = None
-        self._smooth: LocalScores | None = None
         self._memory: list[Tensor] = []
         self._fast: Any = _compiled(forward_func) if self.execution.compile else forward_func
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is intervened on."""
+        return self.inputs
+
+    @property
+    def differs(self) -> bool:
+        """Whether interventions are computed in another way than the observed scores are."""
+        return super().differs or self.channels_last or self.execution.compile
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` of the inputs as they are."""
         with self._precision():
             scores = self.forward_func(*gather(self.inputs, examples), *gather(self.arguments, examples))
         return self._checked(scores, len(examples))
-
-    @property
-    def differs(self) -> bool:
-        """Whether interventions are computed in another way than the observed scores are."""
-        return self._frames is not None or self.channels_last or self.execution.compile
 
     def baseline(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, computed as those with one."""
@@ -110,57 +99,13 @@ class WholeInput:
                 for a in (examples, units, donors)
             )
         inputs = self._copies(examples)
-        paste(inputs, self._units, self._donors, examples, units, donors, self._frames)
+        paste(inputs, self.units, self._donors, examples, units, donors, self.frames)
         return self._scores(inputs, examples)[:n]
 
     def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
-        """What a segmentation target is scored from, ``(B, C, *spatial)``, with these tensors in the inputs' place."""
-        assert isinstance(self.forward_func, SegmentationTarget)
-        return self.forward_func.logits(*tensors, *gather(self._model_arguments, examples))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What is intervened on."""
-        return self.inputs
-
-    def local_scores(self) -> LocalScores | None:
-        """How rows of logits are scored from the surroundings of the RoIs (from now on); ``None`` if that is not possible."""
-        if self._local is None and isinstance(self.forward_func, SegmentationTarget):
-            self._local = self.forward_func.local_scores(*self.inputs, *self.arguments)
-        return self._local
-
-    @property
-    def local_rois(self) -> Tensor:
-        """The regions of interest in this window, ``(N or 1, R, *spatial)``; there must be local scores."""
-        assert self._local is not None
-        return self._local.rois
-
-    def windowed(self, window: Frame, spatial: torch.Size) -> "WholeInput | None":
-        """The same on a window of images of this spatial shape; ``None`` if an input is an image of another one."""
-        frames = window.frames(self.inputs, spatial)
-        if frames is None or self._local is None:
-            return None
-        arguments = window.crop_images(self._model_arguments, spatial)
-        inputs = window.crop_images(self.inputs, spatial)
-        other = WholeInput(self.forward_func, inputs, arguments, self._units, self._donors, self.execution)
-        other._frames, other._local = frames, self._local.cropped(window.starts, window.size)
-        other._smooth = smooth_local(self.forward_func, [*self.inputs, *self.arguments], window)
-        other.output_shape, other._fast, other.spent = self.output_shape, self._fast, self.spent
-        return other
-
-    def smooth_scores(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor | None:
-        """Differentiable scores of a window that holds these tensors; ``None`` if only the whole image gives them."""
-        return None if self._smooth is None else self._smooth(self.logits(tensors, examples), examples)
-
-    @property
-    def frames(self) -> list[Frame | None] | None:
-        """Per input, which window of it is held; ``None`` for the whole."""
-        return self._frames
-
-    def crop(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors like :attr:`tensors` of the whole, as this window holds them."""
-        frames = self._frames or [None] * len(tensors)
-        return [x if frame is None else frame.crop(x) for x, frame in zip(tensors, frames)]
+        """What a segmentation target is scored from, with these tensors in the inputs' place."""
+        # Not in the lower precision of interventions: there, a window that gives other logits would pass for rounding.
+        return self.logits_of_inputs(tensors, examples)
 
     def tune(self, batch_size: int, n_interventions: int) -> None:
         """Try both memory formats on small batches and keep the faster one, if enough lies ahead to make it worth it."""
@@ -178,10 +123,6 @@ class WholeInput:
         if key not in known:
             known[key] = self._try_formats(batch_size)
         self._set_format(known[key])
-
-    def spread(self, donors: np.ndarray) -> np.ndarray:
-        """Donor numbers for every input ``(B, slots)``."""
-        return donors
 
     def _try_formats(self, batch_size: int) -> bool:
         examples = np.arange(batch_size) % len(self.inputs[0])
@@ -242,17 +183,8 @@ class WholeInput:
         raw = self._raw(inputs, examples)
         return self._checked(raw if self._local is None else self._local(raw, examples), len(examples))
 
-    def _checked(self, scores: Any, n: int) -> Tensor:
-        checked = checked_scores(scores, n, self.output_shape)
-        self.output_shape = tuple(checked.shape[1:])
-        return checked.flatten(1) if checked.ndim > 1 else checked[:, None]
-
-    @functools.cached_property
-    def _model_arguments(self) -> list[Any]:
-        """The additional arguments that the model itself takes: no masks among them."""
-        if self._frames is not None or not isinstance(self.forward_func, SegmentationTarget):
-            return self.arguments
-        return list(self.forward_func.model_inputs(*self.inputs, *self.arguments)[len(self.inputs) :])
+    def _fit_to_window(self) -> None:
+        self._memory, self.channels_last = [], False
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.execution.autocast is None:
@@ -262,53 +194,6 @@ class WholeInput:
 
 # Whether channels-last was faster, by model and batch: tried once.
 _FORMATS: "weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]]" = weakref.WeakKeyDictionary()
-
-
-def tolerance(values: Tensor) -> float:
-    """By how much values that are computed in another order of operations may differ from these, at most."""
-    return relative_tolerance(values) * float(values.double().abs().max())
-
-
-def relative_tolerance(values: Tensor) -> float:
-    """The same as a share of the largest of them.
-
-    A thousand units in the last place: what deep networks accumulate, and far below what a pixel that belongs there makes. In
-    half precision, a thousand of these would be the values themselves; sums are in float32, and a few bits flip.
-    """
-    resolution = torch.finfo(values.dtype).eps
-    if resolution > 1e-5:
-        return 8 * resolution
-    if values.is_cuda and torch.backends.cudnn.allow_tf32:
-        resolution = max(resolution, 1e-5)  # factors of ten bits: a hundredth is what deep networks accumulate
-    return 1e3 * resolution
-
-
-def smooth_local(forward_func: Any, arguments: Sequence[Any], window: Frame) -> LocalScores | None:
-    """What scores a window's logits with the target's differentiable twin, if it has one that looks at the RoIs alone."""
-    try:
-        twin = forward_func.surrogate()
-    except ValueError:
-        return None
-    local: LocalScores | None = twin.local_scores(*arguments)
-    return None if local is None else local.cropped(window.starts, window.size)
-
-
-def checked_scores(scores: Any, batch: int, output_shape: tuple[int, ...] | None) -> Tensor:
-    """What a forward function returned, if it is one score (or ``output_shape`` scores) per example."""
-    if not isinstance(scores, Tensor):
-        raise TypeError(f"forward_func: expected a tensor of one score per example, got {type(scores).__name__}")
-    if scores.ndim == 0 or scores.shape[0] != batch:
-        raise ValueError(
-            f"forward_func: expected one score per example, (N, ...) with N={batch}, got {tuple(scores.shape)}; a function "
-            "that aggregates over the batch cannot be explained example by example"
-        )
-    if scores.is_complex():
-        raise TypeError("forward_func: expected real scores, got complex ones")
-    if output_shape is not None and tuple(scores.shape[1:]) != output_shape:
-        raise ValueError(
-            f"forward_func: its scores changed their shape, from {output_shape} per example to {tuple(scores.shape[1:])}"
-        )
-    return scores
 
 
 def _compiled(forward_func: Callable[..., Any]) -> Callable[..., Any]:

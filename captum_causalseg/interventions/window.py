@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._local_scores import LocalScores
-from captum_causalseg.interventions.layer import LayerActivation
+from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.interventions.units import Frame
-from captum_causalseg.interventions.whole import WholeInput, relative_tolerance
 
 __all__ = ["find_window"]
 
@@ -24,8 +24,8 @@ _LARGEST_SHARE = 0.8
 
 
 def find_window(
-    whole: WholeInput | LayerActivation, local: LocalScores, reach: np.ndarray, trials: Sequence[Sequence[Tensor]]
-) -> tuple[Frame | None, WholeInput | LayerActivation, int]:
+    whole: ModelEvaluator, local: LocalScores, reach: np.ndarray, trials: Sequence[Sequence[Tensor]]
+) -> tuple[Frame | None, ModelEvaluator, int]:
     """The smallest window that reproduces the regions of interest, the evaluator on it, and how many images it took to find.
 
     Alignments to the model's stride are tried in turn: a window counts if on it the logits inside the regions agree with those
@@ -71,7 +71,7 @@ def find_window(
 
 
 def _difference(
-    candidate: WholeInput | LayerActivation,
+    candidate: ModelEvaluator,
     window: Frame,
     trial: Sequence[Tensor],
     expected: Tensor,
@@ -79,23 +79,20 @@ def _difference(
     examples: np.ndarray,
 ) -> tuple[Tensor, Tensor]:
     """The largest difference inside each region ``(N, R)``, and what may be rounding; infinite if the model refuses the window."""
-    refused = torch.tensor(math.inf, device="cpu"), torch.tensor(0.0, device="cpu")
     try:
         found = candidate.logits(candidate.crop(trial), examples)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model says to a size that it does not take
         logger.debug("window %s: %s", window.size, error)
-        return refused
-    if found.shape[2:] != torch.Size(window.size):
-        return refused
+        return torch.tensor(math.inf, device="cpu"), torch.tensor(0.0, device="cpu")
     inside, expected = window.crop(rois), window.crop(expected)
 
     def largest(values: Tensor) -> Tensor:
         return torch.where(inside, values.abs().amax(1, keepdim=True), 0.0).flatten(2).amax(2)
 
     # Of the region itself: beside large values elsewhere, another result would pass for rounding.
-    return largest(found.double() - expected.double()), relative_tolerance(expected) * largest(expected.double())
+    return largest(found.double() - expected.double()), relative_tolerance([expected]) * largest(expected.double())
 
 
 def _fit(reach: np.ndarray, spatial: Sequence[int], alignment: int) -> Frame:

@@ -1,0 +1,186 @@
+"""What evaluators of interventions have in common: how the model is called, scored near its RoIs, and put on a window."""
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg._local_scores import LocalScores
+from captum_causalseg.donors import BoundDonors
+from captum_causalseg.interventions.units import Frame, Units, gather
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["ModelEvaluator", "checked_scores"]
+
+
+class ModelEvaluator(ABC):
+    """An evaluator (see :mod:`captum_causalseg.engine.run`) that runs a model, on whole images or on a window of them.
+
+    Args:
+        forward_func: inputs and additional arguments to scores ``(N, *output_shape)``.
+        inputs: tensors ``(N, C, *spatial)``.
+        additional_forward_args: tensors ``(N, ...)`` go with their example, all else is passed as it is.
+        units: what is replaced.
+        donors: per tensor, what it is replaced by.
+
+    Attributes:
+        output_shape: shape of one example's scores, once some have been seen.
+        spent: images that went through the model besides the interventions and the observed ones, by purpose.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Sequence[Tensor],
+        additional_forward_args: Sequence[Any],
+        units: Units,
+        donors: Sequence[BoundDonors],
+    ) -> None:
+        self.forward_func = forward_func
+        self.inputs, self.arguments = list(inputs), list(additional_forward_args)
+        self.units, self._donors = units, donors
+        self.output_shape: tuple[int, ...] | None = None
+        self.spent: Counter[str] = Counter()
+        self._frames: list[Frame | None] | None = None
+        self._local: LocalScores | None = None
+        # Of a window: it, and the inputs and arguments that it was cut out of.
+        self._origin: tuple[Frame, list[Any]] | None = None
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """What is intervened on."""
+
+    @abstractmethod
+    def observe(self, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` of the inputs as they are."""
+
+    @abstractmethod
+    def baseline(self, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` without intervention, computed as those with one."""
+
+    @abstractmethod
+    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` with each unit replaced by its donor."""
+
+    @abstractmethod
+    def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
+        """What a segmentation target is scored from, ``(B, C, *spatial)``, with these in the place of :attr:`tensors`."""
+
+    @abstractmethod
+    def tune(self, batch_size: int, n_interventions: int) -> None:
+        """Settle how the model is run, before so many interventions."""
+
+    @abstractmethod
+    def _fit_to_window(self) -> None:
+        """Bring what a subclass holds besides to the window that the evaluator is on from now on."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether interventions are computed in another way than the observed scores are."""
+        return self._frames is not None
+
+    @property
+    def frames(self) -> list[Frame | None] | None:
+        """Per tensor, which window of it is held; ``None`` for the whole."""
+        return self._frames
+
+    @property
+    def local_rois(self) -> Tensor:
+        """The regions of interest in this window, ``(N or 1, R, *spatial)``; there must be local scores."""
+        assert self._local is not None
+        return self._local.rois
+
+    def spread(self, donors: np.ndarray) -> np.ndarray:
+        """Donor numbers for every tensor ``(B, slots)``."""
+        return donors
+
+    def logits_of_inputs(self, inputs: Sequence[Tensor], examples: np.ndarray) -> Tensor:
+        """Like :meth:`logits`, with other inputs and all that follows from them."""
+        assert isinstance(self.forward_func, SegmentationTarget)
+        return self.forward_func.logits(*inputs, *gather(self._model_arguments, examples))
+
+    def local_scores(self) -> LocalScores | None:
+        """How rows of logits are scored from the surroundings of the RoIs (from now on); ``None`` if that is not possible."""
+        if self._local is None and isinstance(self.forward_func, SegmentationTarget):
+            self._local = self.forward_func.local_scores(*self.inputs, *self.arguments)
+        return self._local
+
+    def smooth_scores(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor | None:
+        """Differentiable scores of a window that holds these tensors; ``None`` if only the whole image gives them."""
+        return None if self._smooth is None else self._smooth(self.logits(tensors, examples), examples)
+
+    def windowed(self, window: Frame, spatial: torch.Size) -> "ModelEvaluator | None":
+        """The same on a window of images of this spatial shape; ``None`` where it is no window of all that is needed."""
+        frames = self._frames_in(window, spatial)
+        if frames is None or self._local is None:
+            return None
+        other = copy.copy(self)
+        for name in ("_model_arguments", "_smooth"):  # those of the whole image
+            other.__dict__.pop(name, None)
+        other.inputs = window.crop_images(self.inputs, spatial)
+        other.arguments = window.crop_images(self._model_arguments, spatial)
+        other._frames, other._local = frames, self._local.cropped(window.starts, window.size)
+        other._origin = window, [*self.inputs, *self.arguments]
+        other._fit_to_window()
+        return other
+
+    def crop(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors like :attr:`tensors` of the whole, as this window holds them."""
+        frames = self._frames or [None] * len(tensors)
+        return [x if frame is None else frame.crop(x) for x, frame in zip(tensors, frames)]
+
+    @functools.cached_property
+    def _model_arguments(self) -> list[Any]:
+        """The additional arguments that the model itself takes: no masks among them."""
+        if self._frames is not None or not isinstance(self.forward_func, SegmentationTarget):
+            return self.arguments
+        return list(self.forward_func.model_inputs(*self.inputs, *self.arguments)[len(self.inputs) :])
+
+    @functools.cached_property
+    def _smooth(self) -> LocalScores | None:
+        """What scores a window's logits with the target's differentiable twin, if it has one that looks at the RoIs alone."""
+        if self._origin is None:
+            return None
+        window, call = self._origin
+        assert isinstance(self.forward_func, SegmentationTarget)
+        try:
+            twin = self.forward_func.surrogate()
+        except ValueError:
+            return None
+        local = twin.local_scores(*call)
+        return None if local is None else local.cropped(window.starts, window.size)
+
+    def _frames_in(self, window: Frame, spatial: torch.Size) -> list[Frame | None] | None:
+        """Per tensor, which part of it the window is; ``None`` where there is none."""
+        return window.frames(self.inputs, spatial)
+
+    def _checked(self, scores: Any, n: int) -> Tensor:
+        """What the function returned for ``n`` examples, as ``(B, K)``."""
+        checked = checked_scores(scores, n, self.output_shape)
+        self.output_shape = tuple(checked.shape[1:])
+        return checked.flatten(1) if checked.ndim > 1 else checked[:, None]
+
+
+def checked_scores(scores: Any, batch: int, output_shape: tuple[int, ...] | None) -> Tensor:
+    """What a forward function returned, if it is one score (or ``output_shape`` scores) per example."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"forward_func: expected a tensor of one score per example, got {type(scores).__name__}")
+    if scores.ndim == 0 or scores.shape[0] != batch:
+        raise ValueError(
+            f"forward_func: expected one score per example, (N, ...) with N={batch}, got {tuple(scores.shape)}; a function "
+            "that aggregates over the batch cannot be explained example by example"
+        )
+    if scores.is_complex():
+        raise TypeError("forward_func: expected real scores, got complex ones")
+    if output_shape is not None and tuple(scores.shape[1:]) != output_shape:
+        raise ValueError(
+            f"forward_func: its scores changed their shape, from {output_shape} per example to {tuple(scores.shape[1:])}"
+        )
+    return scores

@@ -1,0 +1,157 @@
+"""Which units can reach the regions of interest (RoIs), and the window that is enough to compute their effects."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg._local_scores import LocalScores, hull
+from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.layer import LayerActivation
+from captum_causalseg.interventions.support import Support, find_support
+from captum_causalseg.interventions.units import Frame, Units
+from captum_causalseg.interventions.whole import WholeInput
+from captum_causalseg.interventions.window import find_window
+
+__all__ = ["Reach", "probe"]
+
+logger = logging.getLogger(__name__)
+
+# A crop around the RoIs is looked at first: so many pixels more on every side, on a grid that networks of five halvings share,
+# doubled until nothing reaches the RoIs from its edges, up to a share of the image.
+_FIRST_MARGIN, _GRID, _LARGEST_CROP = 32, 32, 0.5
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What was found out.
+
+    Args:
+        reaches: ``(N, U, R)``: which units can reach which RoI; ``R`` is 1 where RoIs do not matter.
+        evaluator: computes scores under interventions: on the window, if there is one.
+        window: its size, or None.
+    """
+
+    reaches: np.ndarray
+    evaluator: ModelEvaluator
+    window: tuple[int, ...] | None
+
+    @classmethod
+    def everything(cls, evaluator: ModelEvaluator) -> "Reach":
+        """Nothing is left out."""
+        return cls(np.ones((evaluator.units.n_examples, len(evaluator.units), 1), dtype=bool), evaluator, None)
+
+
+def probe(whole: ModelEvaluator, local: LocalScores, stand_ins: Sequence[Sequence[Tensor]], batch_size: int) -> Reach:
+    """Probe the model; the forwards that it takes are added to what the evaluator has spent.
+
+    Args:
+        whole: the evaluator on whole images.
+        local: holds the regions of interest.
+        stand_ins: natural replacements of the evaluator's tensors, which the answer has to stand.
+        batch_size: images per forward.
+    """
+    guess = _guess_from_surroundings(whole, local, batch_size) if isinstance(whole, WholeInput) else None
+    found = find_support(whole.logits, whole.tensors, local.rois.cpu(), stand_ins=stand_ins, batch_size=batch_size, guess=guess)
+    whole.spent["support"] += found.n_forwards
+    if found.doubt is not None:
+        return Reach.everything(whole)
+    reaches = _units_that_reach(whole.units, found)
+    supports: list[tuple[Support, Sequence[Tensor]]] = [(found, whole.tensors)]
+    if isinstance(whole, LayerActivation):
+        # Besides the activation, the image must be there where it goes past the layer.
+        images = find_support(whole.logits_of_inputs, whole.inputs, local.rois.cpu(), batch_size=batch_size)
+        whole.spent["support"] += images.n_forwards
+        supports.append((images, whole.inputs))
+    needed = _needed(local, supports, whole.units.n_examples)
+    if needed is None:
+        return Reach(reaches, whole, None)
+    window, evaluator, spent = find_window(whole, local, needed, [whole.tensors, *stand_ins])
+    whole.spent["window"] += spent
+    return Reach(reaches, evaluator, None if window is None else window.size)
+
+
+def _guess_from_surroundings(whole: ModelEvaluator, local: LocalScores, batch_size: int) -> list[Tensor] | None:
+    """Masks ``(N, R, *spatial)`` per input: what reaches the RoIs in a crop around them, if nothing does from its edges.
+
+    Of a large image this takes small forwards; whether it holds for the whole image is up to a few large ones.
+    """
+    spatial = local.rois.shape[2:]
+    length, n = np.array(spatial), len(whole.inputs[0])
+    around = _needed(local, [], n)
+    assert around is not None
+    margin = _FIRST_MARGIN
+    while True:
+        starts = np.maximum(around[..., 0] - margin, 0) // _GRID * _GRID
+        size = (np.minimum(-(-(around[..., 1] + margin) // _GRID) * _GRID, length) - starts).max(0)
+        # Of one size for all examples: those at the far edges of the image begin earlier.
+        starts = np.minimum(starts, (length - size) // _GRID * _GRID)
+        if (starts + size < np.minimum(around[..., 1] + margin, length)).any() or size.prod() > _LARGEST_CROP * length.prod():
+            return None
+        frame = Frame(starts, size.tolist())
+        crop = whole.windowed(frame, spatial)
+        if crop is None:
+            return None
+        try:
+            found = find_support(crop.logits, crop.inputs, crop.local_rois.cpu(), batch_size=batch_size)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model says to a size that it does not take
+            logger.debug("crop %s: %s", size.tolist(), error)
+            return None
+        whole.spent["support"] += found.n_forwards
+        if found.doubt is not None:
+            return None
+        if not _reaches_from_edge(found, starts, size, length):
+            return [frame.uncrop(mask, spatial) if mask.ndim > 2 else mask for mask in found.masks]
+        margin *= 2
+
+
+def _reaches_from_edge(support: Support, starts: np.ndarray, size: np.ndarray, length: np.ndarray) -> bool:
+    """Whether the support goes up to an edge of a crop beyond which the image goes on."""
+    for slot, mask in enumerate(support.masks):
+        if mask.ndim > 2:
+            hulls = support.hull(slot)
+            low = (hulls[..., 0] == 0) & (starts > 0)[:, None]
+            high = (hulls[..., 1] == size) & (starts + size < length)[:, None]
+            if low.any() or high.any():
+                return True
+    return False
+
+
+def _units_that_reach(units: Units, support: Support) -> np.ndarray:
+    """``(N, U, R)``."""
+    n_rois = support.masks[0].shape[1]
+    reaches = np.zeros((units.n_examples, len(units), n_rois), dtype=bool)
+    for example, unit in np.ndindex(reaches.shape[:2]):
+        for piece in units.pieces(example, unit):
+            inside = support.masks[piece.slot][example][(slice(None), *piece.box)]
+            if piece.mask is not None:
+                inside = inside & piece.mask.any(0)
+            reaches[example, unit] |= inside.reshape(n_rois, -1).any(1).numpy()
+    return reaches
+
+
+def _needed(local: LocalScores, supports: Sequence[tuple[Support, Sequence[Tensor]]], n: int) -> np.ndarray | None:
+    """What has to be in each example's window ``(N, d, 2)``, in the image's pixels; ``None`` if that cannot be said."""
+    spatial = local.rois.shape[2:]
+    # The pixels next to the RoIs are looked at as well.
+    around = [hull(local.rois[example if len(local.rois) > 1 else 0].any(0), margin=1) for example in range(n)]
+    needed = np.array([[(side.start, side.stop) for side in box] for box in around])
+    for support, tensors in supports:
+        for slot, tensor in enumerate(tensors):
+            own = tensor.shape[2:]
+            if not len(own):
+                continue
+            if len(own) != len(spatial) or any(length % side for length, side in zip(spatial, own)):
+                return None
+            stride = np.array([length // side for length, side in zip(spatial, own)])
+            boxes = support.hull(slot) * stride[:, None]
+            for r in range(boxes.shape[1]):
+                there = boxes[:, r, 0, 1] > 0
+                needed[there, :, 0] = np.minimum(needed[there, :, 0], boxes[there, r, :, 0])
+                needed[there, :, 1] = np.maximum(needed[there, :, 1], boxes[there, r, :, 1])
+    return needed
