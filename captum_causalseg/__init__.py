@@ -4,7 +4,7 @@ Replace a region by natural donors, see how the score of a region of interest mo
 effect with its uncertainty. The method is PdCR (arXiv 2602.20511).
 """
 
-from captum_causalseg import donors, metrics, regions
+from captum_causalseg import baselines, donors, evaluation, metrics, regions
 from captum_causalseg._version import __version__
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
@@ -15,6 +15,7 @@ from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTre
 from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
+from captum_causalseg.evaluation.comparison import Comparison, compare
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
@@ -22,6 +23,7 @@ __all__ = [
     "ActivationBank",
     "AverageTreatmentEffect",
     "Blur",
+    "Comparison",
     "Constant",
     "DonorSource",
     "GradientTreatmentEffect",
@@ -34,9 +36,12 @@ __all__ = [
     "Status",
     "TreatmentEffectStatistics",
     "__version__",
+    "baselines",
     "causal_support",
+    "compare",
     "component_effects",
     "donors",
+    "evaluation",
     "metrics",
     "regions",
 ]

@@ -1,7 +1,8 @@
 """The images of a donor bank: in memory, or read when they are asked for."""
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BankImages", "DatasetImages", "FolderImages", "SizedImages"]
+__all__ = ["BankImages", "ChosenImages", "DatasetImages", "FolderImages", "SizedImages", "random_parts"]
 
 
 class SizedImages(Protocol):
@@ -51,6 +52,13 @@ class BankImages:
     def shapes(self) -> list[tuple[int, ...]]:
         return [self._shapes[i] if i in self._shapes else tuple(self[i].shape) for i in range(len(self))]
 
+    def chosen(self, indices: Sequence[int]) -> "BankImages":
+        """Some of the images, with a cache of their own; nothing is copied, and lazily read ones are still read lazily."""
+        images = [self._images[i] for i in indices] if self._in_memory else ChosenImages(self._images, indices)
+        chosen = BankImages(images, self._limit)
+        chosen._shapes = {k: self._shapes[i] for k, i in enumerate(indices) if i in self._shapes}
+        return chosen
+
     def __getitem__(self, index: int) -> Tensor:
         if index in self._cache:
             self._cache.move_to_end(index)
@@ -64,6 +72,19 @@ class BankImages:
             if len(self._cache) > self._limit:
                 self._cache.popitem(last=False)
         return image
+
+
+class ChosenImages:
+    """Some images of lazily read ones."""
+
+    def __init__(self, images: SizedImages, indices: Sequence[int]) -> None:
+        self._images, self._indices = images, list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._images[self._indices[index]]
 
 
 class DatasetImages:
@@ -95,6 +116,14 @@ class FolderImages:
     def __getitem__(self, index: int) -> Tensor:
         image = as_tensor(self._load(self._files[index])).as_subclass(Tensor)
         return image if self._transform is None else self._transform(image)
+
+
+def random_parts(count: int, shares: Sequence[float], seed: int) -> list[list[int]]:
+    """Disjoint random subsets of ``0 .. count - 1``, ascending, of these shares (of sum 1 at most) to one element."""
+    # Cumulative shares are rounded, so that parts of sum 1 leave nothing out.
+    edges = np.floor(np.concatenate([[0.0], np.cumsum(shares)]) * count + 0.5).astype(np.int64).tolist()
+    order = np.random.default_rng(seed).permutation(count)
+    return [np.sort(order[start:stop]).tolist() for start, stop in itertools.pairwise(edges)]
 
 
 def fingerprint(image: Tensor) -> tuple[float, ...]:

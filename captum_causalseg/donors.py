@@ -16,11 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._donor_images import BankImages, DatasetImages, FolderImages, SizedImages, fingerprint, same_image
+from captum_causalseg._donor_images import (
+    BankImages,
+    DatasetImages,
+    FolderImages,
+    SizedImages,
+    fingerprint,
+    random_parts,
+    same_image,
+)
 from captum_causalseg._donor_means import BankSums
 from captum_causalseg._donor_places import BoundBank, BoundDonors, BoundSameImage, BoundWhole
 
-__all__ = ["Blur", "BoundDonors", "Constant", "DonorSource", "PatchBank", "SameImage", "as_donor_source"]
+__all__ = ["Blur", "BoundDonors", "Constant", "DonorSource", "PatchBank", "SameImage", "SelfDonor", "as_donor_source"]
 
 
 class DonorSource(ABC):
@@ -136,7 +144,7 @@ class PatchBank(DonorSource):
         if len(images) == 0:
             raise ValueError("images: the bank is empty")
         self.placement = placement
-        self._images = BankImages(images, cache_images)
+        self._images = images if isinstance(images, BankImages) else BankImages(images, cache_images)
         self._sums = BankSums(self._images)
         self.fingerprints: list[tuple[float, ...]] | None = None
 
@@ -194,6 +202,56 @@ class PatchBank(DonorSource):
             raise ValueError(f"folder: no file matches {pattern!r} in {str(folder)!r}")
         dataset = FolderImages(files, transform)
         return cls.from_dataset(dataset, None, placement, n_images=n_images, seed=seed, cache_images=cache_images)
+
+    def split(self, *fractions: float, parts: int | None = None, seed: int = 0) -> "tuple[PatchBank, ...]":
+        """Banks over disjoint random subsets of the images, to hold donors out or to compare two halves.
+
+        Images are never divided: places of one image lie in one part. Nothing is copied; placement and ``cache_images`` are this
+        bank's.
+
+        Args:
+            fractions: what share of the images each part gets, positive and at most 1 in sum; what is left over is in no part.
+            parts: instead of fractions, into how many equal parts (to one image) to split; 2 if neither is given.
+            seed: of the random choice.
+
+        Returns:
+            As many banks as fractions or parts.
+
+        Raises:
+            ValueError: fractions that are not positive or are more than 1 in sum, both ``fractions`` and ``parts``, or too few
+                images for every part to have one.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import PatchBank
+            >>> estimation, held_out = PatchBank(torch.rand(10, 1, 8, 8)).split(0.8, 0.2)
+            >>> len(estimation), len(held_out)
+            (8, 2)
+        """
+        if fractions and parts is not None:
+            raise ValueError(f"parts: expected either fractions or parts, got fractions {fractions} and parts={parts!r}")
+        if fractions:
+            shares = np.array(fractions, dtype=np.float64)
+            if not (shares > 0).all() or shares.sum() > 1 + 1e-9:
+                raise ValueError(f"fractions: expected positive numbers of sum 1 at most, got {fractions}")
+        else:
+            parts = 2 if parts is None else parts
+            if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+                raise ValueError(f"parts: expected a positive integer, got {parts!r}")
+            shares = np.full(parts, 1 / parts)
+        chosen = random_parts(len(self), shares.tolist(), seed)
+        if not all(chosen):
+            name, given = ("fractions", fractions) if fractions else ("parts", parts)
+            raise ValueError(
+                f"{name}: expected at least one image in every part, got {given} for a bank of {len(self)} image(s)"
+            )
+        return tuple(self._chosen(indices) for indices in chosen)
+
+    def _chosen(self, indices: list[int]) -> "PatchBank":
+        part = PatchBank(self._images.chosen(indices), self.placement)
+        if self.fingerprints is not None:
+            part.fingerprints = [self.fingerprints[index] for index in indices]
+        return part
 
     def __len__(self) -> int:
         return len(self._images)
@@ -262,6 +320,26 @@ class SameImage(DonorSource):
                 "from; give baselines (0 is Captum's default)"
             )
         return BoundSameImage(images.detach(), forbidden)
+
+
+class SelfDonor(DonorSource):
+    """Every unit's own values: replacing a unit by itself changes nothing, so its effect is 0. A placebo treatment.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect
+        >>> from captum_causalseg.donors import SelfDonor
+        >>> ate = AverageTreatmentEffect(lambda image: image.amax((1, 2, 3)))
+        >>> float(ate.attribute(torch.rand(1, 1, 8, 8), baselines=SelfDonor(), block_size=4).abs().max())
+        0.0
+    """
+
+    def __repr__(self) -> str:
+        return "SelfDonor()"
+
+    def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
+        """See :meth:`DonorSource.bind`."""
+        return BoundWhole(images.detach())
 
 
 def as_donor_source(baselines: Any, images: Tensor) -> DonorSource:

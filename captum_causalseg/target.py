@@ -164,13 +164,18 @@ class SegmentationTarget(nn.Module):
         """The arguments of a call without the masks among them (``roi="argument"``, ``reference="argument"``)."""
         return self._take_masks(inputs)[0]
 
-    def score(self, logits: Tensor, *inputs: Any) -> Tensor:
-        """The scores of logits ``(N, C, *spatial)`` that were computed elsewhere, for a call with these arguments."""
-        roi, masks, truth, spatial = self._masks_of_call(inputs)
+    def score(self, logits: Tensor, *inputs: Any, roi: Tensor | None = None) -> Tensor:
+        """The scores of logits ``(N, C, *spatial)`` that were computed elsewhere, for a call with these arguments.
+
+        With ``roi``, boolean ``(N or 1, R, *spatial)``, in other regions than the target's: ``(N, C, R)`` always.
+        """
+        given, masks, truth, spatial = self._masks_of_call(inputs)
+        if roi is not None:
+            return self._score(logits, roi, truth)
         scores = self._score(logits, masks, truth)
         if callable(self.metric):
             return scores
-        self._has_roi_axis, self._channels = self._is_stack(roi, spatial), logits.shape[1]
+        self._has_roi_axis, self._channels = self._is_stack(given, spatial), logits.shape[1]
         return self._shaped(scores)
 
     def local_scores(self, *inputs: Any) -> LocalScores | None:

@@ -8,17 +8,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg.evaluation.comparison import CONTROL, Comparison
+from captum_causalseg.evaluation.profile import InfluenceMatrix, PerceptionProfile
 from captum_causalseg.interventions.support import Support
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
-__all__ = ["plot_components", "plot_effects", "plot_support"]
+__all__ = ["plot_comparison", "plot_components", "plot_effects", "plot_influence", "plot_profile", "plot_support"]
 
 # ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
 # apart by its lightness and its dark edge.
 _EFFECTS, _ERRORS, _OUTLINE = "RdBu_r", "Purples", "#2ee62e"
+_ROLES = {"supporting": "#b2182b", "harming": "#2166ac", "null": "0.8"}
 
 
 def plot_support(
@@ -177,6 +181,252 @@ def plot_components(
     for place in [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]:
         axes.text(1.01, place, parts[place], transform=axes.get_yaxis_transform(), va="center", fontsize=9, style="italic")
     axes.set_title(title)
+    return figure
+
+
+def plot_profile(profile: PerceptionProfile, title: str = "", score_name: str = "score") -> Figure:
+    """The paper's pie, ratio bar and histogram, and how the mass of the effects falls with the distance from the RoI.
+
+    Pie: the shares of supporting (red), harming (blue) and null units (gray). Bar: how the mass ``sum |effect|`` divides into
+    both signs. Histogram: the effects that are not 0, gray where they are not significant (by the profile's ``alpha``), with
+    counts on a logarithmic scale. Right: the mass per bin of distance, stacked by sign; the dashed steps are the mass that noise
+    alone would have (left out where it is not known); the line is the share of the mass up to that distance.
+
+    Args:
+        profile: of :func:`captum_causalseg.evaluation.profile.perception_profile` or ``profile_of_map``.
+        title: above the panels.
+        score_name: what the effects are effects on, with its unit.
+
+    Returns:
+        A figure of its own, not registered with pyplot: save it with ``savefig``.
+    """
+    if not isinstance(profile, PerceptionProfile):
+        raise TypeError(f"profile: expected a PerceptionProfile, got {type(profile).__name__}")
+    figure = Figure(figsize=(14.5, 4.6), layout="constrained")
+    panels = figure.subplot_mosaic(
+        [["pie", "histogram", "distance"], ["ratio", "histogram", "distance"]],
+        height_ratios=[4, 1],
+        width_ratios=[1, 1.25, 1.9],
+    )
+    if title:
+        figure.suptitle(title)
+    _pie(panels["pie"], profile)
+    _ratio(panels["ratio"], profile)
+    _histogram(panels["histogram"], profile, score_name)
+    _mass_by_distance(panels["distance"], profile, score_name)
+    return figure
+
+
+def plot_influence(
+    matrix: InfluenceMatrix,
+    title: str = "",
+    score_name: str = "score",
+    roi_names: Sequence[str] | None = None,
+    region_names: Sequence[str] | None = None,
+) -> Figure:
+    """What every region (rows) does to the score of every RoI (columns): red supports, blue harms.
+
+    Up to 120 cells carry their number, with a star where it is significant; in larger matrices a dot marks those. Where there
+    was no intervention the cell is hatched.
+
+    Args:
+        matrix: of :func:`captum_causalseg.evaluation.profile.influence_matrix`.
+        title: above the picture.
+        score_name: what the effects are effects on, with its unit.
+        roi_names: one per column; their numbers by default.
+        region_names: one per row; their ids by default.
+
+    Returns:
+        A figure of its own, not registered with pyplot: save it with ``savefig``.
+
+    Raises:
+        ValueError: as many names as there are rows or columns were expected.
+    """
+    if not isinstance(matrix, InfluenceMatrix):
+        raise TypeError(f"matrix: expected an InfluenceMatrix, got {type(matrix).__name__}")
+    effect, significant = matrix.effect.to_numpy(), matrix.significant.to_numpy()
+    rows, columns = effect.shape
+    labels = []
+    for argument, names, index in (
+        ("region_names", region_names, matrix.effect.index),
+        ("roi_names", roi_names, matrix.effect.columns),
+    ):
+        if names is not None and len(names) != len(index):
+            raise ValueError(f"{argument}: expected {len(index)} names, got {len(names)}")
+        labels.append([str(name) for name in (index if names is None else names)])
+    numbered = effect.size <= 120
+    named = numbered or rows <= 50
+    width, height = (0.85, 0.42) if numbered else (0.55, min(0.2, 10 / rows))
+    longest = max(map(len, labels[0]))
+    size = (max(4.6, 2.4 + 0.075 * longest + width * columns), max(3.2, 1.5 + height * rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axes: Axes = figure.subplots()
+    largest = _round_up(_robust_maximum(np.abs(effect)))
+    drawn = axes.imshow(effect, cmap=_EFFECTS, norm=TwoSlopeNorm(0, -largest, largest), aspect="auto", interpolation="nearest")
+    # NaN cells are not painted: the hatched background shows.
+    axes.patch.set(facecolor="0.96", edgecolor="0.6", hatch="////", linewidth=0)
+    for i, j in np.argwhere(np.isfinite(effect)):
+        # Dark cells of either sign.
+        color = "white" if abs(effect[i, j]) > 0.6 * largest else "black"
+        if numbered:
+            # Plus 0, against "-0.00".
+            rounded = round(effect[i, j], _decimals(largest)) + 0.0
+            text = ("0" if effect[i, j] == 0 else f"{rounded:.{_decimals(largest)}f}") + ("*" if significant[i, j] else "")
+            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
+        elif significant[i, j]:
+            axes.plot(j, i, ".", color=color, markersize=3 if named else 1)
+    axes.set_yticks(range(rows) if named else [], labels[0] if named else [], fontsize=8)
+    turned = max(map(len, labels[1])) > 8
+    axes.set_xticks(range(columns), labels[1], fontsize=8, rotation=40 if turned else 0, ha="right" if turned else "center")
+    axes.set_ylabel(str(matrix.effect.index.name) + (f" ({rows} of them)" if not named else ""))
+    axes.set_xlabel("region of interest")
+    axes.set_title(title, fontsize=11)
+    legend = [f"{'*' if numbered else 'dot'}: significant"] if significant.any() else []
+    legend += ["hatched: touches it, not intervened on"] if np.isnan(effect).any() else []
+    figure.supxlabel("      ".join(legend), fontsize=8)
+    bar = figure.colorbar(drawn, ax=axes, extend="both")
+    bar.set_label(f"effect on the {score_name}\nred supports, blue harms")
+    return figure
+
+
+def _pie(axes: Axes, profile: PerceptionProfile) -> None:
+    shown = [role for role in _ROLES if profile.counts[role]]
+    wedges = axes.pie(
+        [profile.counts[role] for role in shown],
+        colors=[_ROLES[role] for role in shown],
+        startangle=90,
+        counterclock=False,
+        wedgeprops={"edgecolor": "white"},
+    )[0]
+    labels = [f"{role}: {profile.counts[role]} ({100 * profile.shares[role]:.1f} %)" for role in shown]
+    axes.legend(wedges, labels, loc="upper center", bbox_to_anchor=(0.5, 0.04), frameon=False, fontsize=9)
+    axes.set_title(f"{len(profile.units)} units", fontsize=11)
+
+
+def _ratio(axes: Axes, profile: PerceptionProfile) -> None:
+    left = 0.0
+    for role, mass in (("supporting", profile.supporting_mass), ("harming", profile.harming_mass)):
+        share = mass / profile.mass if profile.mass > 0 else 0.0
+        axes.barh(0, share, left=left, color=_ROLES[role], height=0.8)
+        if share > 0.12:
+            axes.text(left + share / 2, 0, f"{100 * share:.1f} %", ha="center", va="center", color="white", fontsize=9)
+        left += share
+    axes.set_xlim(0, 1)
+    axes.set_axis_off()
+    axes.set_title("Supporting against harming mass" if profile.mass > 0 else "No effects", fontsize=10)
+
+
+def _histogram(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
+    units = profile.units[profile.units["effect"] != 0]
+    largest = float(units["effect"].abs().max()) if len(units) else 1.0
+    groups = {role: units.loc[units["role"] == role, "effect"].to_numpy() for role in ("null", "supporting", "harming")}
+    shown = [role for role, effects in groups.items() if len(effects)]
+    # 0 is an edge, so that no bar holds both signs.
+    edges = np.linspace(-largest, largest, 31)
+    if shown:
+        names = ["not significant" if role == "null" else role for role in shown]
+        axes.hist(
+            [groups[role] for role in shown], edges.tolist(), stacked=True, color=[_ROLES[role] for role in shown], label=names
+        )
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+        axes.legend(frameon=False, fontsize=9)
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_xlabel(f"effect on the {score_name}")
+    axes.set_ylabel("units")
+    axes.set_title(f"{len(units)} effects other than 0", fontsize=11)
+
+
+def _mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
+    table, width = profile.by_distance, profile.bin_width
+    middle = table["upper"] - width / 2
+    axes.bar(middle, table["supporting_mass"], 0.9 * width, color=_ROLES["supporting"], label="supporting")
+    axes.bar(
+        middle, table["harming_mass"], 0.9 * width, bottom=table["supporting_mass"], color=_ROLES["harming"], label="harming"
+    )
+    if table["noise_mass"].notna().all():
+        edges = np.append(table["upper"] - width, table["upper"].iloc[-1])
+        axes.stairs(
+            table["noise_mass"], edges, color="black", linestyle="--", linewidth=1.2, label="noise alone", baseline=None
+        )
+    unit = {"pixel": " (pixels)", "spacing": " (in the unit of the spacing)", "bin": " (bins)"}[profile.distance_unit]
+    axes.set_xlabel("distance from the region of interest" + unit)
+    axes.set_ylabel(f"sum of |effect| on the {score_name}")
+    cumulative = axes.twinx()
+    if profile.mass > 0:
+        axes.set_ylim(top=1.08 * max(table["mass"].max(), np.nan_to_num(table["noise_mass"]).max()))
+        halo = [withStroke(linewidth=3, foreground="white")]
+        cumulative.plot(
+            table["upper"], 100 * table["cumulative_share"], color="0.15", marker=".", linewidth=1.2, path_effects=halo
+        )
+        radii = [profile.radius(share) for share in (0.5, 0.9)]
+        # What lies beyond the last mass is empty paper.
+        last = table.loc[table["mass"] > 0, "upper"].iloc[-1]
+        axes.set_xlim(right=last + width)
+        axes.set_title(f"Half of the mass lies within {radii[0]:.4g}, 90 % within {radii[1]:.4g}", fontsize=11)
+        for radius in radii:
+            cumulative.axvline(radius, color="0.25", linewidth=0.8, linestyle=":")
+    cumulative.set_ylim(0, 105)
+    cumulative.set_ylabel("share of the mass up to there (%)")
+    axes.legend(frameon=False, fontsize=9, loc="center right")
+
+
+def _decimals(largest: float) -> int:
+    """Digits behind the point that show two significant ones of ``largest``."""
+    return int(np.clip(1 - np.floor(np.log10(largest)), 0, 6))
+
+
+def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 4, title: str = "") -> Figure:
+    """The maps of several methods side by side, red supports and blue harms, each relative to its own largest value.
+
+    Methods have units of their own (Dice, logits, none at all): what can be compared is where and with which sign, so every map is
+    divided by the 99.5th percentile of its magnitudes outside the region of interest (some methods replace that region itself,
+    others leave it alone). Below each stands what it cost. The random control is left out.
+
+    Args:
+        comparison: what :func:`captum_causalseg.compare` returned; a volume is shown in the slice of its last axis that holds most
+            of the RoI.
+        example: which example of the batch.
+        columns: panels in a row.
+        title: above the panels.
+
+    Returns:
+        A figure of its own, not registered with pyplot: save it with ``savefig``.
+    """
+    roi = None if comparison.roi is None else comparison.roi[example]
+    image = comparison.image[example].float()
+    picture = _picture(_plane(image, roi))
+    outline = None if roi is None else _plane(roi[None], roi)[0].numpy()
+    costs = comparison.table.groupby("method")[["forwards", "seconds"]].first()
+    names = [name for name in comparison.attributions if name != CONTROL]
+    columns = min(columns, 1 + len(names))
+    rows = -(-(1 + len(names)) // columns)
+    height, width = picture.shape[:2]
+    edge = 2.6
+    figure = Figure(figsize=(1.2 + edge * columns, 0.5 + rows * (0.5 + edge * height / width)), layout="constrained")
+    panels: np.ndarray = figure.subplots(rows, columns, squeeze=False)
+    if title:
+        figure.suptitle(title)
+    _background(panels[0, 0], picture, "Image and region of interest", outline, fade=False)
+    drawn = None
+    for axes, name in zip(panels.flat[1:], names):
+        found = _first(comparison.attributions[name])[example].sum(0, keepdim=True)
+        values = _plane(found, roi)[0].double().numpy()
+        elsewhere = np.abs(values) if outline is None or outline.all() else np.abs(values[~outline])
+        values = values / _robust_maximum(elsewhere)
+        _background(axes, picture, name, outline, fade=True)
+        size = np.clip(np.abs(values), 0, 1)
+        norm = Normalize(-1, 1)
+        drawn = axes.imshow(values, cmap=_EFFECTS, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest")
+        forwards, seconds = costs.loc[name]
+        counted = "" if np.isnan(forwards) else f"{forwards:.0f} forwards, "
+        axes.set_xlabel(f"{counted}{seconds:.1f} s", fontsize=9)
+    for axes in panels.flat[1 + len(names) :]:
+        axes.set_visible(False)
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=panels, shrink=0.6, extend="both")
+        bar.set_label("attribution / the method's largest outside the RoI\n(red supports, blue harms)")
+        bar.solids.set_alpha(1)  # type: ignore[union-attr]
     return figure
 
 

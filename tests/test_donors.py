@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from captum_causalseg import Blur, Constant, PatchBank, SameImage, _donor_reading, regions
 from captum_causalseg._donor_places import BoundDonors, Request, skip_holes
-from captum_causalseg.donors import as_donor_source
+from captum_causalseg.donors import SelfDonor, as_donor_source
 
 SPATIAL = {1: (9,), 2: (7, 9), 3: (5, 6, 7)}
 
@@ -170,6 +170,112 @@ def test_from_dataset_finds_the_image_in_an_item_and_takes_a_declared_subset():
         PatchBank.from_dataset(images, n_images=21)
 
 
+def marks(bank):
+    """The first element of every image of a bank."""
+    return [int(bank._images[i].flatten()[0]) for i in range(len(bank))]
+
+
+@pytest.mark.parametrize("kind", ["stacked", "listed", "array", "lazy"])
+@pytest.mark.parametrize("placement", ["anywhere", "aligned"])
+def test_a_bank_is_split_into_disjoint_parts(kind, placement):
+    images = numbered(11, 1, 8, 8)
+    held = {"stacked": images, "listed": list(images), "array": images.numpy(), "lazy": Lazy(images)}[kind]
+    bank = PatchBank(held, placement, cache_images=2)
+    for parts, lengths in (({}, (6, 5)), ({"parts": 3}, (4, 3, 4)), ({"parts": 11}, (1,) * 11)):
+        split = bank.split(**parts)
+        assert tuple(map(len, split)) == lengths
+        assert sorted(mark for part in split for mark in marks(part)) == marks(bank)
+        assert all(marks(part) == sorted(marks(part)) for part in split)
+        assert {part.placement for part in split} == {placement}
+    first, second = bank.split(0.3, 0.6, seed=1)  # a tenth is in no part
+    assert (len(first), len(second)) == (3, 7)
+    assert not set(marks(first)) & set(marks(second))
+    (most,) = bank.split(0.8)
+    assert len(most) == 9
+    bound, unit = first.bind(torch.zeros(1, 1, 8, 8)), box((2, 3), (4, 4))
+    places = 1 if placement == "aligned" else 25
+    assert bound.population(0, unit) == 3 * places
+    for number in range(3 * places):
+        donor, corner = bound.locate(0, unit, number)
+        truth = images[marks(first)[donor] // 64][(slice(None), *box(corner, (4, 4)))]
+        assert torch.equal(bound.read(0, unit, number), truth)
+
+
+def test_a_split_is_random_and_declared():
+    bank = PatchBank(numbered(40, 1, 2, 2))
+    splits = {seed: tuple(map(tuple, map(marks, bank.split(seed=seed)))) for seed in range(5)}
+    assert len(set(splits.values())) == 5
+    assert splits[3] == tuple(map(tuple, map(marks, bank.split(seed=3))))
+    assert splits[0] == tuple(map(tuple, map(marks, bank.split())))
+    in_first = sum(0 in marks(bank.split(seed=seed)[0]) for seed in range(200))
+    assert 70 <= in_first <= 130
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_split_copies_nothing(listed):
+    images = numbered(6, 1, 8, 8)
+    (part,) = PatchBank(list(images) if listed else images).split(0.5)
+    assert {part._images[i].untyped_storage().data_ptr() for i in range(3)} == {images.untyped_storage().data_ptr()}
+
+
+def test_a_split_of_lazy_images_reads_none_and_checks_only_what_is_new():
+    images = Lazy(numbered(10, 1, 8, 8))
+    bank = PatchBank(images, cache_images=2)
+    first, _ = bank.split()
+    assert images.reads == 0
+    first.bind(torch.zeros(1, 1, 16, 16))
+    assert images.reads <= 5 + 2
+    bank.bind(torch.zeros(1, 1, 16, 16))
+    before = images.reads
+    checked, _ = bank.split()
+    bound = checked.bind(torch.zeros(1, 1, 16, 16))
+    assert bound.population(0, box((0, 0), (8, 8))) == 5
+    assert images.reads - before <= 2
+    for number in (3, 3, 4, 3, 2, 3):
+        bound.read(0, box((0, 0), (8, 8)), number)
+    assert len(checked._images._cache) == 2
+    assert len(bank._images._cache) == 2
+
+
+def test_part_of_a_bank_knows_the_explained_image():
+    images = numbered(8, 1, 8, 8)
+    roi = regions.box((8, 8), start=(2, 3), size=2)
+    unit = box((0, 0), (3, 3))
+    fresh, checked = PatchBank(images), PatchBank(images)
+    checked.bind(images)
+    populations = [part.bind(images[1:2], roi[None]).population(0, unit) for bank in (fresh, checked) for part in bank.split()]
+    outside = sum(not bool(roi[box(corner, (3, 3))].any()) for corner in windows(images[1], (3, 3)))
+    assert sorted(populations[:2]) == sorted(populations[2:]) == [3 * 36 + outside, 4 * 36]
+
+
+def test_splits_that_cannot_be_are_refused():
+    bank = PatchBank(numbered(5, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"parts: expected at least one image in every part, got 6 for a bank of 5 image"):
+        bank.split(parts=6)
+    with pytest.raises(
+        ValueError, match=r"fractions: expected at least one image in every part, got \(0.95, 0.05\) for a bank"
+    ):
+        bank.split(0.95, 0.05)
+    for fractions in ((0.7, 0.7), (0.5, 0.0), (-0.1,), (float("nan"),)):
+        with pytest.raises(ValueError, match="fractions: expected positive numbers of sum 1 at most, got "):
+            bank.split(*fractions)
+    for parts in (0, 2.0, True):
+        with pytest.raises(ValueError, match=f"parts: expected a positive integer, got {parts}"):
+            bank.split(parts=parts)
+    with pytest.raises(ValueError, match="parts: expected either fractions or parts"):
+        bank.split(0.5, parts=2)
+
+
+@pytest.mark.parametrize("d", [0, 1, 2, 3])
+def test_a_units_own_values_are_its_only_donor(d):
+    images = three_examples(d)
+    bound = SelfDonor().bind(images)
+    unit = box((1,) * d, (2, 3, 2)[:d])
+    for example in range(3):
+        assert bound.population(example, unit) == 1
+        assert torch.equal(bound.read(example, unit, 0), images[example][(slice(None), *unit)])
+
+
 def test_from_folder_reads_pictures_in_order_of_name(tmp_path):
     from PIL import Image
 
@@ -281,6 +387,7 @@ ANYWHERE = {
 }
 ANY_AXES = {
     "constant": lambda d: Constant(0.3),
+    "a unit's own values": lambda d: SelfDonor(),
     "constant per channel": lambda d: Constant([0.3, -2.0]),
     "aligned": lambda d: PatchBank(another(d, 4), placement="aligned"),
     "aligned, own RoI": lambda d: PatchBank(with_the_explained(d), placement="aligned"),

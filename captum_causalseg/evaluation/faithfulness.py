@@ -1,0 +1,390 @@
+"""Is an attribution faithful to the model? Scores of any attribution map, from what the model does when units are replaced.
+
+A map is faithful if it says what the model does when the image is changed. Whether it lies on an object (pointing game, overlap with a mask) is
+another question, about the model and the picture, and no such score is found here. Units are replaced by natural donors, which should
+be **held out**: not those that a treatment effect was estimated with.
+
+Supporting and harming units are ranked apart: removing what supports the segmentation should lower the score of the region of
+interest, removing what harms it should raise it. A map without a negative value says nothing of harm, and gets NaN there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from captum.metrics import infidelity as captum_infidelity
+from scipy import integrate
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from captum_causalseg._captum import TargetType
+from captum_causalseg._state import undisturbed
+from captum_causalseg.attr._problem import check_integer
+from captum_causalseg.evaluation._replacements import Attributions, Replacements
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["METRICS", "Curve", "Faithfulness", "FaithfulnessMetric", "register"]
+
+Order = Literal["supporting", "harming"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The score of the region of interest while units are removed or restored one after the other.
+
+    Args:
+        fraction: ``(N, S)`` of the units, from 0 to 1; denser at the beginning, where a good ranking shows.
+        score: ``(N, S)``, mean over draws of donors.
+        standard_error: ``(N, S)``, of that mean over the draws; NaN with one draw.
+        area: ``(N,)`` under the curve (trapezoids), in the score's own units. NaN where the map says nothing of this kind.
+    """
+
+    fraction: np.ndarray
+    score: np.ndarray
+    standard_error: np.ndarray
+    area: np.ndarray
+
+
+class Faithfulness:
+    """Scores attribution maps of one batch of images by replacing units with natural donors.
+
+    All maps meet the same donors, subsets and orders of ties, so that they can be compared.
+
+    Args:
+        forward_func: what the maps explain: a :class:`~captum_causalseg.SegmentationTarget` or any forward function with one score
+            per example and output.
+        inputs: the explained images ``(N, C, *spatial)``, or a tuple of inputs.
+        baselines: donors, as in :meth:`AverageTreatmentEffect.attribute`; held out from those that effects were estimated with.
+        target: which output the maps explain, as in ``attribute``.
+        additional_forward_args: further arguments of the forward function.
+        feature_mask: units as in ``attribute``.
+        block_size: or blocks.
+        exclude: units that are never replaced, as in ``attribute``: by default those that touch the region of interest.
+        n_draws: sets of donors that curves and leakage are averaged over.
+        n_steps: points of a curve after the first.
+        n_subsets: random subsets for the correlations and infidelity.
+        subset_share: share of the units in such a subset, in (0, 1).
+        leakage_share: share of the units, the most supporting ones, whose removal :meth:`leakage` looks at, in (0, 1).
+        perturbations_per_eval: images per example in one forward pass.
+        seed: of the donors, subsets and ties.
+
+    Raises:
+        TypeError, ValueError: as ``attribute`` raises them.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+        >>> from captum_causalseg.evaluation import Faithfulness
+        >>> model, image = torch.nn.Conv2d(1, 2, 9, padding=4), torch.rand(1, 1, 32, 32)
+        >>> target = SegmentationTarget.from_prediction(model, image, roi=regions.box((32, 32), start=12, size=8), metric="soft_dice")
+        >>> bank, held_out = PatchBank(torch.rand(10, 1, 32, 32)), PatchBank(torch.rand(10, 1, 32, 32))
+        >>> attribution = AverageTreatmentEffect(target).attribute(image, bank, target=1, block_size=4, n_draws=10)
+        >>> table = Faithfulness(target, image, held_out, target=1, block_size=4).evaluate(attribution)
+        >>> table.columns.tolist()
+        ['example', 'metric', 'value', 'score_direction', 'source']
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Tensor | tuple[Tensor, ...],
+        baselines: Any = None,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
+        exclude: Literal["roi"] | Tensor | None = "roi",
+        n_draws: int = 4,
+        n_steps: int = 20,
+        n_subsets: int = 100,
+        subset_share: float = 0.1,
+        leakage_share: float = 0.1,
+        perturbations_per_eval: int = 16,
+        seed: int = 0,
+    ) -> None:
+        for name, count, least in (
+            ("n_draws", n_draws, 1),
+            ("n_steps", n_steps, 1),
+            ("n_subsets", n_subsets, 3),
+            ("perturbations_per_eval", perturbations_per_eval, 1),
+            ("seed", seed, 0),
+        ):
+            check_integer(name, count, least)
+        for name, share in (("subset_share", subset_share), ("leakage_share", leakage_share)):
+            if not 0 < share < 1:
+                raise ValueError(f"{name}: expected a share between 0 and 1, got {share}")
+        self._world = Replacements(
+            *(forward_func, inputs, baselines, target, additional_forward_args, feature_mask, block_size, exclude),
+            n_draws=n_draws,
+            perturbations_per_eval=perturbations_per_eval,
+            seed=seed,
+        )
+        self._target, self.seed = target, seed
+        self.n_draws, self.n_steps, self.n_subsets = n_draws, n_steps, n_subsets
+        self._subset_share, self._leakage_share = subset_share, leakage_share
+        self._curves: dict[tuple[str, str, bytes], Curve] = {}
+
+    @property
+    def n_examples(self) -> int:
+        """The batch size."""
+        return self._world.n_examples
+
+    @property
+    def n_forwards(self) -> int:
+        """Images that went through the model so far."""
+        return self._world.n_forwards
+
+    @property
+    def replaceable(self) -> np.ndarray:
+        """``(N, U)``, boolean: units that are replaced; those that touch the region of interest, say, are not."""
+        return self._world.replaceable
+
+    @property
+    def roi(self) -> Tensor | None:
+        """``(N, *spatial)``: the region of interest of the explained output; ``None`` without one."""
+        return self._world.roi
+
+    def unit_attributions(self, attributions: Attributions) -> np.ndarray:
+        """``(N, U)``: the mean of a map over the elements of each unit; units in ascending order of their ids."""
+        return self._world.unit_attributions(attributions)
+
+    def evaluate(self, attributions: Attributions, metrics: list[str] | None = None) -> pd.DataFrame:
+        """Every metric (or those named) of a map: one row per example and metric.
+
+        Columns: ``example``, ``metric``, ``value``, ``score_direction`` (``"higher"`` or ``"lower"`` is better) and ``source``. A metric that has nothing
+        to say about this map is NaN.
+
+        Args:
+            attributions: like ``inputs``; one channel may stand for all.
+            metrics: names from :data:`METRICS`.
+        """
+        names = list(METRICS) if metrics is None else list(metrics)
+        unknown = [name for name in names if name not in METRICS]
+        if unknown:
+            raise ValueError(f"metrics: expected names from {list(METRICS)}, got {unknown}")
+        rows = []
+        for name in names:
+            metric = METRICS[name]
+            for example, value in enumerate(metric.function(self, attributions)):
+                rows.append((example, name, float(value), metric.score_direction, metric.source))
+        return pd.DataFrame(rows, columns=["example", "metric", "value", "score_direction", "source"])
+
+    def deletion(self, attributions: Attributions, order: Order = "supporting") -> Curve:
+        """The score while units are replaced by donors, those that the map ranks first in this order first.
+
+        ``"supporting"``: from the largest attribution down; a faithful map makes the score fall at once, so a **smaller** area is
+        better. ``"harming"``: from the most negative up; the score should rise, and a **larger** area is better.
+        """
+        return self._curve(attributions, order, "deletion")
+
+    def insertion(self, attributions: Attributions, order: Order = "supporting") -> Curve:
+        """The score while units are put back into an image in which all have been replaced.
+
+        ``"supporting"``: from the largest attribution down; **larger** area is better. ``"harming"``: from the most negative up; **smaller** is
+        better.
+        """
+        return self._curve(attributions, order, "insertion")
+
+    def irof(self, attributions: Attributions) -> np.ndarray:
+        """Iterative removal of features ``(N,)``: area over the deletion curve relative to the observed score, larger is better.
+
+        ``1 - mean over the removed fraction of score / observed score``. NaN where the observed score is 0.
+        """
+        observed = self._world.observed
+        relative: np.ndarray = 1 - self.deletion(attributions).area / np.where(observed == 0, np.nan, observed)
+        return relative
+
+    def correlation(self, attributions: Attributions, *, ranks: bool = False) -> np.ndarray:
+        """How well summed attributions of random subsets predict what replacing these does to the score, ``(N,)``, in [-1, 1].
+
+        Args:
+            attributions: the map.
+            ranks: Spearman's correlation instead of Pearson's.
+
+        Returns:
+            NaN where the sums or the changes are all the same.
+        """
+        units = self.unit_attributions(attributions)
+        found = np.full(self.n_examples, np.nan)
+        for n, changes in enumerate(self._subset_changes):
+            claimed = self._subsets[n] @ units[n]
+            if np.ptp(claimed) > 0 and np.ptp(changes) > 0:
+                found[n] = (scipy_stats.spearmanr if ranks else scipy_stats.pearsonr)(claimed, changes).statistic
+        return found
+
+    def infidelity(self, attributions: Attributions) -> np.ndarray:
+        """Captum's ``infidelity`` ``(N,)`` with random subsets of units replaced by donors as perturbations, smaller is better.
+
+        The perturbation is 1 over the number of a unit's elements where it is replaced, so that its product with the map is the sum
+        of the units' attributions; ``normalize=True``, so that the map's own scale does not count. In squared units of the score.
+        """
+        world, done = self._world, 0
+
+        def perturb(repeated: Any) -> tuple[Any, Any]:
+            # Captum repeats every example for as many subsets as fit into a batch, and passes them on without numbers.
+            nonlocal done
+            count = len(repeated[0] if isinstance(repeated, tuple) else repeated)
+            repeats = count // self.n_examples
+            examples = np.repeat(np.arange(self.n_examples), repeats)
+            subsets = np.tile(np.arange(done, done + repeats), self.n_examples)
+            done += repeats
+            world.n_forwards += count + self.n_examples
+            replaced = self._subsets[examples, subsets]
+            steps = world.painted(replaced / world.unit_sizes()[examples], examples)
+            images = world.images(examples, subsets % self.n_draws, replaced)
+            return tuple(step.to(image).contiguous() for step, image in zip(steps, images)), tuple(images)
+
+        painted = world.painted(self.unit_attributions(attributions), np.arange(self.n_examples))
+        with undisturbed(world.forward_func):
+            values = captum_infidelity(
+                world.forward_func,
+                perturb,
+                world.tensors,
+                tuple(one.to(tensor).contiguous() for one, tensor in zip(painted, world.tensors)),
+                additional_forward_args=tuple(world.arguments) or None,
+                target=self._target,
+                n_perturb_samples=self.n_subsets,
+                max_examples_per_batch=min(world.batch_size, self.n_examples * self.n_subsets),
+                normalize=True,
+            )
+        found: np.ndarray = values.double().cpu().numpy().reshape(self.n_examples)
+        return found
+
+    def leakage(self, attributions: Attributions) -> np.ndarray:
+        """How much of what the most supporting units do they do elsewhere, ``(N,)``, in [0, 1]; smaller is more specific.
+
+        ``|change outside| / (|change outside| + |change inside|)`` when the strongest ``leakage_share`` of the units are replaced,
+        the mean over draws. "Outside" is the same score over all pixels but the regions of interest and the replaced units.
+        NaN without a :class:`~captum_causalseg.SegmentationTarget` that has a region of interest, and where nothing changes.
+        """
+        world, everyone = self._world, np.arange(self.n_examples)
+        forward_func = world.forward_func
+        if not isinstance(forward_func, SegmentationTarget) or world.rois is None:
+            return np.full(self.n_examples, np.nan)
+        found = np.full((self.n_draws, self.n_examples), np.nan)
+        units = self.unit_attributions(attributions)
+        for draw in range(self.n_draws):
+            replaced = np.zeros(units.shape, dtype=bool)
+            for n, ranked in enumerate(self._ranked(units, "supporting", draw)):
+                replaced[n, ranked[: max(1, round(self._leakage_share * len(ranked)))]] = True
+            outside = ~world.rois.any(1).cpu() & ~world.covered(replaced)
+            inside, elsewhere = [], []
+            for images in (world.tensors, world.images(everyone, np.full(self.n_examples, draw), replaced)):
+                given = (*images, *world.arguments)
+                with undisturbed(forward_func):
+                    logits = forward_func.logits(*forward_func.model_inputs(*given))
+                    inside.append(world.pick(forward_func.score(logits, *given), everyone))
+                    scores = forward_func.score(logits, *given, roi=outside[:, None].to(logits.device))
+                    elsewhere.append(world.pick_class(scores))
+                world.n_forwards += self.n_examples
+            change, leak = np.abs(inside[1] - inside[0]), np.abs(elsewhere[1] - elsewhere[0])
+            known = (change + leak > 0) & outside.flatten(1).any(1).numpy()
+            found[draw, known] = (leak / np.where(known, change + leak, 1))[known]
+        count = (~np.isnan(found)).sum(0)
+        mean: np.ndarray = np.where(count > 0, np.nansum(found, 0) / np.maximum(count, 1), np.nan)
+        return mean
+
+    def _curve(self, attributions: Attributions, order: Order, kind: Literal["deletion", "insertion"]) -> Curve:
+        if order not in ("supporting", "harming"):
+            raise ValueError(f'order: expected "supporting" or "harming", got {order!r}')
+        units = self.unit_attributions(attributions)
+        key = kind, order, units.tobytes()
+        if key not in self._curves:
+            self._curves[key] = self._measured_curve(units, order, kind)
+        return self._curves[key]
+
+    def _measured_curve(self, units: np.ndarray, order: Order, kind: str) -> Curve:
+        fraction = np.linspace(0, 1, self.n_steps + 1) ** 2
+        shape = self.n_draws, self.n_examples, len(fraction)
+        draws, examples = (axis.ravel() for axis in np.indices(shape)[:2])
+        replaced = np.zeros((*shape, units.shape[1]), dtype=bool)
+        reached = np.zeros((self.n_examples, len(fraction)))
+        for draw in range(self.n_draws):
+            for n, ranked in enumerate(self._ranked(units, order, draw)):
+                counts = np.round(fraction * len(ranked)).astype(int)
+                reached[n] = counts / len(ranked)
+                for step, count in enumerate(counts):
+                    replaced[draw, n, step, ranked[:count] if kind == "deletion" else ranked[count:]] = True
+        scores = self._world.scores(examples, draws, replaced.reshape(-1, units.shape[1])).reshape(shape)
+        mean, error = scores.mean(0), np.full(shape[1:], np.nan)
+        if self.n_draws > 1:
+            error = scores.std(0, ddof=1) / np.sqrt(self.n_draws)
+        sign = 1 if order == "supporting" else -1
+        says = (sign * np.where(self.replaceable, units, 0) > 0).any(1)
+        return Curve(reached, mean, error, np.where(says, integrate.trapezoid(mean, reached, axis=1), np.nan))
+
+    def _ranked(self, units: np.ndarray, order: Order, draw: int) -> Iterator[np.ndarray]:
+        """Per example, its replaceable units in this order; equal ones in a random order, the same for every map."""
+        sign = -1 if order == "supporting" else 1
+        ties: np.ndarray = np.random.default_rng((self.seed, 2, draw)).random((units.shape[1],))
+        for n in range(self.n_examples):
+            allowed = np.flatnonzero(self.replaceable[n])
+            yield allowed[np.lexsort((ties[allowed], sign * units[n, allowed]))]
+
+    @cached_property
+    def _subsets(self) -> np.ndarray:
+        """``(N, S, U)``, boolean: random subsets of the replaceable units, alike for examples with the same ones."""
+        shape = self.n_subsets, self.replaceable.shape[1]
+        keys = np.where(self.replaceable[:, None], np.random.default_rng((self.seed, 1)).random(shape), np.inf)
+        sizes: np.ndarray = np.maximum(1, np.round(self._subset_share * self.replaceable.sum(1)))
+        chosen: np.ndarray = keys.argsort(2).argsort(2) < sizes[:, None, None]
+        return chosen
+
+    @cached_property
+    def _subset_changes(self) -> np.ndarray:
+        """``(N, S)``: observed score minus the score with the subset replaced; the same for every map."""
+        examples, subsets = (axis.ravel() for axis in np.indices(self._subsets.shape[:2]))
+        scores = self._world.scores(examples, subsets % self.n_draws, self._subsets.reshape(len(examples), -1))
+        changes: np.ndarray = self._world.observed[:, None] - scores.reshape(self._subsets.shape[:2])
+        return changes
+
+
+@dataclass(frozen=True)
+class FaithfulnessMetric:
+    """A named score of attribution maps.
+
+    Args:
+        name: its name in tables.
+        function: ``(faithfulness, attributions) -> (N,)``.
+        score_direction: whether ``"higher"`` or ``"lower"`` is better.
+        source: where it comes from.
+    """
+
+    name: str
+    function: Callable[[Faithfulness, Attributions], np.ndarray]
+    score_direction: Literal["higher", "lower"]
+    source: str
+
+
+METRICS: dict[str, FaithfulnessMetric] = {}
+"""By name; :func:`register` adds to it."""
+
+
+def register(
+    name: str,
+    function: Callable[[Faithfulness, Attributions], np.ndarray],
+    score_direction: Literal["higher", "lower"],
+    source: str,
+) -> None:
+    """Add a metric of one's own to the table :data:`METRICS`; its name must not be taken."""
+    if name in METRICS:
+        raise ValueError(f"name: {name!r} is taken")
+    if score_direction not in ("higher", "lower"):
+        raise ValueError(f'score_direction: expected "higher" or "lower", got {score_direction!r}')
+    METRICS[name] = FaithfulnessMetric(name, function, score_direction, source)
+
+
+_CURVES = "Petsiuk et al. 2018 (arXiv 1806.07421), with donors and signs"
+register("deletion, supporting", lambda f, a: f.deletion(a, "supporting").area, "lower", _CURVES)
+register("deletion, harming", lambda f, a: f.deletion(a, "harming").area, "higher", _CURVES)
+register("insertion, supporting", lambda f, a: f.insertion(a, "supporting").area, "higher", _CURVES)
+register("insertion, harming", lambda f, a: f.insertion(a, "harming").area, "lower", _CURVES)
+register("irof", lambda f, a: f.irof(a), "higher", "Rieger and Hansen 2020 (arXiv 2003.08747)")
+register("faithfulness correlation", lambda f, a: f.correlation(a), "higher", "Bhatt et al. 2020 (arXiv 2005.00631)")
+register("mu fidelity", lambda f, a: f.correlation(a, ranks=True), "higher", "Bhatt et al. 2020 (arXiv 2005.00631), by ranks")
+register("infidelity", lambda f, a: f.infidelity(a), "lower", "Yeh et al. 2019 (arXiv 1901.09392), captum.metrics.infidelity")
+register("leakage", lambda f, a: f.leakage(a), "lower", "this library")
