@@ -16,6 +16,8 @@ from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientT
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
 from captum_causalseg.evaluation.comparison import Comparison, compare
+from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
+from captum_causalseg.evaluation.refute import RefutationReport, refute
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
@@ -31,6 +33,8 @@ __all__ = [
     "LayerGradientTreatmentEffect",
     "PatchBank",
     "PdCR",
+    "PerceptionProfile",
+    "RefutationReport",
     "SameImage",
     "SegmentationTarget",
     "Status",
@@ -43,5 +47,7 @@ __all__ = [
     "donors",
     "evaluation",
     "metrics",
+    "perception_profile",
+    "refute",
     "regions",
 ]

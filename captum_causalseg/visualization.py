@@ -1,28 +1,35 @@
 """Pictures of treatment effects; every function returns the matplotlib figure and shows nothing by itself."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._pictures import (
+    EFFECTS,
+    ERRORS,
+    background,
+    decimals,
+    first,
+    grayscale,
+    overlay,
+    plane,
+    robust_maximum,
+    round_up,
+    short,
+)
+from captum_causalseg._profile_panels import histogram, mass_by_distance, pie, ratio
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.profile import InfluenceMatrix, PerceptionProfile
 from captum_causalseg.interventions.support import Support
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
 __all__ = ["plot_comparison", "plot_components", "plot_effects", "plot_influence", "plot_profile", "plot_support"]
-
-# ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
-# apart by its lightness and its dark edge.
-_EFFECTS, _ERRORS, _OUTLINE = "RdBu_r", "Purples", "#2ee62e"
-_ROLES = {"supporting": "#b2182b", "harming": "#2166ac", "null": "0.8"}
 
 
 def plot_support(
@@ -47,9 +54,9 @@ def plot_support(
     mask = support.masks[0][example, roi_index]
     if mask.shape != image.shape[2:]:
         raise ValueError(f"support: its first mask has shape {tuple(mask.shape)}, the image {tuple(image.shape[2:])}")
-    picture = _picture(_plane(image[example].detach().cpu().float(), roi))
-    outline = None if roi is None else _plane(roi[None].cpu(), roi)[0].numpy()
-    reaches = _plane(mask[None].float(), roi)[0].numpy() > 0
+    picture = grayscale(plane(image[example].detach().cpu().float(), roi))
+    outline = None if roi is None else plane(roi[None].cpu(), roi)[0].numpy()
+    reaches = plane(mask[None].float(), roi)[0].numpy() > 0
     height, width = picture.shape[:2]
     figure = Figure(figsize=(5.4, 0.95 + 5.0 * height / width), layout="constrained")
     axes: Axes = figure.subplots()
@@ -57,7 +64,7 @@ def plot_support(
     said = f"{share:.1f} % of the pixels can reach the region of interest"
     if support.doubt is not None:
         said = "what can reach the region of interest is not known"
-    _background(axes, picture, title or said, outline, fade=False)
+    background(axes, picture, title or said, outline, fade=False)
     if title:
         figure.supxlabel(said, fontsize=9)
     shade = np.zeros((*reaches.shape, 4))
@@ -100,9 +107,9 @@ def plot_effects(
     if image.ndim not in (4, 5):
         raise ValueError(f"image: expected (N, C, *spatial) with 2 or 3 spatial axes, got {tuple(image.shape)}")
     maps = {name: statistics.to_map(name, target) for name in ("effect", "standard_error", "status")}
-    planes = {name: _plane(_first(values)[example], roi)[0] for name, values in maps.items()}
-    picture = _picture(_plane(image[example].detach().cpu().float(), roi))
-    outline = None if roi is None else _plane(roi[None].cpu(), roi)[0].numpy()
+    planes = {name: plane(first(values)[example], roi)[0] for name, values in maps.items()}
+    picture = grayscale(plane(image[example].detach().cpu().float(), roi))
+    outline = None if roi is None else plane(roi[None].cpu(), roi)[0].numpy()
     excluded = planes["status"].numpy() == Status.EXCLUDED
 
     height, width = picture.shape[:2]
@@ -116,15 +123,15 @@ def plot_effects(
     if legend:
         figure.supxlabel("      ".join(legend), fontsize=9)
     effect, error = planes["effect"].numpy(), planes["standard_error"].numpy()
-    _background(panels[0], picture, "Image and region of interest", outline, fade=False)
-    largest = _round_up(_robust_maximum(np.abs(effect)))
-    _overlay(
-        *(figure, panels[1], picture, outline, excluded, effect, TwoSlopeNorm(0, -largest, largest), _EFFECTS),
+    background(panels[0], picture, "Image and region of interest", outline, fade=False)
+    largest = round_up(robust_maximum(np.abs(effect)))
+    overlay(
+        *(figure, panels[1], picture, outline, excluded, effect, TwoSlopeNorm(0, -largest, largest), EFFECTS),
         title="Effect of each unit (red supports, blue harms)",
         label=f"effect on the {score_name}",
     )
-    _overlay(
-        *(figure, panels[2], picture, outline, excluded, error, Normalize(0, _round_up(_robust_maximum(error))), _ERRORS),
+    overlay(
+        *(figure, panels[2], picture, outline, excluded, error, Normalize(0, round_up(robust_maximum(error))), ERRORS),
         title="Standard error of the effect",
         label=f"standard error, {score_name}",
     )
@@ -159,7 +166,7 @@ def plot_components(
         count=("name", "size"),
     )
     bars = bars.loc[bars["effect"].abs().nlargest(max_bars).index].sort_values("order")
-    labels = [_short(name) + (f" (+{n - 1})" if n > 1 else "") for name, n in zip(bars["name"], bars["count"])]
+    labels = [short(name) + (f" (+{n - 1})" if n > 1 else "") for name, n in zip(bars["name"], bars["count"])]
 
     figure = Figure(figsize=(9, 1.6 + 0.26 * len(bars)), layout="constrained")
     axes = figure.subplots()
@@ -210,10 +217,10 @@ def plot_profile(profile: PerceptionProfile, title: str = "", score_name: str = 
     )
     if title:
         figure.suptitle(title)
-    _pie(panels["pie"], profile)
-    _ratio(panels["ratio"], profile)
-    _histogram(panels["histogram"], profile, score_name)
-    _mass_by_distance(panels["distance"], profile, score_name)
+    pie(panels["pie"], profile)
+    ratio(panels["ratio"], profile)
+    histogram(panels["histogram"], profile, score_name)
+    mass_by_distance(panels["distance"], profile, score_name)
     return figure
 
 
@@ -261,8 +268,8 @@ def plot_influence(
     size = (max(4.6, 2.4 + 0.075 * longest + width * columns), max(3.2, 1.5 + height * rows))
     figure = Figure(figsize=size, layout="constrained")
     axes: Axes = figure.subplots()
-    largest = _round_up(_robust_maximum(np.abs(effect)))
-    drawn = axes.imshow(effect, cmap=_EFFECTS, norm=TwoSlopeNorm(0, -largest, largest), aspect="auto", interpolation="nearest")
+    largest = round_up(robust_maximum(np.abs(effect)))
+    drawn = axes.imshow(effect, cmap=EFFECTS, norm=TwoSlopeNorm(0, -largest, largest), aspect="auto", interpolation="nearest")
     # NaN cells are not painted: the hatched background shows.
     axes.patch.set(facecolor="0.96", edgecolor="0.6", hatch="////", linewidth=0)
     for i, j in np.argwhere(np.isfinite(effect)):
@@ -270,8 +277,8 @@ def plot_influence(
         color = "white" if abs(effect[i, j]) > 0.6 * largest else "black"
         if numbered:
             # Plus 0, against "-0.00".
-            rounded = round(effect[i, j], _decimals(largest)) + 0.0
-            text = ("0" if effect[i, j] == 0 else f"{rounded:.{_decimals(largest)}f}") + ("*" if significant[i, j] else "")
+            rounded = round(effect[i, j], decimals(largest)) + 0.0
+            text = ("0" if effect[i, j] == 0 else f"{rounded:.{decimals(largest)}f}") + ("*" if significant[i, j] else "")
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
         elif significant[i, j]:
             axes.plot(j, i, ".", color=color, markersize=3 if named else 1)
@@ -287,93 +294,6 @@ def plot_influence(
     bar = figure.colorbar(drawn, ax=axes, extend="both")
     bar.set_label(f"effect on the {score_name}\nred supports, blue harms")
     return figure
-
-
-def _pie(axes: Axes, profile: PerceptionProfile) -> None:
-    shown = [role for role in _ROLES if profile.counts[role]]
-    wedges = axes.pie(
-        [profile.counts[role] for role in shown],
-        colors=[_ROLES[role] for role in shown],
-        startangle=90,
-        counterclock=False,
-        wedgeprops={"edgecolor": "white"},
-    )[0]
-    labels = [f"{role}: {profile.counts[role]} ({100 * profile.shares[role]:.1f} %)" for role in shown]
-    axes.legend(wedges, labels, loc="upper center", bbox_to_anchor=(0.5, 0.04), frameon=False, fontsize=9)
-    axes.set_title(f"{len(profile.units)} units", fontsize=11)
-
-
-def _ratio(axes: Axes, profile: PerceptionProfile) -> None:
-    left = 0.0
-    for role, mass in (("supporting", profile.supporting_mass), ("harming", profile.harming_mass)):
-        share = mass / profile.mass if profile.mass > 0 else 0.0
-        axes.barh(0, share, left=left, color=_ROLES[role], height=0.8)
-        if share > 0.12:
-            axes.text(left + share / 2, 0, f"{100 * share:.1f} %", ha="center", va="center", color="white", fontsize=9)
-        left += share
-    axes.set_xlim(0, 1)
-    axes.set_axis_off()
-    axes.set_title("Supporting against harming mass" if profile.mass > 0 else "No effects", fontsize=10)
-
-
-def _histogram(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
-    units = profile.units[profile.units["effect"] != 0]
-    largest = float(units["effect"].abs().max()) if len(units) else 1.0
-    groups = {role: units.loc[units["role"] == role, "effect"].to_numpy() for role in ("null", "supporting", "harming")}
-    shown = [role for role, effects in groups.items() if len(effects)]
-    # 0 is an edge, so that no bar holds both signs.
-    edges = np.linspace(-largest, largest, 31)
-    if shown:
-        names = ["not significant" if role == "null" else role for role in shown]
-        axes.hist(
-            [groups[role] for role in shown], edges.tolist(), stacked=True, color=[_ROLES[role] for role in shown], label=names
-        )
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
-        axes.legend(frameon=False, fontsize=9)
-    axes.axvline(0, color="0.3", linewidth=0.8)
-    axes.set_xlabel(f"effect on the {score_name}")
-    axes.set_ylabel("units")
-    axes.set_title(f"{len(units)} effects other than 0", fontsize=11)
-
-
-def _mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
-    table, width = profile.by_distance, profile.bin_width
-    middle = table["upper"] - width / 2
-    axes.bar(middle, table["supporting_mass"], 0.9 * width, color=_ROLES["supporting"], label="supporting")
-    axes.bar(
-        middle, table["harming_mass"], 0.9 * width, bottom=table["supporting_mass"], color=_ROLES["harming"], label="harming"
-    )
-    if table["noise_mass"].notna().all():
-        edges = np.append(table["upper"] - width, table["upper"].iloc[-1])
-        axes.stairs(
-            table["noise_mass"], edges, color="black", linestyle="--", linewidth=1.2, label="noise alone", baseline=None
-        )
-    unit = {"pixel": " (pixels)", "spacing": " (in the unit of the spacing)", "bin": " (bins)"}[profile.distance_unit]
-    axes.set_xlabel("distance from the region of interest" + unit)
-    axes.set_ylabel(f"sum of |effect| on the {score_name}")
-    cumulative = axes.twinx()
-    if profile.mass > 0:
-        axes.set_ylim(top=1.08 * max(table["mass"].max(), np.nan_to_num(table["noise_mass"]).max()))
-        halo = [withStroke(linewidth=3, foreground="white")]
-        cumulative.plot(
-            table["upper"], 100 * table["cumulative_share"], color="0.15", marker=".", linewidth=1.2, path_effects=halo
-        )
-        radii = [profile.radius(share) for share in (0.5, 0.9)]
-        # What lies beyond the last mass is empty paper.
-        last = table.loc[table["mass"] > 0, "upper"].iloc[-1]
-        axes.set_xlim(right=last + width)
-        axes.set_title(f"Half of the mass lies within {radii[0]:.4g}, 90 % within {radii[1]:.4g}", fontsize=11)
-        for radius in radii:
-            cumulative.axvline(radius, color="0.25", linewidth=0.8, linestyle=":")
-    cumulative.set_ylim(0, 105)
-    cumulative.set_ylabel("share of the mass up to there (%)")
-    axes.legend(frameon=False, fontsize=9, loc="center right")
-
-
-def _decimals(largest: float) -> int:
-    """Digits behind the point that show two significant ones of ``largest``."""
-    return int(np.clip(1 - np.floor(np.log10(largest)), 0, 6))
 
 
 def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 4, title: str = "") -> Figure:
@@ -395,8 +315,8 @@ def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 
     """
     roi = None if comparison.roi is None else comparison.roi[example]
     image = comparison.image[example].float()
-    picture = _picture(_plane(image, roi))
-    outline = None if roi is None else _plane(roi[None], roi)[0].numpy()
+    picture = grayscale(plane(image, roi))
+    outline = None if roi is None else plane(roi[None], roi)[0].numpy()
     costs = comparison.table.groupby("method")[["forwards", "seconds"]].first()
     names = [name for name in comparison.attributions if name != CONTROL]
     columns = min(columns, 1 + len(names))
@@ -407,17 +327,17 @@ def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 
     panels: np.ndarray = figure.subplots(rows, columns, squeeze=False)
     if title:
         figure.suptitle(title)
-    _background(panels[0, 0], picture, "Image and region of interest", outline, fade=False)
+    background(panels[0, 0], picture, "Image and region of interest", outline, fade=False)
     drawn = None
     for axes, name in zip(panels.flat[1:], names):
-        found = _first(comparison.attributions[name])[example].sum(0, keepdim=True)
-        values = _plane(found, roi)[0].double().numpy()
+        found = first(comparison.attributions[name])[example].sum(0, keepdim=True)
+        values = plane(found, roi)[0].double().numpy()
         elsewhere = np.abs(values) if outline is None or outline.all() else np.abs(values[~outline])
-        values = values / _robust_maximum(elsewhere)
-        _background(axes, picture, name, outline, fade=True)
+        values = values / robust_maximum(elsewhere)
+        background(axes, picture, name, outline, fade=True)
         size = np.clip(np.abs(values), 0, 1)
         norm = Normalize(-1, 1)
-        drawn = axes.imshow(values, cmap=_EFFECTS, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest")
+        drawn = axes.imshow(values, cmap=EFFECTS, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest")
         forwards, seconds = costs.loc[name]
         counted = "" if np.isnan(forwards) else f"{forwards:.0f} forwards, "
         axes.set_xlabel(f"{counted}{seconds:.1f} s", fontsize=9)
@@ -428,88 +348,3 @@ def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 
         bar.set_label("attribution / the method's largest outside the RoI\n(red supports, blue harms)")
         bar.solids.set_alpha(1)  # type: ignore[union-attr]
     return figure
-
-
-def _short(name: str, longest: int = 44) -> str:
-    """The end of a long name, which tells modules apart."""
-    return name if len(name) <= longest else "…" + name[1 - longest :]
-
-
-def _overlay(
-    figure: Figure,
-    axes: Axes,
-    picture: np.ndarray,
-    outline: np.ndarray | None,
-    excluded: np.ndarray,
-    values: np.ndarray,
-    norm: Normalize,
-    colors: str,
-    *,
-    title: str,
-    label: str,
-) -> None:
-    _background(axes, picture, title, outline, fade=True)
-    # Small values let the image through.
-    size = np.clip(np.abs(np.nan_to_num(values)) / norm.vmax, 0, 1)
-    drawn = axes.imshow(
-        np.nan_to_num(values, posinf=np.nan), cmap=colors, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest"
-    )
-    if excluded.any():
-        hatched = axes.contourf(excluded.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
-        hatched.set_edgecolor("0.35")
-        hatched.set_linewidth(0)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.85, extend="both" if isinstance(norm, TwoSlopeNorm) else "max")
-    bar.set_label(label)
-    # The scale is drawn opaque, the map by size.
-    bar.solids.set_alpha(1)  # type: ignore[union-attr]
-
-
-def _background(axes: Axes, picture: np.ndarray, title: str, outline: np.ndarray | None, *, fade: bool) -> None:
-    if fade:
-        # Light gray, so that colors of both signs stand out on dark and bright tissue alike.
-        picture = 0.72 + 0.28 * (picture.mean(-1) if picture.ndim == 3 else picture)
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=11)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if outline is not None and outline.any():
-        for color, linewidth in (("black", 3.0), (_OUTLINE, 1.5)):
-            axes.contour(np.pad(outline, 1), levels=[0.5], colors=[color], linewidths=linewidth, extent=_extent(outline.shape))
-
-
-def _extent(shape: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """Pixel centers of the padded outline, so that RoIs at the image's edge are closed curves too."""
-    return -1.0, float(shape[1]), -1.0, float(shape[0])
-
-
-def _plane(values: Tensor, roi: Tensor | None) -> Tensor:
-    """``(C, H, W)`` from ``(C, H, W)`` or the slice of ``(C, H, W, D)`` that is shown."""
-    if values.ndim == 3:
-        return values
-    depth = values.shape[-1] // 2 if roi is None else int(roi.sum((0, 1)).argmax())
-    return values[..., depth]
-
-
-def _picture(plane: Tensor) -> np.ndarray:
-    values = plane.movedim(0, -1).numpy() if plane.shape[0] == 3 else plane[0].numpy()
-    low, high = float(values.min()), float(values.max())
-    scaled: np.ndarray = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return scaled
-
-
-def _robust_maximum(values: np.ndarray) -> float:
-    """The 99.5th percentile of what is finite and not 0, so that one extreme unit does not pale all others."""
-    finite = values[np.isfinite(values) & (values > 0)]
-    return float(np.quantile(finite, 0.995)) if len(finite) else 1.0
-
-
-def _round_up(value: float) -> float:
-    """Up to two significant digits."""
-    magnitude = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return float(np.ceil(value / magnitude - 1e-9) * magnitude)
-
-
-def _first(maps: Any) -> Tensor:
-    """The map of the first input."""
-    first: Tensor = maps[0] if isinstance(maps, tuple) else maps
-    return first

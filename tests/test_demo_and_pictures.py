@@ -18,8 +18,9 @@ from captum_causalseg import (
     cli,
     regions,
 )
+from captum_causalseg._pictures import plane, robust_maximum, round_up
 from captum_causalseg.demo import explain as demo
-from captum_causalseg.visualization import _plane, _robust_maximum, _round_up, plot_effects
+from captum_causalseg.visualization import plot_effects
 
 
 def explained(*spatial, channels=1):
@@ -49,7 +50,7 @@ def test_the_picture_has_three_panels_and_two_labelled_scales(spatial, channels,
     assert [axes.get_ylabel() for axes in figure.axes[3:]] == ["effect on the Dice", "standard error, Dice"]
     drawn = figure.axes[1].images[1]
     assert drawn.norm.vmin == -drawn.norm.vmax  # centered on 0
-    np.testing.assert_array_equal(drawn.get_array(), _plane(stats.to_map("effect", 1)[0], roi)[0].nan_to_num(0))
+    np.testing.assert_array_equal(drawn.get_array(), plane(stats.to_map("effect", 1)[0], roi)[0].nan_to_num(0))
     figure.savefig(tmp_path / "picture.png")
 
 
@@ -72,9 +73,9 @@ def test_infinite_standard_errors_do_not_break_the_picture(tmp_path):
 
 
 def test_scales_are_robust_and_round():
-    assert _robust_maximum(np.array([0.0, np.nan, np.inf])) == 1.0
-    assert _robust_maximum(np.r_[np.full(999, 1.0), 1000]) < 10
-    assert [_round_up(x) for x in (0.01234, 0.99, 1.0, 123.0)] == pytest.approx([0.013, 0.99, 1.0, 130])
+    assert robust_maximum(np.array([0.0, np.nan, np.inf])) == 1.0
+    assert robust_maximum(np.r_[np.full(999, 1.0), 1000]) < 10
+    assert [round_up(x) for x in (0.01234, 0.99, 1.0, 123.0)] == pytest.approx([0.013, 0.99, 1.0, 130])
 
 
 def test_one_spatial_axis_cannot_be_drawn():

@@ -1,6 +1,26 @@
-"""Whether an attribution can be trusted: ground truth, refutation, faithfulness, comparison, profiles of perception."""
+"""Whether an attribution can be trusted: refutation, faithfulness, comparison, profiles of perception.
+
+Models and images with known causes are in :mod:`captum_causalseg.evaluation.planted`.
+"""
 
 from captum_causalseg.evaluation.comparison import Comparison, compare
 from captum_causalseg.evaluation.faithfulness import Curve, Faithfulness, FaithfulnessMetric
+from captum_causalseg.evaluation.influence import InfluenceMatrix, influence_matrix
+from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile, profile_of_map
+from captum_causalseg.evaluation.refute import Refutation, RefutationReport, refute
 
-__all__ = ["Comparison", "Curve", "Faithfulness", "FaithfulnessMetric", "compare"]
+__all__ = [
+    "Comparison",
+    "Curve",
+    "Faithfulness",
+    "FaithfulnessMetric",
+    "InfluenceMatrix",
+    "PerceptionProfile",
+    "Refutation",
+    "RefutationReport",
+    "compare",
+    "influence_matrix",
+    "perception_profile",
+    "profile_of_map",
+    "refute",
+]

@@ -5,6 +5,7 @@ average treatment effect of every block follows from a formula. :func:`load_shor
 a shortcut: it outlines a lesion only if a letter is burned into the corner of the picture.
 """
 
+import itertools
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class PlantedCause:
 class PlantedNetwork(nn.Module):
     r"""A segmentation network with known causes: parts of the RoI are segmented by what far blocks look like.
 
-    The RoI's pixels, in the order of memory, are dealt out to the causes, ``round(share * n)`` of ``n`` to each; the others are left
+    The RoI's pixels, in the order of memory, are dealt out to the causes, to each its share in whole pixels; the others are left
     over. With brightness ``x`` (the mean over channels), threshold ``t`` and sharpness ``s`` the logit is
 
     - in the part of a cause: ``sign * s * (mean of x over its block - t)``, the same at each pixel;
@@ -162,7 +163,9 @@ class PlantedNetwork(nn.Module):
 
 def _counts(causes: Sequence[PlantedCause], n_pixels: int) -> list[int]:
     """How many of the RoI's pixels each cause decides about."""
-    return [round(cause.share * n_pixels) for cause in causes]
+    # Sums are rounded rather than shares, so that shares of sum 1 never ask for more than there are.
+    stops = [round(total * n_pixels) for total in itertools.accumulate((cause.share for cause in causes), initial=0.0)]
+    return [stop - start for start, stop in itertools.pairwise(stops)]
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,8 @@ def perception_profile(
     if alpha is None:
         role = np.select([units["effect"] > 0, units["effect"] < 0], _ROLES[:2], _ROLES[2])
     else:
-        sure = (units["p_value"] <= alpha) & np.isfinite(units["standard_error"])
+        # Infinite standard errors have a p-value of 1.
+        sure = units["p_value"] <= alpha
         role = np.select([sure & (units["effect"] > 0), sure & (units["effect"] < 0)], _ROLES[:2], _ROLES[2])
     space = UnitSpace(unit_labels(statistics, row), roi, spacing, bin_width, metric)
     return _profile(units.assign(role=role), space, alpha)

@@ -44,8 +44,8 @@ __all__ = [
 Explainer = AverageTreatmentEffect | LayerAverageTreatmentEffect
 Verdict = Literal["pass", "fail", "inconclusive"]
 
-# Ranks of fewer units agree or disagree by chance.
-_FEWEST_RANKED = 5
+# What fewer units do, they may do by chance.
+_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -351,10 +351,8 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
     if flips:
         message = f"{signs}; {flips[0]} changes its own"
         return Refutation("subset", "fail", lowest, threshold, min(counts), forwards, message)
-    if min(counts) < _FEWEST_RANKED or math.isnan(lowest):
-        reason = (
-            f"too few significant units to rank ({min(counts)})" if min(counts) < _FEWEST_RANKED else "all effects are equal"
-        )
+    if min(counts) < _FEWEST or math.isnan(lowest):
+        reason = f"too few significant units to rank ({min(counts)})" if min(counts) < _FEWEST else "all effects are equal"
         return _inconclusive("subset", threshold, forwards, f"{reason}; {signs}")
     message = f"rank correlation {lowest:.2f} with {share:.0%} of the donors, {signs}"
     return Refutation("subset", "pass" if lowest >= threshold else "fail", lowest, threshold, min(counts), forwards, message)
@@ -369,14 +367,15 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
     structure (positions, indices) and must not be permuted, and running statistics belong to channels that are
     interchangeable once the weights between them are permuted. RoI, reference and donors are the same.
 
-    Passes if, among the units that are significant in the original, at least half have another effect under the random
-    weights, by a t-test of each at ``alpha``. Had nothing changed, a share of ``alpha`` would be expected, and a share of one half
-    would have a chance of at most ``2 * alpha`` (Markov's inequality), however the units depend on each other. The correlation of
-    maps, as in the paper, is not the criterion: a network's effects fade with the distance from the RoI whatever its weights are,
-    and a model that is dead after the permutation has effects without ranks. It stands in the message.
+    Tested are the units that are significant in the original and known well enough that the loss of their effect would show: were
+    the effect under random weights 0, the t-test of the difference would find it at ``alpha``. Passes if for at least half of them
+    that test finds another effect. Had nothing changed, a share of ``alpha`` would be expected, and a share of one half would have
+    a chance of at most ``2 * alpha`` (Markov's inequality), however the units depend on each other. The correlation of maps, as in
+    the paper, is not the criterion: a network's effects fade with the distance from the RoI whatever its weights are, and a model
+    that is dead after the permutation has effects without ranks. It stands in the message.
 
-    The statistic is that share, the threshold 0.5. Inconclusive if no unit is significant in the original, if there is no module
-    to be seen (a plain function), or if the outputs under random weights are not finite in any of ``attempts`` permutations.
+    The statistic is that share, the threshold 0.5. Inconclusive with fewer than 5 such units (draw more), if there is no module to
+    be seen (a plain function), or if the outputs under random weights are not finite in any of ``attempts`` permutations.
     """
     threshold = 0.5
     original = context.statistics
@@ -468,7 +467,9 @@ def _agreement(
     """Whether two independent estimates agree in all units."""
     # The original estimate's forwards are counted elsewhere.
     forwards = sum(one.n_forwards for one in (first, second) if one is not context.statistics)
-    p = _p_values_of_difference(first, second, _resolution(context), of_population)
+    p = _p_values_of_difference(
+        first, second, first.effect - second.effect, resolution=_resolution(context), of_population=of_population
+    )
     tested = ~np.isnan(p)
     if not tested.any():
         return _inconclusive(name, context.alpha, forwards, "no unit's draws show their spread")
@@ -493,22 +494,28 @@ def _changed(
     """Whether effects that were significant are others under random weights."""
     original = context.statistics
     forwards = spent + found.n_forwards
-    p = _p_values_of_difference(original, found, _resolution(context), of_population=False, screened_too=True)
-    tested = significant & ~np.isnan(p)
-    if not tested.any():
-        return _inconclusive("weights", threshold, forwards, "no unit's draws show their spread")
+    given: dict[str, Any] = {"resolution": _resolution(context), "of_population": False, "screened_too": True}
+    p = _p_values_of_difference(original, found, original.effect - found.effect, **given)
+    # Had the effect vanished, with the errors as they are, would it have been noticed?
+    with np.errstate(invalid="ignore"):
+        tested = significant & (_p_values_of_difference(original, found, original.effect, **given) <= context.alpha)
+    if int(tested.sum()) < _FEWEST:
+        message = f"too few effects ({int(tested.sum())}) are known well enough to miss them; draw more"
+        return _inconclusive("weights", threshold, forwards, message)
     changed = int((p[tested] <= context.alpha).sum())
     share = changed / int(tested.sum())
     before, now = original.effect.abs().numpy()[tested], found.effect.abs().numpy()[tested]
     correlation = _rank_correlation(before, now)
     ranks = "" if math.isnan(correlation) else f" (rank correlation of sizes {correlation:.2f})"
-    message = f"with random weights {changed} of {int(tested.sum())} significant effects are others{ranks}"
+    message = f"with random weights {changed} of {int(tested.sum())} effects are others{ranks}"
     return _verdict("weights", share >= threshold, share, threshold, tested, forwards, message)
 
 
 def _p_values_of_difference(
     first: TreatmentEffectStatistics,
     second: TreatmentEffectStatistics,
+    difference: Tensor,
+    *,
     resolution: float,
     of_population: bool,
     screened_too: bool = False,
@@ -517,6 +524,7 @@ def _p_values_of_difference(
 
     Args:
         first, second: independent estimates, each of one output.
+        difference: ``(N, U)`` of their effects.
         resolution: exact effects whose difference is this share of the score are equal.
         of_population: both drew from random samples of one population of donors, not from the same donors.
         screened_too: also test units that were given up after their screening draws.
@@ -533,17 +541,17 @@ def _p_values_of_difference(
     total = squares[0] + squares[1]
     known &= np.isfinite(total)
     total = np.where(known, total, 1.0)
-    difference = np.where(known, (first.effect - second.effect).abs().numpy(), 0.0)
+    distance = np.where(known, difference.abs().numpy(), 0.0)
     exact = total == 0
     p = np.empty(total.shape)
     size = first.observed_score.abs().numpy()[:, None] + np.maximum(first.effect.abs().numpy(), second.effect.abs().numpy())
-    p[exact] = (difference <= resolution * size)[exact]
+    p[exact] = (distance <= resolution * size)[exact]
     rest = ~exact
     # Welch-Satterthwaite; a part that is exact has no say in it.
     parts = sum(
         (np.where(known, square, 1.0)[rest] / total[rest]) ** 2 / freedom[rest] for square, freedom in zip(squares, freedoms)
     )
-    p[rest] = 2 * scipy_stats.t.sf(difference[rest] / np.sqrt(total[rest]), 1 / parts)
+    p[rest] = 2 * scipy_stats.t.sf(distance[rest] / np.sqrt(total[rest]), 1 / parts)
     return np.where(known, p, np.nan)
 
 
