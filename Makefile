@@ -44,6 +44,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/throughput.py --write docs/benchmarks/throughput.md
 	$(BIN)/python benchmarks/growth.py --write docs/benchmarks/growth.md
 	$(BIN)/python benchmarks/approximations.py --write docs/benchmarks/approximations.md
+	$(BIN)/python benchmarks/shortcut.py --write docs/benchmarks/shortcut.md
+	$(BIN)/python benchmarks/comparison.py --write docs/benchmarks/comparison.md
 	$(BIN)/python benchmarks/layer_effects.py
 	$(BIN)/python benchmarks/gradient_effects.py
 
