@@ -21,7 +21,7 @@ from captum_causalseg.attr._problem import check_integer
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
-from captum_causalseg.donors import PatchBank, as_donor_source
+from captum_causalseg.evaluation._donor_parts import donor_parts
 from captum_causalseg.evaluation._replacements import Attributions
 from captum_causalseg.evaluation.faithfulness import METRICS, Faithfulness
 from captum_causalseg.target import SegmentationTarget
@@ -138,7 +138,7 @@ def compare(
         raise ValueError(f"methods: the name {CONTROL!r} is taken by the control")
     if not methods:
         raise ValueError("methods: expected at least one")
-    estimation, judging = (baselines, held_out) if held_out is not None else _split(baselines, inputs, seed)
+    estimation, judging = (baselines, held_out) if held_out is not None else _split(baselines, seed)
     judge = Faithfulness(
         *(target, inputs, judging, output, additional_forward_args),
         **(
@@ -185,17 +185,13 @@ def _check_method(name: str, method: Any) -> None:
         )
 
 
-def _split(baselines: Any, inputs: Any, seed: int) -> tuple[Any, Any]:
-    if isinstance(baselines, tuple):
-        pairs = [_split(one, tensor, seed) for one, tensor in zip(baselines, _as_tuple(inputs))]
-        return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
-    source = baselines
-    if isinstance(baselines, Tensor) and baselines.ndim:
-        source = as_donor_source(baselines, first_image(_as_tuple(inputs)))
-    if isinstance(source, PatchBank) and len(source) > 1:
-        return source.split(parts=2, seed=seed)  # type: ignore[return-value]
-    logger.warning("compare: the donors %r cannot be split; methods are judged with donors that they may have seen", source)
-    return baselines, baselines
+def _split(baselines: Any, seed: int) -> tuple[Any, Any]:
+    """Donors for the methods, and others to judge them with."""
+    halves = donor_parts(baselines, (0.5, 0.5), seed, least=2)
+    if isinstance(halves, str):
+        logger.warning("compare: %s; methods are judged with donors that they may have seen", halves)
+        return baselines, baselines
+    return halves[0], halves[1]
 
 
 def _run(

@@ -48,7 +48,7 @@ class PerceptionProfile:
         by_distance: one row per bin of distance, the empty ones too: ``bin``, ``lower``, ``upper`` (distances in
             ``(lower, upper]``; bin 0 is distance 0), ``n_units``, ``n_nonzero`` (units with an effect other than 0), ``mass``,
             ``supporting_mass``, ``harming_mass`` (both >= 0, by the sign of the effect alone), ``mean_absolute_effect`` (over all
-            units of the bin; the paper's mean |ATE| by block distance), ``mean_absolute_effect_nonzero`` (over those with an
+            units of the bin; the paper's mean absolute ATE by block distance), ``mean_absolute_effect_nonzero`` (over those with an
             effect other than 0), ``noise_mass``, ``energy``, ``energy_standard_error`` (for known standard errors),
             ``share`` and ``cumulative_share`` of the mass.
         by_direction: one row per side of each axis: ``axis``, ``side`` (-1 toward index 0, +1), ``n_units``, ``mass``,

@@ -9,22 +9,22 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import stats as scipy_stats
 from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, format_additional_forward_args
-from captum_causalseg._donor_images import ChosenImages, random_parts
-from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
-from captum_causalseg.donors import PatchBank, SelfDonor
+from captum_causalseg.donors import SelfDonor
+from captum_causalseg.evaluation._differences import p_values_of_difference
+from captum_causalseg.evaluation._donor_parts import donor_parts
+from captum_causalseg.evaluation.refutation import Refutation, RefutationReport, inconclusive, verdict
 from captum_causalseg.interventions.rounding import relative_tolerance
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics, moderate
+from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = [
@@ -42,33 +42,9 @@ __all__ = [
 ]
 
 Explainer = AverageTreatmentEffect | LayerAverageTreatmentEffect
-Verdict = Literal["pass", "fail", "inconclusive"]
 
 # What fewer units do, they may do by chance.
 _FEWEST = 5
-
-
-@dataclass(frozen=True)
-class Refutation:
-    """What one attempt to refute an estimate came to.
-
-    Args:
-        name: of the refuter.
-        verdict: ``"pass"``: the estimate survived; ``"fail"``: it is refuted; ``"inconclusive"``: the refuter had nothing to test.
-        statistic: what was compared with ``threshold``; which of them has to be larger depends on the refuter. NaN if nothing was.
-        threshold: where the verdict turns.
-        n_units: units, over all examples, that were tested.
-        n_forwards: images that went through the model for it.
-        message: what was found, in words.
-    """
-
-    name: str
-    verdict: Verdict
-    statistic: float
-    threshold: float
-    n_units: int
-    n_forwards: int
-    message: str
 
 
 @dataclass(frozen=True)
@@ -108,64 +84,6 @@ class RefutationContext:
 
 
 Refuter = Callable[[RefutationContext], Refutation]
-
-
-class RefutationReport:
-    """All refuters' findings about one estimate. ``print`` shows them as a table.
-
-    Attributes:
-        refutations: one per refuter, in the order in which they ran.
-        statistics: the original estimate, of all outputs.
-    """
-
-    def __init__(self, refutations: Sequence[Refutation], statistics: TreatmentEffectStatistics) -> None:
-        self.refutations = tuple(refutations)
-        self.statistics = statistics
-
-    @property
-    def passed(self) -> bool:
-        """Whether the estimate survived: no refuter failed, and at least one passed."""
-        verdicts = [one.verdict for one in self.refutations]
-        return "fail" not in verdicts and "pass" in verdicts
-
-    @property
-    def n_forwards(self) -> int:
-        """Images that went through the model, those of the original estimate included."""
-        return self.statistics.n_forwards + sum(one.n_forwards for one in self.refutations)
-
-    def __getitem__(self, name: str) -> Refutation:
-        for one in self.refutations:
-            if one.name == name:
-                return one
-        raise KeyError(f"{name!r} was not run; there are {[one.name for one in self.refutations]}")
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per refuter: ``name``, ``verdict``, ``statistic``, ``threshold``, ``n_units``, ``n_forwards``, ``message``."""
-        names = list(Refutation.__dataclass_fields__)
-        return pd.DataFrame([[getattr(one, name) for name in names] for one in self.refutations], columns=names)
-
-    def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("refuter", "verdict", "statistic", "threshold", "units", "forwards", "finding")]
-        for one in self.refutations:
-            compared = ("-" if math.isnan(x) else f"{x:.3g}" for x in (one.statistic, one.threshold))
-            rows.append((one.name, one.verdict, *compared, str(one.n_units), str(one.n_forwards), one.message))
-        counts = {
-            verdict: sum(one.verdict == verdict for one in self.refutations) for verdict in ("pass", "fail", "inconclusive")
-        }
-        overall = ("overall", "pass" if self.passed else "fail" if counts["fail"] else "inconclusive", "", "", "")
-        rows.append((*overall, str(self.n_forwards), ", ".join(f"{count} {verdict}" for verdict, count in counts.items())))
-        widths = [max(len(row[column]) for row in rows) for column in range(6)]
-        lines = []
-        for row in rows:
-            words = [row[column].ljust(widths[column]) for column in (0, 1)]
-            numbers = [row[column].rjust(widths[column]) for column in (2, 3, 4, 5)]
-            lines.append("  ".join([*words, *numbers, row[6]]).rstrip())
-        rule = "-" * max(map(len, lines))
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-
-    def __repr__(self) -> str:
-        verdicts = ", ".join(f"{one.name}: {one.verdict}" for one in self.refutations)
-        return f"RefutationReport({verdicts}; {self.n_forwards} forwards)"
 
 
 def refute(
@@ -258,14 +176,14 @@ def placebo(context: RefutationContext) -> Refutation:
     found = context.estimate(baselines=SelfDonor())
     tested = (found.n_draws > 0).numpy()
     if not tested.any():
-        return _inconclusive("placebo", 0.0, found.n_forwards, "no unit can reach the RoI")
+        return inconclusive("placebo", 0.0, found.n_forwards, "no unit can reach the RoI")
     effects = np.where(tested, found.effect.abs().numpy(), 0.0)
     largest = float(effects.max())
     if largest == 0:
-        return _verdict("placebo", True, largest, 0.0, tested, found.n_forwards, "replaced by themselves, units have no effect")
+        return verdict("placebo", True, largest, 0.0, tested, found.n_forwards, "replaced by themselves, units have no effect")
     count = int((effects > 0).sum())
     message = f"replaced by themselves, {count} units have an effect, up to {largest:.3g} ({_unit_at(found, effects)})"
-    return _verdict("placebo", False, largest, 0.0, tested, found.n_forwards, message)
+    return verdict("placebo", False, largest, 0.0, tested, found.n_forwards, message)
 
 
 def split_donors(context: RefutationContext) -> Refutation:
@@ -274,7 +192,8 @@ def split_donors(context: RefutationContext) -> Refutation:
     Each half gives an estimate of its own by uniform draws without screening, so that the sample variance ``s**2`` is the donors'
     whole spread. The halves are two disjoint random samples of one population, so the difference of a unit's two effects has
     variance ``s1**2 / n1 + s2**2 / n2``, without finite population corrections (those say how well the half itself is known).
-    Variances are moderated as in the statistics (each half with the scale of its own units); t has Welch's degrees of freedom.
+    A unit's p-value is the larger one of two of Welch's t-tests: with variances that are moderated as in the statistics (each
+    half with the scale of its own units), and with the unit's own.
 
     Passes if no unit's effects differ significantly at ``alpha`` after Benjamini and Hochberg's correction over all units of all
     examples. The statistic is the smallest corrected p-value, the threshold ``alpha``.
@@ -285,9 +204,9 @@ def split_donors(context: RefutationContext) -> Refutation:
 
     Inconclusive where donors cannot be split: a constant, the image's own positions, or fewer than two images.
     """
-    halves = _parts(context.baselines, (0.5, 0.5), context.seed, least=2)
+    halves = donor_parts(context.baselines, (0.5, 0.5), context.seed, least=2)
     if isinstance(halves, str):
-        return _inconclusive("split", context.alpha, 0, halves)
+        return inconclusive("split", context.alpha, 0, halves)
     plain = {"sampling": "uniform", "n_screening_draws": 0, "precision": None, "decide": None}
     first, second = (
         context.estimate(baselines=half, seed=context.seed + number, **plain) for number, half in enumerate(halves)
@@ -298,7 +217,8 @@ def split_donors(context: RefutationContext) -> Refutation:
 def other_seed(context: RefutationContext) -> Refutation:
     """Other random draws from the same donors must give the same effects, within the standard errors.
 
-    Draws with another seed are independent, so a unit's difference has variance ``se1**2 + se2**2``. Passes if no unit's effects
+    Draws with another seed are independent, so a unit's difference has variance ``se1**2 + se2**2``; the test is that of
+    :func:`split_donors`. Passes if no unit's effects
     differ significantly at ``alpha`` after Benjamini and Hochberg's correction over all units of all examples; effects that are
     exact (the bank was drained) must be equal to rounding. Units that either run gave up after its screening draws are left
     out: what is lost by screening is known not to be in their standard errors.
@@ -332,9 +252,9 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
     correlations, counts, agreeing, common, forwards = [], [], 0, 0, 0
     flips: list[str] = []
     for number in range(n_subsets):
-        subset = _parts(context.baselines, (share,), context.seed + number, least)
+        subset = donor_parts(context.baselines, (share,), context.seed + number, least)
         if isinstance(subset, str):
-            return _inconclusive("subset", threshold, forwards, subset)
+            return inconclusive("subset", threshold, forwards, subset)
         found = context.estimate(baselines=subset[0])
         forwards += found.n_forwards
         here = found.significant(context.alpha).numpy()
@@ -353,7 +273,7 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
         return Refutation("subset", "fail", lowest, threshold, min(counts), forwards, message)
     if min(counts) < _FEWEST or math.isnan(lowest):
         reason = f"too few significant units to rank ({min(counts)})" if min(counts) < _FEWEST else "all effects are equal"
-        return _inconclusive("subset", threshold, forwards, f"{reason}; {signs}")
+        return inconclusive("subset", threshold, forwards, f"{reason}; {signs}")
     message = f"rank correlation {lowest:.2f} with {share:.0%} of the donors, {signs}"
     return Refutation("subset", "pass" if lowest >= threshold else "fail", lowest, threshold, min(counts), forwards, message)
 
@@ -381,13 +301,13 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
     original = context.statistics
     significant = original.significant(context.alpha).numpy()
     if not significant.any():
-        return _inconclusive("weights", threshold, 0, "no effect is significant, so none can be expected to change")
+        return inconclusive("weights", threshold, 0, "no effect is significant, so none can be expected to change")
     spent = _settle_activation(context)
     problem = ""
     for attempt in range(attempts):
         explainer = _with_random_weights(context.explainer, context.seed + attempt)
         if isinstance(explainer, str):
-            return _inconclusive("weights", threshold, spent, explainer)
+            return inconclusive("weights", threshold, spent, explainer)
         try:
             # Without screening: a model that is dead now shall have as many draws to show it.
             found = context.estimate(explainer=explainer, n_screening_draws=0)
@@ -396,7 +316,7 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
             problem = str(error)
             continue
         return _changed(context, significant, found, threshold, spent)
-    return _inconclusive("weights", threshold, spent, f"{attempts} random models cannot be explained, the last one: {problem}")
+    return inconclusive("weights", threshold, spent, f"{attempts} random models cannot be explained, the last one: {problem}")
 
 
 REFUTERS: dict[str, Refuter] = {
@@ -419,43 +339,6 @@ def _attribute(
     return found
 
 
-def _parts(baselines: Any, shares: tuple[float, ...], seed: int, least: int) -> list[Any] | str:
-    """Baselines from disjoint random subsets of the donor images, or the reason why there are none.
-
-    Of a tuple of baselines each is split, those of equal length alike; those that have one donor only stay as they are.
-    """
-    given = baselines if isinstance(baselines, tuple) else (baselines,)
-    counts = [_n_images(one) for one in given]
-    if not any(counts):
-        return f"there are no donor images to split (baselines={baselines!r})"
-    fewest = min(count for count in counts if count)
-    if fewest < least:
-        return f"too few donor images to split ({fewest})"
-    parts = []
-    for part in range(len(shares)):
-        chosen = tuple(
-            one if count is None else _chosen(one, random_parts(count, shares, seed)[part]) for one, count in zip(given, counts)
-        )
-        parts.append(chosen if isinstance(baselines, tuple) else chosen[0])
-    return parts
-
-
-def _n_images(baselines: Any) -> int | None:
-    """How many donor images there are to split; ``None`` for a source that has none."""
-    if isinstance(baselines, PatchBank) or (isinstance(baselines, ActivationBank) and baselines.reduction is None):
-        return len(baselines)
-    return len(baselines) if isinstance(baselines, Tensor) and baselines.ndim > 0 else None
-
-
-def _chosen(baselines: Any, indices: list[int]) -> Any:
-    if isinstance(baselines, PatchBank):
-        return baselines._chosen(indices)
-    if isinstance(baselines, ActivationBank):
-        images = tuple(one[indices] if isinstance(one, Tensor) else ChosenImages(one, indices) for one in baselines._images)
-        return ActivationBank(images, batch_size=baselines.batch_size, memory_budget=baselines.memory_budget)
-    return baselines[indices]
-
-
 def _agreement(
     name: str,
     context: RefutationContext,
@@ -467,21 +350,21 @@ def _agreement(
     """Whether two independent estimates agree in all units."""
     # The original estimate's forwards are counted elsewhere.
     forwards = sum(one.n_forwards for one in (first, second) if one is not context.statistics)
-    p = _p_values_of_difference(
+    p = p_values_of_difference(
         first, second, first.effect - second.effect, resolution=_resolution(context), of_population=of_population
     )
     tested = ~np.isnan(p)
     if not tested.any():
-        return _inconclusive(name, context.alpha, forwards, "no unit's draws show their spread")
+        return inconclusive(name, context.alpha, forwards, "no unit's draws show their spread")
     adjusted = np.full(p.shape, np.nan)
     adjusted[tested] = scipy_stats.false_discovery_control(p[tested], method="bh")
     smallest = float(np.nanmin(adjusted))
     count = int((adjusted[tested] <= context.alpha).sum())
     at = np.unravel_index(int(np.nanargmin(p)), p.shape)
     values = f"{float(first.effect[at]):.3g} and {float(second.effect[at]):.3g}"
-    most = f"{_unit(second, *at)} most: {values}"
-    message = f"{whose} disagree in {count} units, in {most}" if count else f"{whose} agree"
-    return _verdict(name, count == 0, smallest, context.alpha, tested, forwards, message)
+    most = f"{whose} disagree in {count} unit(s), most in {_unit(second, *at)} ({values})"
+    message = most if count else f"{whose} agree"
+    return verdict(name, count == 0, smallest, context.alpha, tested, forwards, message)
 
 
 def _changed(
@@ -495,82 +378,20 @@ def _changed(
     original = context.statistics
     forwards = spent + found.n_forwards
     given: dict[str, Any] = {"resolution": _resolution(context), "of_population": False, "screened_too": True}
-    p = _p_values_of_difference(original, found, original.effect - found.effect, **given)
+    p = p_values_of_difference(original, found, original.effect - found.effect, **given)
     # Had the effect vanished, with the errors as they are, would it have been noticed?
     with np.errstate(invalid="ignore"):
-        tested = significant & (_p_values_of_difference(original, found, original.effect, **given) <= context.alpha)
+        tested = significant & (p_values_of_difference(original, found, original.effect, **given) <= context.alpha)
     if int(tested.sum()) < _FEWEST:
         message = f"too few effects ({int(tested.sum())}) are known well enough to miss them; draw more"
-        return _inconclusive("weights", threshold, forwards, message)
+        return inconclusive("weights", threshold, forwards, message)
     changed = int((p[tested] <= context.alpha).sum())
     share = changed / int(tested.sum())
     before, now = original.effect.abs().numpy()[tested], found.effect.abs().numpy()[tested]
     correlation = _rank_correlation(before, now)
     ranks = "" if math.isnan(correlation) else f" (rank correlation of sizes {correlation:.2f})"
     message = f"with random weights {changed} of {int(tested.sum())} effects are others{ranks}"
-    return _verdict("weights", share >= threshold, share, threshold, tested, forwards, message)
-
-
-def _p_values_of_difference(
-    first: TreatmentEffectStatistics,
-    second: TreatmentEffectStatistics,
-    difference: Tensor,
-    *,
-    resolution: float,
-    of_population: bool,
-    screened_too: bool = False,
-) -> np.ndarray:
-    """Two-sided p-values ``(N, U)`` of "both estimate the same effect"; NaN where that is not tested.
-
-    Args:
-        first, second: independent estimates, each of one output.
-        difference: ``(N, U)`` of their effects.
-        resolution: exact effects whose difference is this share of the score are equal.
-        of_population: both drew from random samples of one population of donors, not from the same donors.
-        screened_too: also test units that were given up after their screening draws.
-    """
-    usable = [int(Status.ESTIMATED)] + [int(Status.SCREENED)] * screened_too
-    known = np.logical_and.reduce([np.isin(one.status.numpy(), usable) & (one.n_draws.numpy() > 0) for one in (first, second)])
-    squares, freedoms = [], []
-    for own, other in ((first, second), (second, first)):
-        variance, freedom = _moderated(own, other)
-        factor = 1 / own.n_draws.double().clamp_min(1).numpy() if of_population else own.variance_factor.numpy()
-        with np.errstate(invalid="ignore"):
-            squares.append(np.where(factor == 0, 0.0, variance * factor))
-        freedoms.append(freedom)
-    total = squares[0] + squares[1]
-    known &= np.isfinite(total)
-    total = np.where(known, total, 1.0)
-    distance = np.where(known, difference.abs().numpy(), 0.0)
-    exact = total == 0
-    p = np.empty(total.shape)
-    size = first.observed_score.abs().numpy()[:, None] + np.maximum(first.effect.abs().numpy(), second.effect.abs().numpy())
-    p[exact] = (distance <= resolution * size)[exact]
-    rest = ~exact
-    # Welch-Satterthwaite; a part that is exact has no say in it.
-    parts = sum(
-        (np.where(known, square, 1.0)[rest] / total[rest]) ** 2 / freedom[rest] for square, freedom in zip(squares, freedoms)
-    )
-    p[rest] = 2 * scipy_stats.t.sf(distance[rest] / np.sqrt(total[rest]), 1 / parts)
-    return np.where(known, p, np.nan)
-
-
-def _moderated(own: TreatmentEffectStatistics, other: TreatmentEffectStatistics) -> tuple[np.ndarray, np.ndarray]:
-    """Moderated variances ``(N, U)`` and their degrees of freedom.
-
-    Where none of an example's units shows a spread, their scale is learned from the other estimate's units.
-    """
-    variances, freedoms = [], []
-    for n in range(len(own.effect)):
-        mine, theirs = (
-            (one.sample_variance[n].numpy(), one.variance_freedom[n].numpy().astype(np.float64)) for one in (own, other)
-        )
-        variance, freedom = moderate(*mine)
-        if np.isinf(variance).any():
-            variance = moderate(np.concatenate([mine[0], theirs[0]]), np.concatenate([mine[1], theirs[1]]))[0][: len(mine[0])]
-        variances.append(variance)
-        freedoms.append(freedom)
-    return np.stack(variances), np.stack(freedoms)
+    return verdict("weights", share >= threshold, share, threshold, tested, forwards, message)
 
 
 def _settle_activation(context: RefutationContext) -> int:
@@ -632,14 +453,3 @@ def _unit_at(statistics: TreatmentEffectStatistics, values: np.ndarray) -> str:
 
 def _unit(statistics: TreatmentEffectStatistics, example: Any, unit: Any) -> str:
     return f"unit {int(statistics.unit_ids[unit])} of example {int(example)}"
-
-
-def _verdict(
-    name: str, passed: bool, statistic: float, threshold: float, tested: np.ndarray, n_forwards: int, message: str
-) -> Refutation:
-    verdict: Verdict = "pass" if passed else "fail"
-    return Refutation(name, verdict, statistic, threshold, int(tested.sum()), n_forwards, message)
-
-
-def _inconclusive(name: str, threshold: float, n_forwards: int, message: str) -> Refutation:
-    return Refutation(name, "inconclusive", math.nan, threshold, 0, n_forwards, message)

@@ -1,0 +1,90 @@
+"""Do two estimates of the same effects differ by more than their errors allow?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics, moderate
+
+__all__ = ["p_values_of_difference"]
+
+
+def p_values_of_difference(
+    first: TreatmentEffectStatistics,
+    second: TreatmentEffectStatistics,
+    difference: Tensor,
+    *,
+    resolution: float,
+    of_population: bool,
+    screened_too: bool = False,
+) -> np.ndarray:
+    """Two-sided p-values ``(N, U)`` of "both estimate the same effect"; NaN where that is not tested.
+
+    The larger one of two tests: with moderated variances, and with each unit's own. Moderation is for the units whose few draws
+    show no spread; the variance of those that vary most is made too small by it, and among many units one of them stands out.
+
+    Args:
+        first, second: independent estimates, each of one output.
+        difference: ``(N, U)`` of their effects.
+        resolution: exact effects whose difference is this share of the score are equal.
+        of_population: both drew from random samples of one population of donors, not from the same donors.
+        screened_too: also test units that were given up after their screening draws.
+    """
+    usable = [int(Status.ESTIMATED)] + [int(Status.SCREENED)] * screened_too
+    known = np.logical_and.reduce([np.isin(one.status.numpy(), usable) & (one.n_draws.numpy() > 0) for one in (first, second)])
+    effects = np.maximum(first.effect.abs().numpy(), second.effect.abs().numpy())
+    rounding = resolution * (first.observed_score.abs().numpy()[:, None] + effects)
+    factors = [
+        1 / one.n_draws.double().clamp_min(1).numpy() if of_population else one.variance_factor.numpy()
+        for one in (first, second)
+    ]
+    shrunk = [_moderated(first, second), _moderated(second, first)]
+    own = [(one.sample_variance.numpy(), one.variance_freedom.numpy()) for one in (first, second)]
+    distance = difference.abs().numpy()
+    p = _welch(distance, shrunk, factors, rounding)
+    # Where the draws do not show a unit's own variance, the moderated one has to do.
+    return np.where(known, np.where(np.isnan(p), np.nan, np.fmax(p, _welch(distance, own, factors, rounding))), np.nan)
+
+
+def _welch(
+    distance: np.ndarray,
+    variances: Sequence[tuple[np.ndarray, np.ndarray]],
+    factors: Sequence[np.ndarray],
+    rounding: np.ndarray,
+) -> np.ndarray:
+    """p-values of Welch's t-test, NaN where a variance is not known; without any variance, 1 for what is equal to rounding.
+
+    Args:
+        distance: absolute differences.
+        variances: of the two samples, with their degrees of freedom.
+        factors: the squared standard errors are the variances times these.
+        rounding: distances that are none.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = [np.where(factor == 0, 0.0, variance * factor) for (variance, _), factor in zip(variances, factors)]
+        total = squares[0] + squares[1]
+        # Welch-Satterthwaite; a part that is exact has no say in it.
+        parts = [np.where(square == 0, 0.0, square**2 / freedom) for square, (_, freedom) in zip(squares, variances)]
+        p = 2 * scipy_stats.t.sf(distance / np.sqrt(total), total**2 / (parts[0] + parts[1]))
+    exact: np.ndarray = np.where(distance <= rounding, 1.0, 0.0)
+    return np.where(total == 0, exact, np.where(np.isfinite(total), p, np.nan))
+
+
+def _moderated(own: TreatmentEffectStatistics, other: TreatmentEffectStatistics) -> tuple[np.ndarray, np.ndarray]:
+    """Moderated variances ``(N, U)`` and their degrees of freedom.
+
+    Where none of an example's units shows a spread, their scale is learned from the other estimate's units.
+    """
+    variances, freedoms = [], []
+    for n in range(len(own.effect)):
+        mine, theirs = (
+            (one.sample_variance[n].numpy(), one.variance_freedom[n].numpy().astype(np.float64)) for one in (own, other)
+        )
+        variance, freedom = moderate(*mine)
+        if np.isinf(variance).any():
+            variance = moderate(np.concatenate([mine[0], theirs[0]]), np.concatenate([mine[1], theirs[1]]))[0][: len(mine[0])]
+        variances.append(variance)
+        freedoms.append(freedom)
+    return np.stack(variances), np.stack(freedoms)
