@@ -1,152 +1,229 @@
-"""How often do 95 % intervals hold the truth, and how large is the error? Every donor of every unit is run once; then draws
-are simulated with the library's own designs.
+"""How often do 95 % intervals hold the truth, how large is the error, how small are p-values where there is nothing?
 
-    python benchmarks/coverage.py [--donors 300] [--seeds 60] [--write docs/benchmarks/coverage.md]
+    python benchmarks/coverage.py --threads 1 [--repeats 60] [--write docs/benchmarks/coverage.md]
 
-A held-out brain slice (112 x 112 around the RoI), the demo's U-Net, grey matter, 8 x 8 blocks. "plain" is Student's t with the
-unit's own variance, "moderated" what the library reports; a "rare" unit moves the score in fewer than 20 % of its draws.
-Stratified draws are ranked by one backward pass. Missed units have an effect of at least the screening threshold and are given up by
-three screening draws.
+Every donor of every unit is run once, through two networks: a held-out brain slice (112 x 112, RoI 32 x 32, blocks of 8 x 8, 300
+donors) and the demo's U-Net; three cubes of 20 voxels (RoI 8, blocks of 4, 200 donors) and a 3D U-Net that is trained here in some
+seconds on other parts of the brain. Grey and white matter, hard and soft Dice. Then draws are simulated with the library's own
+designs, and judged by its own statistics; ``--repeats`` is the number of seeds. Tables and draws are those of the tests
+(``tests/exhaustive.py``), in larger.
 """
 
-import argparse
-import time
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from cases import machine, parser, picture_folder, publish, say, start
+from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 
-from captum_causalseg import SegmentationTarget, regions
-from captum_causalseg.demo import load_brain_slices, load_demo_network
-from captum_causalseg.engine.draws import Draws, StratifiedDraws, UniformDraws
-from captum_causalseg.engine.goal import half_widths
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-SAMPLINGS = ("uniform", "stratified")
+from exhaustive import METRICS, SAMPLINGS, Table, draw, of_slice, of_volumes, orders_of, statistics_of
 
+from captum_causalseg import TreatmentEffectStatistics
+from captum_causalseg.engine.draws import StratifiedDraws, UniformDraws
 
-def exhaustive(metric: str, n_donors: int) -> tuple[np.ndarray, np.ndarray]:
-    """``observed - intervened`` and its first-order estimate, both ``(U, D)``."""
-    train, held_out = load_brain_slices().split()
-    rows, columns = slice(120, 232), slice(48, 160)
-    image, label = held_out.images[12:13, :, rows, columns], held_out.labels[12, rows, columns]
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.stack([torch.randint(20, high, (n_donors,), generator=generator) for high in (210, 180)], 1).tolist()
-    which = torch.randint(len(train), (n_donors,), generator=generator).tolist()
-    bank = torch.stack([train.images[i, :, r : r + 8, c : c + 8] for i, (r, c) in zip(which, corners)])
-    roi = regions.box((112, 112), start=(64, 40), size=32)
-    target = SegmentationTarget(load_demo_network(), roi=roi, reference=label, metric=metric)
-    leaf = image.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(target.surrogate()(leaf)[0, 1], leaf)
-    mask = regions.grid((112, 112), 8)
-    units = sorted(set(mask.unique().tolist()) - set(mask[roi].tolist()))
-    differences, first_order = np.empty((2, len(units), n_donors))
-    with torch.no_grad():
-        observed = target(image)[0, 1]
-        for u, unit in enumerate(units):
-            r, c = (mask == unit).nonzero().min(0).values.tolist()
-            inside = (slice(None), slice(None), slice(r, r + 8), slice(c, c + 8))
-            scores = []
-            for part in bank.split(50):
-                batch = image.repeat(len(part), 1, 1, 1)
-                batch[inside] = part
-                scores.append(observed - target(batch)[:, 1])
-            differences[u] = torch.cat(scores).double().numpy()
-            first_order[u] = (gradient[inside] * (image[inside] - bank)).sum((1, 2, 3)).double().numpy()
-    differences[np.abs(differences) < 1e-7] = 0.0  # rounding of float32
-    return differences, first_order
+DRAWS = (6, 12, 20, 50)
+NAMES = {"dice": "hard Dice", "soft_dice": "soft Dice"}
+GROUPS = {"alive": "all that do something", "rare": "rare flips", "skewed": "skewed"}
+COLORS = {"alive": "#222222", "rare": "#d55e00", "skewed": "#0072b2"}
 
 
-def draws_of(sampling: str, order: np.ndarray, n: int, seed: int, unit: int, n_screening: int = 0) -> Draws:
-    generator, population = np.random.default_rng((seed, unit)), [len(order)]
-    if sampling == "uniform":
-        return UniformDraws(generator, population, n_screening, n)
-    return StratifiedDraws(generator, population, n_screening, n, order)
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    n_spatial: int
+    metric: str
+    sampling: str
+    n_draws: int
+    trials: int
+    rms_error: float
+    plain: float
+    held: dict[str, float]
+    ratio: float
+    small: dict[float, float]
+    false_discoveries: float
 
 
-def study(differences: np.ndarray, orders: np.ndarray, sampling: str, n: int, seeds: int) -> dict[str, float]:
-    """Coverage by kind of interval, and how the standard errors compare with the errors made."""
-    units = len(differences)
-    truth, alive = differences.mean(1), np.abs(differences).max(1) > 1e-6
-    rare = alive & ((differences != 0).mean(1) < 0.2)
-    held: dict[str, list[np.ndarray]] = {"plain": [], "moderated": []}
-    errors, standard_errors = [], []
-    for seed in range(seeds):
-        found = []
-        for u, row in enumerate(differences):
-            draws = draws_of(sampling, orders[u], n, seed, u)
-            estimate = draws.estimate(row[draws.donors(n)[:, 0]][:, None])
-            found.append([estimate.mean[0], estimate.variance[0], estimate.factor, estimate.freedom])
-        mean, variance, factor, freedom = np.array(found).T
-        off = np.abs(mean - truth)
-        held["plain"].append(off <= scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance * factor))
-        columns = [values[:, None] for values in (variance, factor, freedom)]
-        error, half = half_widths(np.zeros(units, dtype=int), *columns, level=0.95)
-        held["moderated"].append(off <= half[:, 0])
-        errors.append(off)
-        standard_errors.append(error[:, 0])
-    return {
-        "rms error": float(np.sqrt(np.mean(np.square(errors)))),
-        **{f"{kind}, all": float(np.mean(of)) for kind, of in held.items()},
-        **{f"{kind}, rare": float(np.mean(np.array(of)[:, rare])) if rare.any() else np.nan for kind, of in held.items()},
-        "ratio": float(np.sqrt(np.mean(np.square(standard_errors)) / np.mean(np.square(errors)))),
-    }
+def study(n_spatial: int, tables: tuple[Table, ...], sampling: str, n_draws: int, seeds: int) -> list[Line]:
+    """One line per metric."""
+    drawn = []
+    for t, table in enumerate(tables):
+        orders = orders_of(table.first_order) if sampling == "stratified" else None
+        drawn.append(draw(table.differences, orders, n_draws, range(1000 * t, 1000 * t + seeds)))
+
+    def joined(values: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(values, -2)
+
+    error = joined([stats.effect.numpy() - table.truth for stats, table in zip(drawn, tables)])
+    standard = joined([stats.standard_error.numpy() for stats in drawn])
+    # With the truth taken away the effects are errors, and their p-values those of the null.
+    p = joined([shifted(stats, table.truth).p_values().numpy() for stats, table in zip(drawn, tables)])
+    plain = joined([plain_p_values(stats, table.truth) for stats, table in zip(drawn, tables)])
+    rates = np.stack([false_discoveries(stats, table) for stats, table in zip(drawn, tables)])
+    lines = []
+    for k, metric in enumerate(METRICS):
+        groups = {name: joined([getattr(table, name) for table in tables])[:, k] for name in GROUPS}
+        alive = groups["alive"]
+        lines.append(
+            Line(
+                n_spatial=n_spatial,
+                metric=metric,
+                sampling=sampling,
+                n_draws=n_draws,
+                trials=int(alive.sum()) * seeds,
+                rms_error=float(np.sqrt((error[..., k] ** 2).mean())),
+                plain=float((plain[:, alive, k] > 0.05).mean()),
+                held={name: float((p[:, of, k] > 0.05).mean()) if of.any() else np.nan for name, of in groups.items()},
+                ratio=float(np.sqrt((standard[..., k] ** 2).mean() / (error[..., k] ** 2).mean())),
+                small={level: float((p[:, alive, k] <= level).mean()) for level in (0.01, 0.05)},
+                false_discoveries=float(rates[..., k].mean()),
+            )
+        )
+    return lines
 
 
-def missed(differences: np.ndarray, orders: np.ndarray, sampling: str, n: int, seeds: int, threshold: float) -> float:
+def shifted(stats: TreatmentEffectStatistics, by: np.ndarray) -> TreatmentEffectStatistics:
+    """The same draws if the effects ``(U, K)`` were less by that much."""
+    return statistics_of(
+        stats.effect.numpy() - by,
+        stats.sample_variance.numpy(),
+        stats.variance_factor.numpy(),
+        stats.variance_freedom.numpy(),
+        int(stats.n_draws.max()),
+        int(stats.population.max()),
+    )
+
+
+def plain_p_values(stats: TreatmentEffectStatistics, truth: np.ndarray) -> np.ndarray:
+    """Of the errors, by Student's t with every unit's own variance."""
+    off = np.abs(stats.effect.numpy() - truth)
+    error = np.sqrt(stats.sample_variance.numpy() * stats.variance_factor.numpy())
+    ratio = np.divide(off, error, out=np.where(off > 1e-12, np.inf, 0.0), where=error > 0)
+    return np.asarray(2 * scipy_stats.t.sf(ratio, stats.variance_freedom.numpy()))
+
+
+def false_discoveries(stats: TreatmentEffectStatistics, table: Table) -> np.ndarray:
+    """The share of false ones among Benjamini and Hochberg's at 0.05, ``(S, K)``; every second unit's effect is taken away."""
+    null = (np.arange(len(table.truth)) % 2 == 0)[:, None]
+    found = shifted(stats, np.where(null, table.truth, 0.0)).significant(0.05).numpy()
+    false = found & (null | ~table.alive)
+    return false.sum(1) / np.maximum(found.sum(1), 1)
+
+
+def missed(table: Table, k: int, sampling: str, n: int, seeds: int, threshold: float) -> float:
     """Share of units with an effect of at least the threshold that three screening draws give up."""
-    matters = np.flatnonzero(np.abs(differences.mean(1)) >= threshold)
-    lost = [
-        np.abs(differences[u][draws_of(sampling, orders[u], n, seed, u, 3).donors(3)[:, 0]]).max() < threshold
-        for u in matters
-        for seed in range(seeds)
-    ]
-    return float(np.mean(lost))
+    orders, donors = orders_of(table.first_order), table.differences.shape[1]
+    lost = []
+    for u in np.flatnonzero(np.abs(table.truth[:, k]) >= threshold):
+        for seed in range(seeds):
+            given = np.random.default_rng((seed, u)), [donors], 3, n
+            draws = UniformDraws(*given) if sampling == "uniform" else StratifiedDraws(*given, orders[u])
+            lost.append(np.abs(table.differences[u, draws.donors(3)[:, 0], k]).max() < threshold)
+    return float(np.mean(lost)) if lost else np.nan
+
+
+def plot(lines: list[Line], file: Path) -> None:
+    """Coverage against the number of draws, and the size of the standard errors."""
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
+    axes = figure.subplots(2, 4, sharex=True, sharey="row", height_ratios=(3, 2))
+    styles = {"uniform": ("--", "o"), "stratified": ("-", "s")}
+    panels = [(n_spatial, metric) for n_spatial in (2, 3) for metric in METRICS]
+    for (top, bottom), (n_spatial, metric) in zip(axes.T, panels):
+        top.set_title(f"{n_spatial}D, {NAMES[metric]}")
+        for sampling in SAMPLINGS:
+            those = [x for x in lines if (x.n_spatial, x.metric, x.sampling) == (n_spatial, metric, sampling)]
+            style, marker = styles[sampling]
+            given = {"linestyle": style, "marker": marker, "markersize": 4, "linewidth": 1.4}
+            for group, name in GROUPS.items():
+                held = [x.held[group] for x in those]
+                top.plot([x.n_draws for x in those], held, color=COLORS[group], label=f"{name}, {sampling}", **given)
+            bottom.plot([x.n_draws for x in those], [x.ratio for x in those], color=COLORS["alive"], label=sampling, **given)
+        for level, style in ((0.95, "-"), (0.92, ":")):
+            top.axhline(level, color="0.6", linewidth=0.9, linestyle=style, zorder=0)
+        for level, style in ((1.0, "-"), (1.6, ":")):
+            bottom.axhline(level, color="0.6", linewidth=0.9, linestyle=style, zorder=0)
+        bottom.set_xscale("log")
+        bottom.set_xticks(DRAWS, labels=[str(n) for n in DRAWS])
+        bottom.minorticks_off()
+        bottom.set_xlabel("draws per unit")
+        for axis in (top, bottom):
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("95 % intervals that hold the truth")
+    axes[1, 0].set_ylabel("rms standard error / rms error")
+    axes[0, 0].set_ylim(min(0.9, min(np.nanmin(list(x.held.values())) for x in lines)) - 0.01, 1.005)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    paired = [place for pair in zip(range(3), range(3, 6)) for place in pair]  # a column per group
+    figure.legend([handles[i] for i in paired], [labels[i] for i in paired], loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(file, dpi=130)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--donors", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=60)
-    parser.add_argument("--write", type=Path)
-    options = parser.parse_args()
-    lines: list[str] = []
-    for metric, name in (("dice", "Hard Dice"), ("soft_dice", "Soft Dice")):
-        began = time.perf_counter()
-        differences, first_order = exhaustive(metric, options.donors)
-        orders = np.argsort(first_order, axis=1, kind="stable")
-        print(f"{name}: every intervention took {time.perf_counter() - began:.0f} s", flush=True)
-        lines += [
-            f"**{name}**, {len(differences)} blocks with {options.donors} donors each, {len(differences) * options.seeds} trials a line:",
-            "",
-            "| draws | n | rms error, Dice points of 100 | plain t holds the truth | moderated holds it | plain, rare flips "
-            "| moderated, rare flips | rms standard error / rms error |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for n in (6, 12, 20, 50):
+    options = start(parser(__doc__))
+    seeds = options.repeats or (3 if options.quick else 60)
+    n_donors = (60, 60) if options.quick else (300, 200)
+    said = {2: "2D", 3: "3D"}
+    tables: dict[int, tuple[Table, ...]] = {}
+    say("2D: every intervention")
+    tables[2] = of_slice((120, 48), 112, (64, 40), 32, n_donors[0])
+    say("3D: every intervention")
+    tables[3] = of_volumes([(90, 50), (150, 70), (140, 120)], n_donors[1])
+    found: list[Line] = []
+    for n_spatial in (2, 3):
+        for n_draws in DRAWS:
             for sampling in SAMPLINGS:
-                r = study(differences, orders, sampling, n, options.seeds)
-                rare = [f"{r[f'{kind}, rare']:.3f}".replace("nan", "none") for kind in ("plain", "moderated")]
+                say(f"{said[n_spatial]}: {n_draws} draws, {sampling}")
+                found += study(n_spatial, tables[n_spatial], sampling, n_draws, seeds)
+    lines = [machine(options), ""]
+    for n_spatial in (2, 3):
+        units = sum(len(table.truth) for table in tables[n_spatial])
+        counts = ", ".join(
+            f"{NAMES[metric]}: {alive} do something, {rare} flip rarely, {skewed} are skewed"
+            for metric, alive, rare, skewed in zip(
+                METRICS, *(sum(getattr(t, name).sum(0) for t in tables[n_spatial]) for name in ("alive", "rare", "skewed"))
+            )
+        )
+        donors = tables[n_spatial][0].differences.shape[1]
+        lines += [f"- {said[n_spatial]}: {units} units (two classes) with {donors} donors each, {seeds} seeds. {counts}."]
+    lines += [
+        "",
+        "Shares of 95 % intervals that hold the truth, among the units that any donor moves; *rare*: fewer than 20 % of the donors move the score;",
+        "*skewed*: the skewness of the donors' differences is beyond 1.5. *plain* is Student's t with the unit's own variance, the others are the",
+        "library's. *p*: the share of p-values at most that small when the effect is taken away. *FDR*: false ones among Benjamini and Hochberg's",
+        "discoveries at 0.05 when that is done to every second unit. *se / error*: both root mean square; errors are in Dice points of 100.",
+        "",
+        "| case | n | draws | trials | rms error | plain | library | rare | skewed | se / error | p <= 0.01 | p <= 0.05 | FDR |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for n_spatial in (2, 3):
+        for metric in METRICS:
+            for x in (x for x in found if (x.n_spatial, x.metric) == (n_spatial, metric)):
+                held = [f"{x.held[group]:.3f}".replace("nan", "none") for group in GROUPS]
                 lines.append(
-                    f"| {sampling} | {n} | {100 * r['rms error']:.4f} | {r['plain, all']:.3f} | {r['moderated, all']:.3f} "
-                    f"| {rare[0]} | {rare[1]} | {r['ratio']:.2f} |"
+                    f"| {said[n_spatial]}, {NAMES[metric]} | {x.n_draws} | {x.sampling} | {x.trials} | {100 * x.rms_error:.4f} "
+                    f"| {x.plain:.3f} | {held[0]} | {held[1]} | {held[2]} | {x.ratio:.2f} | {x.small[0.01]:.3f} | {x.small[0.05]:.3f} "
+                    f"| {x.false_discoveries:.3f} |"
                 )
-        lines += ["", "Units that three screening draws miss, of those with at least that effect:", ""]
-        lines += [
-            "| effect and threshold, Dice | random (the paper's) | ranked, of 20 strata | ranked, of 50 strata |",
-            "|---|---|---|---|",
-        ]
+    file = picture_folder(options) / "coverage.png"
+    plot(found, file)
+    lines += ["", f"![Coverage of the intervals](../_static/{file.name})", ""]
+    lines += ["Units that three screening draws miss, of those whose effect is at least the threshold (2D, grey matter):", ""]
+    lines += [
+        "| metric | threshold, Dice | units | random (the paper's) | ranked, of 20 strata | ranked, of 50 strata |",
+        "|---|---|---|---|---|---|",
+    ]
+    for k, metric in enumerate(METRICS):
         for threshold in (0.0002, 0.001, 0.002):
-            shares = [
-                missed(differences, orders, sampling, n, 200, threshold)
-                for sampling, n in (("uniform", 50), ("stratified", 20), ("stratified", 50))
-            ]
-            lines.append(f"| {threshold} | " + " | ".join(f"{100 * share:.2f} %" for share in shares) + " |")
-        lines.append("")
-    print("\n".join(lines))
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text("\n".join(lines))
+            designs = (("uniform", 50), ("stratified", 20), ("stratified", 50))
+            shares = [missed(tables[2][0], k, sampling, n, 2 * seeds, threshold) for sampling, n in designs]
+            units = int((np.abs(tables[2][0].truth[:, k]) >= threshold).sum())
+            lines.append(
+                f"| {NAMES[metric]} | {threshold} | {units} | " + " | ".join(f"{100 * share:.2f} %" for share in shares) + " |"
+            )
+    publish(lines, options)
 
 
 if __name__ == "__main__":

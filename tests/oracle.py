@@ -138,5 +138,5 @@ def stratified_estimate(
     squares = [(b - a) ** 2 for a, b in itertools.pairwise(drawn)]
     successive = (sum(squares) + squares[0] + squares[-1]) / (2 * n)  # those at the ends once more
     spread = sum((v - sum(drawn) / n) ** 2 for v in drawn) / (n - 1)
-    within = sum((len(cell) / m) ** 2 for cell in cells) * (1 - n / m)
+    within = sum((len(cell) / m) ** 2 * (1 - 1 / len(cell)) for cell in cells)
     return effect, within * successive + max(0.0, 1 / m - 1 / donors) * spread

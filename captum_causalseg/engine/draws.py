@@ -225,7 +225,8 @@ class StratifiedDraws(Draws):
         order, sizes = self._strata(n)
         ranked, weights = values[order], sizes / m
         mean = weights @ ranked
-        within = float((weights**2).sum()) * (1 - n / m)
+        # One of the donors of each stratum is drawn: a stratum of one is known exactly.
+        within = float((weights**2 * (1 - 1 / sizes)).sum())
         sampled = (1 / m - 1 / self.total) if self.total > m else 0.0
         if n < 2:
             return Estimate(mean, np.full(outputs, np.nan), within + sampled, 0.0, n)
