@@ -8,19 +8,31 @@ Every function here has the signature ``(prediction, reference, roi, ...) -> sco
 - ``roi``: ``(N or 1, R, *spatial)``, boolean;
 - the result: ``(N, C, R)``, in the metric's own units (Dice in [0, 1], volume in pixels or voxels), never in percent.
 
-Scores are oriented so that **larger is better** wherever there is a better: ``cross_entropy`` is the *negated* cross
-entropy (a log-likelihood), so that a positive treatment effect always means "supports the segmentation".
+Scores are oriented so that **larger is better** wherever there is a better, so that a positive treatment effect always means
+"supports the segmentation": ``cross_entropy`` (a log-likelihood), ``brier``, ``average_surface_distance`` and ``hausdorff_95``
+are *negated*. Sums, means and volumes, ``relative_volume`` among them, have no better: there a positive effect means "makes it
+more". Every score of finite numbers is finite, also where prediction or reference is empty.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
+
+from captum_causalseg._mask_scores import (
+    depth_weights,
+    detected_share,
+    outline_agreement,
+    outline_distance,
+    pairwise,
+    per_pixel,
+    uniform_share,
+)
 
 __all__ = ["METRICS", "Metric", "register"]
 
@@ -137,6 +149,34 @@ def negated_cross_entropy(prediction: Tensor, reference: Tensor, roi: Tensor, ex
     return inside_mean(likelihood, None, roi)
 
 
+def brier(prediction: Tensor, reference: Tensor, roi: Tensor) -> Tensor:
+    """**Minus** the Brier score: the mean squared difference of probability and truth over the RoI's pixels, in [-1, 0].
+
+    It rewards probabilities that are right and calibrated (Brier 1950). Each column is its class's own share; with exclusive
+    classes the columns add up to minus Brier's multi-class score.
+    """
+    return -inside_mean((prediction - reference) ** 2, None, roi)
+
+
+def relative_volume(prediction: Tensor, reference: Tensor, roi: Tensor) -> Tensor:
+    """Volume of the prediction in the RoI divided by that of the reference: 1 is right, 2 is twice as large as it should be.
+
+    Like ``volume`` it has no "better": an effect > 0 says that what is there makes the segmentation *larger*, an effect < 0
+    that it makes it smaller; ``volumetric_similarity`` is the same comparison with a direction. Where the reference is empty
+    it counts as one pixel, so that the score is then the volume.
+    """
+    return sum_inside(prediction, roi) / sum_inside(reference, roi).clamp_min(1)
+
+
+def volumetric_similarity(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0) -> Tensor:
+    """``1 - |V(p) - V(r)| / (V(p) + V(r))`` in [0, 1], whatever lies where (Taha and Hanbury 2015, doi 10.1186/s12880-015-0068-x).
+
+    ``empty_score`` where both are empty. Soft on probabilities.
+    """
+    first, second = sum_inside(prediction, roi), sum_inside(reference, roi)
+    return _ratio(2 * torch.minimum(first, second), first + second, empty_score)
+
+
 def surface_dice(
     prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0, tolerance: float = 1.0
 ) -> Tensor:
@@ -147,39 +187,109 @@ def surface_dice(
     that cutting an object at the RoI's border makes no boundary there. Where neither has a boundary, they agree (1;
     ``empty_score`` if both are empty) or not (0).
     """
-    examples = prediction.shape[0]
-    hard = prediction.detach().bool().cpu().numpy()
-    other = reference.detach().bool().expand(examples, *reference.shape[1:]).cpu().numpy()
-    regions = roi.detach().bool().expand(examples, *roi.shape[1:]).cpu().numpy()
-    scores = np.empty((examples, hard.shape[1], regions.shape[1]))
-    for n, c, r in np.ndindex(*scores.shape):
-        first, second = hard[n, c] & regions[n, r], other[n, c] & regions[n, r]
-        same = empty_score if not (first.any() or second.any()) else float((first == second).all())
-        edges = _boundary(first, regions[n, r]), _boundary(second, regions[n, r])
-        scores[n, c, r] = _surface_agreement(*edges, tolerance=tolerance, without_edges=same)
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    return torch.from_numpy(scores).to(device=prediction.device, dtype=dtype)
+    agreement = partial(outline_agreement, tolerance=tolerance, empty_score=empty_score)
+    return pairwise(prediction, reference, roi, agreement)
+
+
+def average_surface_distance(
+    prediction: Tensor, reference: Tensor, roi: Tensor, spacing: float | Sequence[float] | None = None
+) -> Tensor:
+    """**Minus** the average symmetric surface distance: the mean distance from either boundary to the other one; at most 0.
+
+    MONAI's ``compute_average_surface_distance(symmetric=True)``, negated, so that an effect > 0 supports the segmentation.
+    Boundaries are those of :func:`surface_dice`. Where only one of the two has a boundary in the RoI (the prediction is
+    empty, say) the distance is the diagonal of the RoI's bounding box, which is more than any two of its pixels are apart;
+    where neither has, it is 0 if the two are equal and the diagonal if not.
+
+    Args:
+        prediction: hard labels.
+        reference: one-hot.
+        roi: where to score.
+        spacing: size of a pixel or voxel, one number or one per axis. By default distances are in pixels or voxels, as in
+            ``SegmentationTarget(metric="average_surface_distance")``; register the metric anew for millimeters.
+
+    Raises:
+        ValueError: a spacing that is not positive, or of another number of axes.
+
+    Example:
+        >>> from functools import partial
+        >>> from captum_causalseg import metrics
+        >>> in_millimeters = partial(metrics.average_surface_distance, spacing=(0.7, 0.7, 3.0))
+        >>> metrics.register("asd_mm", in_millimeters, domain="labels", surrogate="soft_dice", inside_roi=True)
+        >>> del metrics.METRICS["asd_mm"]
+    """
+
+    def mean(there: np.ndarray, back: np.ndarray) -> float:
+        return float(np.concatenate([there, back]).mean())
+
+    return -pairwise(prediction, reference, roi, partial(outline_distance, spacing=spacing, summary=mean))
+
+
+def hausdorff_95(prediction: Tensor, reference: Tensor, roi: Tensor, spacing: float | Sequence[float] | None = None) -> Tensor:
+    """**Minus** the Hausdorff distance at the 95th percentile; at most 0.
+
+    MONAI's ``compute_hausdorff_distance(percentile=95)``, negated: the larger of the two directions' percentiles. Boundaries,
+    units, empty cases and ``spacing`` are those of :func:`average_surface_distance`.
+    """
+
+    def percentile(there: np.ndarray, back: np.ndarray) -> float:
+        return float(max(np.quantile(there, 0.95), np.quantile(back, 0.95)))
+
+    return -pairwise(prediction, reference, roi, partial(outline_distance, spacing=spacing, summary=percentile))
+
+
+def detection(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0, threshold: float = 0.1) -> Tensor:
+    """Share of the reference's objects in the RoI that are found, in [0, 1]; with one object it is found (1) or missed (0).
+
+    Objects are connected components (diagonal neighbors included) of what lies inside the RoI. One is found if the predicted
+    objects that touch it, taken together, reach an intersection over union with it of at least ``threshold`` (0.1, as in
+    nnDetection, Baumgartner et al. 2021, arXiv 2106.00817); with ``threshold=0`` a single common pixel is enough. Where there
+    is nothing to find, any prediction is a false alarm (0) and none is right (``empty_score``).
+
+    Raises:
+        ValueError: a threshold outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected an intersection over union in [0, 1], got {threshold}")
+    return pairwise(prediction, reference, roi, partial(detected_share, threshold=threshold, empty_score=empty_score))
+
+
+def uniformity(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0) -> Tensor:
+    """Whether every object that is found is found in one piece and on its own, in [0, 1].
+
+    After the property of that name of the multi-modal evaluation approach (Modaresi et al. 2023, arXiv 2302.04135), with the
+    counts of its authors' program: with objects as in :func:`detection`, which are related if they share a pixel, a found
+    object of the reference is one true positive, each related predicted object beyond its first a false negative (it was
+    split), and each related object of the reference beyond a predicted object's first a false positive (two were merged).
+    Ours is that one number is made of them, the F1 score, ``2 TP / (2 TP + FP + FN)``; that it is counted inside the RoI; and
+    what is undefined there: 0 where nothing is found, ``empty_score`` where both are empty. Objects that are missed and false
+    alarms beside found objects do not count: :func:`detection` and Dice are for those.
+    """
+    return pairwise(prediction, reference, roi, partial(uniform_share, empty_score=empty_score))
+
+
+def boundary_alignment(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0) -> Tensor:
+    """Dice in which an error weighs the more the further it is from the reference's boundary, in [0, 1]; soft on probabilities.
+
+    After the property of that name of the multi-modal evaluation approach (Modaresi et al. 2023, arXiv 2302.04135), which also
+    forgives errors near the boundary, by the object's own thickness, but measures that along the object's skeleton. The formula
+    is ours: ``2 sum(w p r) / (sum(w p) + sum(w r))`` with ``w = min(1, d / D)``, where ``d`` is a pixel's distance to the nearest
+    pixel of the RoI on the other side of the reference's boundary and ``D`` the largest such distance in the object (connected
+    component of the reference inside the RoI) that the pixel belongs to or is nearest to. Where the reference has no boundary in
+    the RoI, ``w = 1`` and it is the Dice.
+    """
+    weights = per_pixel(reference, roi, depth_weights).to(prediction.dtype)
+    columns = []
+    for r in range(roi.shape[1]):
+        weight, region = weights[:, :, r], roi[:, r : r + 1]
+        total = sum_inside(weight * prediction, region) + sum_inside(weight * reference, region)
+        columns.append(_ratio(2 * sum_inside(weight * prediction * reference, region), total, empty_score))
+    return torch.cat(columns, dim=2)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor, empty_score: float) -> Tensor:
     empty = denominator == 0
     return torch.where(empty, empty_score, numerator / torch.where(empty, 1, denominator))
-
-
-def _boundary(mask: np.ndarray, roi: np.ndarray) -> np.ndarray:
-    outline: np.ndarray = mask & ~ndimage.binary_erosion(mask | ~roi)
-    return outline
-
-
-def _surface_agreement(first: np.ndarray, second: np.ndarray, *, tolerance: float, without_edges: float) -> float:
-    n_first, n_second = int(first.sum()), int(second.sum())
-    if n_first + n_second == 0:
-        return without_edges
-    if n_first == 0 or n_second == 0:
-        return 0.0
-    near = (ndimage.distance_transform_edt(~second)[first] <= tolerance).sum()
-    near += (ndimage.distance_transform_edt(~first)[second] <= tolerance).sum()
-    return float(near / (n_first + n_second))
 
 
 def _add(name: str, function: Callable[..., Tensor], domain: Domain, reference: bool, twin: str, *options: str) -> None:
@@ -190,11 +300,22 @@ _add("dice", dice, "labels", True, "soft_dice", "empty_score")
 _add("soft_dice", dice, "probabilities", True, "soft_dice", "empty_score")
 _add("iou", iou, "labels", True, "soft_iou", "empty_score")
 _add("soft_iou", iou, "probabilities", True, "soft_iou", "empty_score")
-# Surface Dice has no smooth twin of its own; soft Dice moves with it and has gradients.
+# Outlines and components have no smooth twin of their own; soft Dice moves with them and has gradients.
 _add("surface_dice", surface_dice, "labels", True, "soft_dice", "empty_score")
+_add("average_surface_distance", average_surface_distance, "labels", True, "soft_dice")
+_add("hausdorff_95", hausdorff_95, "labels", True, "soft_dice")
+_add("detection", detection, "labels", True, "soft_dice", "empty_score")
+_add("uniformity", uniformity, "labels", True, "soft_dice", "empty_score")
 _add("logit_sum", inside_sum, "logits", False, "logit_sum")
 _add("logit_mean", inside_mean, "logits", False, "logit_mean")
 _add("probability_mean", inside_mean, "probabilities", False, "probability_mean")
 _add("cross_entropy", negated_cross_entropy, "log_odds", True, "cross_entropy", "exclusive")
+_add("brier", brier, "probabilities", True, "brier")
 _add("volume", inside_sum, "labels", False, "soft_volume")
 _add("soft_volume", inside_sum, "probabilities", False, "soft_volume")
+_add("relative_volume", relative_volume, "labels", True, "soft_relative_volume")
+_add("soft_relative_volume", relative_volume, "probabilities", True, "soft_relative_volume")
+_add("volumetric_similarity", volumetric_similarity, "labels", True, "soft_volumetric_similarity", "empty_score")
+_add("soft_volumetric_similarity", volumetric_similarity, "probabilities", True, "soft_volumetric_similarity", "empty_score")
+_add("boundary_alignment", boundary_alignment, "labels", True, "soft_boundary_alignment", "empty_score")
+_add("soft_boundary_alignment", boundary_alignment, "probabilities", True, "soft_boundary_alignment", "empty_score")
