@@ -14,6 +14,7 @@ from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEff
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
+from captum_causalseg.bundle import Bundle, load_bundle
 from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
 from captum_causalseg.evaluation.comparison import Comparison, compare
 from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
@@ -25,6 +26,7 @@ __all__ = [
     "ActivationBank",
     "AverageTreatmentEffect",
     "Blur",
+    "Bundle",
     "Comparison",
     "Constant",
     "DonorSource",
@@ -46,6 +48,7 @@ __all__ = [
     "component_effects",
     "donors",
     "evaluation",
+    "load_bundle",
     "metrics",
     "perception_profile",
     "refute",

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._image_files import read_file
+
 __all__ = ["BankImages", "ChosenImages", "DatasetImages", "FolderImages", "SizedImages", "random_parts"]
 
 
@@ -105,16 +107,13 @@ class DatasetImages:
 
 class FolderImages:
     def __init__(self, files: list[Path], transform: Callable[[Tensor], Tensor] | None) -> None:
-        from monai.transforms import LoadImage
-
         self._files, self._transform = files, transform
-        self._load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = as_tensor(self._load(self._files[index])).as_subclass(Tensor)
+        image = read_file(self._files[index], labels=False)[0].as_subclass(Tensor)
         return image if self._transform is None else self._transform(image)
 
 

@@ -29,7 +29,9 @@ def undisturbed(forward_func: Callable[..., object], gradients: bool = False) ->
     and partials are seen through; any other function hides its modules, and only the random states are protected then.
     """
     modules = list(module.modules()) if (module := _module_of(forward_func)) is not None else []
-    training = [module for module in modules if module.training]
+    # Of a target that samples, dropout that is in training mode is meant to be.
+    samples = getattr(forward_func, "n_samples", None) is not None
+    training = [m for m in modules if m.training and not (samples and isinstance(m, nn.modules.dropout._DropoutNd))]
     buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = [(module, dict(module._buffers.items())) for module in modules]
     values = [[None if b is None else b.clone() for b in found.values()] for _, found in buffers]
     if any(_behaves_differently_in_training(module) for module in training):

@@ -189,7 +189,7 @@ class PatchBank(DonorSource):
         seed: int = 0,
         cache_images: int = 64,
     ) -> "PatchBank":
-        """A bank over the image files of a folder (whatever MONAI's ``LoadImage`` reads), read lazily, in order of name.
+        """A bank over the image files of a folder (whatever :func:`captum_causalseg.images.load_image` reads), read lazily, in order of name.
 
         Args:
             folder: where the files are.

@@ -1,19 +1,26 @@
 """Where to look and where to intervene: regions of interest (boolean masks) and units (integer feature masks).
 
-Everything works on any number of spatial dimensions. Functions take numpy arrays or tensors and return CPU tensors.
+Everything works on any number of spatial dimensions. Functions take numpy arrays or tensors (MONAI's ``MetaTensor`` among them) and
+return plain CPU tensors.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = ["boundary", "box", "component", "from_mask", "grid", "predicted", "supervoxels"]
+from captum_causalseg.images import check_same_grid, load_label
+
+__all__ = ["boundary", "box", "component", "from_file", "from_label", "from_mask", "grid", "predicted", "supervoxels"]
 
 Array = Tensor | np.ndarray
+
+# So many values of a label map are listed in a message.
+_MOST_LISTED = 20
 
 
 def box(spatial_shape: Sequence[int], start: int | Sequence[int], size: int | Sequence[int]) -> Tensor:
@@ -73,6 +80,70 @@ def component(mask: Array, point: Sequence[int]) -> Tensor:
     return torch.from_numpy(labels == labels[index])
 
 
+def from_label(label_map: Array, value: int) -> Tensor:
+    """The RoI of one value of a label map.
+
+    Args:
+        label_map: whole numbers, of any shape, as :func:`captum_causalseg.images.load_label` reads them.
+        value: of the label.
+
+    Returns:
+        Boolean tensor of the same shape.
+
+    Raises:
+        ValueError: the value is not there (the message lists those that are), or the map holds fractions.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import regions
+        >>> regions.from_label(torch.tensor([[0, 2], [3, 2]]), value=2).tolist()
+        [[False, True], [False, True]]
+    """
+    values = _numpy(label_map)
+    if values.dtype.kind not in "iubf" or (values.dtype.kind == "f" and bool((values != np.round(values)).any())):
+        raise ValueError(f"label_map: expected whole numbers, got {values.dtype}, some of them fractions")
+    found = values == value
+    if not found.any():
+        raise ValueError(f"value: the label map holds {_listed(values)}, got {value!r}")
+    return torch.from_numpy(np.ascontiguousarray(found))
+
+
+def from_file(path: str | Path, like: Tensor | None = None) -> Tensor:
+    """The RoI that a mask file draws: 0 outside, one other number inside (1 or 255, mostly).
+
+    Args:
+        path: NIfTI, NRRD, DICOM or a picture; see :func:`captum_causalseg.images.load_image`.
+        like: the image ``(1, C, *spatial)`` that it is for: the mask must lie on its grid, and is read as a slice if that is one.
+
+    Returns:
+        Boolean tensor ``(*spatial)``.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as :func:`captum_causalseg.images.load_label` and
+            :func:`captum_causalseg.images.check_same_grid` do; also if the file is empty or holds several labels.
+
+    Example:
+        >>> import tempfile, pathlib, nibabel, numpy
+        >>> from captum_causalseg import regions
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "roi.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(numpy.array([[[0, 255, 255]]], dtype="uint8"), numpy.eye(4)), path)
+        >>> regions.from_file(path).tolist()
+        [[[False, True, True]]]
+    """
+    mask = load_label(path, spatial_dims=None if like is None else like.ndim - 2)
+    if like is not None:
+        check_same_grid(like[:1], mask)
+    values = _numpy(mask[0, 0])
+    labels = np.unique(values[values != 0])
+    if len(labels) == 0:
+        raise ValueError(f"path: {path} is 0 everywhere, it draws no RoI")
+    if len(labels) > 1:
+        raise ValueError(
+            f"path: {path} holds several labels, {_listed(values)}; choose one with regions.from_label(images.load_label(path), value)"
+        )
+    return torch.from_numpy(values != 0)
+
+
 def boundary(mask: Array, width: float = 2.0) -> Tensor:
     """The band of pixels within ``width`` pixels of the mask's outline, on both sides of it.
 
@@ -115,7 +186,7 @@ def predicted(prediction: Array, label: int = 1) -> Tensor:
         >>> regions.predicted(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]).movedim(-1, 1), label=1).shape
         torch.Size([1, 1, 2])
     """
-    values = prediction if isinstance(prediction, Tensor) else torch.from_numpy(np.asarray(prediction))
+    values = prediction.as_subclass(Tensor) if isinstance(prediction, Tensor) else torch.from_numpy(np.asarray(prediction))
     if values.ndim < 3:
         raise ValueError(f"prediction: expected shape (N, C, *spatial), got {tuple(values.shape)}")
     classes = values.shape[1]
@@ -225,3 +296,9 @@ def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ..
 
 def _numpy(values: Array) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _listed(values: np.ndarray) -> str:
+    labels = np.unique(values)
+    rest = f" and {len(labels) - _MOST_LISTED} more" if len(labels) > _MOST_LISTED else ""
+    return ", ".join(f"{label:.0f}" for label in labels[:_MOST_LISTED].astype(float)) + rest

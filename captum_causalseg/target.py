@@ -2,13 +2,13 @@
 
 import copy
 import logging
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg._masks import (
@@ -21,16 +21,16 @@ from captum_causalseg._masks import (
     reference_of_batch,
     roi_of_batch,
 )
-from captum_causalseg._outputs import find_logits, first_image
+from captum_causalseg._outputs import HardOutput, find_logits, first_image, resized, with_channels
+from captum_causalseg._sampling import one_by_one, seeded
+from captum_causalseg._scoring import find_metric, hard_labels, in_domain, named_score, read_activation, refuse_nan, user_score
 from captum_causalseg._state import undisturbed
-from captum_causalseg.metrics import METRICS, Metric
 
 __all__ = ["SegmentationTarget"]
 
 logger = logging.getLogger(__name__)
 
 Activation = Literal["auto", "sigmoid", "softmax", "none"]
-_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class SegmentationTarget(nn.Module):
@@ -42,7 +42,10 @@ class SegmentationTarget(nn.Module):
     forward pass. Scores are in the metric's own units (Dice in [0, 1]) and larger is better.
 
     Args:
-        model: image batch ``(N, C_in, *spatial)`` (and further arguments) to logits ``(N, C, *spatial)``; see ``output``.
+        model: image batch ``(N, C_in, *spatial)`` (and further arguments) to logits or probabilities ``(N, C, *spatial)``; see
+            ``output``. A model that returns labels (integers ``(N, *spatial)`` or ``(N, 1, *spatial)``, or booleans with one mask per
+            label) is scored with the metrics on hard labels only, and has no surrogate. How many classes label maps have is
+            read from the reference: its channels, or its largest label (of the first batch, where it is a call argument).
         roi: where to score. A boolean mask ``spatial``; a stack of masks ``(R, *spatial)``, which adds the RoI axis to the
             output; one per example ``(N, 1, *spatial)`` or a stack per example ``(N, R, *spatial)``; ``None`` for the whole
             image; or ``"argument"``.
@@ -57,9 +60,15 @@ class SegmentationTarget(nn.Module):
             stands in the ``repr``.
         threshold: a pixel belongs to a class if its probability is larger; with exclusive classes the largest wins instead.
         empty_score: Dice and IoU of an empty prediction against an empty reference. 1 here; 0 in the paper's protocol.
-        output: how to find the logits in what the model returns: a key, an index or a callable. By default a list or tuple
-            gives its first item (deep supervision) and a mapping or named tuple its ``out``, ``logits`` or ``pred``. Logits
-            of another size than the input are resized to it (linearly).
+        output: how to find the logits in what the model returns: a key, an index or a callable. By default a mapping, named
+            tuple or dataclass gives its ``out``, ``logits`` or ``pred``, and a list or tuple (deep supervision) its first tensor of
+            the input's spatial shape, or if there is none its first. Logits of another size than the input are resized to it
+            (linearly, ``align_corners=False``; labels by the nearest pixel).
+        n_samples: for models that answer differently each time (diffusion, dropout kept in training mode): scores are the mean over so
+            many answers, with random numbers that are **common**: the same for the same ``seed``, whatever the batch and the
+            image, so that an observed and an intervened image meet the same noise. Each example runs through the model alone.
+            ``None`` runs the model once, as it is. A model that gives the same answer twice is run as it is, too.
+        seed: of those random numbers.
 
     ``roi="argument"`` and ``reference="argument"`` take the masks from the call instead, as the last positional arguments
     in that order, one entry per example (``(N, *spatial)``, or with a second axis as above). That is how to give every
@@ -92,6 +101,8 @@ class SegmentationTarget(nn.Module):
         threshold: float = 0.5,
         empty_score: float = 1.0,
         output: str | int | Callable[[Any], Tensor] | None = None,
+        n_samples: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not callable(model):
@@ -102,11 +113,17 @@ class SegmentationTarget(nn.Module):
             raise ValueError(f"empty_score: expected a score in [0, 1], got {empty_score}")
         self.model = model
         self.metric = metric
-        self._metric = _find_metric(metric)
+        self._metric = find_metric(metric)
         self.activation = activation
         self.threshold = float(threshold)
         self.empty_score = float(empty_score)
         self.output = output
+        for name, value, least in (("n_samples", n_samples, 1), ("seed", seed, 0)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least):
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        self.n_samples, self.seed = n_samples, int(seed)
+        # Whether the model's answers differ, once they have been compared.
+        self._varies: bool | None = None
         self._roi_source, roi_mask = mask_source("roi", roi)
         self._reference_source, reference_mask = mask_source("reference", reference)
         self._check_reference()
@@ -117,6 +134,7 @@ class SegmentationTarget(nn.Module):
         self._has_roi_axis = False
         self._channels: int | None = None
         self._resolved: tuple[str, bool] | None = None
+        self._hard = HardOutput()
         if isinstance(model, nn.Module):
             self.training = model.training
 
@@ -148,17 +166,53 @@ class SegmentationTarget(nn.Module):
         if "reference" in options:
             raise TypeError("reference: from_prediction takes the model's own prediction; use the constructor instead")
         probe = cls(model, metric="volume", **{k: v for k, v in options.items() if k not in ("metric", "roi")})
+        probe._hard.counts_itself = True
         args = (inputs if isinstance(inputs, tuple) else (inputs,)) + _as_tuple(additional_forward_args)
         reference = probe.predict(*args)
         target = cls(model, reference=reference, **options)
-        target._resolved = probe._resolved
+        target._resolved, target._hard = probe._resolved, probe._hard
         return target
 
     def forward(self, *inputs: Any) -> Tensor:
         """Scores ``(N,)``, ``(N, C)``, ``(N, R)`` or ``(N, C, R)``; differentiable where the metric is."""
         # Masks that do not fit are refused before the model runs.
-        self._masks_of_call(inputs)
-        return self.score(self.logits(*self.model_inputs(*inputs)), *inputs)
+        truth = self._masks_of_call(inputs)[2]
+        if self.varies(*inputs):
+            return self.sampled([0] * len(first_image(inputs)), *inputs)
+        return self.score(self._logits(self.model_inputs(*inputs), truth), *inputs)
+
+    def varies(self, *inputs: Any) -> bool:
+        """Whether scores are means over differing answers of the model: with ``n_samples``, if two answers to the first example differ.
+
+        The model is run twice for this, the first time it is asked.
+        """
+        if self.n_samples is None or self._varies is False:
+            return False
+        if self._varies is None:
+            first = [value[:1] if isinstance(value, Tensor) and value.ndim else value for value in self.model_inputs(*inputs)]
+            answers = []
+            for sample in range(2):
+                with seeded(self.seed, 0, sample), torch.no_grad():
+                    answers.append(self._logits(tuple(first), self.reference))
+            self._varies = not torch.equal(*answers)
+            if not self._varies:
+                logger.info("n_samples: the model gives the same answer twice, so one is enough")
+        return self._varies
+
+    def sampled(self, noise: Sequence[int], *inputs: Any) -> Tensor:
+        """Scores as of :meth:`forward`, each example with random numbers of its own choice.
+
+        Args:
+            noise: ``N`` integers: which random numbers each example meets; the same integer is the same noise, for all images.
+            inputs: as of :meth:`forward`.
+        """
+        truth = self._masks_of_call(inputs)[2]
+        total: Tensor | None = None
+        for sample in range(self.n_samples or 1):
+            scores = self.score(self._sampled_logits(noise, sample, inputs, truth), *inputs)
+            total = scores if total is None else total + scores
+        assert total is not None
+        return total / (self.n_samples or 1)
 
     def model_inputs(self, *inputs: Any) -> tuple[Any, ...]:
         """The arguments of a call without the masks among them (``roi="argument"``, ``reference="argument"``)."""
@@ -185,6 +239,8 @@ class SegmentationTarget(nn.Module):
         """
         if callable(self.metric) or not self._metric.inside_roi or self._resolved is None or self._channels is None:
             return None
+        if self.varies(*inputs):
+            return None  # what a part of the image gives would meet other noise
         activation, exclusive = self._resolved
         _, masks, reference, spatial = self._masks_of_call(inputs)
         device = first_image(inputs).device
@@ -202,41 +258,42 @@ class SegmentationTarget(nn.Module):
         return LocalScores(score, rois, truth)
 
     def logits(self, *inputs: Any) -> Tensor:
-        """What the model returns, found and resized to the input: ``(N, C, *spatial)``."""
-        image = first_image(inputs)
-        logits = find_logits(self.model(*inputs), self.output)
-        spatial = image.shape[2:]
-        if logits.ndim == image.ndim - 1 and logits.shape[1:] == spatial:
-            logits = logits.unsqueeze(1)
-        if logits.ndim != image.ndim or logits.shape[0] != image.shape[0]:
-            raise ValueError(
-                f"model: expected logits (N, C, *spatial) with N={image.shape[0]} and {len(spatial)} spatial axes for inputs of "
-                f"shape {tuple(image.shape)}, got {tuple(logits.shape)}; `output` says where to find them"
-            )
-        if not logits.is_floating_point():
-            raise ValueError(f"model: expected floating-point logits or probabilities, got {logits.dtype}")
-        if logits.shape[2:] != spatial:
-            logits = functional.interpolate(logits, size=spatial, mode=_INTERPOLATION[len(spatial)], align_corners=False)
-        return logits
+        """What the model returns, found and resized to the input: ``(N, C, *spatial)``; labels as zeros and ones.
+
+        The mean over the samples, if there are several (``n_samples``).
+        """
+        if self.n_samples is None or self._varies is False:
+            return self._logits(inputs, self.reference)
+        noise = [0] * len(first_image(inputs))
+        samples = [self._sampled_logits(noise, sample, inputs, self.reference, masks=False) for sample in range(self.n_samples)]
+        return torch.stack(samples).mean(0)
 
     def predict(self, *inputs: Any) -> Tensor:
         """The model's hard segmentation, one-hot and boolean ``(N, C, *spatial)``; modes and states stay as they are."""
         with undisturbed(self):
             logits = self.logits(*inputs)
-            _refuse_nan(logits)
-            return self._labels(logits, *self._resolve(logits)).bool()
+            refuse_nan(logits)
+            return hard_labels(logits, *self._resolve(logits), self.threshold).bool()
 
     def surrogate(self, metric: str | None = None) -> "SegmentationTarget":
         """The same target with the differentiable twin of its metric (``dice`` becomes ``soft_dice``), for gradients.
 
         Args:
             metric: another differentiable metric to take instead. A callable metric is its own twin unless this is given.
+
+        Raises:
+            ValueError: there is none; also if the model is known to return labels, which it is once it has run.
         """
+        if self._hard.dtype is not None:
+            raise ValueError(
+                f"surrogate: the model returns labels ({self._hard.dtype}), which have no gradient; give one that returns logits or "
+                "probabilities"
+            )
         twin = self._twin()
         if metric is not None or isinstance(self.metric, str):
             twin._modules.pop("metric", None)
             twin.metric = metric or self._metric.surrogate
-            twin._metric = _find_metric(twin.metric)
+            twin._metric = find_metric(twin.metric)
             if twin._metric.domain == "labels":
                 raise ValueError(f"metric: {twin.metric!r} is scored on hard labels and has no gradient")
             twin._check_reference()
@@ -255,6 +312,8 @@ class SegmentationTarget(nn.Module):
             threshold=threshold,
             empty_score=empty_score,
             output=self.output,
+            n_samples=self.n_samples,
+            seed=self.seed,
         )
 
     def with_model(self, model: nn.Module | Callable[..., Any]) -> "SegmentationTarget":
@@ -370,43 +429,44 @@ class SegmentationTarget(nn.Module):
         truth = None if reference is None else reference_of_batch(reference, spatial, n, self._reference_source == "argument")
         return roi, masks, truth, spatial
 
+    def _sampled_logits(
+        self, noise: Sequence[int], sample: int, inputs: tuple[Any, ...], reference: Tensor | None, masks: bool = True
+    ) -> Tensor:
+        """One answer of the model to each example, ``(N, C, *spatial)``."""
+        given = self.model_inputs(*inputs) if masks else inputs
+        keys = [(self.seed, int(which), sample) for which in noise]
+        return one_by_one(lambda *row: self._logits(row, reference), given, len(first_image(inputs)), keys)
+
+    def _logits(self, inputs: tuple[Any, ...], reference: Tensor | None) -> Tensor:
+        """The logits, for a call with this reference, which tells how many classes label maps have."""
+        image = first_image(inputs)
+        found = with_channels(find_logits(self.model(*inputs), self.output, image), image)
+        whole = reference if self._shared_reading is None else self._shared_reading
+        logits = self._hard.read(found, whole, image.ndim - 2)
+        return resized(logits, image.shape[2:], hard=self._hard.dtype is not None)
+
     def _resolve(self, logits: Tensor) -> tuple[str, bool]:
         """The activation in force and whether classes exclude each other; settled on the first output seen."""
         if self._resolved is None:
+            if self._hard.dtype is not None:
+                self._resolved = self._hard.resolve(logits, self.activation)
+                return self._resolved
             values = logits.detach()
-            channels = values.shape[1]
-            is_probability = bool((values.amin() >= 0) & (values.amax() <= 1))
-            adds_to_one = channels > 1 and is_probability and bool((values.sum(1) - 1).abs().amax() < 1e-2)
-            activation: str = self.activation
-            if activation == "softmax" and channels == 1:
-                raise ValueError('activation: "softmax" of a single channel is 1 everywhere; a model with one wants "sigmoid"')
-            if activation == "auto":
-                default = "sigmoid" if channels == 1 else "softmax"
-                if bool(values.amin() == values.amax()):
-                    # An output that is the same everywhere (a blank image) says nothing: another one settles it.
-                    return default, default == "softmax"
-                activation = "none" if is_probability else default
+            resolved, is_blank = read_activation(values, self.activation)
+            if is_blank:
+                # An output that is the same everywhere (a blank image) says nothing: another one settles it.
+                return resolved
+            if self.activation == "auto":
                 logger.info(
                     "activation: took %r for an output of %d channel(s) in [%.3g, %.3g]",
-                    *(activation, channels, float(values.amin()), float(values.amax())),
+                    *(resolved[0], values.shape[1], float(values.amin()), float(values.amax())),
                 )
-            self._resolved = activation, activation == "softmax" or (activation == "none" and adds_to_one)
+            self._resolved = resolved
         return self._resolved
-
-    def _probabilities(self, logits: Tensor, activation: str) -> Tensor:
-        if activation == "softmax":
-            return logits.softmax(1)
-        return logits.sigmoid() if activation == "sigmoid" else logits
-
-    def _labels(self, logits: Tensor, activation: str, exclusive: bool) -> Tensor:
-        if exclusive:
-            classes = torch.arange(logits.shape[1], device=logits.device)
-            return logits.argmax(1, keepdim=True) == classes.view(-1, *(1,) * (logits.ndim - 2))
-        return self._probabilities(logits, activation) > self.threshold
 
     def _score(self, logits: Tensor, masks: Tensor | None, reference: Tensor | None) -> Tensor:
         """``(N, C, R)``, or what a metric of the user's own returns."""
-        _refuse_nan(logits)
+        refuse_nan(logits)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         activation, exclusive = self._resolve(logits)
@@ -418,20 +478,12 @@ class SegmentationTarget(nn.Module):
             truth = self._one_hot(reference.to(logits.device), logits.shape, activation, exclusive).to(logits.dtype)
         prediction = self._prediction(logits, activation, exclusive)
         if callable(self.metric):
-            return self._user_score(prediction, truth, masks)
+            return user_score(self._metric, prediction, truth, masks)
         return self._named_score(prediction, truth, masks, exclusive)
 
     def _named_score(self, prediction: Tensor, truth: Tensor | None, masks: Tensor, exclusive: bool) -> Tensor:
         """``(N, C, R)``."""
-        given: dict[str, Any] = {"empty_score": self.empty_score, "exclusive": exclusive}
-        options = {name: given[name] for name in self._metric.options}
-        scores = self._metric.function(prediction, truth, masks, **options)
-        if scores.ndim != 3 or scores.shape[::2] != (prediction.shape[0], masks.shape[1]):
-            raise ValueError(
-                f"metric: {self._metric.name!r} should return (N, C, R) with N={prediction.shape[0]} and R={masks.shape[1]}, got "
-                f"{tuple(scores.shape)}"
-            )
-        return scores
+        return named_score(self._metric, prediction, truth, masks, exclusive, self.empty_score)
 
     def _one_hot(self, reference: Tensor, shape: Sequence[int], activation: str, exclusive: bool) -> Tensor:
         """``(N or 1, C, *spatial)`` for logits of this shape, from a reference of checked shape."""
@@ -447,23 +499,7 @@ class SegmentationTarget(nn.Module):
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def _prediction(self, logits: Tensor, activation: str, exclusive: bool) -> Tensor:
-        domain = self._metric.domain
-        if domain == "labels":
-            return self._labels(logits, activation, exclusive).to(logits.dtype)
-        if domain == "probabilities":
-            return self._probabilities(logits, activation)
-        if domain == "log_odds" and activation == "none":
-            return logits.clamp_min(torch.finfo(logits.dtype).tiny).log() if exclusive else logits.logit(eps=1e-7)
-        return logits
-
-    def _user_score(self, prediction: Tensor, truth: Tensor | None, masks: Tensor) -> Tensor:
-        n = prediction.shape[0]
-        truth = None if truth is None else truth.expand(n, *truth.shape[1:])
-        scores: Any = self._metric.function(prediction, truth, masks.expand(n, *masks.shape[1:]))
-        if not isinstance(scores, Tensor) or scores.ndim == 0 or scores.shape[0] != n:
-            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(f"metric: expected scores of shape (N, K) with N={n}, got {got}")
-        return scores
+        return in_domain(self._metric, logits, activation, exclusive, self.threshold)
 
     def _is_stack(self, roi: Tensor | None, spatial: torch.Size) -> bool:
         """Whether the scores have an RoI axis: a stack was given, shared or per example."""
@@ -471,22 +507,6 @@ class SegmentationTarget(nn.Module):
             return False
         lead = roi.ndim - len(spatial)
         return (lead == 1 and self._roi_source == "given") or (lead == 2 and roi.shape[1] > 1)
-
-
-def _find_metric(metric: Any) -> Metric:
-    if isinstance(metric, str):
-        if metric not in METRICS:
-            raise ValueError(f"metric: expected one of {sorted(METRICS)} or a callable, got {metric!r}")
-        return METRICS[metric]
-    if not callable(metric):
-        raise TypeError(f"metric: expected a name or a callable, got {type(metric).__name__}")
-    name = getattr(metric, "__name__", type(metric).__name__)
-    return Metric(name, metric, "probabilities", needs_reference=False, surrogate=name)
-
-
-def _refuse_nan(logits: Tensor) -> None:
-    if bool(logits.isnan().any()):
-        raise ValueError("model: it returned NaN; check the model and its inputs (half precision overflows, for one)")
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

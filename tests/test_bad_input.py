@@ -712,7 +712,7 @@ def test_nan_is_a_doubt_while_the_model_is_looked_at_and_a_fault_among_the_inter
         (
             lambda call, x: (x > 0.5).long(),
             ValueError,
-            "^model: expected floating-point logits or probabilities, got torch.int64$",
+            r"^activation: the model returns labels \(torch.int64\), which take none; expected \"auto\" or \"none\", got 'softmax'$",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from torch import nn
 
 from captum_causalseg import SegmentationTarget, regions
@@ -102,6 +103,108 @@ def test_component_refuses_a_point_that_is_no_position(point):
 def test_component_refuses_a_point_in_the_background():
     with pytest.raises(ValueError, match=r"point: the mask is 0 at \(0, 1\); choose a point inside"):
         regions.component(torch.tensor([[1, 0]]), (0, 1))
+
+
+# from_label
+
+
+@given(masks(levels=4), st.sampled_from(["int64", "uint8", "float32", ">i2"]), st.booleans())
+def test_from_label_is_where_the_label_is(values, dtype, as_tensor):
+    values = values.astype(dtype)
+    given_map = torch.from_numpy(values) if as_tensor and dtype != ">i2" else values
+    for label in range(5):
+        if label not in values:
+            there = ", ".join(str(int(value)) for value in sorted(set(values.flatten().tolist())))
+            with pytest.raises(ValueError, match=f"value: the label map holds {there}, got {label}$"):
+                regions.from_label(given_map, label)
+            continue
+        found = regions.from_label(given_map, label)
+        assert found.dtype == torch.bool
+        assert found.tolist() == (values == label).tolist()
+
+
+def test_from_label_keeps_the_shape_and_refuses_fractions():
+    assert regions.from_label(torch.tensor([[[[0, 1]]]]), 1).shape == (1, 1, 1, 2)
+    assert regions.from_label(np.array([True, False]), 1).tolist() == [True, False]
+    with pytest.raises(ValueError, match="label_map: expected whole numbers, got float32, some of them fractions"):
+        regions.from_label(torch.tensor([0.0, 0.5, 1.0]), 1)
+    with pytest.raises(ValueError, match="label_map: expected whole numbers, got float64"):
+        regions.from_label(np.array([np.nan, 1.0]), 1)
+
+
+def test_from_label_lists_the_first_of_many_values():
+    with pytest.raises(ValueError, match=r"value: the label map holds 0, 1, 2, .*, 19 and 80 more, got -1$"):
+        regions.from_label(torch.arange(100), -1)
+
+
+# from_file
+
+
+def write_nifti(path, values, affine=None):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 2, 3, 1]) if affine is None else affine), path)
+    return path
+
+
+@pytest.mark.parametrize("value", [1, 255])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)])
+def test_from_file_is_what_the_mask_draws(tmp_path, shape, value):
+    drawn = regions.box(shape, 1, 2).numpy()
+    path = write_nifti(tmp_path / "roi.nii.gz", (drawn * value).astype(np.uint8))
+    like = MetaTensor(torch.rand(2, 3, *shape), affine=torch.diag(torch.tensor([1.0, 2, 3, 1])))
+    for image in (None, like, like.as_tensor()):
+        roi = regions.from_file(path, like=image)
+        assert type(roi) is torch.Tensor
+        assert roi.dtype == torch.bool
+        np.testing.assert_array_equal(roi, drawn)
+
+
+def test_from_file_reads_a_volume_of_one_slice_for_a_slice(tmp_path):
+    drawn = regions.box((4, 5, 1), 0, (2, 2, 1)).numpy()
+    path = write_nifti(tmp_path / "roi.nii", drawn.astype(np.uint8))
+    assert regions.from_file(path).shape == (4, 5, 1)
+    np.testing.assert_array_equal(regions.from_file(path, like=torch.rand(1, 1, 4, 5)), drawn[..., 0])
+
+
+def test_from_file_refuses(tmp_path):
+    labels = write_nifti(tmp_path / "labels.nii", np.array([[[0, 1, 3]]], np.uint8))
+    with pytest.raises(
+        ValueError, match=r"path: .*labels\.nii holds several labels, 0, 1, 3; choose one with regions.from_label"
+    ):
+        regions.from_file(labels)
+    empty = write_nifti(tmp_path / "empty.nii", np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"path: .*empty\.nii is 0 everywhere, it draws no RoI"):
+        regions.from_file(empty)
+    drawn = write_nifti(tmp_path / "drawn.nii", np.ones((1, 2, 3), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"label: expected the image's grid, 1 example\(s\) of \(1, 2, 4\), got 1 of \(1, 2, 3\)"
+    ):
+        regions.from_file(drawn, like=torch.rand(1, 1, 1, 2, 4))
+    with pytest.raises(ValueError, match="label: it lies elsewhere than the image"):
+        regions.from_file(drawn, like=MetaTensor(torch.rand(1, 1, 1, 2, 3), affine=torch.eye(4)))
+    with pytest.raises(ValueError, match=r"drawn\.nii holds 3 spatial axes \(1, 2, 3\), expected 2"):
+        regions.from_file(drawn, like=torch.rand(1, 1, 2, 3))
+    with pytest.raises(FileNotFoundError, match=r"path: there is no file .*nowhere\.nii"):
+        regions.from_file(tmp_path / "nowhere.nii")
+
+
+@pytest.mark.parametrize("spatial", [(9,), (8, 9), (6, 7, 8)])
+def test_every_region_of_a_metatensor_is_a_plain_tensor(spatial):
+    labels = torch.zeros(spatial, dtype=torch.int64)
+    labels[(slice(1, 4),) * len(spatial)] = 2
+    scores = torch.randn(2, 3, *spatial)
+    inside = (2,) * len(spatial)
+    for found, expected in [
+        (regions.component(MetaTensor(labels), inside), regions.component(labels, inside)),
+        (regions.boundary(MetaTensor(labels), 1), regions.boundary(labels, 1)),
+        (regions.predicted(MetaTensor(scores), 1), regions.predicted(scores, 1)),
+        (regions.from_label(MetaTensor(labels), 2), labels == 2),
+        (regions.from_mask(MetaTensor(labels)), labels // 2),
+        # Around what a model predicts.
+        (regions.boundary(regions.predicted(MetaTensor(scores), 1)[0, 0]), regions.boundary(scores[0].argmax(0) == 1)),
+    ]:
+        assert type(found) is torch.Tensor
+        assert torch.equal(found, expected)
 
 
 # boundary

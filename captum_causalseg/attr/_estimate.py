@@ -161,6 +161,7 @@ def estimate(
             "sampling": plan.sampling,
             "window": None if prepared.reach.window is None else list(prepared.reach.window),
             "forwards": forwards,
+            "switched_off": dict(problem.evaluator.switched_off),
         },
     )
 
@@ -248,7 +249,7 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
         ranked = rank_donors(problem, reach.evaluator, plan, asked, effort.n_draws)
         plan = replace(plan, sampling="uniform") if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
-            problem.evaluator.spent["gradient"] += ranked[1]
+            problem.evaluator.spent["gradient"] += ranked[1] * problem.evaluator.runs_each
     return _Prepared(plan, observed, output_shape, axes, reach, outside, asked)
 
 

@@ -53,6 +53,14 @@ def prepare_layer(
     if block_size is None and layer_mask is None and kind in ("block", "channel_block"):
         raise ValueError(f"block_size: units={kind!r} needs it, in the activation's own pixels")
     call = prepare_call(forward_func, inputs, additional_forward_args)
+    if isinstance(call.forward_func, SegmentationTarget):
+        with undisturbed(call.forward_func):
+            varies = call.forward_func.varies(*call.inputs, *call.arguments)
+        if varies:
+            raise ValueError(
+                "forward_func: a layer's effects cannot be measured for a model that answers differently each time (n_samples); measure "
+                "those of the input, or make the model repeatable"
+            )
     device_ids = device_ids if device_ids is not None else getattr(forward_func, "device_ids", None)
     device_ids = device_ids or None  # a DataParallel without CUDA has none and calls its module
     watch: dict[str, Any] = {"at_input": at_input, "device_ids": device_ids}

@@ -71,6 +71,8 @@ class Problem:
     def populations(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """How many donors units of examples have, ``(M, tensors)``; 1 where a unit does not reach.
 
+        Of a model that answers differently each time, there is a last column: how many random states there are.
+
         Raises:
             ValueError: a unit has none.
         """
@@ -86,6 +88,9 @@ class Problem:
                 f"baselines: no donor is left for unit {self.units.ids[unit[empty[0]]]} once places that touch the image's own "
                 "RoI are left out"
             )
+        noises = self.evaluator.noise_population
+        if noises > 1:
+            population = np.column_stack([population, np.full(len(population), noises)])
         return population
 
 

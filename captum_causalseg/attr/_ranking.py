@@ -55,6 +55,7 @@ def rank_donors(
     for example in np.unique(plan.example[wanted]).tolist():
         gradients = _gradients(problem, evaluator, example, outputs[example])
         if isinstance(gradients, str):
+            problem.evaluator.switched_off["stratified sampling"] = gradients
             _tell(problem.forward_func, gradients)
             return None
         n_images += 1

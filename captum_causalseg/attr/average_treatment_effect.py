@@ -11,6 +11,7 @@ from captum_causalseg.attr._effort import Effort, checked_execution
 from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.donors import DonorSource
+from captum_causalseg.images import with_metadata
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["AverageTreatmentEffect"]
@@ -148,7 +149,8 @@ class AverageTreatmentEffect(PerturbationAttribution):
 
         Returns:
             Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect,
-            as in ``FeatureAblation``; with ``return_statistics`` a pair of them and the statistics.
+            as in ``FeatureAblation``; with ``return_statistics`` a pair of them and the statistics. For MONAI's ``MetaTensor``
+            they are ``MetaTensor`` with the same affine; inside, plain tensors are computed with.
 
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected.
@@ -162,7 +164,7 @@ class AverageTreatmentEffect(PerturbationAttribution):
             execution=checked_execution(compile, autocast),
         )
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
-        attributions = paint(statistics, problem.tensors, target)
+        attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
         return (attributions, statistics) if return_statistics else attributions
 
     def plan(

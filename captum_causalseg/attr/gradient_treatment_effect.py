@@ -9,6 +9,7 @@ from captum_causalseg._captum import GradientAttribution, TargetType, log_usage
 from captum_causalseg.attr._gradient import backpropagate
 from captum_causalseg.attr._problem import check_integer, prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
+from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.gradient import differentiable
 
 __all__ = ["GradientTreatmentEffect"]
@@ -121,4 +122,4 @@ class GradientTreatmentEffect(GradientAttribution):
             *(differentiable(self.forward_func), inputs, baselines, additional_forward_args),
             *(feature_mask, block_size, exclude),
         )
-        return backpropagate(problem, target, n_steps)
+        return with_metadata(backpropagate(problem, target, n_steps), inputs)

@@ -12,6 +12,7 @@ from captum_causalseg.attr._effort import Effort
 from captum_causalseg.attr._estimate import estimate, paint
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
+from captum_causalseg.images import with_metadata
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
@@ -100,7 +101,7 @@ class PdCR(PerturbationAttribution):
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         small = (statistics.effect.abs() < screening_threshold) | (statistics.status == Status.SCREENED)
         statistics.effect = torch.where(small, torch.zeros_like(statistics.effect), statistics.effect)
-        attributions = paint(statistics, problem.tensors, target)
+        attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
         return (attributions, statistics) if return_statistics else attributions
 
     @staticmethod

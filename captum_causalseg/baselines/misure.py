@@ -20,6 +20,7 @@ from captum_causalseg.baselines._call import (
     scores_of_outputs,
     sizes_per_axis,
 )
+from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target import SegmentationTarget
 
@@ -148,7 +149,7 @@ class MiSuRe(PerturbationAttribution):
             with counting(show_progress, n_steps, f"{name}: reducing the mask") as count:
                 mask = _reduce(question, region, n_steps, learning_rate, l1, l2, cells, count)
         result = mask.to(image).expand_as(image).contiguous()
-        return (result,) if isinstance(inputs, tuple) else result
+        return with_metadata((result,) if isinstance(inputs, tuple) else result, inputs)
 
 
 @dataclass(frozen=True)

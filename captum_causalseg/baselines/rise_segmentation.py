@@ -19,6 +19,7 @@ from captum_causalseg.baselines._call import (
     scores_of_outputs,
     sizes_per_axis,
 )
+from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.evaluator import checked_scores
 from captum_causalseg.interventions.units import gather
 
@@ -143,7 +144,7 @@ class RiseSegmentation(PerturbationAttribution):
         mean = (total / n_masks).view(n, *(1,) * len(spatial))
         expected = torch.where(kept > 0, weighted / kept.clamp_min(torch.finfo(torch.float64).tiny), mean)
         result = (expected - mean if centered else expected).to(image).unsqueeze(1).expand_as(image).contiguous()
-        return (result,) if isinstance(inputs, tuple) else result
+        return with_metadata((result,) if isinstance(inputs, tuple) else result, inputs)
 
 
 def _mask(seed: int, number: int, cells: Sequence[int], spatial: Sequence[int], probability: float) -> Tensor:

@@ -32,6 +32,7 @@ class ModelEvaluator(ABC):
     Attributes:
         output_shape: shape of one example's scores, once some have been seen.
         spent: images that went through the model besides the interventions and the observed ones, by purpose.
+        switched_off: what is not done with this model, and why.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ModelEvaluator(ABC):
         self.units, self._donors = units, donors
         self.output_shape: tuple[int, ...] | None = None
         self.spent: Counter[str] = Counter()
+        self.switched_off: dict[str, str] = {}
         self._frames: list[Frame | None] | None = None
         self._local: LocalScores | None = None
         # Of a window: it, and the inputs and arguments that it was cut out of.
@@ -85,6 +87,16 @@ class ModelEvaluator(ABC):
     def differs(self) -> bool:
         """Whether interventions are computed in another way than the observed scores are."""
         return self._frames is not None
+
+    @property
+    def noise_population(self) -> int:
+        """Of how many random states a draw takes one, besides its donor: 1 where the model is not random."""
+        return 1
+
+    @property
+    def runs_each(self) -> int:
+        """How often an image goes through the model for one score."""
+        return 1
 
     @property
     def frames(self) -> list[Frame | None] | None:

@@ -314,6 +314,7 @@ class LayerActivation(ModelEvaluator):
         lines = str(error).strip().splitlines() if error is not None else []
         detail = f" ({lines[0]})" if lines else ""
         logger.info("%s%s: the whole model is run once per intervention instead", reason, detail)
+        self.switched_off["vmap"] = f"{reason}{detail}"
         self._use_vmap = False
 
 

@@ -58,6 +58,7 @@ def probe(whole: ModelEvaluator, local: LocalScores, stand_ins: Sequence[Sequenc
     found = find_support(whole.logits, whole.tensors, local.rois.cpu(), stand_ins=stand_ins, batch_size=batch_size, guess=guess)
     whole.spent["support"] += found.n_forwards
     if found.doubt is not None:
+        whole.switched_off["support"] = found.doubt
         return Reach.everything(whole)
     reaches = _units_that_reach(whole.units, found)
     supports: list[tuple[Support, Sequence[Tensor]]] = [(found, whole.tensors)]
