@@ -1,5 +1,6 @@
 """Models of more than one input, end to end: an image and the clicks of its reader, a query and the examples that explain the task."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -344,7 +345,7 @@ def test_layer_effects_of_a_few_shot_model(d, n):
                 def swap(output: Tensor, donor: Tensor = donor) -> Tensor:
                     return torch.cat([output[:, :2], donor[None, 2:3], output[:, 3:]], 1)
 
-                run = lambda: case.score(*mine, example=example)  # noqa: E731, B023
+                run = functools.partial(case.score, *mine, example=example)
                 effects.append(run() - by_hook(case.model.decoder, swap, run))
             expected = torch.stack(effects).mean(0)
             torch.testing.assert_close(statistics.effect[example, 2].float(), expected, atol=1e-5, rtol=0)
