@@ -188,12 +188,16 @@ def main() -> None:
         )
         donors = tables[n_spatial][0].differences.shape[1]
         lines += [f"- {said[n_spatial]}: {units} units (two classes) with {donors} donors each, {seeds} seeds. {counts}."]
+    file = picture_folder(options) / "coverage.png"
+    plot(found, file)
     lines += [
         "",
         "Shares of 95 % intervals that hold the truth, among the units that any donor moves; *rare*: fewer than 20 % of the donors move the score;",
         "*skewed*: the skewness of the donors' differences is beyond 1.5. *plain* is Student's t with the unit's own variance, the others are the",
         "library's. *p*: the share of p-values at most that small when the effect is taken away. *FDR*: false ones among Benjamini and Hochberg's",
         "discoveries at 0.05 when that is done to every second unit. *se / error*: both root mean square; errors are in Dice points of 100.",
+        "",
+        f"![Coverage of the intervals](../_static/{file.name})",
         "",
         "| case | n | draws | trials | rms error | plain | library | rare | skewed | se / error | p <= 0.01 | p <= 0.05 | FDR |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -207,10 +211,11 @@ def main() -> None:
                     f"| {x.plain:.3f} | {held[0]} | {held[1]} | {held[2]} | {x.ratio:.2f} | {x.small[0.01]:.3f} | {x.small[0.05]:.3f} "
                     f"| {x.false_discoveries:.3f} |"
                 )
-    file = picture_folder(options) / "coverage.png"
-    plot(found, file)
-    lines += ["", f"![Coverage of the intervals](../_static/{file.name})", ""]
-    lines += ["Units that three screening draws miss, of those whose effect is at least the threshold (2D, grey matter):", ""]
+    lines += [
+        "",
+        "Units that three screening draws miss, of those whose effect is at least the threshold (2D, grey matter):",
+        "",
+    ]
     lines += [
         "| metric | threshold, Dice | units | random (the paper's) | ranked, of 20 strata | ranked, of 50 strata |",
         "|---|---|---|---|---|---|",
