@@ -24,14 +24,14 @@ def undisturbed(forward_func: Callable[..., object], gradients: bool = False) ->
     With ``gradients`` they are recorded, whatever mode the caller is in.
 
     Modules found in training mode are evaluated in evaluation mode (with a warning), because batch norm in training
-    mode would mix the examples of a batch and move its running statistics. Modes, buffers and the global random states
+    mode would mix the examples of a batch and move its running statistics (dropout stays on in a target with ``n_samples``). Modes, buffers and the global random states
     of torch (CPU and CUDA), numpy and random are restored however the block ends, Ctrl-C included. A module's bound methods
     and partials are seen through; any other function hides its modules, and only the random states are protected then.
     """
     modules = list(module.modules()) if (module := _module_of(forward_func)) is not None else []
-    # Of a target that samples, dropout that is in training mode is meant to be.
-    samples = getattr(forward_func, "n_samples", None) is not None
-    training = [m for m in modules if m.training and not (samples and isinstance(m, nn.modules.dropout._DropoutNd))]
+    # Of a segmentation target that samples, dropout that is in training mode is meant to be.
+    random_on_purpose = getattr(forward_func, "keeps_dropout", False) is True
+    training = [m for m in modules if m.training and not (random_on_purpose and isinstance(m, nn.modules.dropout._DropoutNd))]
     buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = [(module, dict(module._buffers.items())) for module in modules]
     values = [[None if b is None else b.clone() for b in found.values()] for _, found in buffers]
     if any(_behaves_differently_in_training(module) for module in training):

@@ -1,4 +1,4 @@
-"""The command line: ``causalseg demo``."""
+"""The command line: ``causalseg explain | components | compare | refute | demo``."""
 
 import argparse
 import re
@@ -6,39 +6,56 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from captum_causalseg._cli_arguments import add_commands, positive
+
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used."""
+    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, or 130 after Ctrl-C."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    # Imported late: `--help` should not wait for torch.
+    try:
+        if options.command == "demo":
+            said = _demo(parser, options)
+        else:
+            # Imported late: `--help` should not wait for MONAI.
+            from captum_causalseg._cli_run import run
+
+            said = run(options)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"causalseg: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("causalseg: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    print(said)
+    return 0
+
+
+def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
     from captum_causalseg.demo.explain import brain_case, explain, picture_case
 
-    try:
-        if options.image is None:
-            if options.label or options.patches:
-                parser.error("--label and --patches go with --image")
-            case = brain_case(options.roi)
-        elif options.label is None:
-            parser.error("--image needs --label, the mask that the segmentation is compared with")
-        else:
-            case = picture_case(options.image, options.label, options.patches, options.roi, options.seed)
-        print(explain(case, options.out, n_draws=options.draws, seed=options.seed))
-    except (ValueError, ImportError, OSError) as error:
-        print(f"causalseg: {error}", file=sys.stderr)
-        return 2
-    print(f"\nwritten to {options.out}/: effects.png, effects.csv, statistics.npz")
-    return 0
+    if options.image is None:
+        if options.label or options.patches:
+            parser.error("--label and --patches go with --image")
+        case = brain_case(options.roi)
+    elif options.label is None:
+        parser.error("--image needs --label, the mask that the segmentation is compared with")
+    else:
+        case = picture_case(options.image, options.label, options.patches, options.roi, options.seed)
+    said = explain(case, options.out, n_draws=options.draws, seed=options.seed)
+    return f"{said}\n\nwritten to {options.out}/: effects.png, effects.csv, statistics.npz"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="causalseg",
         description="Which parts of an image made a model segment a region the way it did, and how sure are we?",
+        epilog="causalseg COMMAND --help says more of each.",
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="command")
+    add_commands(commands)
     demo = commands.add_parser(
         "demo",
         help="explain a brain slice, or a picture of your own",
@@ -56,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--roi", type=_box, metavar="box:ROW,COL+SIZE", help="where to look, e.g. box:72,88+32 (in the 256 x 256 picture)"
     )
-    demo.add_argument("--draws", type=_positive, default=20, metavar="N", help="interventions per block (default: 20)")
+    demo.add_argument("--draws", type=positive, default=20, metavar="N", help="interventions per block (default: 20)")
     demo.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     demo.add_argument(
         "--out",
@@ -74,9 +91,3 @@ def _box(text: str) -> tuple[tuple[int, ...], int]:
         raise argparse.ArgumentTypeError(f"expected box:ROW,COL+SIZE, e.g. box:72,88+32, got {text!r}")
     row, column, size = map(int, found.groups())
     return (row, column), size
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return int(text)

@@ -181,6 +181,11 @@ class SegmentationTarget(nn.Module):
             return self.sampled([0] * len(first_image(inputs)), *inputs)
         return self.score(self._logits(self.model_inputs(*inputs), truth), *inputs)
 
+    @property
+    def keeps_dropout(self) -> bool:
+        """Whether dropout that was left in training mode stays on: it is what makes the answers of an ensemble."""
+        return self.n_samples is not None
+
     def varies(self, *inputs: Any) -> bool:
         """Whether scores are means over differing answers of the model: with ``n_samples``, if two answers to the first example differ.
 
