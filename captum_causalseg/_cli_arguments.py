@@ -1,0 +1,160 @@
+"""Arguments of the commands that explain a case of one's own, read without torch."""
+
+import argparse
+import re
+from pathlib import Path
+
+__all__ = ["add_commands", "box_of", "positive"]
+
+_CASE = """\
+one model:    --bundle DIR, or --model package.module:factory --weights FILE, or --model FILE.ts (TorchScript)
+one image:    --image FILE (NIfTI, NRRD, DICOM, PNG, JPEG, ...), with --label FILE if there is a reference
+one region:   --roi, where the segmentation is scored
+"""
+_EXAMPLES = {
+    "explain": "causalseg explain --model nets:unet --weights unet.pt --image scan.nii.gz --label truth.nii.gz --class 1 "
+    "--roi label:1 --donors training/ --out result",
+    "components": 'causalseg components --bundle spleen/ --image scan.nii.gz --class 1 --roi boundary:3 --layers "model.*" --out result',
+    "compare": "causalseg compare --model net.ts --image picture.png --label mask.png --roi box:72,88+32 --donors training/ --out result",
+    "refute": "causalseg refute --model net.ts --image picture.png --label mask.png --roi point:80,90 --donors training/ --out result",
+}
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``explain``, ``components``, ``compare`` and ``refute``."""
+    explain = _command(
+        *(commands, "explain", "explain one segmentation of a model of your own"),
+        "Estimate the effect of every unit of the image on the score of a region of interest. Writes report.html (one page with "
+        "everything), effects.png, effects.csv, statistics.npz and, for scans, effects.nii.gz.",
+    )
+    explain.add_argument("--refute", action="store_true", help="also try to refute the effects (about seven times the work)")
+    explain.add_argument(
+        "--components", metavar="PATTERN", help='also the effects of the network\'s modules of these names, e.g. "decoder.*"'
+    )
+    components = _command(
+        *(commands, "components", "which modules of the network matter"),
+        "Estimate the effect of every module of the network on the score of a region of interest, its activations replaced by those "
+        "on donor images (by 0 without --donors). Writes components.csv and components.png.",
+    )
+    components.add_argument("--layers", metavar="PATTERN", help="only modules of these names, with * and ? (default: all)")
+    components.add_argument(
+        "--level", choices=("module", "channel"), default="module", help="whole modules or each of their channels"
+    )
+    _command(
+        *(commands, "compare", "this method beside others of Captum, scored for faithfulness"),
+        "Explain the same segmentation with treatment effects, their first-order estimate, integrated gradients and feature "
+        "ablation, and score how faithful each is to the model. Writes comparison.csv and comparison.png.",
+    )
+    refute = _command(
+        *(commands, "refute", "try to refute the effects"),
+        "Estimate the effects and try to refute them: placebo donors, other donors, other draws, another model. Writes "
+        "refutation.csv and effects.png.",
+    )
+    refute.add_argument("--refuters", metavar="NAME,...", help="which: placebo, split, subset, seed, weights (default: all)")
+
+
+def box_of(text: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Start and size in ``box:72,88+32`` or ``box:72,88,4+32,32,8``; ``None`` if it is something else."""
+    found = re.fullmatch(r"box:(\d+(?:,\d+)*)\+(\d+(?:,\d+)*)", text)
+    if found is None:
+        return None
+    start, size = (tuple(map(int, part.split(","))) for part in found.groups())
+    return start, size * len(start) if len(size) == 1 else size
+
+
+def positive(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, description: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{description}\n\n{_CASE}",
+        epilog=f"example:\n  {_EXAMPLES[name]}",
+        formatter_class=_Formatter,
+    )
+    model = parser.add_argument_group("the model")
+    which = model.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="a MONAI bundle; its configs are programs, so trust its source"
+    )
+    which.add_argument(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="a function without arguments that returns the network (looked for in the current folder too), or a TorchScript file",
+    )
+    model.add_argument("--weights", type=Path, metavar="FILE", help="state dict for the factory's network")
+    case = parser.add_argument_group("the case")
+    case.add_argument("--image", type=Path, required=True, metavar="FILE", help="the image to explain")
+    case.add_argument(
+        "--label",
+        type=Path,
+        metavar="FILE",
+        help="the reference segmentation on the image's grid, 0, 1, ... per class (a mask of 0 and 255 counts as 0 and 1); "
+        "default: the model's own prediction",
+    )
+    case.add_argument(
+        "--dims",
+        type=int,
+        choices=(2, 3),
+        help="how many spatial axes the image must have; with 2, a volume of one slice is that slice (default: those of the file)",
+    )
+    case.add_argument(
+        "--class", type=int, dest="class_", metavar="N", help="the class that is explained (default: the only one, or 1 of two)"
+    )
+    case.add_argument(
+        "--roi",
+        required=True,
+        metavar="WHERE",
+        help="box:72,88+32 (start and size in pixels; per axis: box:72,88,4+32,32,8); point:80,90 (the object there) or label:2 (both in "
+        "--label, else in the prediction); boundary:3 (pixels on both sides of the predicted outline of the class); or a mask file",
+    )
+    case.add_argument(
+        "--normalize",
+        choices=("none", "255", "range", "zscore"),
+        default="none",
+        help="intensities of image and donors, as the network was trained: as in the file, divided by 255, minimum 0 and maximum 1, "
+        "or mean 0 and standard deviation 1 (default: none; bundles do it themselves)",
+    )
+    case.add_argument(
+        "--donors", type=Path, metavar="DIR", help="folder of image files that units are replaced from (default: this image)"
+    )
+    case.add_argument(
+        "--units",
+        default=None,
+        metavar="SIZE",
+        help="edge of the blocks: 8, or 8x8x4 per axis; or a file of labels (default: 8)",
+    )
+    case.add_argument("--metric", default="dice", metavar="NAME", help="the score (default: dice)")
+    effort = parser.add_argument_group("effort and output")
+    effort.add_argument("--draws", type=positive, default=20, metavar="N", help="interventions per unit (default: 20)")
+    effort.add_argument(
+        "--precision", type=float, metavar="X", help="draw on until every 95 %% interval is at most X to either side"
+    )
+    effort.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    effort.add_argument(
+        "--out",
+        type=Path,
+        default=Path(f"causalseg-{name}"),
+        metavar="DIR",
+        help=f"folder for the results (default: causalseg-{name})",
+    )
+    return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs are filled, lines of a table kept."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph]
+        filled = [
+            paragraph.rstrip() if "\n" in paragraph else argparse.HelpFormatter._fill_text(self, paragraph, width, indent)
+            for paragraph in paragraphs
+        ]
+        return "\n\n".join(filled)
