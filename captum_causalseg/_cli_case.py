@@ -226,7 +226,8 @@ def _prediction(make_target: Callable[..., SegmentationTarget], image: Tensor, l
         raise
     except Exception as error:
         # The user's network runs here for the first time.
-        raise ValueError(f"the model fails on an image of shape {tuple(image.shape)}: {reason(error)}") from error
+        hint = "; --dims 2 takes a volume of one slice as that slice" if image.ndim == 5 and image.shape[-1] == 1 else ""
+        raise ValueError(f"the model fails on an image of shape {tuple(image.shape)}{hint}: {reason(error)}") from error
 
 
 def _output(chosen: int | None, classes: int) -> int | None:

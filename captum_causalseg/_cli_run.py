@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -312,10 +312,19 @@ def _html(
         "Forward passes of one image": statistics.n_forwards if report is None else report.n_forwards,
         "Seconds": f"{seconds:.1f}",
     }
-    sections.append(
-        _report.section("How it was computed", _report.facts(computed | {str(k): v for k, v in statistics.settings.items()}))
-    )
+    sections.append(_report.section("How it was computed", _report.facts(computed | _in_words(statistics.settings))))
     return _report.page(f"Why was it segmented this way? {options.image.name}", sections)
+
+
+def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as a person reads them; what is empty is left out."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name}: {said(one)}" for name, one in value.items())
+        return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+    return {str(name).replace("_", " "): said(value) for name, value in settings.items() if value not in (None, {}, [])}
 
 
 def _profile_section(case: CommandCase, statistics: TreatmentEffectStatistics, metric: str) -> str:
