@@ -55,7 +55,8 @@ class TreatmentEffectStatistics:
             ``n`` of ``D`` donors drawn without replacement it is ``(1 - n/D) / n``.
         variance_freedom: degrees of freedom of ``sample_variance``; NaN where there are no draws.
         n_draws: interventions that the effect is the mean of.
-        population: number of different donors ``(N, U)``; infinite when drawn with replacement.
+        population: number of different donors ``(N, U)``; infinite when drawn with replacement; for a model that answers differently
+            each time (``n_samples``), times the random states that are drawn with them.
         status: a :class:`Status`.
         observed_score: ``(N, *output_shape)``.
         unit_ids: ``(U,)`` the units' ids in ``feature_mask``.
