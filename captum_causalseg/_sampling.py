@@ -45,8 +45,11 @@ def one_by_one(
     """
     found = []
     for example, key in enumerate(keys):
+        # Copies: what a model does to its inputs in place must not reach the next sample.
         row = [
-            value[example : example + 1] if isinstance(value, Tensor) and value.ndim and len(value) == n_examples else value
+            value[example : example + 1].clone()
+            if isinstance(value, Tensor) and value.ndim and len(value) == n_examples
+            else value
             for value in inputs
         ]
         with seeded(*key):

@@ -32,7 +32,13 @@ __all__ = ["Blur", "BoundDonors", "Constant", "DonorSource", "PatchBank", "SameI
 
 
 class DonorSource(ABC):
-    """Where donors come from. Subclass it, with a :class:`BoundDonors`, to add a source of one's own."""
+    """Where donors come from. Subclass it, with a :class:`BoundDonors`, to add a source of one's own.
+
+    Attributes:
+        of_the_image: whether donors are made from the explained image itself (or activation), not brought from elsewhere.
+    """
+
+    of_the_image: bool = False
 
     @abstractmethod
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
@@ -81,6 +87,8 @@ class Blur(DonorSource):
     Args:
         sigma: standard deviation of the Gaussian, in pixels.
     """
+
+    of_the_image = True
 
     def __init__(self, sigma: float = 4.0) -> None:
         if not (sigma > 0 and math.isfinite(sigma)):
@@ -309,6 +317,8 @@ class SameImage(DonorSource):
     This is what ``baselines=None`` means.
     """
 
+    of_the_image = True
+
     def __repr__(self) -> str:
         return "SameImage()"
 
@@ -333,6 +343,8 @@ class SelfDonor(DonorSource):
         >>> float(ate.attribute(torch.rand(1, 1, 8, 8), baselines=SelfDonor(), block_size=4).abs().max())
         0.0
     """
+
+    of_the_image = True
 
     def __repr__(self) -> str:
         return "SelfDonor()"

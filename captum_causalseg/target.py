@@ -194,11 +194,12 @@ class SegmentationTarget(nn.Module):
         if self.n_samples is None or self._varies is False:
             return False
         if self._varies is None:
-            first = [value[:1] if isinstance(value, Tensor) and value.ndim else value for value in self.model_inputs(*inputs)]
+            given = self.model_inputs(*inputs)
             answers = []
             for sample in range(2):
+                first = tuple(v[:1].clone() if isinstance(v, Tensor) and v.ndim else v for v in given)
                 with seeded(self.seed, 0, sample), torch.no_grad():
-                    answers.append(self._logits(tuple(first), self.reference))
+                    answers.append(self._logits(first, self.reference))
             self._varies = not torch.equal(*answers)
             if not self._varies:
                 logger.info("n_samples: the model gives the same answer twice, so one is enough")
@@ -218,6 +219,14 @@ class SegmentationTarget(nn.Module):
             total = scores if total is None else total + scores
         assert total is not None
         return total / (self.n_samples or 1)
+
+    def answer(self, *inputs: Any) -> Tensor:
+        """The logits ``(N, C, *spatial)`` of a single answer to the model's inputs, always with the same random numbers.
+
+        Where :meth:`forward` runs a model several times (``n_samples``), this runs it once.
+        """
+        with seeded(self.seed, 0, 0):
+            return self._logits(inputs, self.reference)
 
     def model_inputs(self, *inputs: Any) -> tuple[Any, ...]:
         """The arguments of a call without the masks among them (``roi="argument"``, ``reference="argument"``)."""

@@ -1,19 +1,23 @@
 """Models that answer differently each time: common random numbers, and standard errors that hold what is left of the noise."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from captum_causalseg import (
+    ActivationBank,
     AverageTreatmentEffect,
     GradientTreatmentEffect,
     LayerAverageTreatmentEffect,
+    LayerGradientTreatmentEffect,
     PatchBank,
     PdCR,
     SegmentationTarget,
     Status,
+    component_effects,
     refute,
     regions,
 )
@@ -248,10 +252,125 @@ def test_predictions_are_those_of_the_mean():
     assert 0 < float(target(images())) <= 1
 
 
+class Noisy(nn.Module):
+    """Noise before a layer and a gain of its own after it, at each answer; the middle layer is what is intervened on."""
+
+    def __init__(self, before: float = 1.0, gain: float = 0.5) -> None:
+        super().__init__()
+        self.before, self.gain, self.middle, self.seen = before, gain, nn.Identity(), 0
+        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        activation = self.middle(torch.cat([x + self.before * torch.randn_like(x[:, :, :1, :1]), 2 * x], dim=1))
+        return (1 + self.gain * torch.randn_like(x[:, :, :1, :1])) * activation.sum(1, keepdim=True) * self.weight
+
+
+def layer_of(target, x, layer, n_draws=12, **options):
+    options = {"layer_baselines": 0.0, "n_screening_draws": 0, "seed": 0} | options
+    face = LayerAverageTreatmentEffect(target, layer)
+    return face.attribute(x, n_draws=n_draws, return_statistics=True, **options)[1]
+
+
+def test_layers_meet_the_noise_of_the_observed_run():
+    """The noise before the layer and the offset after it are common; without a gain nothing of them is left.
+
+    The mean over the RoI falls by that of the channel that is replaced by 0: with the noise that the run itself had.
+    """
+    model, x = Noisy(before=0.0, gain=0.0), images(2)
+    quiet = layer_of(target_of(model, n_samples=1), x, model.middle)
+    truth = torch.stack([x[:, 0, :4, :4].mean((1, 2)), 2 * x[:, 0, :4, :4].mean((1, 2))], dim=1)
+    torch.testing.assert_close(quiet.effect, truth)
+    model = Noisy(before=1.0, gain=0.0)
+    stats = layer_of(target_of(model, n_samples=1), x, model.middle, n_draws=200)
+    # The second channel does not hold the noise: its effect is exact in each pair.
+    torch.testing.assert_close(stats.effect[:, 1], truth[:, 1], rtol=0, atol=1e-9)
+    assert float((stats.effect[:, 0] - truth[:, 0]).abs().max()) < 4 / 200**0.5
+    assert 0.5 / 200**0.5 < float(stats.standard_error[0, 0]) < 2 / 200**0.5
+
+
+def test_the_standard_error_of_a_layer_holds_what_is_left():
+    x, held, errors, claimed = images(), [], [], []
+    truth = torch.stack([x[0, 0, :4, :4].mean(), 2 * x[0, 0, :4, :4].mean()])
+    for seed in range(60):
+        model = Noisy()
+        stats = layer_of(target_of(model, n_samples=2, seed=seed), x, model.middle, seed=seed)
+        low, high = (end[0] for end in stats.confidence_interval(0.95))
+        held.append(((low <= truth) & (truth <= high)).numpy())
+        errors.append((stats.effect[0] - truth).numpy())
+        claimed.append(stats.standard_error[0].numpy())
+    assert np.mean(held) >= 0.9
+    assert 0.8 <= np.sqrt(np.mean(np.square(claimed)) / np.mean(np.square(errors))) <= 1.3
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
+def test_batches_do_not_matter_for_layers(sampling):
+    model, x = PerPixel(), images(2)
+    donors = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    # One batch for all donors: what noise they meet is that of their place in it.
+    options = {"layer_baselines": ActivationBank(donors, batch_size=32), "sampling": sampling}
+    found = [
+        layer_of(target_of(model, n_samples=2), x[rows], model.conv, perturbations_per_eval=size, **options)
+        for rows, size in ((slice(None), 16), (slice(None), 3), (slice(1, 2), 5))
+    ]
+    assert found[0].settings["sampling"] == sampling
+    assert "vmap" in found[0].settings["switched_off"]
+    torch.testing.assert_close(found[0].effect, found[1].effect, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found[0].effect[1:], found[2].effect, rtol=1e-10, atol=1e-12)
+
+
+def test_forwards_of_a_layer_are_counted():
+    model = Noisy()
+    stats = layer_of(target_of(model, n_samples=2), images(2), model.middle, layer_baselines=images(3))
+    assert stats.n_forwards == model.seen
+    assert stats.settings["forwards"]["recording the layer"] == 2
+
+
+def test_the_placebo_of_a_layer_is_exactly_zero():
+    model = Noisy()
+    face = LayerAverageTreatmentEffect(target_of(model, n_samples=2), model.middle)
+    report = refute(face, images(), 0.0, refuters=["placebo"], n_draws=6)
+    assert report["placebo"].verdict == "pass"
+    assert report["placebo"].statistic == 0
+
+
+def test_components_of_an_ensemble():
+    model = Dropping().double().eval()
+    model.drop.train()
+    table = component_effects(target_of(model, n_samples=2), images(), baselines=images(5), n_draws=4)
+    assert sorted(table["module"]) == ["drop", "first", "last", "norm"]
+    # A deterministic model asked for samples is explained as without.
+    model.drop.eval()
+    sampled, plain = (
+        component_effects(target_of(model, n_samples=n), images(), baselines=images(5), n_draws=4) for n in (3, None)
+    )
+    pd.testing.assert_frame_equal(sampled, plain)
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x += torch.randn_like(x)
+        return x * self.weight
+
+
+def test_a_model_that_works_in_place_does_not_add_up_its_noise():
+    x = images()
+    target = target_of(InPlace(), n_samples=400)
+    before = x.clone()
+    # One answer's mean over the RoI scatters by 1/4: piled up, the last ones would by 5.
+    assert abs(float((target(x) - before[..., :4, :4].mean()).detach())) < 4 * 0.25 / 20
+    assert torch.equal(x, before)
+
+
 def test_what_does_not_go_with_it():
     model = PerPixel()
-    with pytest.raises(ValueError, match="a layer's effects cannot be measured for a model that answers differently"):
-        LayerAverageTreatmentEffect(target_of(model), model.conv).attribute(images(), layer_baselines=0.0, n_draws=2)
+    with pytest.raises(ValueError, match="the gradient at a layer is not defined for a model that answers differently"):
+        LayerGradientTreatmentEffect(target_of(model, n_samples=2), model.conv).attribute(images(), layer_baselines=0.0)
     with pytest.raises(ValueError, match="compile, autocast: not for a target with n_samples"):
         AverageTreatmentEffect(target_of(model)).attribute(images(), 0.0, block_size=4, autocast=torch.bfloat16)
 

@@ -249,7 +249,7 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
         ranked = rank_donors(problem, reach.evaluator, plan, asked, effort.n_draws)
         plan = replace(plan, sampling="uniform") if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
-            problem.evaluator.spent["gradient"] += ranked[1] * problem.evaluator.runs_each
+            problem.evaluator.spent["gradient"] += ranked[1] * problem.evaluator.runs_of_gradient
     return _Prepared(plan, observed, output_shape, axes, reach, outside, asked)
 
 

@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from captum_causalseg.attr._problem import Call, Problem, check_masks, common_se
 from captum_causalseg.donors import BoundDonors, DonorSource, as_donor_source
 from captum_causalseg.interventions.gradient import differentiable, scores_of_activation
 from captum_causalseg.interventions.layer import LayerActivation, record
+from captum_causalseg.interventions.sampled_layer import SampledLayerActivation, record_one_by_one, scores_of_one_answer
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.target import SegmentationTarget
 
@@ -53,19 +55,19 @@ def prepare_layer(
     if block_size is None and layer_mask is None and kind in ("block", "channel_block"):
         raise ValueError(f"block_size: units={kind!r} needs it, in the activation's own pixels")
     call = prepare_call(forward_func, inputs, additional_forward_args)
-    if isinstance(call.forward_func, SegmentationTarget):
-        with undisturbed(call.forward_func):
-            varies = call.forward_func.varies(*call.inputs, *call.arguments)
-        if varies:
-            raise ValueError(
-                "forward_func: a layer's effects cannot be measured for a model that answers differently each time (n_samples); measure "
-                "those of the input, or make the model repeatable"
-            )
     device_ids = device_ids if device_ids is not None else getattr(forward_func, "device_ids", None)
     device_ids = device_ids or None  # a DataParallel without CUDA has none and calls its module
     watch: dict[str, Any] = {"at_input": at_input, "device_ids": device_ids}
-    with undisturbed(call.forward_func):
-        activation, observed = record(call.forward_func, layer, _fresh(call.inputs + call.arguments), **watch)
+    function = call.forward_func
+    with undisturbed(function):
+        everything = _fresh(call.inputs + call.arguments)
+        asked = isinstance(function, SegmentationTarget) and function.n_samples is not None and function._varies is None
+        sampling = function if isinstance(function, SegmentationTarget) and function.varies(*everything) else None
+        if sampling is None:
+            activation, observed = record(function, layer, everything, **watch)
+        else:
+            observed = function(*everything)
+            activation = record_one_by_one(sampling, layer, sampling.model_inputs(*everything), **watch)
         tensors = tuple(activation.tensors)
         _check_activation(tensors, call.inputs[0].shape[0])
         masks = (
@@ -74,14 +76,16 @@ def prepare_layer(
             else check_masks("layer_mask", layer_mask, tensors, "activation")
         )
         parts = Units(masks, [tensor.shape for tensor in tensors])
-        donors, paired, recorded = _donors(layer_baselines, layer, call, tensors, watch)
-    evaluator = LayerActivation(
-        *(call.forward_func, layer, call.inputs, call.arguments, activation, observed, parts, donors),
-        at_input=at_input,
-        paired=paired,
-        device_ids=device_ids,
-    )
-    asked = common_settings(
+        found = _donors(layer_baselines, layer, call, tensors, watch, sampling is not None)
+    given = layer, call.inputs, call.arguments, activation, observed, parts, found.bound
+    kind_of_donors: dict[str, Any] = {"at_input": at_input, "paired": found.paired}
+    if sampling is None:
+        evaluator = LayerActivation(function, *given, device_ids=device_ids, **kind_of_donors)
+    else:
+        evaluator = SampledLayerActivation(sampling, *given, found.own, **kind_of_donors)
+    if asked:
+        evaluator.spent["answers compared"] += 2
+    described = common_settings(
         layer=type(layer).__name__, units=kind if layer_mask is None else "layer_mask", block_size=block_size
     )
     return Problem(
@@ -89,25 +93,43 @@ def prepare_layer(
         is_tuple=activation.is_tuple,
         forward_func=call.forward_func,
         evaluator=evaluator,
-        scores=scores_of_activation(call.forward_func, layer, call.inputs, call.arguments, **watch),
+        scores=scores_of_activation(function, layer, call.inputs, call.arguments, **watch),
         smooth_scores=lambda: scores_of_activation(
-            differentiable(call.forward_func), layer, call.inputs, call.arguments, **watch
+            differentiable(function) if sampling is None else scores_of_one_answer(sampling.surrogate()),
+            *(layer, call.inputs, call.arguments),
+            **watch,
         ),
         units=parts,
-        donors=donors,
+        donors=found.bound,
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
         rois=call.rois,
         spatial=call.spatial,
-        settings=asked | common_settings(layer_baselines=layer_baselines),
-        paired=paired,
-        more_forwards=recorded,
+        settings=described | common_settings(layer_baselines=layer_baselines),
+        paired=found.paired,
+        more_forwards=found.n_images,
     )
 
 
+@dataclass(frozen=True)
+class _Donors:
+    """What units of a layer are replaced by.
+
+    Args:
+        bound: donors per tensor of the activation.
+        own: their sources, where they are made from the activation itself.
+        paired: whether donors of all tensors belong together.
+        n_images: how many images were run to record them.
+    """
+
+    bound: tuple[BoundDonors, ...]
+    own: tuple[DonorSource | None, ...]
+    paired: bool
+    n_images: int
+
+
 def _donors(
-    baselines: Any, layer: nn.Module, call: Call, tensors: tuple[Tensor, ...], watch: dict[str, Any]
-) -> tuple[tuple[BoundDonors, ...], bool, int]:
-    """Donors per tensor, whether they belong together, and how many images were run to record them."""
+    baselines: Any, layer: nn.Module, call: Call, tensors: tuple[Tensor, ...], watch: dict[str, Any], sampling: bool
+) -> _Donors:
     if _are_images(baselines, call.inputs):
         baselines = ActivationBank(baselines)
     if isinstance(baselines, ActivationBank):
@@ -115,24 +137,26 @@ def _donors(
 
         def run(images: tuple[Tensor, ...]) -> list[Tensor]:
             fitting = tuple(image.to(like) for image, like in zip(images, call.inputs))
-            return record(_model_of(call.forward_func), layer, fitting + others, **watch)[0].tensors
+            return record(_model_of(call.forward_func, sampling), layer, fitting + others, **watch)[0].tensors
 
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
         state = watch["at_input"], kinds, tuple(map(_comparable, others)), _state_of(call.forward_func)
         banks, count = baselines.recorded(layer, state, run, tensors)
-        return tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors)), True, count
+        return _Donors(tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors)), (None,) * len(tensors), True, count)
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
     if len(given) != len(tensors):
         raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
-    sources = []
+    sources: list[DonorSource] = []
+    bound: list[BoundDonors] = []
     for one, tensor in zip(given, tensors):
         if isinstance(one, numbers.Real) and not math.isfinite(one):
             raise ValueError(f"layer_baselines: expected a finite number, got {one}")
         try:
-            sources.append(as_donor_source(0.0 if one is None else one, tensor).bind(tensor))
+            sources.append(as_donor_source(0.0 if one is None else one, tensor))
+            bound.append(sources[-1].bind(tensor))
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer_{error}" if str(error).startswith("baselines") else str(error)) from None
-    return tuple(sources), False, 0
+    return _Donors(tuple(bound), tuple(source if source.of_the_image else None for source in sources), False, 0)
 
 
 def _default_masks(tensors: tuple[Tensor, ...], kind: str, block_size: Any) -> list[Tensor]:
@@ -201,9 +225,11 @@ def _comparable(argument: Any) -> Any:
     return argument
 
 
-def _model_of(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """What to run on donor images: a target's model, which needs no masks."""
-    return forward_func.logits if isinstance(forward_func, SegmentationTarget) else forward_func
+def _model_of(forward_func: Callable[..., Any], sampling: bool) -> Callable[..., Any]:
+    """What to run on donor images: a target's model, which needs no masks; one answer where they differ."""
+    if not isinstance(forward_func, SegmentationTarget):
+        return forward_func
+    return forward_func.answer if sampling else forward_func.logits
 
 
 def _state_of(forward_func: Callable[..., Any]) -> Any:

@@ -176,7 +176,12 @@ def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additiona
         with undisturbed(call.forward_func):
             # One example is enough to see how the network runs.
             few = [v[:1].clone() if isinstance(v, Tensor) and v.ndim else v for v in (*call.inputs, *call.arguments)]
-            call.forward_func(*few)
+            function = call.forward_func
+            if isinstance(function, SegmentationTarget):
+                # Not its scores: for those, a model whose answers differ is run several times.
+                function.answer(*function.model_inputs(*few))
+            else:
+                function(*few)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from captum_causalseg.attr._gradient import backpropagate
 from captum_causalseg.attr._layer import LayerBaselines, UnitKind, check_layer, prepare_layer
 from captum_causalseg.attr._problem import check_integer
 from captum_causalseg.interventions.gradient import differentiable
+from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
 
 __all__ = ["LayerGradientTreatmentEffect"]
 
@@ -104,4 +105,9 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
             *(differentiable(self.forward_func), self.layer, self.device_ids, inputs, layer_baselines),
             *(additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size),
         )
+        if isinstance(problem.evaluator, SampledLayerActivation):
+            raise ValueError(
+                "forward_func: the gradient at a layer is not defined for a model that answers differently each time (n_samples), "
+                "for its activation differs as well; LayerAverageTreatmentEffect measures the effects"
+            )
         return backpropagate(problem, target, n_steps)

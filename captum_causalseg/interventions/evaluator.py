@@ -18,6 +18,10 @@ from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["ModelEvaluator", "checked_scores"]
 
+# Random states that draws are taken from: so many that what they have in common does not matter beside the draws' own spread, and
+# few enough to be run without intervention once each.
+_NOISES = 1024
+
 
 class ModelEvaluator(ABC):
     """An evaluator (see :mod:`captum_causalseg.engine.run`) that runs a model, on whole images or on a window of them.
@@ -51,6 +55,8 @@ class ModelEvaluator(ABC):
         self.switched_off: dict[str, str] = {}
         self._frames: list[Frame | None] | None = None
         self._local: LocalScores | None = None
+        # Of a model that answers differently each time: scores without intervention, by example and noise.
+        self._alone: dict[tuple[int, int], Tensor] = {}
         # Of a window: it, and the inputs and arguments that it was cut out of.
         self._origin: tuple[Frame, list[Any]] | None = None
 
@@ -88,15 +94,26 @@ class ModelEvaluator(ABC):
         """Whether interventions are computed in another way than the observed scores are."""
         return self._frames is not None
 
-    @property
+    @functools.cached_property
     def noise_population(self) -> int:
         """Of how many random states a draw takes one, besides its donor: 1 where the model is not random."""
-        return 1
+        if not isinstance(self.forward_func, SegmentationTarget):
+            return 1
+        asked = self.forward_func.n_samples is not None and self.forward_func._varies is None
+        varies = self.forward_func.varies(*self.inputs, *self.arguments)
+        if asked:
+            self.spent["answers compared"] += 2
+        return _NOISES if varies else 1
 
     @property
     def runs_each(self) -> int:
         """How often an image goes through the model for one score."""
-        return 1
+        return self.forward_func.n_samples or 1 if self.noise_population > 1 else 1  # type: ignore[attr-defined]
+
+    @property
+    def runs_of_gradient(self) -> int:
+        """How often an image goes through the model for the gradient that donors are ranked by."""
+        return self.runs_each
 
     @property
     def frames(self) -> list[Frame | None] | None:
@@ -147,6 +164,43 @@ class ModelEvaluator(ABC):
         """Tensors like :attr:`tensors` of the whole, as this window holds them."""
         frames = self._frames or [None] * len(tensors)
         return [x if frame is None else frame.crop(x) for x, frame in zip(tensors, frames)]
+
+    def _of_pairs(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` such that their distance from the observed score is that of two runs with the same noise.
+
+        The noise is drawn as the donors are, its number stands in the last column. So the spread of the draws holds what is left
+        of the noise in the pairs.
+        """
+        noise = donors[:, -1]
+        intervened = self._intervened_with(noise, examples, units, donors[:, :-1])
+        pairs = list(zip(examples.tolist(), noise.tolist()))
+        new = sorted(set(pairs) - self._alone.keys())
+        if new:
+            which, states = (np.array(column) for column in zip(*new))
+            found = self._sampled(gather(self.inputs, which), which, states)
+            self._alone.update(zip(new, found))
+            self.spent["the same noise, no intervention"] += len(new) * self.runs_each
+        if self.runs_each > 1:
+            self.spent["further samples"] += len(examples) * (self.runs_each - 1)
+        missing = sorted({n for n in examples.tolist() if (n, -1) not in self._alone})
+        for n, row in zip(missing, self._observe_again(np.array(missing)) if missing else []):
+            self._alone[n, -1] = row
+        alone = torch.stack([self._alone[pair] for pair in pairs])
+        observed = torch.stack([self._alone[n, -1] for n in examples.tolist()])
+        return observed - (alone - intervened)
+
+    def _observe_again(self, examples: np.ndarray) -> Tensor:
+        self.spent["observed again"] += len(examples)
+        return self.observe(examples)
+
+    def _intervened_with(self, noise: np.ndarray, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` under interventions, each row with its own random numbers ``noise[b]``."""
+        raise NotImplementedError
+
+    def _sampled(self, inputs: Sequence[Tensor], examples: np.ndarray, noise: np.ndarray) -> Tensor:
+        assert isinstance(self.forward_func, SegmentationTarget)
+        scores = self.forward_func.sampled(noise.tolist(), *inputs, *gather(self.arguments, examples))
+        return self._checked(scores, len(examples))
 
     @functools.cached_property
     def _model_arguments(self) -> list[Any]:

@@ -69,8 +69,6 @@ class WholeInput(ModelEvaluator):
         self.channels_last = False
         self._memory: list[Tensor] = []
         self._fast: Any = _compiled(forward_func) if self.execution.compile else forward_func
-        # Of a model that answers differently each time: scores without intervention, by example and noise.
-        self._paired: dict[tuple[int, int], Tensor] = {}
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -85,17 +83,12 @@ class WholeInput(ModelEvaluator):
     @functools.cached_property
     def noise_population(self) -> int:
         """Of how many random states a draw takes one, besides its donor: 1 where the model is not random."""
-        if not isinstance(self.forward_func, SegmentationTarget):
-            return 1
-        asked = self.forward_func.n_samples is not None and self.forward_func._varies is None
-        varies = self.forward_func.varies(*self.inputs, *self.arguments)
-        if asked:
-            self.spent["answers compared"] += 2
-        if varies and not self.execution.exact:
+        population = super().noise_population
+        if population > 1 and not self.execution.exact:
             raise ValueError(
                 "compile, autocast: not for a target with n_samples, whose pairs of runs have to be the model's own"
             )
-        return _NOISES if varies else 1
+        return population
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` of the inputs as they are."""
@@ -113,7 +106,7 @@ class WholeInput(ModelEvaluator):
         """Scores ``(B, K)`` with each unit replaced by its donor."""
         n = len(examples)
         if self.noise_population > 1:
-            return self._with_noise(examples, units, donors)
+            return self._of_pairs(examples, units, donors)
         if self.execution.compile and self._memory and n < len(self._memory[0]):
             # Another batch size would be compiled anew.
             examples, units, donors = (
@@ -124,42 +117,10 @@ class WholeInput(ModelEvaluator):
         paste(inputs, self.units, self._donors, examples, units, donors, self.frames)
         return self._scores(inputs, examples)[:n]
 
-    def _with_noise(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` such that their distance from the observed score is that of two runs with the same noise.
-
-        The noise is drawn as the donors are, its number stands in the last column. So the spread of the draws holds what is left
-        of the noise in the pairs.
-        """
-        noise = donors[:, -1]
+    def _intervened_with(self, noise: np.ndarray, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
         inputs = self._copies(examples)
         paste(inputs, self.units, self._donors, examples, units, donors, self.frames)
-        intervened = self._sampled(inputs, examples, noise)
-        pairs = list(zip(examples.tolist(), noise.tolist()))
-        new = sorted(set(pairs) - self._paired.keys())
-        if new:
-            which, states = (np.array(column) for column in zip(*new))
-            found = self._sampled(gather(self.inputs, which), which, states)
-            self._paired.update(zip(new, found))
-            self.spent["the same noise, no intervention"] += len(new) * self.runs_each
-        if self.runs_each > 1:
-            self.spent["further samples"] += len(examples) * (self.runs_each - 1)
-        missing = sorted({n for n in examples.tolist() if (n, -1) not in self._paired})
-        for n, row in zip(missing, self.observe(np.array(missing)) if missing else []):
-            self._paired[n, -1] = row
-            self.spent["observed again"] += 1
-        alone = torch.stack([self._paired[pair] for pair in pairs])
-        observed = torch.stack([self._paired[n, -1] for n in examples.tolist()])
-        return observed - (alone - intervened)
-
-    @property
-    def runs_each(self) -> int:
-        """How often an image goes through the model for one score."""
-        return self.forward_func.n_samples or 1 if self.noise_population > 1 else 1  # type: ignore[attr-defined]
-
-    def _sampled(self, inputs: Sequence[Tensor], examples: np.ndarray, noise: np.ndarray) -> Tensor:
-        assert isinstance(self.forward_func, SegmentationTarget)
-        scores = self.forward_func.sampled(noise.tolist(), *inputs, *gather(self.arguments, examples))
-        return self._checked(scores, len(examples))
+        return self._sampled(inputs, examples, noise)
 
     def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
         """What a segmentation target is scored from, with these tensors in the inputs' place."""
@@ -251,9 +212,6 @@ class WholeInput(ModelEvaluator):
         return torch.autocast(self.inputs[0].device.type, dtype=self.execution.autocast)
 
 
-# Random states that draws are taken from: so many that what they have in common does not matter beside the draws' own spread, and
-# few enough to be run without intervention once each.
-_NOISES = 1024
 # Whether channels-last was faster, by model and batch: tried once.
 _FORMATS: "weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]]" = weakref.WeakKeyDictionary()
 
