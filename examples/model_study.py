@@ -23,8 +23,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ import nilearn
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from monai.networks import nets
+from study_networks import ARCHITECTURES, SIZE
+from study_report import FAR, Study
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,109 +44,10 @@ from captum_causalseg.demo import CLASS_NAMES, BrainSlices, fit, load_brain_slic
 from captum_causalseg.evaluation.profile import perception_profile
 from captum_causalseg.statistics import Status
 
-SIZE = (128, 96)
-"""Of the slices, after two by two pixels of 1 mm became one."""
 LABEL = 1
 """Grey matter."""
 ROI_EDGE = 16
-FAR = 4
-"""Rings of blocks around the RoI; what lies beyond is called far."""
 PLACES = ("front", "left", "back", "middle")
-MEASURES = {
-    "radius_50": "radius of 50 % of the mass (rings)",
-    "share_within_2": "share of the mass in the first two rings",
-    "share_null": "share of null units",
-    "concentration": "concentration (Gini)",
-    "anisotropy": "anisotropy",
-}
-# Okabe and Ito's colors, which the color-blind can tell apart, and one more.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#6a3d9a", "#8c564b")
-MARKERS = "osD^vP*Xd"
-SLICE_COLORS = ("#440154", "#31688e", "#35b779", "#d8c51e")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network of MONAI.
-
-    Args:
-        network: its name in ``monai.networks.nets``.
-        arguments: sizes that train within minutes; what is not named is MONAI's default, the normalization above all.
-        mixing: what besides the normalization carries information across the whole image, for the table.
-        learning_rate: the largest of the cycle. Transformers want smaller ones.
-    """
-
-    network: str
-    arguments: dict[str, Any]
-    mixing: str = ""
-    learning_rate: float = 5e-3
-
-    def build(self) -> nn.Module:
-        """The network with the same initial weights every time; the global random state stays as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = FirstOutput(getattr(nets, self.network)(**self.arguments))
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                # PyTorch's default. EfficientNet's means move by a hundredth a step, too slow for a few hundred steps.
-                module.momentum = 0.1
-        return network.eval()
-
-
-class FirstOutput(nn.Module):
-    """A network that returns its segmentation alone, also where the one inside returns a list that starts with it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        found = self.network(images)
-        return found[0] if isinstance(found, (list, tuple)) else found
-
-
-_UNET = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "strides": (2, 2, 2)}
-CONTROL = "UNet, batch norm"
-ARCHITECTURES = {
-    "UNet": Architecture("UNet", {**_UNET, "channels": (16, 32, 64, 128), "num_res_units": 2}),
-    # The control: the same network, but what happens in one place cannot reach all others by way of the normalization.
-    CONTROL: Architecture("UNet", {**_UNET, "channels": (16, 32, 64, 128), "num_res_units": 2, "norm": "batch"}),
-    "BasicUNetPlusPlus": Architecture(
-        "BasicUNetPlusPlus", {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "features": (8, 8, 16, 32, 64, 8)}
-    ),
-    "SegResNet": Architecture("SegResNet", {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "init_filters": 8}),
-    "AttentionUnet": Architecture("AttentionUnet", {**_UNET, "channels": (8, 16, 32, 64)}),
-    "DynUNet": Architecture(
-        "DynUNet",
-        {
-            **{"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "kernel_size": (3, 3, 3, 3)},
-            **{"strides": (1, 2, 2, 2), "upsample_kernel_size": (2, 2, 2), "filters": (8, 16, 32, 64)},
-        },
-    ),
-    "FlexibleUNet": Architecture(
-        "FlexibleUNet",
-        {
-            **{"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "backbone": "efficientnet-b0", "pretrained": False},
-            "decoder_channels": (64, 32, 16, 8, 8),
-        },
-        mixing="squeeze and excitation",
-    ),
-    "SwinUNETR": Architecture(
-        "SwinUNETR",
-        {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "feature_size": 12},
-        mixing="attention in shifted windows",
-        learning_rate=2e-3,
-    ),
-    "UNETR": Architecture(
-        "UNETR",
-        {
-            **{"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "img_size": SIZE},
-            **{"feature_size": 8, "hidden_size": 96, "mlp_dim": 384, "num_heads": 4},
-        },
-        mixing="attention",
-        learning_rate=2e-3,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -227,7 +128,7 @@ def main() -> None:
     study = Study(pd.DataFrame(about), pd.DataFrame(rows), pd.concat(rings, ignore_index=True))
     key = key_of({"models": options.models, **asdict(settings)})
     keep(options.out / f"rows_{key}.csv", lambda file: study.rows.to_csv(file, index=False))
-    text = study.page(settings, options)
+    text = study.page(settings.training, settings.explanation, options.quick)
     print(text)
     figure = study.plot()
     if options.write is None:
@@ -364,205 +265,6 @@ def profile(statistics: TreatmentEffectStatistics, roi: Tensor, place: int) -> t
     row["share_far_active"] = float((found.units["role"] != "null")[found.units["bin"] > FAR].mean())
     row["noise_share"] = row["noise_mass"] / row["mass"] if row["mass"] > 0 else math.nan
     return row, found.by_distance[["bin", "n_units", "mass", "energy"]].astype({"n_units": float})
-
-
-@dataclass(frozen=True)
-class Study:
-    """All results.
-
-    Args:
-        about: one row per network.
-        rows: one row per network, slice and RoI.
-        rings: one row per network, slice, RoI and ring of blocks.
-    """
-
-    about: pd.DataFrame
-    rows: pd.DataFrame
-    rings: pd.DataFrame
-
-    @property
-    def order(self) -> list[str]:
-        """The networks, those with the most mass near the RoI first."""
-        near = self.rows.groupby("model")["share_within_2"].mean()
-        return [str(name) for name in near.sort_values(ascending=False, kind="stable").index]
-
-    def cumulative(self, model: str, of: str) -> pd.Series:
-        """Per ring, the share of ``n_units``, ``mass`` or ``energy`` that lies within it.
-
-        Shares of each case are averaged. Energies are added up over the cases first: those of one case scatter about 0.
-        """
-        table = self.rings[self.rings["model"] == model].pivot_table(
-            index=["slice", "roi"], columns="bin", values=of, aggfunc="sum", fill_value=0.0
-        )
-        if of == "energy":
-            total = table.sum()
-            return (total / total.sum()).cumsum()
-        return table.div(table.sum(axis=1), axis=0).mean().cumsum()
-
-    def spread(self) -> pd.DataFrame:
-        """How much each measure varies, as standard deviations, and whether the networks keep their order."""
-        found = {}
-        for name in MEASURES:
-            by_slice = self.rows.pivot_table(index="model", columns="slice", values=name)
-            within = self.rows.groupby(["model", "slice"])[name].var()
-            ranks = by_slice.corr(method="spearman").to_numpy()[np.triu_indices(by_slice.shape[1], 1)]
-            found[name] = {
-                "models": by_slice.mean(axis=1).std(),
-                "slices": math.sqrt(by_slice.var(axis=1).mean()),
-                "common": by_slice.mean(axis=0).std(),
-                "rois": math.sqrt(within.mean()),
-                "rank_correlation": float(pd.Series(ranks).mean()),
-            }
-        return pd.DataFrame(found).T
-
-    def page(self, settings: Settings, options: argparse.Namespace) -> str:
-        """What was done and the tables, in Markdown."""
-        asked, slices = settings.explanation, list(self.rows["slice"].unique())
-        setup = (
-            f"`examples/model_study.py`: {settings.training['steps']} steps of {settings.training['batch_size']} slices each; "
-            f"{len(slices)} held-out slices ({', '.join(slices)}) with {self.rows['roi'].nunique()} RoIs of {ROI_EDGE} x {ROI_EDGE} "
-            f"pixels each; blocks of {asked['block_size']} pixels, {asked['n_draws']} draws. Times are CPU seconds, all slices together."
-        )
-        parts = [
-            setup + (" **Quick settings: the numbers mean nothing.**" if options.quick else ""),
-            self._networks(),
-            "How far the effects reach: mean over slices and RoIs ± standard deviation between them; distances in rings of blocks "
-            "around the RoI. Energies of two rings are added up over the cases.",
-            self._distances(),
-            "What the units do, and how evenly (likewise).",
-            self._roles(),
-            "What varies more, the network or the input? Standard deviations of the same numbers, over the networks as MONAI makes them "
-            f'("{CONTROL}" left out).',
-            self._variation(),
-        ]
-        return "\n\n".join(parts) + "\n"
-
-    def _networks(self) -> str:
-        header = ("network", "normalization; also mixes by", "parameters", "Dice, held-out slices", "Dice in the RoIs")
-        rows = []
-        for name, one in self.about.set_index("model").loc[self.order].iterrows():
-            mixing = one["norm"] + (f"; {one['mixing']}" if one["mixing"] else "")
-            scores = f"{one['parameters'] / 1e6:.2f} M", f"{one['dice']:.3f}", f"{one['roi_dice']:.3f}"
-            rows.append((name, mixing, *scores, f"{one['training_seconds']:.0f}", one["forwards"], f"{one['seconds']:.0f}"))
-        return markdown((*header, "training, s", "forwards", "effects, s"), rows)
-
-    def _distances(self) -> str:
-        header = (
-            "network",
-            "units that reach the RoI, %",
-            "radius of 50 % of the mass",
-            "of 90 %",
-            "of 50 % of the energy",
-            "of 90 %",
-        )
-        rows = []
-        for name in self.order:
-            radii = [self._cell(name, f"{of}radius_{share}", 1) for of in ("", "energy_") for share in (50, 90)]
-            near = self._cell(name, "share_within_2", 0, 100), f"{100 * self.cumulative(name, 'energy').get(2, math.nan):.0f}"
-            rows.append((name, self._cell(name, "share_reached", 0, 100), *radii, *near, self._cell(name, "noise_share", 2)))
-        even = self.rows[["even_radius_50", "even_radius_90"]].mean()
-        near_even = f"{100 * self.rows['even_share_within_2'].mean():.0f}"
-        rows.append(("*every unit the same*", "", *[f"{radius:.1f}" for radius in even] * 2, near_even, near_even, ""))
-        return markdown((*header, "mass in two rings, %", "energy in two rings, %", "noise / mass"), rows)
-
-    def _roles(self) -> str:
-        header = (
-            "network",
-            "supporting, %",
-            "harming, %",
-            "null, %",
-            f"not null beyond ring {FAR}, %",
-            "concentration",
-            "anisotropy",
-        )
-        rows = []
-        for name in self.order:
-            shares = [self._cell(name, f"share_{role}", 0, 100) for role in ("supporting", "harming", "null", "far_active")]
-            rows.append((name, *shares, self._cell(name, "concentration", 2), self._cell(name, "anisotropy", 2)))
-        return markdown(header, rows)
-
-    def _variation(self) -> str:
-        header = ("measure", "between networks", "between slices, within a network", "of it, common to all networks")
-        plain = replace(self, rows=self.rows[self.rows["model"] != CONTROL])
-        rows = [
-            (MEASURES[str(name)], *("" if math.isnan(value) else f"{value:.2f}" for value in one))
-            for name, one in plain.spread().iterrows()
-        ]
-        return markdown((*header, "between RoIs, within a slice", "rank correlation of the networks between slices"), rows)
-
-    def _cell(self, model: str, column: str, digits: int, scale: float = 1.0) -> str:
-        values = scale * self.rows.loc[self.rows["model"] == model, column]
-        # A single case has no spread.
-        return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
-
-    def plot(self) -> Figure:
-        """How far the mass and the energy reach, what the units do, and how it shifts between slices."""
-        figure = Figure(figsize=(12.5, 9), layout="constrained")
-        (left, right), (bars, dots) = figure.subplots(2, 2)
-        places = np.arange(len(self.order))
-        colors = dict(zip(self.order, COLORS))
-        for axes, of in ((left, "mass"), (right, "energy")):
-            even = self.cumulative(self.order[0], "n_units")
-            axes.plot([0, *even.index], [0, *even], color="0.55", linestyle="--", linewidth=2, label="every unit the same")
-            for i, name in enumerate(self.order):
-                curve = self.cumulative(name, of)
-                axes.plot([0, *curve.index], [0, *curve], color=colors[name], marker=MARKERS[i], markersize=4, label=name)
-            axes.set_xlabel("distance from the RoI (rings of blocks)")
-            axes.set_ylabel(f"share of the {of} within")
-            axes.set_xlim(0, None)
-            axes.grid(alpha=0.3)
-        left.set_title("Sum of |effect|, noise included")
-        right.set_title("Sum of effect², less its noise")
-        left.legend(fontsize=8, frameon=False, loc="lower right")
-
-        shares = self.rows.groupby("model")[["share_supporting", "share_null", "share_harming"]].mean().loc[self.order]
-        start = np.zeros(len(places))
-        # The colors of plot_effects: red supports, blue harms.
-        for role, color in (("supporting", "#b2182b"), ("null", "0.85"), ("harming", "#2166ac")):
-            width = 100 * shares[f"share_{role}"].to_numpy()
-            bars.barh(places, width, left=start, color=color, label=role)
-            for y, x, w in zip(places, start, width):
-                if w >= 3:
-                    bars.text(
-                        x + w / 2,
-                        y,
-                        f"{w:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        color="black" if role == "null" else "white",
-                    )
-            start += width
-        bars.set_title("What the units do (false discovery rate 5 %)")
-        bars.set_xlabel("share of the units (%)")
-        bars.set_xlim(0, 100)
-        bars.legend(fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-
-        radii = self.rows.groupby(["model", "slice"])["radius_50"].mean().unstack()
-        slices = list(self.rows["slice"].unique())
-        for i, name in enumerate(slices):
-            # Next to one another, so that equal ones can be told apart.
-            offset = (i - (len(slices) - 1) / 2) * 0.16
-            dots.plot(radii.loc[self.order, name], places + offset, "o", color=SLICE_COLORS[i % len(SLICE_COLORS)], label=name)
-        dots.plot(radii.loc[self.order].mean(axis=1), places, "|", color="black", markersize=16, label="mean")
-        dots.axvline(self.rows["even_radius_50"].mean(), color="0.55", linestyle="--", label="every unit the same")
-        dots.set_title("Radius of half of the mass, by slice (mean over the RoIs)")
-        dots.set_xlabel("distance from the RoI (rings of blocks)")
-        dots.set_xlim(0, None)
-        dots.grid(axis="x", alpha=0.3)
-        dots.legend(fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-        for axes in (bars, dots):
-            axes.set_yticks(places, self.order)
-            axes.invert_yaxis()
-        for axes in (left, right, bars, dots):
-            axes.spines[["top", "right"]].set_visible(False)
-        return figure
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def describe(

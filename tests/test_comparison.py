@@ -309,3 +309,12 @@ def test_pdcr_is_compared_with_its_own_protocol():
     bank = PatchBank(torch.rand(20, 1, 8, 8, generator=generator))
     found = compare({"PdCR": (PdCR(target), {"n_draws": 3})}, target, image, bank, block_size=8, faithfulness=FEW)
     assert found.wide().loc["PdCR", "forwards"] > 0
+
+
+def test_to_exclude_nothing_is_handed_on():
+    case = Case()
+    found = case.compare({"effects": AverageTreatmentEffect(case.target)}, exclude=None)
+    inside = found.attributions["effects"][:, :, case.rois[0]]
+    assert float(inside.abs().max()) > 0
+    excluded = case.compare({"effects": AverageTreatmentEffect(case.target)}).attributions["effects"]
+    assert float(excluded[:, :, case.rois[0]].abs().max()) == 0

@@ -24,9 +24,12 @@ def study():
     module = importlib.util.module_from_spec(specification)
     # Dataclasses look their module up.
     sys.modules["model_study"] = module
-    specification.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FILE.parent)  # as for the script, which imports its neighbors
+        specification.loader.exec_module(module)
     yield module
-    del sys.modules["model_study"]
+    for name in ("model_study", "study_networks", "study_report"):
+        del sys.modules[name]
 
 
 def run(study, monkeypatch, *arguments):
@@ -86,7 +89,7 @@ def test_boxes_lie_where_both_tissues_are_at_the_side_that_was_asked_for(study):
 def made(study, **columns):
     """A study of two networks on two slices with one RoI, in which only what is given is filled in."""
     rows = pd.DataFrame({"model": ["a", "a", "b", "b"], "slice": ["low", "high"] * 2, "roi": "front"})
-    rows = rows.assign(**dict.fromkeys([*study.MEASURES, "even_radius_50"], 0.0)).assign(**columns)
+    rows = rows.assign(**dict.fromkeys([*sys.modules["study_report"].MEASURES, "even_radius_50"], 0.0)).assign(**columns)
     rings = rows.loc[rows.index.repeat(2), ["model", "slice", "roi"]].reset_index(drop=True).assign(bin=[1, 2] * 4)
     return rows, rings
 

@@ -1,6 +1,7 @@
 """Models of more than one input, end to end: an image and the clicks of its reader, a query and the examples that explain the task."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -107,8 +108,9 @@ class Case:
             "feature_mask": self.masks,
             "target": 1,
             "additional_forward_args": self.others,
-            "exclude": "roi" if kind == "interactive" else None,
+            "exclude": "roi" if kind == "interactive" else ("roi", None),
         }
+        self.with_roi = self.masks if kind == "interactive" else self.masks[:1]
 
     def target(self, metric: str = "soft_dice") -> SegmentationTarget:
         return SegmentationTarget(self.model, self.roi, self.labels, metric=metric)
@@ -157,8 +159,8 @@ def test_effects_on_each_input_are_those_made_by_hand(kind, d, n):
     assert [one.shape for one in attributions] == [x.shape for x in case.inputs]
     assert statistics.inputs_are_tuple
     excluded = statistics.status[0, :, 1] == Status.EXCLUDED
-    touching = {unit for mask in case.masks for unit in mask[..., case.roi].unique().tolist()}
-    assert set(statistics.unit_ids[excluded].tolist()) == (touching if kind == "interactive" else set())
+    touching = {unit for mask in case.with_roi for unit in mask[..., case.roi].unique().tolist()}
+    assert set(statistics.unit_ids[excluded].tolist()) == touching
     for example in range(n):
         expected = case.score(*(x[example : example + 1] for x in case.inputs), example=example)
         torch.testing.assert_close(statistics.observed_score[example].float(), expected, atol=1e-6, rtol=0)
@@ -248,6 +250,262 @@ def test_clicks_may_be_coordinates():
     assert statistics.effect.shape == (1, 4 + 2)
 
 
+# --- What is excluded in which input ---------------------------------------------------------------------------------
+
+# Blocks of 2 are numbered row by row, those of the second input after the first's: 16 and 16 in 2D, 8 and 8 in 3D.
+GRID = {2: (8, 8), 3: (4, 4, 4)}
+ROI = {2: regions.box((8, 8), (2, 2), (3, 2)), 3: regions.box((4, 4, 4), (0, 2, 2), (1, 2, 2))}
+CORNER = {2: regions.box((8, 8), (0, 7), 1), 3: regions.box((4, 4, 4), (3, 3, 0), 1)}
+
+
+def sum_of_both(image: Tensor, other: Tensor) -> Tensor:
+    """Logits in which every pixel of both inputs counts for every pixel of the output."""
+    means = image.flatten(1).mean(1) + other.flatten(1).mean(1)
+    return image[:, :1] + means.view(-1, *(1,) * (image.ndim - 1))
+
+
+def toy(d: int, n: int = 1, roi: Tensor | None = None) -> SegmentationTarget:
+    labels = random(n, *GRID[d], seed=1) > 0
+    return SegmentationTarget(sum_of_both, ROI[d] if roi is None else roi, labels, "soft_dice")
+
+
+def toy_inputs(d: int, n: int = 1) -> tuple[Tensor, Tensor]:
+    return random(n, 1, *GRID[d]), random(n, 2, *GRID[d], seed=2)
+
+
+def excluded_ids(statistics, example: int = 0) -> list[list[int]]:
+    """Per output, the units that were left alone."""
+    status = statistics.status[example].reshape(len(statistics.unit_ids), -1)
+    return [statistics.unit_ids[one == Status.EXCLUDED].tolist() for one in status.unbind(1)]
+
+
+def statistics_of(face: AverageTreatmentEffect, inputs, exclude, **options):
+    options = {"block_size": 2, "n_draws": 1, "return_statistics": True} | options
+    return face.attribute(inputs, 0.0, exclude=exclude, **options)[1]
+
+
+def asked(exclude, d: int):
+    """The mask of the corner for its name."""
+    if isinstance(exclude, tuple):
+        return tuple(asked(one, d) for one in exclude)
+    return CORNER[d] if exclude == "corner" else exclude
+
+
+@both_dimensions
+@pytest.mark.parametrize(
+    ("exclude", "in_2d", "in_3d"),
+    [
+        ("roi", [5, 9, 21, 25], [3, 11]),
+        (("roi", "roi"), [5, 9, 21, 25], [3, 11]),
+        (("roi", None), [5, 9], [3]),
+        ((None, "roi"), [21, 25], [11]),
+        (None, [], []),
+        ((None, None), [], []),
+        ("corner", [3, 19], [6, 14]),
+        (("corner", None), [3], [6]),
+        ((None, "corner"), [19], [14]),
+        (("roi", "corner"), [5, 9, 19], [3, 14]),
+        (("corner", "roi"), [3, 21, 25], [6, 11]),
+    ],
+    ids=str,
+)
+def test_units_are_excluded_where_it_was_asked_for(exclude, in_2d, in_3d, d):
+    found = statistics_of(AverageTreatmentEffect(toy(d)), toy_inputs(d), asked(exclude, d))
+    assert len(found.unit_ids) == {2: 32, 3: 16}[d]
+    assert excluded_ids(found) == [in_2d if d == 2 else in_3d]
+    assert found.effect[found.status == Status.EXCLUDED].isnan().all()
+    assert found.effect[found.status != Status.EXCLUDED].isfinite().all()
+
+
+@both_dimensions
+def test_masks_may_be_arrays(d):
+    mask = CORNER[d].numpy()
+    face = AverageTreatmentEffect(toy(d))
+    for exclude in (mask, (None, mask), ("roi", mask)):
+        as_tensors = tuple(CORNER[d] if one is mask else one for one in exclude) if isinstance(exclude, tuple) else CORNER[d]
+        expected = excluded_ids(statistics_of(face, toy_inputs(d), as_tensors))
+        assert excluded_ids(statistics_of(face, toy_inputs(d), exclude)) == expected
+
+
+@both_dimensions
+def test_what_only_the_query_excludes_is_explained_in_the_support_images(d):
+    """Excluded units carry 0; the same place of the other input carries its effect, whichever face explains it."""
+    inputs, there = toy_inputs(d), {2: ([5, 9], [21, 25]), 3: ([3], [11])}[d]
+    blocks = regions.grid(GRID[d], 2)
+    for face, options in (
+        (AverageTreatmentEffect(toy(d)), {"n_draws": 1}),
+        (GradientTreatmentEffect(toy(d)), {}),
+        (GradientTreatmentEffect(toy(d)), {"n_steps": 3}),
+    ):
+        one, other = face.attribute(inputs, 0.0, block_size=2, exclude=("roi", None), **options)
+        place = torch.isin(blocks, torch.tensor(there[0]))
+        assert (one[0, :, place] == 0).all()
+        assert (one[0, :, ~place] != 0).all()
+        assert (other[0, :, place] != 0).all()
+        both = face.attribute(inputs, 0.0, block_size=2, exclude="roi", **options)
+        assert (both[1][0, :, place] == 0).all()
+
+
+@both_dimensions
+def test_units_are_excluded_for_the_roi_that_they_touch_alone(d):
+    two = torch.stack([ROI[d], CORNER[d]])
+    statistics = statistics_of(AverageTreatmentEffect(toy(d, roi=two)), toy_inputs(d), ("roi", None), target=0)
+    assert excluded_ids(statistics) == {2: [[5, 9], [3]], 3: [[3], [6]]}[d]
+    statistics = statistics_of(AverageTreatmentEffect(toy(d, roi=two)), toy_inputs(d), (CORNER[d], "roi"), target=0)
+    assert excluded_ids(statistics) == {2: [[3, 21, 25], [3, 19]], 3: [[6, 11], [6, 14]]}[d]
+
+
+@both_dimensions
+def test_every_example_excludes_its_own_roi(d):
+    of_each = torch.stack([ROI[d], CORNER[d]])[:, None]
+    statistics = statistics_of(AverageTreatmentEffect(toy(d, 2, of_each)), toy_inputs(d, 2), ("roi", None))
+    assert [excluded_ids(statistics, n) for n in range(2)] == {2: [[[5, 9]], [[3]]], 3: [[[3]], [[6]]]}[d]
+
+
+@both_dimensions
+def test_a_unit_across_inputs_is_excluded_if_it_is_in_one_of_them(d):
+    blocks = regions.grid(GRID[d], 2)[None, None]
+    options = {"feature_mask": (blocks, blocks), "block_size": None}
+    face = AverageTreatmentEffect(toy(d))
+    for exclude in (("roi", None), (None, "roi")):
+        statistics = statistics_of(face, toy_inputs(d), exclude, **options)
+        assert excluded_ids(statistics) == [{2: [5, 9], 3: [3]}[d]]
+    expected = {2: [3, 5, 9], 3: [3, 6]}[d]
+    assert excluded_ids(statistics_of(face, toy_inputs(d), ("roi", CORNER[d]), **options)) == [expected]
+
+
+def test_masks_are_those_of_each_inputs_own_shape():
+    image, other = random(1, 1, 8, 8), random(1, 2, 4, 6, seed=2)
+    face = AverageTreatmentEffect(toy(2))
+    mask = regions.box((4, 6), (3, 5), 1)
+    assert excluded_ids(statistics_of(face, (image, other), "roi")) == [[5, 9]]
+    assert excluded_ids(statistics_of(face, (image, other), CORNER[2])) == [[3]]
+    assert excluded_ids(statistics_of(face, (image, other), ("roi", mask))) == [[5, 9, 21]]
+    assert excluded_ids(statistics_of(face, (image, other), (CORNER[2], mask))) == [[3, 21]]
+    # The one with spatial axes is the segmented one, wherever it stands.
+    target = SegmentationTarget(lambda clicks, image: image + clicks.mean(), ROI[2], random(8, 8) > 0, "soft_dice")
+    clicks = random(1, 2, seed=5)
+    assert excluded_ids(statistics_of(AverageTreatmentEffect(target), (clicks, image), "roi")) == [[7, 11]]
+    assert excluded_ids(statistics_of(AverageTreatmentEffect(target), (clicks, image), (None, "roi"))) == [[7, 11]]
+
+
+def test_a_tuple_of_one():
+    target = SegmentationTarget(lambda image: image, ROI[2], random(8, 8, seed=1) > 0, "soft_dice")
+    for inputs in (random(1, 1, 8, 8), (random(1, 1, 8, 8),)):
+        for exclude in ("roi", ("roi",)):
+            assert excluded_ids(statistics_of(AverageTreatmentEffect(target), inputs, exclude)) == [[5, 9]]
+
+
+@both_dimensions
+@pytest.mark.parametrize("source", ["same image", "bank"])
+@pytest.mark.parametrize(
+    ("exclude", "avoided"),
+    [
+        ("roi", (True, True)),
+        (("roi", "roi"), (True, True)),
+        (("roi", None), (True, False)),
+        ((None, "roi"), (True, True)),
+        (None, (True, False)),
+        ((None, None), (True, False)),
+        ("corner", (True, False)),
+        (("roi", "corner"), (True, False)),
+    ],
+    ids=str,
+)
+def test_donors_avoid_the_roi_where_it_lies(d, source, exclude, avoided):
+    """In the segmented image always, in another input if the RoI is excluded there for being the RoI."""
+    inputs = toy_inputs(d)
+    n_blocks = {2: 16, 3: 8}[d]
+    places = set(itertools.product(*(range(length - 1) for length in GRID[d])))
+    boxes = {corner: tuple(slice(start, start + 2) for start in corner) for corner in places}
+    touching = {corner for corner in places if bool(ROI[d][boxes[corner]].any())}
+    # Of the last block, in the far corner.
+    own = {corner for corner in places if all(start >= length - 3 for start, length in zip(corner, GRID[d]))}
+    assert touching
+    assert touching - own
+    planned = AverageTreatmentEffect(toy(d)).plan(
+        *(inputs, None if source == "same image" else tuple(PatchBank(one) for one in inputs)),
+        block_size=2,
+        exclude=asked(exclude, d),
+        n_draws=1000,
+        n_screening_draws=0,
+        sampling="uniform",
+        support=None,
+    )
+    for slot in range(2):
+        last = (slot + 1) * n_blocks - 1
+        found = {corner for one in planned if one.unit == last for _, _, corner in one.donors}
+        expected = places - (touching if avoided[slot] else set()) - (own if source == "same image" else set())
+        assert found == expected
+
+
+@both_dimensions
+def test_exclusion_per_input_in_a_batch_is_that_of_its_examples(d):
+    case = Case("few-shot", d, 2)
+    mask = regions.box(SPATIAL[d], 0, 2)
+    together = case.explained(exclude=("roi", mask))[1]
+    for example in range(2):
+        alone = Case("few-shot", d, 2)
+        alone.inputs = tuple(x[example : example + 1] for x in case.inputs)
+        alone.labels = case.labels[example : example + 1]
+        found = alone.explained(exclude=("roi", mask), additional_forward_args=case.others[example : example + 1])[1]
+        assert torch.equal(found.status[0], together.status[example])
+        torch.testing.assert_close(found.effect[0], together.effect[example], atol=1e-6, rtol=0, equal_nan=True)
+    again = case.explained(exclude=("roi", mask))[1]
+    assert torch.equal(again.effect.nan_to_num(), together.effect.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("exclude", "error", "match"),
+    [
+        (("roi",), ValueError, r"^exclude: expected one per input \(2\), got 1$"),
+        ((), ValueError, r"^exclude: expected one per input \(2\), got 0$"),
+        (("roi", None, None), ValueError, r"^exclude: expected one per input \(2\), got 3$"),
+        (("roi", "clicks"), ValueError, r"^exclude\[1\]: expected \"roi\", a boolean mask or None, got 'clicks'$"),
+        ((True, None), TypeError, r'^exclude\[0\]: expected "roi", a boolean mask or None, got bool$'),
+        (("roi", [[True]]), TypeError, r'^exclude\[1\]: expected "roi", a boolean mask or None, got list$'),
+        (["roi", None], TypeError, '^exclude: expected "roi", a boolean mask or None, got list$'),
+        ((None, ("roi",)), TypeError, r'^exclude\[1\]: expected "roi", a boolean mask or None, got tuple$'),
+        (
+            ("roi", torch.ones(8, 8) > 0),
+            ValueError,
+            r"^exclude\[1\]: expected a boolean mask of spatial shape \(4, 6\), got torch.bool \(8, 8\)$",
+        ),
+        (
+            (torch.ones(8, 8), None),
+            ValueError,
+            r"^exclude\[0\]: expected a boolean mask of spatial shape \(8, 8\), got torch.float32 \(8, 8\)$",
+        ),
+        (
+            (None, torch.ones(1, 4, 6).numpy() > 0),
+            ValueError,
+            r"^exclude\[1\]: expected a boolean mask of spatial shape \(4, 6\), got bool \(1, 4, 6\)$",
+        ),
+        (
+            (None, torch.ones(4, 6).numpy()),
+            ValueError,
+            r"^exclude\[1\]: expected a boolean mask of spatial shape \(4, 6\), got float32 \(4, 6\)$",
+        ),
+        (
+            ("roi", "roi"),
+            ValueError,
+            r"^exclude\[1\]: expected a boolean mask or None, the RoI of spatial shape \(8, 8\) has no place in an input of "
+            r'spatial shape \(4, 6\), got "roi"$',
+        ),
+        (
+            (torch.ones(8, 8) > 0, torch.ones(4, 6) > 0),
+            ValueError,
+            "^exclude: every unit of example 0 is excluded; choose smaller units",
+        ),
+    ],
+)
+@pytest.mark.parametrize("face", [AverageTreatmentEffect, GradientTreatmentEffect])
+def test_an_exclusion_that_does_not_fit_is_named(face, exclude, error, match):
+    inputs = random(1, 1, 8, 8), random(1, 2, 4, 6, seed=2)
+    with pytest.raises(error, match=match):
+        face(toy(2)).attribute(inputs, 0.0, block_size=2, exclude=exclude)
+
+
 # --- Extra inputs are left alone -------------------------------------------------------------------------------------
 
 
@@ -262,7 +520,8 @@ def test_what_is_an_additional_argument_is_never_replaced(kind, d):
         return case.model(image, second, others)
 
     target = SegmentationTarget(watched, case.roi, case.labels, metric="soft_dice")
-    options = {**case.options, "feature_mask": case.masks[0], "additional_forward_args": (case.second, case.others)}
+    more = {"feature_mask": case.masks[0], "additional_forward_args": (case.second, case.others), "exclude": "roi"}
+    options = {**case.options, **more}
     attribution, statistics = AverageTreatmentEffect(target).attribute(
         case.image, case.banks[0], **{**options, **ALL_OF_THEM, "support": None}
     )
@@ -367,7 +626,7 @@ def test_gradients_of_each_input_are_those_of_autograd(kind, d):
         products = gradient * (x - donors.mean(0, keepdim=True))
         for unit in mask.unique().tolist()[1:]:
             inside = (mask == unit).expand(1, *x.shape[1:])[0]
-            if kind == "interactive" and bool((inside.any(0) & case.roi).any()):
+            if any(mask is one for one in case.with_roi) and bool((inside.any(0) & case.roi).any()):
                 continue
             for example in range(2):
                 expected = products[example][inside].sum()

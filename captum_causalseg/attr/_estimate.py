@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._effort import Effort
+from captum_causalseg.attr._parts import in_part
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.attr._ranking import rank_donors
 from captum_causalseg.attr._reach import everything_reaches, find_reach
@@ -211,7 +212,7 @@ def _plan(problem: Problem, effort: Effort) -> Plan:
     seeds = effort.seeds
     if len(seeds) not in (1, problem.n_examples):
         raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
-    example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2))
+    example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2) & in_part(len(problem.units)))
     return Plan(
         example=example,
         unit=unit,

@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._version import __version__
+from captum_causalseg.attr._exclusion import excluded_places, excluded_units, forbidden_places
 from captum_causalseg.donors import BoundDonors, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
@@ -40,7 +41,7 @@ class Problem:
         smooth_scores: makes the same of its differentiable twin; raises ValueError if there is none.
         units: the parts.
         donors: per tensor, what they are replaced by.
-        excluded: ``(N, U, R)``: units that touch RoI ``r``; ``R`` is 1 where RoIs do not matter.
+        excluded: ``(N, U, R)``: units that are left as they are for the sake of RoI ``r``; ``R`` is 1 where RoIs do not matter.
         rois: boolean ``(N or 1, R, *spatial)``; None for the whole image, or where the function has no RoI.
         spatial: spatial shape of the image that is segmented.
         settings: what was asked for, to be kept with the statistics.
@@ -159,7 +160,8 @@ def prepare(
     tensors, rois = call.inputs, call.rois
     block_sizes = _block_sizes(tensors, isinstance(inputs, tuple), block_size)
     units = Units(_feature_masks(tensors, feature_mask, block_size, block_sizes), [tensor.shape for tensor in tensors])
-    excluded = _excluded(units, tensors, rois, exclude)
+    n_rois = 1 if rois is None else rois.shape[1]
+    excluded = excluded_units(units, excluded_places(exclude, tensors, rois), n_rois)
     if whole_blocks_only:
         excluded = excluded | _remainders(units, block_sizes)[None, :, None]
     lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
@@ -172,8 +174,8 @@ def prepare(
             f"exclude: every unit of example {lost[0]} is excluded; choose smaller units, a smaller RoI, or pass exclude=None"
         )
     donors = tuple(
-        as_donor_source(source, tensor).bind(tensor, _forbidden(tensor, rois))
-        for source, tensor in zip(_baselines(baselines, tensors), tensors)
+        as_donor_source(source, tensor).bind(tensor, forbidden)
+        for source, tensor, forbidden in zip(_baselines(baselines, tensors), tensors, forbidden_places(exclude, tensors, rois))
     )
     return Problem(
         tensors=tensors,
@@ -308,48 +310,10 @@ def _default_masks(tensors: tuple[Tensor, ...], block_sizes: list[tuple[int, ...
     return masks
 
 
-def _excluded(units: Units, tensors: tuple[Tensor, ...], rois: Tensor | None, exclude: Any) -> np.ndarray:
-    """Which units are not intervened on for the sake of which RoI, ``(N, U, R or 1)``."""
-    n_examples = tensors[0].shape[0]
-    n_rois = 1 if rois is None else rois.shape[1]
-    nothing = np.zeros((n_examples, len(units), n_rois), dtype=bool)
-    if exclude is None:
-        return nothing
-    if isinstance(exclude, str):
-        if exclude != "roi":
-            raise ValueError(f'exclude: expected "roi", a boolean mask or None, got {exclude!r}')
-        if rois is None:
-            return nothing
-        masks = rois
-    else:
-        if not isinstance(exclude, (Tensor, np.ndarray)):
-            raise TypeError(f'exclude: expected "roi", a boolean mask or None, got {type(exclude).__name__}')
-        mask = exclude if isinstance(exclude, Tensor) else torch.from_numpy(exclude)
-        spatial = next((t.shape[2:] for t in tensors if t.ndim > 2), torch.Size())
-        if mask.dtype != torch.bool or mask.shape != spatial:
-            raise ValueError(
-                f"exclude: expected a boolean mask of spatial shape {tuple(spatial)}, got {mask.dtype} {tuple(mask.shape)}"
-            )
-        masks = mask[None, None].expand(1, n_rois, *spatial)
-    for n, r in np.ndindex(n_examples, n_rois):
-        roi = masks[n if len(masks) > 1 else 0, r]
-        for slot, tensor in enumerate(tensors):
-            if tensor.shape[2:] == roi.shape:
-                nothing[n, :, r] |= units.touching(slot, n, roi)
-    return nothing
-
-
 def _remainders(units: Units, block_sizes: list[tuple[int, ...]]) -> np.ndarray:
     """Units at the edges that are smaller than a block."""
     pieces = [piece for u in range(len(units)) for piece in units.pieces(0, u)]
     return np.array([tuple(side.stop - side.start for side in p.box) != block_sizes[p.slot] for p in pieces])
-
-
-def _forbidden(tensor: Tensor, rois: Tensor | None) -> Tensor | None:
-    """The pixels of the explained image that no donor may hold: the union of its RoIs."""
-    if rois is None or rois.shape[2:] != tensor.shape[2:]:
-        return None
-    return rois.any(1)
 
 
 def _baselines(baselines: Any, tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg.attr._effort import Effort, checked_execution
 from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
+from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.donors import DonorSource
 from captum_causalseg.images import with_metadata
@@ -89,7 +90,7 @@ class AverageTreatmentEffect(PerturbationAttribution):
         screening_threshold: float = 0.0002,
         sampling: Literal["stratified", "uniform"] = "stratified",
         support: Literal["auto"] | None = "auto",
-        exclude: Literal["roi"] | Tensor | None = "roi",
+        exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         show_progress: bool = False,
@@ -129,7 +130,12 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 is found by setting parts of the input to NaN, and is checked; on any doubt nothing is left out, with a line in
                 the log. Needs a :class:`~captum_causalseg.SegmentationTarget` with an RoI. ``None``: the whole image, every unit.
             exclude: ``"roi"``: units that touch the RoI are not intervened on; a boolean mask ``(*spatial)`` in its place; or
-                ``None``. Excluded units carry 0 in the attribution and NaN in the statistics.
+                ``None``. Excluded units carry 0 in the attribution and NaN in the statistics. Of several inputs, the first with
+                spatial axes is the segmented image; one value holds for it and for every input of its spatial shape, a tuple
+                says it for each input, masks in the input's own spatial shape. The RoI lies in a map of clicks too: ``"roi"``. In
+                the support images of a few-shot model the same place is another matter: ``("roi", None)``. Whatever is excluded,
+                no donor is cut from the RoI of the segmented image itself, nor from that place of an input for which ``"roi"`` is
+                given.
             perturbations_per_eval: interventions per example in one forward pass (of windows, as many as have that many pixels);
                 halved when memory runs out.
             seed: of the draws. They depend on the seed and the unit's id alone, so that examples, models and repeated calls
@@ -179,7 +185,7 @@ class AverageTreatmentEffect(PerturbationAttribution):
         n_screening_draws: int = 3,
         sampling: Literal["stratified", "uniform"] = "stratified",
         support: Literal["auto"] | None = "auto",
-        exclude: Literal["roi"] | Tensor | None = "roi",
+        exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
     ) -> list[Intervention]:

@@ -1,11 +1,12 @@
 """The backpropagated treatment effect of regions of the input."""
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 from torch import Tensor
 
 from captum_causalseg._captum import GradientAttribution, TargetType, log_usage
+from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._gradient import backpropagate
 from captum_causalseg.attr._problem import check_integer, prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
@@ -89,7 +90,7 @@ class GradientTreatmentEffect(GradientAttribution):
         feature_mask: Tensor | tuple[Tensor, ...] | None = None,
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
         n_steps: int = 1,
-        exclude: Literal["roi"] | Tensor | None = "roi",
+        exclude: Exclude = "roi",
     ) -> Any:
         """Every unit's backpropagated effect on one output.
 
@@ -107,7 +108,8 @@ class GradientTreatmentEffect(GradientAttribution):
             block_size: edge of the block units in pixels, as in :meth:`AverageTreatmentEffect.attribute`; 8 by default.
             n_steps: 1 for the gradient at the image, more for its average over so many midpoints of the path (see above).
             exclude: ``"roi"``: units that touch the RoI are left as they are and carry 0; a boolean mask ``(*spatial)`` in its
-                place; or ``None``.
+                place; or ``None``. With several inputs, a tuple of these says it for each, as in
+                :meth:`AverageTreatmentEffect.attribute`.
 
         Returns:
             Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect.

@@ -1,7 +1,7 @@
 """Images in which any set of units is replaced by natural donors at once, and the scores that they get."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._estimate import allowed_outputs, output_axes
+from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.interventions.units import gather, paste
 from captum_causalseg.statistics import target_index
@@ -44,7 +45,7 @@ class Replacements:
         additional_forward_args: Any,
         feature_mask: Tensor | tuple[Tensor, ...] | None,
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None,
-        exclude: Literal["roi"] | Tensor | None,
+        exclude: Exclude,
         *,
         n_draws: int,
         perturbations_per_eval: int,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._outputs import first_image
+from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import check_integer
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
@@ -80,7 +81,7 @@ def compare(
     held_out: Any = None,
     feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
-    exclude: Literal["roi"] | Tensor | None = "roi",
+    exclude: Exclude = "roi",
     metrics: Sequence[str] | None = None,
     n_controls: int = 5,
     seed: int = 0,
@@ -210,7 +211,12 @@ def _run(
         common = {"target": output, "additional_forward_args": additional_forward_args}
         if isinstance(method, _OURS):
             units = {"feature_mask", "block_size"} & set(arguments)
-            common |= {n: v for n, v in given.items() if v is not None and not (units and n in ("feature_mask", "block_size"))}
+            common |= {
+                n: v
+                for n, v in given.items()
+                # `exclude=None` says something.
+                if (v is not None or n == "exclude") and not (units and n in ("feature_mask", "block_size"))
+            }
             if method.baselines is not None:
                 common.pop("baselines", None)
         arguments = {n: v for n, v in common.items() if n in accepted} | arguments

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg._state import undisturbed
+from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import check_integer
 from captum_causalseg.evaluation._replacements import Attributions, Replacements
 from captum_causalseg.target import SegmentationTarget
@@ -97,7 +98,7 @@ class Faithfulness:
         *,
         feature_mask: Tensor | tuple[Tensor, ...] | None = None,
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
-        exclude: Literal["roi"] | Tensor | None = "roi",
+        exclude: Exclude = "roi",
         n_draws: int = 4,
         n_steps: int = 20,
         n_subsets: int = 100,

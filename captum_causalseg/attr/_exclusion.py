@@ -1,0 +1,82 @@
+"""Which parts of which input are left as they are, and from which places no donor is cut."""
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg.interventions.units import Units
+
+__all__ = ["Exclude", "excluded_places", "excluded_units", "forbidden_places"]
+
+Exclude: TypeAlias = Literal["roi"] | Tensor | tuple[Literal["roi"] | Tensor | None, ...] | None
+
+
+def excluded_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | None) -> list[Tensor | None]:
+    """Per input, boolean ``(N or 1, R or 1, *spatial)``: whose units are not intervened on for the sake of which RoI.
+
+    One value is that of the segmented image and of every input of its spatial shape. Of a tuple, each must fit its own input.
+    """
+    if not isinstance(exclude, tuple):
+        places = _places("exclude", exclude, tensors[_segmented(tensors)].shape[2:], rois)
+        return [None if places is None or tensor.shape[2:] != places.shape[2:] else places for tensor in tensors]
+    if len(exclude) != len(tensors):
+        raise ValueError(f"exclude: expected one per input ({len(tensors)}), got {len(exclude)}")
+    return [_places(f"exclude[{slot}]", exclude[slot], tensor.shape[2:], rois) for slot, tensor in enumerate(tensors)]
+
+
+def excluded_units(units: Units, places: list[Tensor | None], n_rois: int) -> np.ndarray:
+    """``(N, U, R)``: units that touch an excluded place of any of the inputs that they are part of."""
+    excluded = np.zeros((units.n_examples, len(units), n_rois), dtype=bool)
+    for slot, masks in enumerate(places):
+        if masks is None:
+            continue
+        masks = masks.expand(-1, n_rois, *masks.shape[2:])
+        for n, r in np.ndindex(units.n_examples, n_rois):
+            excluded[n, :, r] |= units.touching(slot, n, masks[n if len(masks) > 1 else 0, r])
+    return excluded
+
+
+def forbidden_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | None) -> list[Tensor | None]:
+    """Per input, boolean ``(N or 1, *spatial)``: the pixels that no donor may hold where it is cut from this very input.
+
+    In the segmented image these are its RoIs, whatever is excluded. In another input they are the same places if they are excluded
+    there for being the RoI.
+    """
+    if rois is None:
+        return [None] * len(tensors)
+    union, segmented = rois.any(1), _segmented(tensors)
+    asked = exclude if isinstance(exclude, tuple) else (exclude,) * len(tensors)
+    return [
+        union if tensor.shape[2:] == union.shape[1:] and (slot == segmented or isinstance(asked[slot], str)) else None
+        for slot, tensor in enumerate(tensors)
+    ]
+
+
+def _segmented(tensors: tuple[Tensor, ...]) -> int:
+    """The first input with spatial axes, as for the target; of inputs that all have none, the first."""
+    return next((slot for slot, tensor in enumerate(tensors) if tensor.ndim > 2), 0)
+
+
+def _places(name: str, given: Any, spatial: torch.Size, rois: Tensor | None) -> Tensor | None:
+    """What one value of ``exclude`` means for an input of this spatial shape."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "roi":
+            raise ValueError(f'{name}: expected "roi", a boolean mask or None, got {given!r}')
+        if rois is not None and rois.shape[2:] != spatial:
+            raise ValueError(
+                f"{name}: expected a boolean mask or None, the RoI of spatial shape {tuple(rois.shape[2:])} has no place in an input of "
+                f'spatial shape {tuple(spatial)}, got "roi"'
+            )
+        return rois
+    if not isinstance(given, (Tensor, np.ndarray)):
+        raise TypeError(f'{name}: expected "roi", a boolean mask or None, got {type(given).__name__}')
+    boolean = given.dtype == (torch.bool if isinstance(given, Tensor) else np.dtype(bool))
+    if not boolean or tuple(given.shape) != tuple(spatial):
+        raise ValueError(
+            f"{name}: expected a boolean mask of spatial shape {tuple(spatial)}, got {given.dtype} {tuple(given.shape)}"
+        )
+    return (given if isinstance(given, Tensor) else torch.from_numpy(given))[None, None]
