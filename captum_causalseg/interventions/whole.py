@@ -4,8 +4,9 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from captum_causalseg.interventions.rounding import tolerance
 from captum_causalseg.interventions.units import Units, gather, paste
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Execution", "WholeInput"]
+__all__ = ["Execution", "WholeInput", "untimed"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ class WholeInput(ModelEvaluator):
     def tune(self, batch_size: int, n_interventions: int) -> None:
         """Try both memory formats on small batches and keep the faster one, if enough lies ahead to make it worth it."""
         batch_size = min(batch_size, _TRIAL_BATCH)
+        if not _TIMED.get():
+            return
         if n_interventions < len(_TRIAL) * batch_size * _WORTH_A_TRIAL:
             return
         if not isinstance(self.forward_func, nn.Module) or not self.execution.exact or self.noise_population > 1:
@@ -212,8 +215,20 @@ class WholeInput(ModelEvaluator):
         return torch.autocast(self.inputs[0].device.type, dtype=self.execution.autocast)
 
 
+# Whether the clock may decide how the model is run.
+_TIMED: ContextVar[bool] = ContextVar("timed", default=True)
 # Whether channels-last was faster, by model and batch: tried once.
 _FORMATS: "weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]]" = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def untimed() -> Iterator[None]:
+    """Within the block no trial decides how the model is run: the last digits are the same on every machine of a kind."""
+    token = _TIMED.set(False)
+    try:
+        yield
+    finally:
+        _TIMED.reset(token)
 
 
 def _compiled(forward_func: Callable[..., Any]) -> Callable[..., Any]:

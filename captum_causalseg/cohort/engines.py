@@ -1,0 +1,129 @@
+"""Where tasks are carried out: in this process, or by actors of a Ray cluster that may die."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from captum_causalseg.cohort.worker import Outcome, Recipe, Task, Worker
+
+__all__ = ["Next", "WorkerError", "on_ray", "run_here", "run_on_ray"]
+
+logger = logging.getLogger(__name__)
+
+Next = Callable[[], Task | None]
+"""Gives the next task, or ``None`` if there is none now: perhaps one that is being carried out brings another."""
+Done = Callable[[Task, Outcome], None]
+
+# A case that took so many workers with it (memory, mostly) would take the next one, too.
+_ATTEMPTS = 3
+
+
+class WorkerError(RuntimeError):
+    """A worker could not begin: the model could not be loaded."""
+
+
+def run_here(recipe: Recipe, next_task: Next, done: Done) -> None:
+    """One task after another, in this process."""
+    worker = Worker(recipe, in_process=True)
+    worker.set_up()
+    while (task := next_task()) is not None:
+        done(task, worker.do(task))
+
+
+@contextlib.contextmanager
+def on_ray(address: str | None, n_workers: int | None, num_cpus: float, num_gpus: float) -> Iterator[int]:
+    """A cluster for the block, and how many workers it is to have: a running one (stays), or one started here (goes again).
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: the cluster does not have what a single worker asks for.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('engine: "ray" needs Ray: pip install "captum-causalseg[ray]"') from error
+    started = not ray.is_initialized()
+    if started:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            options["include_dashboard"] = False
+            # What can be imported here can be imported there.
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
+            if n_workers is not None:
+                # Workers that were asked for are there, whatever the machine counts as its own.
+                options["num_cpus"] = max(1, round(n_workers * num_cpus + 0.499))
+        ray.init(address=address, **options)
+    try:
+        there = ray.cluster_resources()
+        for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus)):
+            if wanted > there.get(name, 0):
+                raise ValueError(
+                    f"num_{name.lower()}s: a worker asks for {wanted:g}, the cluster has {there.get(name, 0):g} {name} in all"
+                )
+        fitting = min(int(there[name] / wanted) for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus)) if wanted > 0)
+        yield fitting if n_workers is None else min(n_workers, fitting)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def run_on_ray(recipe: Recipe, next_task: Next, done: Done, n_workers: int, num_cpus: float, num_gpus: float) -> None:
+    """Tasks on a pool of actors; one that dies is replaced, and its task is given to another.
+
+    Only as many tasks are read ahead as there are workers.
+    """
+    import ray
+
+    actor = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(Worker)
+    held = ray.put(recipe)
+    idle: list[Any] = []
+    running: dict[Any, tuple[Task, Any]] = {}
+    again: list[Task] = []
+    died: Counter[int] = Counter()
+
+    def hire() -> Any:
+        worker = actor.remote(held)
+        try:
+            problem = ray.get(worker.set_up.remote())
+        except ray.exceptions.RayActorError as error:
+            raise WorkerError(f"engine: a worker could not begin. {error}") from error
+        if problem is not None:
+            raise WorkerError(f"load_model: {problem}")
+        return worker
+
+    try:
+        n_alive = 0
+        while True:
+            while (idle or n_alive < n_workers) and (task := again.pop() if again else next_task()) is not None:
+                if not idle:
+                    idle.append(hire())
+                    n_alive += 1
+                worker = idle.pop()
+                running[worker.do.remote(task)] = task, worker
+            if not running:
+                return
+            finished, _ = ray.wait(list(running), num_returns=1)
+            task, worker = running.pop(finished[0])
+            try:
+                outcome = ray.get(finished[0])
+                idle.append(worker)
+            except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+                n_alive -= 1
+                died[task.position] += 1
+                reason = str(error).strip().splitlines()[0]
+                logger.warning("a worker died at case %s (attempt %d): %s", task.name or task.position, died[task.position], reason)
+                if died[task.position] < _ATTEMPTS:
+                    again.append(task)
+                    continue
+                said = f"its worker died {_ATTEMPTS} times; perhaps it needs more memory than there is"
+                outcome = Outcome(task.name, error=f"WorkerDied: {said}", details=str(error))
+            done(task, outcome)
+    finally:
+        for _, worker in running.values():
+            idle.append(worker)
+        for worker in idle:
+            ray.kill(worker)

@@ -1,0 +1,328 @@
+"""What a worker does: read a case, build its target, explain it, write its files."""
+
+import inspect
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import captum
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg._version import __version__
+from captum_causalseg.attr._parts import merge_parts, only_part
+from captum_causalseg.attr.components import component_effects
+from captum_causalseg.cohort.fingerprint import of_call
+from captum_causalseg.cohort.folder import file_of, written_beside
+from captum_causalseg.evaluation._unit_space import UnitSpace, unit_labels
+from captum_causalseg.images import save_map
+from captum_causalseg.interventions.whole import untimed
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["Outcome", "Recipe", "Task", "Worker"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a worker needs to know of a study; sent to it once.
+
+    Args:
+        dataset: where cases are read by their position; ``None`` if they come with the tasks.
+        make_target, load_model, method, arguments, case_arguments, id_key, image_key, columns, nifti: as of
+            :func:`captum_causalseg.cohort.explain_cohort`.
+        folder: of the study.
+        threads: of torch; ``None`` leaves them as they are.
+        show_units: show a bar over the interventions of each case.
+    """
+
+    dataset: Any
+    make_target: Callable[..., Any]
+    load_model: Callable[[], Any] | None
+    method: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    case_arguments: Sequence[str]
+    id_key: str
+    image_key: str | tuple[str, ...]
+    columns: Sequence[str]
+    nifti: bool
+    folder: Path
+    threads: int | None = None
+    show_units: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do.
+
+    Args:
+        position: of the case among all.
+        name: the case's id, where it is known before the case is read.
+        case: the case itself, or ``None`` to read it from the data set.
+        part, n_parts: explain only this part of its units.
+        kind: ``"explain"``; ``"merge"`` the parts; ``"check"`` only build it, and say what it was asked.
+    """
+
+    position: int
+    name: str | None
+    case: Any
+    part: int = 0
+    n_parts: int = 1
+    kind: str = "explain"
+
+
+@dataclass
+class Outcome:
+    """What came of a task.
+
+    Args:
+        name: the case's id.
+        record: for the manifest; of a part or a check, what it says of the call.
+        error: of a failed case: type and message, one line.
+        details: its traceback.
+        exception: itself, where it happened in this process.
+    """
+
+    name: str | None
+    record: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    details: str = ""
+    exception: BaseException | None = None
+
+
+class Worker:
+    """Explains cases, one after another; the model is loaded once.
+
+    Args:
+        recipe: what to do.
+        in_process: whether exceptions can be handed on as they are.
+    """
+
+    def __init__(self, recipe: Recipe, in_process: bool = False) -> None:
+        self._recipe, self._in_process = recipe, in_process
+        self._model: tuple[Any, ...] = ()
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+
+    def set_up(self) -> str | None:
+        """Load the model; what went wrong, if it did."""
+        if self._recipe.load_model is None:
+            return None
+        try:
+            self._model = (self._recipe.load_model(),)
+        except Exception as error:  # whatever a user's function raises
+            if self._in_process:
+                raise
+            return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        return None
+
+    def do(self, task: Task) -> Outcome:
+        """Carry a task out. A case that fails is an outcome, not an exception."""
+        outcome = Outcome(task.name)
+        began = time.perf_counter()
+        try:
+            case = self._recipe.dataset[task.position] if task.case is None else task.case
+            outcome.name = id_of(case, self._recipe.id_key, task.position)
+            if task.name not in (None, outcome.name):
+                raise ValueError(f"cases: expected {task.name!r} at position {task.position}, got {outcome.name!r}")
+            # Kept of a case that fails, too.
+            outcome.record = {column: _plain(case[column], column) for column in self._recipe.columns}
+            outcome.record |= self._done(case, outcome.name, task)
+        except Exception as error:  # whatever a case, a user's function or a model raises
+            outcome.error = f"{type(error).__name__}: {error}"
+            outcome.details = traceback.format_exc()
+            outcome.exception = error if self._in_process else None
+        outcome.record["seconds"] = time.perf_counter() - began
+        return outcome
+
+    def _done(self, case: Mapping[str, Any], name: str, task: Task) -> dict[str, Any]:
+        recipe = self._recipe
+        target = recipe.make_target(case, *self._model)
+        inputs = self._inputs(case, target)
+        call = of_call(target, inputs)
+        if task.kind == "check":
+            return {"call": call}
+        given = inputs if isinstance(recipe.image_key, tuple) else inputs[0]
+        arguments = dict(recipe.arguments) | {key: case[key] for key in recipe.case_arguments}
+        folder = recipe.folder
+        part_files = [file_of(folder, name, f"part-{k}-of-{task.n_parts}.npz") for k in range(task.n_parts)]
+        record = {
+            "device": str(inputs[0].device),
+            "seed": str(_argument(recipe.method, target, arguments, "seed")),
+            "versions": json.dumps({"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}),
+            "model": str(call["model"]),
+            "image": call["image"],
+            "call": call,
+        }
+        if recipe.method is component_effects:
+            table = self._components(target, given, arguments)
+            with written_beside(file_of(folder, name, "units.parquet"), folder) as path:
+                table.drop(columns=["example"]).to_parquet(path, index=False)
+            return record | {"n_units": len(table), "forwards": None, "observed_score": float(table["observed_score"].iloc[0])}
+        if task.kind == "merge":
+            statistics = merge_parts([TreatmentEffectStatistics.load(path) for path in part_files])
+        else:
+            with untimed(), only_part(task.part, task.n_parts) if task.n_parts > 1 else nullcontext():
+                statistics = self._statistics(target, given, arguments)
+            if task.n_parts > 1:
+                with written_beside(part_files[task.part], folder) as path:
+                    statistics.save(path)
+                return {"call": call}
+        asked = arguments.get("target")
+        table = _unit_table(statistics, target, inputs, asked, arguments.get("additional_forward_args"))
+        with written_beside(file_of(folder, name, "units.parquet"), folder) as path:
+            table.to_parquet(path, index=False)
+        with written_beside(file_of(folder, name, "statistics.npz"), folder) as path:
+            statistics.save(path)
+        if recipe.nifti:
+            with written_beside(file_of(folder, name, "effects.nii.gz"), folder) as path:
+                effects = statistics.to_map("effect", asked)
+                save_map(path, (effects[0] if isinstance(effects, tuple) else effects)[0], inputs[0])
+        for path in part_files if task.n_parts > 1 else ():
+            path.unlink()
+        observed = statistics.of_output(asked).observed_score
+        return record | {
+            "n_units": int((statistics.status[0] != Status.ABSENT).reshape(statistics.status.shape[1], -1).any(1).sum()),
+            "forwards": statistics.n_forwards,
+            "observed_score": float(observed[0]),
+        }
+
+    def _statistics(self, target: Any, given: Any, arguments: dict[str, Any]) -> TreatmentEffectStatistics:
+        explainer = self._recipe.method(target)
+        _, statistics = explainer.attribute(
+            given, **arguments, return_statistics=True, **({"show_progress": True} if self._recipe.show_units else {})
+        )
+        if not isinstance(statistics, TreatmentEffectStatistics):
+            raise TypeError(
+                f"method: expected its attribute to return TreatmentEffectStatistics, got {type(statistics).__name__}"
+            )
+        return statistics
+
+    def _components(self, target: Any, given: Any, arguments: dict[str, Any]) -> pd.DataFrame:
+        named = dict(arguments)
+        if "target" in named:
+            named["output"] = named.pop("target")
+        with untimed():
+            return component_effects(target, given, **named, show_progress=self._recipe.show_units)
+
+    def _inputs(self, case: Mapping[str, Any], target: Any) -> tuple[Tensor, ...]:
+        """The case's images as batches of one, on the model's device."""
+        keys = self._recipe.image_key if isinstance(self._recipe.image_key, tuple) else (self._recipe.image_key,)
+        device = _device_of(target)
+        images = []
+        for key in keys:
+            if key not in case:
+                raise KeyError(f"image_key: the case has no {key!r}, only {', '.join(map(repr, case))}")
+            image = case[key] if isinstance(case[key], Tensor) else torch.as_tensor(np.asarray(case[key]), device="cpu")
+            image = image if _is_batch(image, target) else image[None]
+            images.append(image if device is None else image.to(device))
+        return tuple(images)
+
+
+def id_of(case: Any, id_key: str, position: int) -> str:
+    """The id of a case, as text.
+
+    Raises:
+        TypeError, KeyError, ValueError: the case is no mapping, or has no usable id.
+    """
+    if not isinstance(case, Mapping):
+        raise TypeError(f"cases: expected dicts, got {type(case).__name__} at position {position}")
+    if id_key not in case:
+        raise KeyError(f"id_key: the case at position {position} has no {id_key!r}, only {', '.join(map(repr, case))}")
+    value = case[id_key]
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        if np.size(value) != 1:
+            raise ValueError(f"id_key: expected a name or a number at position {position}, got an array of {np.shape(value)}")
+        value = value.item()
+    name = str(value)
+    if not name or len(name.encode()) > 150:
+        raise ValueError(f"id_key: expected a name of 1 to 150 bytes at position {position}, got {name!r}")
+    return name
+
+
+def _unit_table(
+    statistics: TreatmentEffectStatistics, target: Any, inputs: tuple[Tensor, ...], asked: Any, more: Any
+) -> pd.DataFrame:
+    table = statistics.to_dataframe().drop(columns=["example"])
+    outputs = int(np.prod(statistics.output_shape, dtype=int))
+    chosen = int(target_index(asked, 1, statistics.output_shape, statistics.output_axes)[0])
+    present = (statistics.status[0] != Status.ABSENT).reshape(-1, outputs).numpy()
+    number = np.broadcast_to(np.arange(outputs), present.shape)[present]
+    table["asked"] = number == chosen
+    table["distance"] = _distances(statistics, target, inputs, more)[present]
+    return table
+
+
+def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple[Tensor, ...], more: Any) -> np.ndarray:
+    """``(U, K)``: of every unit to the region of interest of every output; NaN where units have no place or there is no region."""
+    found = np.full((statistics.effect.shape[1], int(np.prod(statistics.output_shape, dtype=int))), np.nan)
+    spatial = statistics.input_shapes[0][2:]
+    if not isinstance(target, SegmentationTarget) or not spatial or "layer" in statistics.settings:
+        return found
+    extra = () if more is None else more if isinstance(more, tuple) else (more,)
+    rois = target.roi_masks((*inputs, *extra))
+    if rois is None or tuple(rois.shape[2:]) != tuple(spatial):
+        return found
+    spacing = _spacing(inputs[0])
+    per_roi = []
+    for roi in rois[0]:
+        space = UnitSpace(unit_labels(statistics, 0), roi.as_subclass(Tensor), spacing, None, "chebyshev")
+        place = pd.Series(space.distance, index=space.ids).reindex(statistics.unit_ids.numpy())
+        per_roi.append(place.to_numpy())
+    # The outputs are (C, R), (C,) or (R,): the last axis is the regions'.
+    return np.tile(np.stack(per_roi, axis=1), (1, found.shape[1] // len(per_roi)))
+
+
+def _spacing(image: Tensor) -> list[float] | None:
+    """Edges of a voxel in millimeters, of an image with geometry."""
+    affine = getattr(image, "affine", None)
+    if affine is None:
+        return None
+    matrix = torch.as_tensor(affine, dtype=torch.float64, device="cpu")
+    matrix = matrix[0] if matrix.ndim == 3 else matrix
+    axes = image.ndim - 2
+    found: list[float] = matrix[:3, :axes].norm(dim=0).tolist()
+    return found
+
+
+def _is_batch(image: Tensor, target: Any) -> bool:
+    """Whether an image has a batch axis of length 1 already: its target's masks tell how many axes are spatial."""
+    if image.ndim < 3 or image.shape[0] != 1 or not isinstance(target, SegmentationTarget):
+        return False
+
+    def fits(axes: int) -> bool:
+        masks = [mask for mask in (target.roi, target.reference) if mask is not None]
+        return all(mask.ndim >= axes and mask.shape[-axes:] == image.shape[-axes:] for mask in masks) and bool(masks)
+
+    return not fits(image.ndim - 1) and fits(image.ndim - 2)
+
+
+def _device_of(target: Any) -> torch.device | None:
+    module = target if isinstance(target, nn.Module) else None
+    first = next(module.parameters(), None) if module is not None else None
+    return None if first is None else first.device
+
+
+def _argument(method: Callable[..., Any], target: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """The value of an argument of ``attribute``, or its default."""
+    function = method if method is component_effects else type(method(target)).attribute
+    parameters = inspect.signature(function).parameters
+    return arguments.get(name, parameters[name].default if name in parameters else None)
+
+
+def _plain(value: Any, column: str) -> Any:
+    """An entry of a case that is kept in the table: a number, a word or nothing."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and np.size(value) == 1:
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"columns: expected a number or a word in {column!r}, got {type(value).__name__}")

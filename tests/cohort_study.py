@@ -1,0 +1,70 @@
+"""A small study that tests run in this process, on a cluster, or as a program of its own that can be killed."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+from captum_causalseg.cohort import Cohort, explain_cohort
+
+SHAPE = (24, 24)
+
+
+def load_model() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3, padding=1))
+
+
+def images(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def make_cases(n: int) -> list[dict]:
+    return [{"id": f"case/{k}", "image": image, "site": "AB"[k % 2]} for k, image in enumerate(images(n))]
+
+
+def make_target(case: dict, model: torch.nn.Module) -> SegmentationTarget:
+    return SegmentationTarget.from_prediction(model, case["image"][None], roi=regions.box(SHAPE, 8, 8))
+
+
+def slow_target(case: dict, model: torch.nn.Module) -> SegmentationTarget:
+    time.sleep(0.3)
+    return make_target(case, model)
+
+
+class Deadly:
+    """Kills the process that it runs in at one case: once, or whenever it comes to it."""
+
+    def __init__(self, marks: Path, case: str, always: bool = False) -> None:
+        self.marks, self.case, self.always = marks, case, always
+
+    def __call__(self, case: dict, model: torch.nn.Module) -> SegmentationTarget:
+        mark = self.marks / "was-here"
+        if case["id"] == self.case and (self.always or not mark.exists()):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make_target(case, model)
+
+
+def study(out, n: int = 5, **options) -> Cohort:
+    options = {
+        "load_model": load_model,
+        "method": AverageTreatmentEffect,
+        "columns": ["site"],
+        "show_progress": False,
+        "baselines": PatchBank(images(12, seed=1)),
+        "block_size": 4,
+        "target": 1,
+        "n_draws": 6,
+    } | options
+    return explain_cohort(options.pop("cases", make_cases(n)), options.pop("make_target", make_target), out=out, **options)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    study(sys.argv[1], n=8, engine=sys.argv[2], make_target=slow_target, num_workers=2 if sys.argv[2] == "ray" else None)
