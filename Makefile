@@ -7,7 +7,10 @@ WORKERS ?= auto
 
 OLDEST := .venv-captum-oldest
 
-.PHONY: demo test test-captum-oldest lint bench docs install clean
+# Where `make test-wheel` installs the wheel, and nothing else of this folder.
+WHEEL_ENV := .venv-wheel
+
+.PHONY: demo test test-captum-oldest test-wheel lint wheel bench docs install clean
 
 install: $(INSTALLED)
 
@@ -30,6 +33,21 @@ $(OLDEST)/.installed: pyproject.toml constraints-captum-oldest.txt
 
 test-captum-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n $(WORKERS)
+
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[release]"
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+
+# In an environment of its own and an empty folder: what someone gets who has nothing but the wheel.
+test-wheel: wheel
+	rm -rf $(WHEEL_ENV)
+	$(PYTHON) -m venv $(WHEEL_ENV)
+	$(WHEEL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[demo]"
+	empty="$$(mktemp -d)" && run="$(CURDIR)/$(WHEEL_ENV)/bin" && cd "$$empty" \
+		&& "$$run/causalseg" demo --draws 3 \
+		&& test -s causalseg-demo/effects.png && test -s causalseg-demo/effects.csv && rm -r "$$empty"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -55,4 +73,4 @@ docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache docs/_build
+	rm -rf $(VENV) $(OLDEST) $(WHEEL_ENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache docs/_build

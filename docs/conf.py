@@ -10,7 +10,12 @@ version = release = installed_version("captum-causalseg")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"captum_causalseg {version}"
+html_static_path = ["_css"]
+html_css_files = ["page.css"]
 exclude_patterns = ["_build", "benchmarks/*.md"]
+# Headings can be linked to.
+myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -20,4 +25,3 @@ napoleon_numpy_docstring = False
 # Attributes are documented in the class docstrings.
 napoleon_use_ivar = True
 nb_execution_mode = "off"
-suppress_warnings = ["myst.xref_missing"]
