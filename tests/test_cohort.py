@@ -536,3 +536,27 @@ def test_environment_is_left_alone(tmp_path):
     study(tmp_path / "s", 1)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_cases_may_name_files_that_workers_read(tmp_path):
+    for case in make_cases(2):
+        np.save(tmp_path / f"{case['id'][-1]}.npy", case["image"].numpy())
+    rows = [{"id": f"case/{k}", "file": tmp_path / f"{k}.npy", "site": "AB"[k % 2]} for k in range(2)]
+
+    def prepare(row, model):
+        assert isinstance(model, nn.Module)
+        return {**row, "image": torch.from_numpy(np.load(row["file"]))}
+
+    cohort = study(tmp_path / "s", cases=rows, prepare=prepare, columns=["site", "file"])
+    other = study(tmp_path / "t", 2)
+    pd.testing.assert_frame_equal(cohort.units(), other.units())
+    assert cohort.cases()["file"].tolist() == [str(row["file"]) for row in rows]
+
+
+def test_maps_can_be_written_in_another_way(tmp_path):
+    def write(path, case, statistics):
+        path.write_text(f"{case['site']} {statistics.n_forwards}")
+
+    cohort = study(tmp_path / "s", 1, nifti=write)
+    written = tmp_path / "s" / "cases" / "case%2F0" / "effects.nii.gz"
+    assert written.read_text() == f"A {cohort.cases()['forwards'][0]}"

@@ -15,6 +15,7 @@ from captum_causalseg.cohort import engines
 from captum_causalseg.cohort.fingerprint import described, differences
 from captum_causalseg.cohort.folder import Cohort, arrow, file_of, locked, study_error
 from captum_causalseg.cohort.worker import Outcome, Recipe, Task, id_of
+from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["CohortError", "explain_cohort"]
 
@@ -38,11 +39,12 @@ def explain_cohort(
     engine: Literal["local", "ray"] = "local",
     resume: bool = True,
     load_model: Callable[[], Any] | None = None,
+    prepare: Callable[..., Mapping[str, Any]] | None = None,
     id_key: str = "id",
     image_key: str | tuple[str, ...] = "image",
     case_arguments: Sequence[str] = (),
     columns: Sequence[str] = (),
-    nifti: bool = False,
+    nifti: bool | Callable[[Path, Mapping[str, Any], TreatmentEffectStatistics], None] = False,
     shards: int = 1,
     errors: Literal["record", "raise"] = "record",
     num_workers: int | None = None,
@@ -72,12 +74,15 @@ def explain_cohort(
         engine: ``"local"``, this process; ``"ray"``, actors on a Ray cluster.
         resume: go on with a study that is there. With ``False``, one that is there is an error.
         load_model: makes the model, called once per worker.
+        prepare: makes the case that is explained of the one that was given, in the worker: reads the files that it names, say. It is
+            given the case (and the model, with ``load_model``); ``make_target`` gets what it returns.
         id_key: the entry of a case that is its stable, unique name.
         image_key: the entry that is explained, ``(C, *spatial)`` as data sets give it or a batch of one; a tuple for a model of several
             inputs. A ``MetaTensor`` keeps its geometry: distances are then in millimeters.
         case_arguments: entries of each case that are arguments of ``attribute`` by the same name (``feature_mask``, ...).
         columns: entries of each case, numbers or words, that are kept in ``cases.parquet`` (site, scanner, model, ...).
-        nifti: write ``effects.nii.gz`` for each case, on its image's grid.
+        nifti: write ``effects.nii.gz`` for each case, on its image's grid; or a function of a path, the case and its statistics that
+            writes it.
         shards: into how many parts the units of each case are cut, to be explained by different workers: for volumes so large that
             one worker would take too long. The effects are the same; each part finds out anew what can reach the region of
             interest. Not with ``precision`` or ``decide``, whose budget is shared among units.
@@ -114,7 +119,9 @@ def explain_cohort(
         [['0', 'A', 'finished', 16], ['1', 'A', 'finished', 16], ['2', 'A', 'finished', 16]]
     """
     arrow()
-    _check(make_target, method, engine, errors, load_model, shards, num_workers, num_cpus, num_gpus, arguments, columns)
+    _check(
+        make_target, method, engine, errors, load_model, prepare, shards, num_workers, num_cpus, num_gpus, arguments, columns
+    )
     if address is not None and engine != "ray":
         raise ValueError('address: it goes with engine="ray"')
     folder = Path(out).absolute()
@@ -123,13 +130,14 @@ def explain_cohort(
         dataset=dataset,
         make_target=make_target,
         load_model=load_model,
+        prepare=prepare,
         method=method,
         arguments=arguments,
         case_arguments=tuple(case_arguments),
         id_key=id_key,
         image_key=tuple(image_key) if isinstance(image_key, (tuple, list)) else image_key,
         columns=tuple(columns),
-        nifti=bool(nifti),
+        nifti=nifti if callable(nifti) else bool(nifti),
         folder=folder,
         threads=max(1, int(num_cpus)) if engine == "ray" else None,
         show_units=show_progress and engine == "local",
@@ -137,13 +145,14 @@ def explain_cohort(
     asked = {
         "make_target": described(make_target),
         "load_model": described(load_model),
+        "prepare": described(prepare),
         "method": described(method),
         "arguments": described(arguments),
         "case_arguments": list(recipe.case_arguments),
         "id_key": id_key,
         "image_key": described(recipe.image_key),
         "columns": list(recipe.columns),
-        "nifti": recipe.nifti,
+        "nifti": described(recipe.nifti),
         "shards": shards,
     }
     with locked(folder, {"arguments": asked, "columns": list(recipe.columns)}, resume) as writer:
@@ -314,6 +323,7 @@ def _check(
     engine: str,
     errors: str,
     load_model: Any,
+    prepare: Any,
     shards: Any,
     num_workers: Any,
     num_cpus: Any,
@@ -324,8 +334,9 @@ def _check(
     for name, value in (("make_target", make_target), ("method", method)):
         if not callable(value):
             raise TypeError(f"{name}: expected a function or a class, got {type(value).__name__}")
-    if load_model is not None and not callable(load_model):
-        raise TypeError(f"load_model: expected a function without arguments, got {type(load_model).__name__}")
+    for name, value in (("load_model", load_model), ("prepare", prepare)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}: expected a function, got {type(value).__name__}")
     if engine not in ("local", "ray"):
         raise ValueError(f'engine: expected "local" or "ray", got {engine!r}')
     if errors not in ("record", "raise"):

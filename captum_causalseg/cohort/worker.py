@@ -36,7 +36,7 @@ class Recipe:
 
     Args:
         dataset: where cases are read by their position; ``None`` if they come with the tasks.
-        make_target, load_model, method, arguments, case_arguments, id_key, image_key, columns, nifti: as of
+        make_target, load_model, prepare, method, arguments, case_arguments, id_key, image_key, columns, nifti: as of
             :func:`captum_causalseg.cohort.explain_cohort`.
         folder: of the study.
         threads: of torch; ``None`` leaves them as they are.
@@ -46,13 +46,14 @@ class Recipe:
     dataset: Any
     make_target: Callable[..., Any]
     load_model: Callable[[], Any] | None
+    prepare: Callable[..., Mapping[str, Any]] | None
     method: Callable[..., Any]
     arguments: Mapping[str, Any]
     case_arguments: Sequence[str]
     id_key: str
     image_key: str | tuple[str, ...]
     columns: Sequence[str]
-    nifti: bool
+    nifti: bool | Callable[[Path, Mapping[str, Any], TreatmentEffectStatistics], None]
     folder: Path
     threads: int | None = None
     show_units: bool = False
@@ -144,6 +145,8 @@ class Worker:
 
     def _done(self, case: Mapping[str, Any], name: str, task: Task) -> dict[str, Any]:
         recipe = self._recipe
+        if recipe.prepare is not None:
+            case = recipe.prepare(case, *self._model)
         target = recipe.make_target(case, *self._model)
         inputs = self._inputs(case, target)
         call = of_call(target, inputs)
@@ -183,8 +186,11 @@ class Worker:
             statistics.save(path)
         if recipe.nifti:
             with written_beside(file_of(folder, name, "effects.nii.gz"), folder) as path:
-                effects = statistics.to_map("effect", asked)
-                save_map(path, (effects[0] if isinstance(effects, tuple) else effects)[0], inputs[0])
+                if callable(recipe.nifti):
+                    recipe.nifti(path, case, statistics)
+                else:
+                    effects = statistics.to_map("effect", asked)
+                    save_map(path, (effects[0] if isinstance(effects, tuple) else effects)[0], inputs[0])
         for path in part_files if task.n_parts > 1 else ():
             path.unlink()
         observed = statistics.of_output(asked).observed_score

@@ -1,0 +1,186 @@
+"""What one case says: its units as a study's folder holds them, and numbers that stand for the case."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats as scipy_stats
+
+from captum_causalseg.cohort.folder import Cohort, file_of
+from captum_causalseg.evaluation._perception import energies
+from captum_causalseg.statistics import Status
+
+__all__ = ["MEASURES", "READ", "Source", "by_bin", "case_values", "components_of", "typical_width"]
+
+MEASURES = (
+    *("observed_score", "share_significant", "mass", "supporting_mass", "harming_mass", "energy", "radius_50"),
+    "n_units",
+)
+READ = (
+    *("unit", "module", "channel", "type", "part", "order"),
+    *("status", "effect", "standard_error", "p_value", "observed_score", "distance"),
+)
+_COMPONENTS = ("module", "channel", "type", "part", "order")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A study, and which output of it is looked at.
+
+    Args:
+        name: among several studies.
+        cohort: what is in its folder.
+        output: per output axis, which; ``None`` for the one that was asked for.
+    """
+
+    name: str | None
+    cohort: Cohort
+    output: Mapping[str, int] | None
+
+    def columns(self, case: str) -> list[str]:
+        """Of the table of its units."""
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(file_of(self.cohort.folder, case, "units.parquet")).names)
+
+    def units(self, case: str, wanted: tuple[str, ...]) -> pd.DataFrame:
+        """The rows of one case and output; of the ``wanted`` columns those that there are.
+
+        Raises:
+            ValueError: ``output`` names an axis that the units do not have, picks no row, or leaves several outputs.
+        """
+        there = self.columns(case)
+        output = dict(self.output or {})
+        axes = _output_axes(there)
+        unknown = sorted({*output} - {*axes})
+        if unknown:
+            known = f"its axes are {', '.join(map(repr, axes))}" if axes else "they have a single one"
+            raise ValueError(f"output: the units of case {case!r} have no output axis {unknown[0]!r}; {known}")
+        picking = [*output] if output else [name for name in ("asked",) if name in there]
+        read = [name for name in dict.fromkeys((*wanted, *picking, *axes)) if name in there]
+        table = pd.read_parquet(file_of(self.cohort.folder, case, "units.parquet"), columns=read, partitioning=None)
+        if output:
+            every = table[axes].drop_duplicates()
+            table = table[np.logical_and.reduce([table[name] == number for name, number in output.items()])]
+            left = table[axes].drop_duplicates()
+            if len(left) != 1:
+                held = "; ".join(f"{name} {', '.join(map(str, every[name].unique()))}" for name in axes)
+                raise ValueError(f"output: {output} picks {len(left)} outputs of case {case!r}, expected one of {held}")
+        elif picking:
+            table = table[table["asked"]]
+        return table[[name for name in wanted if name in there]]
+
+
+def _output_axes(columns: Sequence[str]) -> list[str]:
+    """They stand between the unit and where it lies."""
+    if "unit" not in columns:
+        return []
+    rest = columns[columns.index("unit") + 1 :]
+    end = next(k for k, name in enumerate(rest) if name in ("input", "status") or name.startswith("start_"))
+    return list(rest[:end])
+
+
+def case_values(units: pd.DataFrame, alpha: float) -> dict[str, float]:
+    """One case in numbers, of :data:`MEASURES`.
+
+    Args:
+        units: a row per unit or module, with ``status``, ``effect``, ``standard_error``, ``p_value``, ``observed_score`` and, of units,
+            ``distance``.
+        alpha: the false discovery rate among the units of the case.
+    """
+    found = dict.fromkeys(MEASURES, math.nan)
+    known = units["p_value"].dropna()
+    # Before screened effects are set to 0: that they were few draws is in the p-value.
+    q_value = pd.Series(scipy_stats.false_discovery_control(known) if len(known) else [], index=known.index, dtype=float)
+    found["observed_score"] = float(units["observed_score"].iloc[0]) if len(units) else math.nan
+    components = "module" in units
+    kept = units[units["effect"].notna()] if components else _intervened(units)
+    found["n_units"] = float(len(kept))
+    if kept.empty:
+        return found
+    effect = kept["effect"]
+    significant = (q_value.reindex(kept.index) <= alpha) & (effect != 0)
+    found["share_significant"] = float(significant.mean())
+    if components:
+        # Modules hold each other: their effects do not add up.
+        return found
+    energy = energies(kept)
+    found |= {
+        "mass": float(effect.abs().sum()),
+        "supporting_mass": float(effect.clip(lower=0).sum()),
+        "harming_mass": float((-effect).clip(lower=0).sum()),
+        "energy": float(energy.sum(skipna=False)),
+        "radius_50": _radius(kept, 0.5),
+    }
+    return found
+
+
+def by_bin(units: pd.DataFrame, width: float) -> pd.DataFrame:
+    """Of one case's units: per bin of distance ``((k - 1) width, k width]``, ``n_units``, ``mass``, ``sum``, ``energy``.
+
+    As :func:`captum_causalseg.evaluation.profile.perception_profile` has it: SCREENED and OUTSIDE_SUPPORT count as 0, EXCLUDED not at
+    all. Units without a distance are left out.
+    """
+    kept = _intervened(units)
+    kept = kept[kept["distance"].notna()]
+    # 3 * 0.1 belongs to the third bin of width 0.1.
+    bins = np.ceil(kept["distance"] / width - 1e-9).astype(np.int64).rename("bin")
+    columns = pd.DataFrame({"n_units": 1, "mass": kept["effect"].abs(), "sum": kept["effect"], "energy": energies(kept)})
+    # Not groupby.sum, which passes over NaN.
+    return columns.groupby(bins).agg(lambda values: values.sum(skipna=False)).reset_index()
+
+
+def _intervened(units: pd.DataFrame) -> pd.DataFrame:
+    """The units with a known effect; those that were dropped or cannot reach the region of interest have 0."""
+    dropped = units["status"].isin([Status.SCREENED.name, Status.OUTSIDE_SUPPORT.name])
+    units = units.assign(
+        effect=units["effect"].where(~dropped, 0.0), standard_error=units["standard_error"].where(~dropped, 0.0)
+    )
+    return units[units["effect"].notna() & (units["status"] != Status.EXCLUDED.name)]
+
+
+def typical_width(units: pd.DataFrame) -> float:
+    """Of one case: the edge of its units, in the unit of the distances; the largest of the axes'. NaN without distances.
+
+    The table has edges in pixels, and distances in pixels or millimeters. From one block to the next along an axis, the distance
+    changes by at most the edge of a block, and by just that where both are clear of the region of interest on that axis' side: the
+    largest change is the edge. An axis along which no two blocks are clear of it may be underrated. Where units are no blocks
+    (supervoxels), their edge in pixels counts, times the smallest distance that there is, mostly that of a pixel.
+    """
+    placed = units[units["distance"].notna()]
+    axes = [name for name in placed.columns if name.startswith("start_")]
+    axes = [name for name in axes if len(placed) and placed[name].min() >= 0]
+    if not axes or not (placed["distance"] > 0).any():
+        return math.nan
+    stops = {start: start.replace("start", "stop") for start in axes}
+    # Units of several channels lie in one place.
+    placed = placed.drop_duplicates([*stops, *stops.values()])
+    edges, steps = [], []
+    for start, stop in stops.items():
+        edges.append(float((placed[stop] - placed[start]).quantile(0.5, interpolation="higher")))
+        others = [end for other in axes if other != start for end in (other, stops[other])]
+        ordered = placed.sort_values([*others, start])
+        touching = (ordered[others].diff() == 0).all(axis=1) & (ordered[start] == ordered[stop].shift())
+        ratio = (ordered["distance"].diff().abs() / ordered[start].diff())[touching]
+        # Of supervoxels, few touch like that, and by chance.
+        steps.append(float(ratio.max()) if 2 * len(ratio) >= len(placed) else 0.0)
+    width = max(edge * step for edge, step in zip(edges, steps))
+    return width if width > 0 else max(edges) * float(placed.loc[placed["distance"] > 0, "distance"].min())
+
+
+def components_of(units: pd.DataFrame) -> pd.DataFrame:
+    """Of one case of ``component_effects``: what its modules are, and their effects."""
+    columns: list[Any] = [name for name in (*_COMPONENTS, "effect", "standard_error") if name in units]
+    return units[columns]
+
+
+def _radius(units: pd.DataFrame, share: float) -> float:
+    """The smallest distance of a unit within which this share of the mass lies, as ``PerceptionProfile.radius``."""
+    placed = units[units["distance"].notna()]
+    within = placed["effect"].abs().groupby(placed["distance"]).sum().cumsum()
+    if within.empty or not within.iloc[-1] > 0:
+        return math.nan
+    return float(within.index[np.argmax(within.to_numpy() >= share * within.iloc[-1] * (1 - 1e-12))])
