@@ -1,81 +1,123 @@
-"""Parts that pictures are made of: planes of volumes, backgrounds, overlays, scales."""
+"""Parts that pictures are made of: palettes, backgrounds, outlines, overlays, scales."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
-from matplotlib.figure import Figure
 from torch import Tensor
 
 __all__ = [
     "EFFECTS",
     "ERRORS",
-    "OUTLINE",
+    "PALETTES",
     "ROLES",
+    "Palette",
     "background",
+    "check_words",
+    "contour",
     "decimals",
-    "extent",
     "first",
     "grayscale",
-    "overlay",
+    "outlined",
+    "palette_of",
     "plane",
     "robust_maximum",
     "round_up",
+    "scale_labels",
+    "shade",
     "short",
 ]
 
 # ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
 # apart by its lightness and its dark edge.
-EFFECTS, ERRORS, OUTLINE = "RdBu_r", "Purples", "#2ee62e"
+EFFECTS, ERRORS = "RdBu_r", "Purples"
 ROLES = {"supporting": "#b2182b", "harming": "#2166ac", "null": "0.8"}
 
 
-def overlay(
-    figure: Figure,
+@dataclass(frozen=True)
+class Palette:
+    """Names of color maps, and the color of the outline of the region of interest."""
+
+    effects: str
+    errors: str
+    outline: str
+
+
+PALETTES = {"accessible": Palette(EFFECTS, ERRORS, "#2ee62e"), "paper": Palette("bwr", "Greys", "#00ff00")}
+
+
+def palette_of(name: str) -> Palette:
+    if name not in PALETTES:
+        raise ValueError(f"palette: expected one of {tuple(PALETTES)}, got {name!r}")
+    return PALETTES[name]
+
+
+def check_words(words: Sequence[str]) -> tuple[str, str]:
+    if isinstance(words, str) or len(words) != 2 or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"words: expected two strings, for effects above and below 0, got {words!r}")
+    return words[0], words[1]
+
+
+def background(
     axes: Axes,
     picture: np.ndarray,
-    outline: np.ndarray | None,
-    excluded: np.ndarray,
-    values: np.ndarray,
-    norm: Normalize,
-    colors: str,
-    *,
     title: str,
-    label: str,
+    outline: np.ndarray | None,
+    *,
+    fade: bool,
+    aspect: float = 1.0,
+    color: str = PALETTES["accessible"].outline,
 ) -> None:
-    background(axes, picture, title, outline, fade=True)
-    # Small values let the image through.
-    size = np.clip(np.abs(np.nan_to_num(values)) / norm.vmax, 0, 1)
-    drawn = axes.imshow(
-        np.nan_to_num(values, posinf=np.nan), cmap=colors, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest"
-    )
-    if excluded.any():
-        hatched = axes.contourf(excluded.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
-        hatched.set_edgecolor("0.35")
-        hatched.set_linewidth(0)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.85, extend="both" if isinstance(norm, TwoSlopeNorm) else "max")
-    bar.set_label(label)
-    # The scale is drawn opaque, the map by size.
-    bar.solids.set_alpha(1)  # type: ignore[union-attr]
-
-
-def background(axes: Axes, picture: np.ndarray, title: str, outline: np.ndarray | None, *, fade: bool) -> None:
+    """The picture ``(H, W)`` or ``(H, W, 3)``; ``aspect`` is a pixel's height over its width."""
     if fade:
         # Light gray, so that colors of both signs stand out on dark and bright tissue alike.
         picture = 0.72 + 0.28 * (picture.mean(-1) if picture.ndim == 3 else picture)
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect)
     axes.set_title(title, fontsize=11)
     axes.set_xticks([])
     axes.set_yticks([])
-    if outline is not None and outline.any():
-        for color, linewidth in (("black", 3.0), (OUTLINE, 1.5)):
-            axes.contour(np.pad(outline, 1), levels=[0.5], colors=[color], linewidths=linewidth, extent=extent(outline.shape))
+    if outline is not None:
+        outlined(axes, outline, color)
 
 
-def extent(shape: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """Pixel centers of the padded outline, so that RoIs at the image's edge are closed curves too."""
-    return -1.0, float(shape[1]), -1.0, float(shape[0])
+def outlined(axes: Axes, mask: np.ndarray, color: str) -> None:
+    """The border of a region of interest, with a dark edge."""
+    if mask.any():
+        for edge, linewidth in (("black", 3.0), (color, 1.5)):
+            contour(axes, mask, edge, linewidth)
+
+
+def contour(axes: Axes, mask: np.ndarray, color: str, linewidth: float, linestyle: str = "-") -> None:
+    """The border of a mask, along the edges of its pixels, closed also where it meets the border of the image."""
+    values, extent = _enlarged(mask)
+    axes.contour(values, levels=[0.5], colors=[color], linewidths=linewidth, linestyles=linestyle, extent=extent)
+    _keep_limits(axes, mask.shape)
+
+
+def shade(axes: Axes, mask: np.ndarray, hatch: str, color: str) -> None:
+    """Hatch a mask."""
+    if not mask.any():
+        return
+    values, extent = _enlarged(mask)
+    hatched = axes.contourf(values, levels=[0.5, 1.5], colors="none", hatches=[hatch], extent=extent)
+    hatched.set_edgecolor(color)
+    hatched.set_linewidth(0)
+    _keep_limits(axes, mask.shape)
+
+
+def _enlarged(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Each pixel as several, so that contours keep to the pixels' edges and do not cut their corners; with a margin."""
+    height, width = mask.shape
+    times = max(2, 384 // max(height, width))
+    large = np.pad(mask, 1).astype(np.float32).repeat(times, 0).repeat(times, 1)
+    near, half = -1.5, 0.5 / times
+    return large, (near + half, near + width + 2 - half, near + half, near + height + 2 - half)
+
+
+def _keep_limits(axes: Axes, shape: tuple[int, ...]) -> None:
+    axes.set_xlim(-0.5, shape[1] - 0.5)
+    axes.set_ylim(shape[0] - 0.5, -0.5)
 
 
 def plane(values: Tensor, roi: Tensor | None) -> Tensor:
@@ -86,11 +128,14 @@ def plane(values: Tensor, roi: Tensor | None) -> Tensor:
     return values[..., depth]
 
 
-def grayscale(plane: Tensor) -> np.ndarray:
-    values = plane.movedim(0, -1).numpy() if plane.shape[0] == 3 else plane[0].numpy()
-    low, high = float(values.min()), float(values.max())
-    scaled: np.ndarray = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return scaled
+def grayscale(values: Tensor, channel: int | None = None) -> np.ndarray:
+    """``(*spatial)`` or, of three channels, ``(*spatial, 3)`` in [0, 1] from ``(C, *spatial)``; what is not finite is 0."""
+    colored = values.shape[0] == 3 and channel is None
+    array: np.ndarray = (values.movedim(0, -1) if colored else values[channel or 0]).double().numpy()
+    known = np.isfinite(array)
+    low, high = (float(array[known].min()), float(array[known].max())) if known.any() else (0.0, 0.0)
+    scaled: np.ndarray = (array - low) / (high - low) if high > low else np.zeros_like(array)
+    return np.where(known, scaled, 0.0)
 
 
 def robust_maximum(values: np.ndarray) -> float:
@@ -105,10 +150,14 @@ def round_up(value: float) -> float:
     return float(np.ceil(value / magnitude - 1e-9) * magnitude)
 
 
-def first(maps: Any) -> Tensor:
+def scale_labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks in three significant digits, 0 without sign, powers of ten without padding."""
+    return [f"{tick + 0.0:.3g}".replace("e-0", "e-").replace("e+0", "e+") for tick in ticks]
+
+
+def first(maps: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The map of the first input."""
-    first: Tensor = maps[0] if isinstance(maps, tuple) else maps
-    return first
+    return maps[0] if isinstance(maps, tuple) else maps
 
 
 def short(name: str, longest: int = 44) -> str:

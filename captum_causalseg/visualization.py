@@ -3,37 +3,57 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._component_bars import plot_components
+from captum_causalseg._convergence import plot_convergence
+from captum_causalseg._effect_panels import PANELS, effects_figure, volume_figure
+from captum_causalseg._influence_cells import plot_influence
+from captum_causalseg._masks import plain_tensor
 from captum_causalseg._pictures import (
     EFFECTS,
-    ERRORS,
     background,
-    decimals,
+    check_words,
+    contour,
     first,
     grayscale,
-    overlay,
+    palette_of,
     plane,
     robust_maximum,
-    round_up,
-    short,
+    shade,
 )
+from captum_causalseg._planes import pixel_spacing, shown_outputs, view_of
 from captum_causalseg._profile_panels import histogram, mass_by_distance, pie, ratio
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
-from captum_causalseg.evaluation.profile import InfluenceMatrix, PerceptionProfile
+from captum_causalseg.evaluation.profile import PerceptionProfile
 from captum_causalseg.interventions.support import Support
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.statistics import TreatmentEffectStatistics
 
-__all__ = ["plot_comparison", "plot_components", "plot_effects", "plot_influence", "plot_profile", "plot_support"]
+__all__ = [
+    "plot_comparison",
+    "plot_components",
+    "plot_convergence",
+    "plot_effects",
+    "plot_influence",
+    "plot_profile",
+    "plot_support",
+    "plot_volume",
+]
 
 
 def plot_support(
-    image: Tensor, support: Support, roi: Tensor | None = None, *, example: int = 0, roi_index: int = 0, title: str = ""
+    image: Tensor,
+    support: Support,
+    roi: Tensor | None = None,
+    *,
+    example: int = 0,
+    roi_index: int = 0,
+    title: str = "",
+    spacing: float | Sequence[float] | None = None,
 ) -> Figure:
     """The image where it can reach the region of interest through the model; what cannot is darkened and hatched.
 
@@ -45,150 +65,219 @@ def plot_support(
         example: which example of the batch.
         roi_index: which of the RoIs.
         title: above the picture.
+        spacing: edge of a pixel, one number or one per spatial axis; taken from the affine of a ``MetaTensor`` by default, else 1.
 
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
+
+    Raises:
+        ValueError: ``image`` has another number of axes, or another spatial shape than the support.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import SegmentationTarget, causal_support, regions
+        >>> from captum_causalseg.visualization import plot_support
+        >>> image, roi = torch.rand(1, 1, 16, 16), regions.box((16, 16), start=4, size=4)
+        >>> target = SegmentationTarget.from_prediction(torch.nn.Conv2d(1, 2, 5, padding=2), image, roi=roi)
+        >>> figure = plot_support(image, causal_support(target, image), roi)
+        >>> figure.axes[0].get_title()
+        '25.0 % of the pixels can reach the region of interest'
     """
     if image.ndim not in (4, 5):
         raise ValueError(f"image: expected (N, C, *spatial) with 2 or 3 spatial axes, got {tuple(image.shape)}")
     mask = support.masks[0][example, roi_index]
     if mask.shape != image.shape[2:]:
         raise ValueError(f"support: its first mask has shape {tuple(mask.shape)}, the image {tuple(image.shape[2:])}")
-    picture = grayscale(plane(image[example].detach().cpu().float(), roi))
-    outline = None if roi is None else plane(roi[None].cpu(), roi)[0].numpy()
+    rows, columns = pixel_spacing(image, spacing, example)[:2]
+    roi = None if roi is None else plain_tensor(roi).cpu()
+    picture = grayscale(plane(plain_tensor(image[example]).cpu().float(), roi))
+    outline = None if roi is None else plane(roi[None], roi)[0].numpy() > 0
     reaches = plane(mask[None].float(), roi)[0].numpy() > 0
-    height, width = picture.shape[:2]
-    figure = Figure(figsize=(5.4, 0.95 + 5.0 * height / width), layout="constrained")
+    height, width = picture.shape[0] * rows, picture.shape[1] * columns
+    scale = min(5.0 / width, 7.0 / height)
+    figure = Figure(figsize=(max(5.4, 0.4 + scale * width), 0.95 + scale * height), layout="constrained")
     axes: Axes = figure.subplots()
     share = 100 * float(mask.float().mean())
     said = f"{share:.1f} % of the pixels can reach the region of interest"
     if support.doubt is not None:
         said = "what can reach the region of interest is not known"
-    background(axes, picture, title or said, outline, fade=False)
+    background(axes, picture, title or said, outline, fade=False, aspect=rows / columns)
     if title:
         figure.supxlabel(said, fontsize=9)
-    shade = np.zeros((*reaches.shape, 4))
-    shade[~reaches] = (0.05, 0.08, 0.2, 0.62)
-    axes.imshow(shade, interpolation="nearest")
+    dark = np.zeros((*reaches.shape, 4))
+    dark[~reaches] = (0.05, 0.08, 0.2, 0.62)
+    axes.imshow(dark, interpolation="nearest", aspect=rows / columns)
     if not reaches.all():
-        axes.contourf(~reaches, levels=[0.5, 1.5], colors="none", hatches=["//"])
-        axes.contour(reaches, levels=[0.5], colors="white", linewidths=1.2, linestyles="--")
+        shade(axes, ~reaches, "//", "black")
+        contour(axes, reaches, "white", 1.2, "--")
     return figure
 
 
 def plot_effects(
-    image: Tensor,
+    image: Tensor | tuple[Tensor, ...],
     statistics: TreatmentEffectStatistics,
-    roi: Tensor | None = None,
+    roi: Tensor | np.ndarray | None = None,
     target: TargetType = None,
     *,
     example: int = 0,
     title: str = "",
     score_name: str = "score",
+    panels: Sequence[str] = ("image", "effect", "standard_error"),
+    palette: str = "accessible",
+    words: tuple[str, str] = ("supports", "harms"),
+    spacing: float | Sequence[float] | None = None,
+    channel: int | None = None,
+    input_index: int = 0,
 ) -> Figure:
-    """Three panels: the image with the RoI, every unit's effect on its score, and the standard error of that effect.
+    """The image with the RoI, every unit's effect on the RoI's score, and how sure it is; for images and volumes.
 
-    Effects are drawn on a diverging scale centered on 0 (red supports, blue harms), the more opaque the larger. Units that
-    were not intervened on are hatched; those that cannot reach the RoI lie beyond a dashed line. A volume is shown in the slice of its last axis that holds most of the RoI (the
-    middle one without an RoI).
+    Effects are drawn on a diverging scale centered on 0 (red supports, blue harms), the more opaque the larger. The scale ends at the
+    99.5th percentile of ``|effect|``. Units that were not intervened on are hatched; those that cannot reach the RoI lie beyond a
+    dashed line.
+
+    A volume has a row for each of the three planes through the middle of the unit with the largest ``|effect|`` (dotted lines show
+    where they cross); :func:`plot_volume` shows more slices of one axis. Where the statistics are of several RoIs and ``target`` leaves
+    open which, each RoI has a row (a volume's has three), all on the same scales.
 
     Args:
-        image: the explained inputs ``(N, C, *spatial)`` with 2 or 3 spatial axes; 3 channels are drawn as RGB, else the first.
+        image: the explained inputs ``(N, C, *spatial)`` with 2 or 3 spatial axes, or the tuple of them. Another image of the same
+            ``N`` and spatial shape may stand in for it, such as the one before normalization.
         statistics: what ``attribute(..., return_statistics=True)`` returned for them.
-        roi: boolean mask ``(*spatial)``, outlined in green.
-        target: which output, as in ``attribute``.
+        roi: boolean mask, outlined in green: ``(*spatial)``; ``(R, *spatial)`` for statistics of ``R`` RoIs; or with the batch in
+            front, ``(N, R, *spatial)``, as ``SegmentationTarget.roi_masks`` returns them.
+        target: which output, as in ``attribute``: a class, or a pair ``(class, roi)``.
         example: which example of the batch.
         title: above the panels.
         score_name: what the effects are effects on, with its unit.
+        panels: what to show, in this order: ``"image"``, ``"effect"``, ``"standard_error"``, ``"lower"`` and ``"upper"`` (ends of the
+            95 % interval, on the scale of the effect), ``"significant"`` (the effect, dotted where it does not differ from 0 at a
+            false discovery rate of 5 %), ``"p_value"`` (two-sided, not corrected) and ``"n_draws"``. More than four panels of an image
+            take two lines.
+        palette: ``"accessible"``, whose two ends people with any kind of color blindness tell apart, or ``"paper"``: the pure red, blue
+            and green of arXiv 2602.20511.
+        words: what effects above and below 0 do, where the score has no better and worse: ``("raises", "lowers")``.
+        spacing: edge of a pixel, one number or one per spatial axis, so that pixels that are not square are drawn as they are. Taken
+            from the affine of a ``MetaTensor`` by default; else 1.
+        channel: which channel to draw in gray, and whose units to show where channels have their own. By default three channels
+            are drawn as RGB, of other images the first.
+        input_index: which of several inputs.
 
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
+
+    Raises:
+        TypeError: ``image``, ``roi`` or ``statistics`` is of another type.
+        ValueError: a shape or number does not fit the statistics, ``target`` picks no output, or a name is not known.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+        >>> from captum_causalseg.visualization import plot_effects
+        >>> image, roi = torch.rand(1, 1, 16, 16), regions.box((16, 16), start=4, size=4)
+        >>> target = SegmentationTarget.from_prediction(torch.nn.Conv2d(1, 2, 5, padding=2), image, roi=roi)
+        >>> _, statistics = AverageTreatmentEffect(target).attribute(
+        ...     image, PatchBank(torch.rand(5, 1, 16, 16)), target=1, block_size=4, n_draws=4, return_statistics=True
+        ... )
+        >>> figure = plot_effects(image, statistics, roi, target=1, panels=("effect", "significant"), score_name="Dice")
+        >>> [axes.get_title() for axes in figure.axes[:2]]
+        ['Effect of each unit', 'Significant effects']
     """
-    if image.ndim not in (4, 5):
-        raise ValueError(f"image: expected (N, C, *spatial) with 2 or 3 spatial axes, got {tuple(image.shape)}")
-    maps = {name: statistics.to_map(name, target) for name in ("effect", "standard_error", "status")}
-    planes = {name: plane(first(values)[example], roi)[0] for name, values in maps.items()}
-    picture = grayscale(plane(image[example].detach().cpu().float(), roi))
-    outline = None if roi is None else plane(roi[None].cpu(), roi)[0].numpy()
-    excluded = planes["status"].numpy() == Status.EXCLUDED
-
-    height, width = picture.shape[:2]
-    figure = Figure(figsize=(13.5, 0.75 + 3.65 * height / width), layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(1, 3)
-    if title:
-        figure.suptitle(title)
-    outside = planes["status"].numpy() == Status.OUTSIDE_SUPPORT
-    legend = ["hatched: touches the region of interest, not intervened on"] if excluded.any() else []
-    legend += ["beyond the dashed line: cannot reach the region of interest"] if outside.any() else []
-    if legend:
-        figure.supxlabel("      ".join(legend), fontsize=9)
-    effect, error = planes["effect"].numpy(), planes["standard_error"].numpy()
-    background(panels[0], picture, "Image and region of interest", outline, fade=False)
-    largest = round_up(robust_maximum(np.abs(effect)))
-    overlay(
-        *(figure, panels[1], picture, outline, excluded, effect, TwoSlopeNorm(0, -largest, largest), EFFECTS),
-        title="Effect of each unit (red supports, blue harms)",
-        label=f"effect on the {score_name}",
+    known = ("image", *PANELS)
+    if isinstance(panels, str) or not panels or not all(name in known for name in panels):
+        raise ValueError(f"panels: expected some of {known}, got {panels!r}")
+    view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
+    return effects_figure(
+        *(statistics, view, shown_outputs(statistics, target, view), tuple(panels), palette_of(palette)),
+        channel=channel,
+        title=title,
+        score_name=score_name,
+        words=check_words(words),
     )
-    overlay(
-        *(figure, panels[2], picture, outline, excluded, error, Normalize(0, round_up(robust_maximum(error))), ERRORS),
-        title="Standard error of the effect",
-        label=f"standard error, {score_name}",
-    )
-    if outside.any() and not outside.all():
-        for panel in panels[1:]:
-            panel.contour(outside.astype(float), levels=[0.5], colors=["0.25"], linewidths=1.0, linestyles="--")
-    return figure
 
 
-def plot_components(
-    table: pd.DataFrame, *, example: int = 0, max_bars: int = 40, title: str = "", score_name: str = "score"
+def plot_volume(
+    image: Tensor | tuple[Tensor, ...],
+    statistics: TreatmentEffectStatistics,
+    roi: Tensor | np.ndarray | None = None,
+    target: TargetType = None,
+    *,
+    axis: int = -1,
+    n_slices: int = 9,
+    columns: int | None = None,
+    example: int = 0,
+    title: str = "",
+    score_name: str = "score",
+    panel: str = "effect",
+    palette: str = "accessible",
+    words: tuple[str, str] = ("supports", "harms"),
+    spacing: float | Sequence[float] | None = None,
+    channel: int | None = None,
+    input_index: int = 0,
 ) -> Figure:
-    """Horizontal bars of the components' effects with 95 % intervals, in the order of the forward pass, by part of the network.
+    """Slices of a volume side by side, spread evenly over those that have effects.
 
-    Modules that follow each other in a chain have the same effect, because replacing either replaces all that passes: they share
-    a bar, named after the first of them.
+    The slice through the middle of the unit with the largest ``|effect|`` is always among them, in a thick frame. Where all effects
+    are 0, the slices are those of the RoI. Rows and columns are the two other axes in the order of the array, without flips.
 
     Args:
-        table: what :func:`captum_causalseg.component_effects` returned.
+        image: the explained inputs ``(N, C, *spatial)`` with 3 spatial axes, or the tuple of them.
+        statistics: what ``attribute(..., return_statistics=True)`` returned for them.
+        roi: boolean mask, outlined in green; shapes as in :func:`plot_effects`.
+        target: which output, as in ``attribute``; of statistics of several RoIs a pair ``(class, roi)``.
+        axis: along which spatial axis to cut, from 0 to 2, or from -3 to -1.
+        n_slices: so many slices at most.
+        columns: slices in a row; by default about as many as rows.
         example: which example of the batch.
-        max_bars: only so many bars of largest absolute effect.
-        title: above the bars.
+        title: above the slices.
         score_name: what the effects are effects on, with its unit.
-    """
-    shown = table[(table["example"] == example) & table["effect"].notna()].sort_values("order", kind="stable")
-    if shown.empty:
-        raise ValueError(f"example: the table has no effects of example {example}")
-    names = shown["module"] + (" / " + shown["channel"].astype(str) if "channel" in shown else "")
-    shown = shown.assign(name=names).assign(chain=shown.groupby(["part", "effect", "standard_error"], sort=False).ngroup())
-    bars = shown.groupby("chain", sort=False).agg(
-        **{column: (column, "first") for column in ("name", "part", "order", "effect", "lower", "upper")},
-        count=("name", "size"),
-    )
-    bars = bars.loc[bars["effect"].abs().nlargest(max_bars).index].sort_values("order")
-    labels = [short(name) + (f" (+{n - 1})" if n > 1 else "") for name, n in zip(bars["name"], bars["count"])]
+        panel: what to show, as in :func:`plot_effects`.
+        palette: ``"accessible"`` or ``"paper"``, as in :func:`plot_effects`.
+        words: what effects above and below 0 do, where the score has no better and worse: ``("raises", "lowers")``.
+        spacing: edge of a voxel, one number or one per spatial axis; taken from the affine of a ``MetaTensor`` by default, else 1.
+        channel: which channel to draw in gray, as in :func:`plot_effects`.
+        input_index: which of several inputs.
 
-    figure = Figure(figsize=(9, 1.6 + 0.26 * len(bars)), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(bars))
-    effect = bars["effect"].to_numpy()
-    whiskers = np.abs(np.stack([effect - bars["lower"], bars["upper"] - effect]))
-    axes.barh(places, effect, color=["#b2182b" if e >= 0 else "#2166ac" for e in effect], alpha=0.85)
-    axes.errorbar(
-        effect, places, xerr=np.where(np.isfinite(whiskers), whiskers, 0), fmt="none", ecolor="0.15", elinewidth=1, capsize=2
+    Returns:
+        A figure of its own, not registered with pyplot: save it with ``savefig``.
+
+    Raises:
+        TypeError: ``image``, ``roi`` or ``statistics`` is of another type.
+        ValueError: ``image`` is no volume, or another argument does not fit it or the statistics.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, regions
+        >>> from captum_causalseg.visualization import plot_volume
+        >>> scan, roi = torch.rand(1, 1, 12, 12, 6), regions.box((12, 12, 6), start=4, size=(4, 4, 2))
+        >>> target = SegmentationTarget.from_prediction(torch.nn.Conv3d(1, 2, 3, padding=1), scan, roi=roi)
+        >>> _, statistics = AverageTreatmentEffect(target).attribute(
+        ...     scan, target=1, block_size=(4, 4, 2), n_draws=4, return_statistics=True
+        ... )
+        >>> figure = plot_volume(scan, statistics, roi, target=1, n_slices=4, spacing=(1, 1, 3))
+    """
+    if panel not in PANELS:
+        raise ValueError(f"panel: expected one of {tuple(PANELS)}, got {panel!r}")
+    view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
+    if view.image.ndim != 4:
+        raise ValueError(f"image: expected a volume (N, C, *spatial) with 3 spatial axes, got {view.image.ndim - 1}")
+    if not isinstance(axis, int) or not -3 <= axis < 3:
+        raise ValueError(f"axis: expected an integer from -3 to 2, got {axis!r}")
+    for name, value in (("n_slices", n_slices), ("columns", columns)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    outputs = shown_outputs(statistics, target, view)
+    if len(outputs) > 1:
+        raise ValueError(f"target: it leaves {len(outputs)} regions of interest open, pick one: (class, roi)")
+    return volume_figure(
+        *(statistics, view, outputs[0], panel, palette_of(palette)),
+        axis=axis % 3,
+        n_slices=n_slices,
+        columns=columns,
+        channel=channel,
+        title=title,
+        score_name=score_name,
+        words=check_words(words),
     )
-    axes.axvline(0, color="0.3", linewidth=0.8)
-    axes.set_yticks(places, labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(y=0.01)
-    axes.set_xlabel(f"effect on the {score_name}, with 95 % interval\nred supports, blue harms")
-    parts = bars["part"].tolist()
-    for place in [i for i in range(1, len(parts)) if parts[i] != parts[i - 1]]:
-        axes.axhline(place - 0.5, color="0.6", linewidth=0.8, linestyle=":")
-    for place in [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]:
-        axes.text(1.01, place, parts[place], transform=axes.get_yaxis_transform(), va="center", fontsize=9, style="italic")
-    axes.set_title(title)
-    return figure
 
 
 def plot_profile(profile: PerceptionProfile, title: str = "", score_name: str = "score") -> Figure:
@@ -221,78 +310,6 @@ def plot_profile(profile: PerceptionProfile, title: str = "", score_name: str = 
     ratio(panels["ratio"], profile)
     histogram(panels["histogram"], profile, score_name)
     mass_by_distance(panels["distance"], profile, score_name)
-    return figure
-
-
-def plot_influence(
-    matrix: InfluenceMatrix,
-    title: str = "",
-    score_name: str = "score",
-    roi_names: Sequence[str] | None = None,
-    region_names: Sequence[str] | None = None,
-) -> Figure:
-    """What every region (rows) does to the score of every RoI (columns): red supports, blue harms.
-
-    Up to 120 cells carry their number, with a star where it is significant; in larger matrices a dot marks those. Where there
-    was no intervention the cell is hatched.
-
-    Args:
-        matrix: of :func:`captum_causalseg.evaluation.profile.influence_matrix`.
-        title: above the picture.
-        score_name: what the effects are effects on, with its unit.
-        roi_names: one per column; their numbers by default.
-        region_names: one per row; their ids by default.
-
-    Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
-
-    Raises:
-        ValueError: as many names as there are rows or columns were expected.
-    """
-    if not isinstance(matrix, InfluenceMatrix):
-        raise TypeError(f"matrix: expected an InfluenceMatrix, got {type(matrix).__name__}")
-    effect, significant = matrix.effect.to_numpy(), matrix.significant.to_numpy()
-    rows, columns = effect.shape
-    labels = []
-    for argument, names, index in (
-        ("region_names", region_names, matrix.effect.index),
-        ("roi_names", roi_names, matrix.effect.columns),
-    ):
-        if names is not None and len(names) != len(index):
-            raise ValueError(f"{argument}: expected {len(index)} names, got {len(names)}")
-        labels.append([str(name) for name in (index if names is None else names)])
-    numbered = effect.size <= 120
-    named = numbered or rows <= 50
-    width, height = (0.85, 0.42) if numbered else (0.55, min(0.2, 10 / rows))
-    longest = max(map(len, labels[0]))
-    size = (max(4.6, 2.4 + 0.075 * longest + width * columns), max(3.2, 1.5 + height * rows))
-    figure = Figure(figsize=size, layout="constrained")
-    axes: Axes = figure.subplots()
-    largest = round_up(robust_maximum(np.abs(effect)))
-    drawn = axes.imshow(effect, cmap=EFFECTS, norm=TwoSlopeNorm(0, -largest, largest), aspect="auto", interpolation="nearest")
-    # NaN cells are not painted: the hatched background shows.
-    axes.patch.set(facecolor="0.96", edgecolor="0.6", hatch="////", linewidth=0)
-    for i, j in np.argwhere(np.isfinite(effect)):
-        # Dark cells of either sign.
-        color = "white" if abs(effect[i, j]) > 0.6 * largest else "black"
-        if numbered:
-            # Plus 0, against "-0.00".
-            rounded = round(effect[i, j], decimals(largest)) + 0.0
-            text = ("0" if effect[i, j] == 0 else f"{rounded:.{decimals(largest)}f}") + ("*" if significant[i, j] else "")
-            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
-        elif significant[i, j]:
-            axes.plot(j, i, ".", color=color, markersize=3 if named else 1)
-    axes.set_yticks(range(rows) if named else [], labels[0] if named else [], fontsize=8)
-    turned = max(map(len, labels[1])) > 8
-    axes.set_xticks(range(columns), labels[1], fontsize=8, rotation=40 if turned else 0, ha="right" if turned else "center")
-    axes.set_ylabel(str(matrix.effect.index.name) + (f" ({rows} of them)" if not named else ""))
-    axes.set_xlabel("region of interest")
-    axes.set_title(title, fontsize=11)
-    legend = [f"{'*' if numbered else 'dot'}: significant"] if significant.any() else []
-    legend += ["hatched: touches it, not intervened on"] if np.isnan(effect).any() else []
-    figure.supxlabel("      ".join(legend), fontsize=8)
-    bar = figure.colorbar(drawn, ax=axes, extend="both")
-    bar.set_label(f"effect on the {score_name}\nred supports, blue harms")
     return figure
 
 

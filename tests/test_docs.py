@@ -23,6 +23,7 @@ PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PUBLIC = (
     "captum_causalseg",
     "captum_causalseg.baselines",
+    "captum_causalseg.cohort",
     "captum_causalseg.donors",
     "captum_causalseg.evaluation",
     "captum_causalseg.images",

@@ -1,0 +1,81 @@
+"""The pictures of ``docs/_static/pictures``: every kind that ``captum_causalseg.visualization`` draws of effects.
+
+Of a brain slice and the demo's network; the volume is of the same brain, its model one of two lines. About two minutes on
+one core. Needs nilearn::
+
+    python examples/pictures.py --out docs/_static/pictures
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+from captum_causalseg.demo import CLASS_NAMES, load_brain_slices, load_demo_network
+from captum_causalseg.visualization import plot_convergence, plot_effects, plot_volume
+
+GRAY_MATTER = CLASS_NAMES.index("grey matter")
+SCORE = "RoI's Dice [0, 1]"
+
+
+class BrighterThanAround(nn.Module):
+    """Positive where a voxel is brighter than the mean of 9 x 9 x 5 voxels around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = nn.functional.avg_pool3d(x, (9, 9, 5), 1, (4, 4, 2), count_include_pad=False)
+        return 40 * (x - around)
+
+
+def of_a_slice(out: Path) -> None:
+    train, held_out = load_brain_slices().split()
+    image = held_out.images[12:13, :, 112:240, 40:168]
+    reference = held_out.labels[12, 112:240, 40:168]
+    rois = torch.stack([regions.box(image.shape[2:], start, 32) for start in ((72, 48), (24, 16))])
+    bank = PatchBank(train.images)
+    common = {"block_size": 8, "return_statistics": True}
+
+    two = AverageTreatmentEffect(SegmentationTarget(load_demo_network(), roi=rois, reference=reference))
+    first = (GRAY_MATTER, 0)
+    _, statistics = two.attribute(image, bank, first, n_draws=12, **common)
+    panels = ("image", "effect", "significant", "standard_error")
+    save(plot_effects(image, statistics, rois, first, score_name=SCORE, panels=panels), out / "effects.png")
+    paper = plot_effects(image, statistics, rois, first, score_name=SCORE, panels=panels[:3], palette="paper")
+    save(paper, out / "effects_paper.png")
+    save(plot_effects(image, statistics, rois, GRAY_MATTER, score_name=SCORE, panels=panels[:2]), out / "regions.png")
+
+    one = AverageTreatmentEffect(SegmentationTarget(load_demo_network(), roi=rois[0], reference=reference))
+    # No screening and no early stop: the number of draws is what differs.
+    runs = [one.attribute(image, bank, GRAY_MATTER, n_draws=n, n_screening_draws=0, **common)[1] for n in (4, 8, 16, 32)]
+    save(plot_convergence(runs, target=GRAY_MATTER, score_name=SCORE), out / "convergence.png")
+
+
+def of_a_volume(out: Path) -> None:
+    # Every second slice of a part of the brain: voxels of 1 x 1 x 2 mm, the slices last.
+    scan = load_brain_slices().images[40:88:2, 0, 90:154, 60:124].permute(1, 2, 0)[None, None].contiguous()
+    roi = regions.box(scan.shape[2:], (24, 24, 8), (16, 16, 8))
+    target = SegmentationTarget.from_prediction(BrighterThanAround(), scan, roi=roi)
+    _, statistics = AverageTreatmentEffect(target).attribute(scan, block_size=(8, 8, 4), n_draws=12, return_statistics=True)
+    common = {"score_name": SCORE, "spacing": (1, 1, 2)}
+    save(plot_effects(scan, statistics, roi, **common), out / "volume.png")
+    save(plot_volume(scan, statistics, roi, n_slices=8, **common), out / "volume_slices.png")
+
+
+def save(figure, file: Path) -> None:
+    figure.savefig(file, dpi=72)
+    print(f"{file}: {file.stat().st_size / 1024:.0f} KB", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Pictures of treatment effects.")
+    parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder for the PNG files")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    of_a_slice(options.out)
+    of_a_volume(options.out)
+
+
+if __name__ == "__main__":
+    main()
