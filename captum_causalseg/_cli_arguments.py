@@ -3,29 +3,46 @@
 import argparse
 import re
 from pathlib import Path
+from typing import Any, NoReturn
 
-__all__ = ["add_commands", "box_of", "positive"]
+__all__ = ["Parser", "add_commands", "box_of", "positive"]
 
 _CASE = """\
-one model:    --bundle DIR, or --model package.module:factory --weights FILE, or --model FILE.ts (TorchScript)
-one image:    --image FILE (NIfTI, NRRD, DICOM, PNG, JPEG, ...), with --label FILE if there is a reference
-one region:   --roi, where the segmentation is scored
+one model:   --bundle DIR, or --model package.module:factory --weights FILE,
+             or --model FILE.ts (TorchScript)
+one image:   --image FILE (NIfTI, NRRD, PNG, JPEG, DICOM file or folder),
+             with --label FILE if there is a reference segmentation
+one region:  --roi WHERE, in which the segmentation is scored
+
+Places are given in the image file's own pixels or voxels, also where a bundle's pre-processing turns, resamples or crops the image; what \
+is written lies on the file's grid, too.
 """
 _EXAMPLES = {
-    "explain": "causalseg explain --model nets:unet --weights unet.pt --image scan.nii.gz --label truth.nii.gz --class 1 "
-    "--roi label:1 --donors training/ --out result",
-    "components": 'causalseg components --bundle spleen/ --image scan.nii.gz --class 1 --roi boundary:3 --layers "model.*" --out result',
-    "compare": "causalseg compare --model net.ts --image picture.png --label mask.png --roi box:72,88+32 --donors training/ --out result",
-    "refute": "causalseg refute --model net.ts --image picture.png --label mask.png --roi point:80,90 --donors training/ --out result",
+    "explain": (
+        "causalseg explain --model nets:unet --weights unet.pt --image scan.nii.gz",
+        "--label truth.nii.gz --class 1 --roi label:1 --donors training/",
+    ),
+    "components": (
+        "causalseg components --bundle spleen/ --image scan.nii.gz --class 1",
+        '--roi boundary:3 --layers "model.*" --out result',
+    ),
+    "compare": (
+        "causalseg compare --model net.ts --image picture.png --label mask.png",
+        "--roi box:72,88+32 --donors training/ --out result",
+    ),
+    "refute": (
+        "causalseg refute --model net.ts --image picture.png --label mask.png",
+        "--roi point:80,90 --donors training/ --out result",
+    ),
 }
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add ``explain``, ``components``, ``compare`` and ``refute``."""
     explain = _command(
         *(commands, "explain", "explain one segmentation of a model of your own"),
         "Estimate the effect of every unit of the image on the score of a region of interest. Writes report.html (one page with "
-        "everything), effects.png, effects.csv, statistics.npz and, for scans, effects.nii.gz.",
+        "everything), effects.png, effects.csv, statistics.npz and, for scans, effects.nii.gz (opens over the scan in any viewer).",
     )
     explain.add_argument("--refute", action="store_true", help="also try to refute the effects (about seven times the work)")
     explain.add_argument(
@@ -34,7 +51,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     components = _command(
         *(commands, "components", "which modules of the network matter"),
         "Estimate the effect of every module of the network on the score of a region of interest, its activations replaced by those "
-        "on donor images (by 0 without --donors). Writes components.csv and components.png.",
+        "on donor images (by 0 without --donors). Writes report.html, components.csv and components.png.",
     )
     components.add_argument("--layers", metavar="PATTERN", help="only modules of these names, with * and ? (default: all)")
     components.add_argument(
@@ -43,12 +60,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _command(
         *(commands, "compare", "this method beside others of Captum, scored for faithfulness"),
         "Explain the same segmentation with treatment effects, their first-order estimate, integrated gradients and feature "
-        "ablation, and score how faithful each is to the model. Writes comparison.csv and comparison.png.",
+        "ablation, and score how faithful each is to the model. Writes report.html, comparison.csv and comparison.png.",
     )
     refute = _command(
         *(commands, "refute", "try to refute the effects"),
-        "Estimate the effects and try to refute them: placebo donors, other donors, other draws, another model. Writes "
-        "refutation.csv and effects.png.",
+        "Estimate the effects and try to refute them: placebo donors, other donors, other draws, another model. Writes report.html, "
+        "refutation.csv and the files of explain.",
     )
     refute.add_argument("--refuters", metavar="NAME,...", help="which: placebo, split, subset, seed, weights (default: all)")
 
@@ -69,14 +86,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, description: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
+def _command(commands: "argparse._SubParsersAction[Any]", name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=f"{description}\n\n{_CASE}",
-        epilog=f"example:\n  {_EXAMPLES[name]}",
+        epilog="example:\n  " + " \\\n      ".join(_EXAMPLES[name]),
         formatter_class=_Formatter,
     )
     model = parser.add_argument_group("the model")
@@ -89,15 +104,21 @@ def _command(
         metavar="MODULE:FACTORY",
         help="a function without arguments that returns the network (looked for in the current folder too), or a TorchScript file",
     )
-    model.add_argument("--weights", type=Path, metavar="FILE", help="state dict for the factory's network")
+    model.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="state dict for the factory's network; of a bundle, other weights than its usual",
+    )
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)")
     case = parser.add_argument_group("the case")
     case.add_argument("--image", type=Path, required=True, metavar="FILE", help="the image to explain")
     case.add_argument(
         "--label",
         type=Path,
         metavar="FILE",
-        help="the reference segmentation on the image's grid, 0, 1, ... per class (a mask of 0 and 255 counts as 0 and 1); "
-        "default: the model's own prediction",
+        help="the reference segmentation on the image's grid (or on the prepared one), 0, 1, ... per class; a mask of 0 and 255 counts "
+        "as 0 and 1 (default: the model's own prediction)",
     )
     case.add_argument(
         "--dims",
@@ -112,8 +133,9 @@ def _command(
         "--roi",
         required=True,
         metavar="WHERE",
-        help="box:72,88+32 (start and size in pixels; per axis: box:72,88,4+32,32,8); point:80,90 (the object there) or label:2 (both in "
-        "--label, else in the prediction); boundary:3 (pixels on both sides of the predicted outline of the class); or a mask file",
+        help="box:72,88+32 (start and size; per axis: box:72,88,4+32,32,8); point:80,90 (the object there) or label:2 (both in --label, "
+        "else in the prediction); boundary:3 (pixels of the prepared image on both sides of the predicted outline of the class); or a "
+        "mask file on the image's grid",
     )
     case.add_argument(
         "--normalize",
@@ -129,15 +151,32 @@ def _command(
         "--units",
         default=None,
         metavar="SIZE",
-        help="edge of the blocks: 8, or 8x8x4 per axis; or a file of labels (default: 8)",
+        help="edge of the blocks in the image file's pixels: 8, or 8x8x4 per axis; or a file of labels on the image's grid (default: as "
+        "many as make 8 pixels of the prepared image)",
     )
-    case.add_argument("--metric", default="dice", metavar="NAME", help="the score (default: dice)")
+    case.add_argument(
+        "--metric",
+        default="dice",
+        metavar="NAME",
+        help="the score: dice, iou, surface_dice, hausdorff_95, volume, ...; a wrong name lists them all (default: dice)",
+    )
     effort = parser.add_argument_group("effort and output")
-    effort.add_argument("--draws", type=positive, default=20, metavar="N", help="interventions per unit (default: 20)")
-    effort.add_argument(
-        "--precision", type=float, metavar="X", help="draw on until every 95 %% interval is at most X to either side"
-    )
-    effort.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    if name == "components":
+        effort.add_argument("--draws", type=positive, metavar="N", help="interventions per part (default: 20)")
+    else:
+        effort.add_argument(
+            "--draws",
+            type=positive,
+            metavar="N",
+            help="interventions per unit; with --precision, at most so many on the average (default: 20; with --precision 500)",
+        )
+        effort.add_argument(
+            "--precision",
+            type=float,
+            metavar="X",
+            help="draw on until every 95 %% interval is at most X to either side, in the score's units",
+        )
+    effort.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     effort.add_argument(
         "--out",
         type=Path,
@@ -148,13 +187,27 @@ def _command(
     return parser
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where more is said."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # An option that is cut short may come to mean another one when options are added.
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}  ({self.prog} --help)\n")
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Paragraphs are filled, lines of a table kept."""
+    """Paragraphs are filled, lines of a table or an example kept."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph]
+        paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
         filled = [
-            paragraph.rstrip() if "\n" in paragraph else argparse.HelpFormatter._fill_text(self, paragraph, width, indent)
+            paragraph.rstrip()
+            if "\n" in paragraph.strip()
+            else argparse.HelpFormatter._fill_text(self, paragraph, width, indent)
             for paragraph in paragraphs
         ]
         return "\n\n".join(filled)

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["facts", "page", "paragraph", "picture", "preformatted", "section", "table"]
 
+# At least and at most, on the screen.
+_PIXELS_PER_INCH = (47, 78)
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -20,13 +22,13 @@ section { background: #fff; border: 1px solid #dde1e7; border-radius: 8px; paddi
 p { margin: 0 0 0.7rem; max-width: 75ch; }
 .wide { overflow-x: auto; }
 img { display: block; width: 100%; height: auto; }
-.wide img { min-width: 640px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: right; border-bottom: 1px solid #e6e9ee; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td.text, th.text { text-align: left; white-space: normal; }
 td.text:last-child { min-width: 14em; }
-.wide + p { margin-top: 0.8rem; }
+.wide + p, .wide + dl { margin-top: 0.8rem; }
 .supports { color: #b2182b; }
 .harms { color: #2166ac; }
 dl { display: grid; grid-template-columns: minmax(8em, max-content) 1fr; gap: 0.25rem 1.25rem; margin: 0; }
@@ -40,7 +42,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; margin
   dd { margin-bottom: 0.5rem; }
   table { font-size: 0.8rem; }
   th, td { padding-right: 0.5rem; }
-  .numbers th { white-space: normal; }
 }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
 """
@@ -89,15 +90,17 @@ def table(
         + "</tr>"
         for i, row in enumerate(rows)
     ]
-    kind_of_table = "wide" if text_columns else "wide numbers"
-    return (
-        f'<div class="{kind_of_table}"><table><thead><tr>{head}</tr></thead><tbody>' + "".join(body) + "</tbody></table></div>"
-    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>' + "".join(body) + "</tbody></table></div>"
 
 
 def picture(figure: Figure, alternative: str) -> str:
-    """A figure inside the page; on a narrow screen it is scrolled sideways rather than shrunk until nothing can be read."""
+    """A figure inside the page, all of them on one scale.
+
+    On a narrow screen it is scrolled sideways rather than shrunk until nothing can be read.
+    """
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=110)
     data = base64.b64encode(held.getvalue()).decode("ascii")
-    return f'<div class="wide"><img alt="{escape(alternative)}" src="data:image/png;base64,{data}"></div>'
+    inches = float(figure.get_figwidth())
+    sides = f"max-width: {_PIXELS_PER_INCH[1] * inches:.0f}px; min-width: {_PIXELS_PER_INCH[0] * inches:.0f}px"
+    return f'<div class="wide"><img alt="{escape(alternative)}" style="{sides}" src="data:image/png;base64,{data}"></div>'

@@ -1,55 +1,70 @@
 """The command line: ``causalseg explain | components | compare | refute | demo``."""
 
 import argparse
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from captum_causalseg._cli_arguments import add_commands, positive
+from captum_causalseg._cli_arguments import Parser, add_commands, positive
+from captum_causalseg._cli_errors import InputError
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, or 130 after Ctrl-C."""
+    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, or 130 after Ctrl-C.
+
+    Input that cannot be used is named in one line. Errors of the program itself keep their traceback.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
+    # Other packages' advice to programmers; what is wrong with the input is said in words of our own.
+    logging.getLogger("monai").setLevel(logging.ERROR)
     try:
-        if options.command == "demo":
-            said = _demo(parser, options)
-        else:
-            # Imported late: `--help` should not wait for MONAI.
-            from captum_causalseg._cli_run import run
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(?!captum_causalseg)")
+            if options.command == "demo":
+                said = _demo(options)
+            else:
+                # Imported late: `--help` should not wait for MONAI.
+                from captum_causalseg._cli_run import run
 
-            said = run(options)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"causalseg: error: {' '.join(str(error).split())}", file=sys.stderr)
+                said = run(options)
+    except InputError as error:
+        print(f"causalseg {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("causalseg: interrupted, nothing was written", file=sys.stderr)
+        print(f"causalseg {options.command}: interrupted, nothing was written", file=sys.stderr)
         return 130
     print(said)
     return 0
 
 
-def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+def _demo(options: argparse.Namespace) -> str:
     from captum_causalseg.demo.explain import brain_case, explain, picture_case
 
-    if options.image is None:
-        if options.label or options.patches:
-            parser.error("--label and --patches go with --image")
-        case = brain_case(options.roi)
-    elif options.label is None:
-        parser.error("--image needs --label, the mask that the segmentation is compared with")
-    else:
-        case = picture_case(options.image, options.label, options.patches, options.roi, options.seed)
+    if options.image is None and (options.label or options.patches):
+        raise InputError("--image: --label and --patches go with it")
+    if options.image is not None and options.label is None:
+        raise InputError("--label: --image needs it, the mask that the segmentation is compared with")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out: {options.out} is a file, expected a folder")
+    try:
+        if options.image is None:
+            case = brain_case(options.roi)
+        else:
+            case = picture_case(options.image, options.label, options.patches, options.roi, options.seed)
+    except (ValueError, ImportError, OSError) as error:
+        raise InputError(str(error)) from error
     said = explain(case, options.out, n_draws=options.draws, seed=options.seed)
     return f"{said}\n\nwritten to {options.out}/: effects.png, effects.csv, statistics.npz"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="causalseg",
         description="Which parts of an image made a model segment a region the way it did, and how sure are we?",
         epilog="causalseg COMMAND --help says more of each.",
@@ -74,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--roi", type=_box, metavar="box:ROW,COL+SIZE", help="where to look, e.g. box:72,88+32 (in the 256 x 256 picture)"
     )
     demo.add_argument("--draws", type=positive, default=20, metavar="N", help="interventions per block (default: 20)")
-    demo.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     demo.add_argument(
         "--out",
         type=Path,

@@ -51,6 +51,8 @@ class Metric:
         surrogate: name of the differentiable metric that stands in where gradients are wanted.
         options: which of ``empty_score`` (float) and ``exclusive`` (bool: the classes exclude each other) it is passed.
         inside_roi: whether nothing outside the RoI has a part in it, so that it may be computed from a part of the image.
+        larger_is_better: whether a larger score is a better segmentation. Sums, means and volumes have no better: their effects
+            raise or lower, where others support or harm.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Metric:
     surrogate: str
     options: frozenset[str] = field(default_factory=frozenset)
     inside_roi: bool = False
+    larger_is_better: bool = True
 
 
 METRICS: dict[str, Metric] = {}
@@ -73,6 +76,7 @@ def register(
     needs_reference: bool = True,
     surrogate: str | None = None,
     inside_roi: bool = False,
+    larger_is_better: bool = True,
 ) -> None:
     """Add a metric of one's own to the table under ``name``.
 
@@ -84,6 +88,7 @@ def register(
         surrogate: the differentiable twin; by default the metric itself.
         inside_roi: say so if the score depends on nothing outside the RoI: parts of the image that cannot reach the RoI are
             then left out of the computation.
+        larger_is_better: say so if it has no better or worse (``False``): reports then say "raises" instead of "supports".
 
     Example:
         >>> from captum_causalseg import metrics
@@ -96,7 +101,9 @@ def register(
         raise ValueError(f"name: a metric called {name!r} exists already")
     if domain not in get_args(Domain):
         raise ValueError(f"domain: expected one of {get_args(Domain)}, got {domain!r}")
-    METRICS[name] = Metric(name, function, domain, needs_reference, surrogate or name, inside_roi=inside_roi)
+    METRICS[name] = Metric(
+        name, function, domain, needs_reference, surrogate or name, inside_roi=inside_roi, larger_is_better=larger_is_better
+    )
 
 
 def sum_inside(values: Tensor, roi: Tensor) -> Tensor:
@@ -292,8 +299,12 @@ def _ratio(numerator: Tensor, denominator: Tensor, empty_score: float) -> Tensor
     return torch.where(empty, empty_score, numerator / torch.where(empty, 1, denominator))
 
 
-def _add(name: str, function: Callable[..., Tensor], domain: Domain, reference: bool, twin: str, *options: str) -> None:
-    METRICS[name] = Metric(name, function, domain, reference, twin, frozenset(options), inside_roi=True)
+def _add(
+    name: str, function: Callable[..., Tensor], domain: Domain, reference: bool, twin: str, *options: str, better: bool = True
+) -> None:
+    METRICS[name] = Metric(
+        *(name, function, domain, reference, twin, frozenset(options)), inside_roi=True, larger_is_better=better
+    )
 
 
 _add("dice", dice, "labels", True, "soft_dice", "empty_score")
@@ -306,15 +317,15 @@ _add("average_surface_distance", average_surface_distance, "labels", True, "soft
 _add("hausdorff_95", hausdorff_95, "labels", True, "soft_dice")
 _add("detection", detection, "labels", True, "soft_dice", "empty_score")
 _add("uniformity", uniformity, "labels", True, "soft_dice", "empty_score")
-_add("logit_sum", inside_sum, "logits", False, "logit_sum")
-_add("logit_mean", inside_mean, "logits", False, "logit_mean")
-_add("probability_mean", inside_mean, "probabilities", False, "probability_mean")
+_add("logit_sum", inside_sum, "logits", False, "logit_sum", better=False)
+_add("logit_mean", inside_mean, "logits", False, "logit_mean", better=False)
+_add("probability_mean", inside_mean, "probabilities", False, "probability_mean", better=False)
 _add("cross_entropy", negated_cross_entropy, "log_odds", True, "cross_entropy", "exclusive")
 _add("brier", brier, "probabilities", True, "brier")
-_add("volume", inside_sum, "labels", False, "soft_volume")
-_add("soft_volume", inside_sum, "probabilities", False, "soft_volume")
-_add("relative_volume", relative_volume, "labels", True, "soft_relative_volume")
-_add("soft_relative_volume", relative_volume, "probabilities", True, "soft_relative_volume")
+_add("volume", inside_sum, "labels", False, "soft_volume", better=False)
+_add("soft_volume", inside_sum, "probabilities", False, "soft_volume", better=False)
+_add("relative_volume", relative_volume, "labels", True, "soft_relative_volume", better=False)
+_add("soft_relative_volume", relative_volume, "probabilities", True, "soft_relative_volume", better=False)
 _add("volumetric_similarity", volumetric_similarity, "labels", True, "soft_volumetric_similarity", "empty_score")
 _add("soft_volumetric_similarity", volumetric_similarity, "probabilities", True, "soft_volumetric_similarity", "empty_score")
 _add("boundary_alignment", boundary_alignment, "labels", True, "soft_boundary_alignment", "empty_score")

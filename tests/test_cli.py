@@ -9,68 +9,28 @@ import pandas as pd
 import pytest
 import torch
 
-from captum_causalseg import TreatmentEffectStatistics, _cli_case, _cli_run, cli, images
+from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics, _cli_run, cli, images, metrics
+from captum_causalseg._cli_grid import Grids
+from captum_causalseg._cli_places import find_roi
+from captum_causalseg.visualization import plot_effects
 
 nibabel = pytest.importorskip("nibabel")
 pillow = pytest.importorskip("PIL.Image")
 
-NETS = """
-import torch
-
-def two():
-    torch.manual_seed(36)
-    return torch.nn.Sequential(torch.nn.Conv2d(1, 3, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(3, 2, 1))
-
-def three():
-    torch.manual_seed(0)
-    return torch.nn.Conv3d(1, 3, 3, padding=1)
-
-def color():
-    return torch.nn.Conv2d(3, 2, 1)
-
-def number():
-    return 3
-
-def fails():
-    raise RuntimeError("no luck")
-"""
+from command_line import make_place, on_picture, on_scan, status_of  # noqa: E402
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with networks, weights, a picture, a scan, labels and donors; the current one."""
     monkeypatch.chdir(tmp_path)
-    name = "nets_" + re.sub(r"\W", "_", tmp_path.name + tmp_path.parent.name)
-    (tmp_path / f"{name}.py").write_text(NETS)
-    generator = np.random.default_rng(0)
-    pillow.fromarray(generator.integers(0, 256, (24, 32), dtype=np.uint8)).save("image.png")
-    mask = np.zeros((24, 32), dtype=np.uint8)
-    mask[6:18, 8:20] = 255
-    pillow.fromarray(mask).save("mask.png")
-    (tmp_path / "donors").mkdir()
-    for number in range(4):
-        pillow.fromarray(generator.integers(0, 256, (24, 32), dtype=np.uint8)).save(f"donors/{number}.png")
-    affine = np.diag([1.0, 1.0, 3.0, 1.0])
-    nibabel.save(nibabel.Nifti1Image(generator.random((16, 16, 8), dtype=np.float32), affine), "scan.nii.gz")
-    truth = np.zeros((16, 16, 8), dtype=np.uint8)
-    truth[4:8, 4:8, 2:4] = 2
-    nibabel.save(nibabel.Nifti1Image(truth, affine), "truth.nii.gz")
-    torch.manual_seed(7)
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(3, 2, 1))
-    torch.save(network.state_dict(), "two.pt")
-    torch.jit.script(network).save("two.ts")
-    return tmp_path, name
-
-
-def picture(name, *more, command="explain", model="two"):
-    arguments = [command, "--model", f"{name}:{model}", "--image", "image.png", "--normalize", "255", "--roi", "box:8,8+8"]
-    return [*arguments, "--draws", "4", "--out", "out", *more]
+    return tmp_path, make_place(tmp_path)
 
 
 def test_explain_writes_a_folder_and_a_report_of_one_page(place, capsys):
     folder, name = place
     more = ["--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "4x8"]
-    assert cli.main(picture(name, *more)) == 0
+    assert cli.main(on_picture(name, *more)) == 0
     printed = capsys.readouterr()
     assert sorted(p.name for p in (folder / "out").iterdir()) == ["effects.csv", "effects.png", "report.html", "statistics.npz"]
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
@@ -86,13 +46,25 @@ def test_explain_writes_a_folder_and_a_report_of_one_page(place, capsys):
     assert f"[{best.lower:+.4f}, {best.upper:+.4f}]" in html
     assert "mask.png" in html
     assert "box:8,8+8" in html
-    assert html.count("data:image/png;base64,") == 2
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)  # nothing beside it
+    assert re.findall('<img alt="([^"]+)"', html) == [
+        "The image with its region of interest, the effect of every unit, and its standard error",
+        "Lower and upper end of the 95 % interval of every effect",
+        "Shares of effects of either sign, and effects by distance",
+    ]
+    assert_is_one_page(html)
+
+
+def assert_is_one_page(html):
+    assert html.startswith("<!DOCTYPE html>")
+    assert html.rstrip().endswith("</html>")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|<script|@import""", html)  # nothing beside it
+    for version in ("captum_causalseg: ", "torch: ", "captum: ", "monai: "):
+        assert version in html
 
 
 def test_the_weights_and_the_score_are_those_of_the_files(place):
     _, name = place
-    assert cli.main(picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
     network = torch.jit.load("two.ts")
     image = torch.from_numpy(np.array(pillow.open("image.png"))).float()[None, None] / 255
     truth = torch.from_numpy(np.array(pillow.open("mask.png"))) > 0
@@ -105,9 +77,9 @@ def test_the_weights_and_the_score_are_those_of_the_files(place):
 
 def test_torchscript_is_the_same_network(place):
     _, name = place
-    assert cli.main(picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
     first = pd.read_csv("out/effects.csv")
-    arguments = picture(name, "--label", "mask.png", "--out", "again")
+    arguments = on_picture(name, "--label", "mask.png", "--out", "again")
     arguments[2] = "two.ts"
     assert cli.main(arguments) == 0
     np.testing.assert_allclose(pd.read_csv("again/effects.csv")["effect"], first["effect"], atol=1e-6)
@@ -116,8 +88,7 @@ def test_torchscript_is_the_same_network(place):
 @pytest.mark.parametrize("roi", ["label:2", "point:5,5,3", "truth.nii.gz", "box:4,4,2+4,4,2"])
 def test_a_scan_gets_its_map_in_its_own_space(place, roi):
     _, name = place
-    arguments = ["explain", "--model", f"{name}:three", "--image", "scan.nii.gz", "--label", "truth.nii.gz", "--class", "2"]
-    assert cli.main([*arguments, "--roi", roi, "--units", "4x4x2", "--draws", "3", "--out", "out"]) == 0
+    assert cli.main(on_scan(name, "--roi", roi)) == 0
     scan, found = images.load_image("scan.nii.gz"), nibabel.load("out/effects.nii.gz")
     np.testing.assert_array_equal(found.affine, scan.affine)
     expected = TreatmentEffectStatistics.load("out/statistics.npz").to_map("effect", 2)[0, 0]
@@ -127,13 +98,14 @@ def test_a_scan_gets_its_map_in_its_own_space(place, roi):
 def test_the_boundary_is_that_of_the_predicted_class():
     prediction = torch.zeros(3, 8, 8, dtype=torch.bool)
     prediction[2, :, 5:] = True
-    found = _cli_case._roi("boundary:1", torch.zeros(1, 1, 8, 8), None, prediction, 2)
+    image = torch.zeros(1, 1, 8, 8)
+    found, _ = find_roi("boundary:1", Grids(image, image, picture=True), None, prediction, 2)
     assert found.nonzero()[:, 1].unique().tolist() == [4, 5]
 
 
 def test_refuters_and_components_have_their_sections(place, capsys):
     folder, name = place
-    assert cli.main(picture(name, "--donors", "donors", "--refute", "--components", "0", "--units", "8")) == 0
+    assert cli.main(on_picture(name, "--donors", "donors", "--refute", "--components", "0", "--units", "8")) == 0
     printed = capsys.readouterr().out
     assert "placebo" in printed
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
@@ -144,84 +116,165 @@ def test_refuters_and_components_have_their_sections(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "more", "files", "said"),
+    ("command", "more", "files", "said", "shown"),
     [
-        ("components", ["--layers", "*"], ["components.csv", "components.png"], "Conv2d"),
-        ("compare", [], ["comparison.csv", "comparison.png"], "integrated gradients"),
-        ("refute", ["--refuters", "placebo,seed"], ["effects.png", "refutation.csv"], "overall"),
+        ("components", ["--layers", "*"], ["components.csv", "components.png"], "Conv2d", "Which parts of the network matter?"),
+        (
+            "compare",
+            [],
+            ["comparison.csv", "comparison.png"],
+            "integrated gradients",
+            '<td>infidelity</td><td class="text">lower</td>',
+        ),
+        (
+            "refute",
+            ["--refuters", "placebo,seed"],
+            ["effects.csv", "effects.png", "refutation.csv", "statistics.npz"],
+            "overall",
+            "Attempts to refute it",
+        ),
     ],
 )
-def test_the_other_commands(place, capsys, command, more, files, said):
+def test_the_other_commands(place, capsys, command, more, files, said, shown):
     folder, name = place
-    assert cli.main(picture(name, "--donors", "donors", "--label", "mask.png", *more, command=command)) == 0
-    assert sorted(p.name for p in (folder / "out").iterdir()) == files
+    assert cli.main(on_picture(name, "--donors", "donors", "--label", "mask.png", *more, command=command)) == 0
+    assert sorted(p.name for p in (folder / "out").iterdir()) == sorted([*files, "report.html"])
     assert said in capsys.readouterr().out
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert_is_one_page(html)
+    assert shown in html
+    assert f"causalseg {command} --model" in html
+    assert "--donors donors" in html
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--image", "none.png"], r"--image: there is no file none.png"),
-        (["--image", "broken.png"], r"--image: broken.png cannot be read"),
-        (["--image", "series.nii.gz"], r"--image: series.nii.gz holds 3 spatial axes and another of length 3"),
-        (["--label", "truth.nii.gz"], r"--label: truth.nii.gz holds 3 spatial axes .* expected 2"),
-        (["--label", "small.png"], r"--label: expected the image's grid"),
-        (["--roi", "box:20,8+8"], r"--roi: the box 20..28 leaves axis 0"),
-        (["--roi", "box:1,1,1+8"], r"--roi: box:1,1,1\+8 has 3 axes, the image 2"),
-        (["--roi", "label:7"], r"--roi: the label map holds 0, 1, got 7"),
-        (["--roi", "point:0,0"], r"--roi: the mask is 0 at \(0, 0\)"),
-        (["--roi", "box:x"], r"--roi: expected box:72,88\+32, point"),
-        (["--metric", "nice"], r"--metric: there is no 'nice'; expected one of dice"),
-        (["--class", "2"], r"--class: expected 0..1, got 2"),
-        (["--units", "64"], r"--units: a block of .* is larger than the image"),
-        (["--donors", "nowhere"], r"--donors: there is no folder nowhere"),
-        (["--donors", "rgb"], r"--donors: rgb/0.png holds 3 channel\(s\), the image 1"),
-        (["--weights", "broken.png"], r"--weights: broken.png is "),
-        (["--model", "MODULE:number"], r"--model: expected \w+:number to return a torch.nn.Module, got int"),
-        (["--model", "MODULE:fails"], r"--model: \w+:fails failed: RuntimeError: no luck"),
-        (["--model", "MODULE:nothing"], r"--model: \w+ has no function 'nothing'"),
-        (["--model", "no_such_package:net"], r"--model: no_such_package cannot be imported: ModuleNotFoundError"),
-        (["--model", "none.ts"], r"--model: expected package.module:factory or a TorchScript file, and there is no file"),
-        (["--model", "two.pt"], r"--model: two.pt is no TorchScript file"),
-        (["--model", "MODULE:three"], r"--image: expected logits \(N, C, \*spatial\) with N=1 and 2 spatial axes"),
-        (["--model", "MODULE:color"], r"--image: the model fails on an image of shape \(1, 1, 24, 32\): RuntimeError"),
-        (["--units", "24x32"], r"--units: every unit touches the region of interest"),
-        (["--components", "nothing"], r"--components: no module is named 'nothing'"),
-        (["--out", "image.png"], r"--out: image.png is a file"),
-        (["--precision", "-1"], r"--precision: expected a positive number"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(place, capsys, change, message):
-    folder, name = place
-    (folder / "broken.png").write_bytes((folder / "image.png").read_bytes()[:60])
-    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 4, 3), dtype=np.float32), np.eye(4)), "series.nii.gz")
-    pillow.fromarray(np.zeros((8, 8), dtype=np.uint8)).save("small.png")
-    (folder / "rgb").mkdir()
-    pillow.fromarray(np.zeros((24, 32, 3), dtype=np.uint8)).save("rgb/0.png")
-    before = sorted(folder.rglob("*"))
-    change = [part.replace("MODULE", name) for part in change]
-    assert cli.main(picture(name, "--label", "mask.png", *change)) == 2
-    error = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line.startswith("causalseg")]
-    assert len(error) == 1
-    assert re.match(f"causalseg: error: {message}", error[0]), error
-    assert [p for p in sorted(folder.rglob("*")) if "__pycache__" not in p.parts] == before
-
-
-def test_a_bundle_and_one_without_weights(place, capsys):
+@pytest.mark.parametrize("command", ["compare", "refute"])
+def test_torchscript_is_compared_and_refuted(place, command):
     folder, _ = place
-    for part in ("configs", "models"):
-        (folder / "bundle" / part).mkdir(parents=True)
-    network = (
-        '{"network_def": {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "padding": 1}}'
-    )
-    (folder / "bundle" / "configs" / "inference.json").write_text(network)
-    arguments = ["explain", "--bundle", "bundle", "--image", "image.png", "--roi", "box:8,8+8", "--draws", "3", "--out", "out"]
-    assert cli.main(arguments) == 2
-    assert re.match(r"causalseg: error: --bundle: none in .*models, expected model.pt", capsys.readouterr().err)
-    torch.manual_seed(0)
-    torch.save(torch.nn.Conv2d(1, 1, 3, padding=1).state_dict(), folder / "bundle" / "models" / "model.pt")
+    arguments = on_picture("", "--donors", "donors", "--label", "mask.png", command=command)
+    arguments[2] = "two.ts"
     assert cli.main(arguments) == 0
     assert (folder / "out" / "report.html").is_file()
+
+
+def test_the_comparison_marks_the_best_by_its_direction(place):
+    folder, name = place
+    more = ["--weights", "two.pt", "--donors", "donors", "--label", "mask.png"]
+    assert cli.main(on_picture(name, *more, command="compare")) == 0
+    table = pd.read_csv("out/comparison.csv")
+    table = table[(table["metric"] == "infidelity") & ~table["method"].str.startswith("random")]
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    row = re.search(r"<td>infidelity</td>.*?</tr>", html)[0]
+    assert re.findall(r"<td>([^<]+) \*</td>", row) == [f"{table['value'].min():.4g}"]
+
+
+def test_components_are_in_the_report_with_their_intervals(place):
+    folder, name = place
+    assert cli.main(on_picture(name, "--label", "mask.png", command="components")) == 0
+    table = pd.read_csv("out/components.csv", dtype={"module": str}).sort_values("order")
+    best = table.loc[table["effect"].abs().idxmax()]
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    row = re.search(rf"<td>{best.module}(?: \(\+\d\))?</td>.*?</tr>", html)[0]
+    assert f"{best.effect:+.4f}" in row
+    assert f"[{best.lower:+.4f}, {best.upper:+.4f}]" in row
+
+
+def test_scores_without_a_better_are_raised_and_lowered(place, capsys):
+    folder, name = place
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--metric", "volume", "--components", "*")) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"raises +\d+-\d+ x \d+-\d+ +\+", printed)
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    words = re.sub(r"data:image/png;base64,[^\"]+|<style>.*?</style>|class=\"[a-z ]*\"", "", html, flags=re.DOTALL)
+    assert "raises" in words
+    assert "no right direction" in words
+    for text in (printed, words):
+        assert not re.search(r"supports|supporting|harm", text)
+
+
+def test_which_scores_have_a_better():
+    without = {name for name, metric in metrics.METRICS.items() if not metric.larger_is_better}
+    volumes = {"volume", "soft_volume", "relative_volume", "soft_relative_volume"}
+    assert without == {"logit_sum", "logit_mean", "probability_mean"} | volumes
+
+
+def test_precision_is_kept_or_missed_aloud(place, capsys):
+    _, name = place
+    arguments = on_picture(name, "--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--precision", "0.015")
+    assert cli.main(arguments) == 0
+    assert re.search(r"[1-9] intervals are still wider than 0.015 to either side", capsys.readouterr().out)
+    del arguments[arguments.index("--draws") : arguments.index("--draws") + 2]
+    assert cli.main(arguments) == 0
+    assert "every interval is at most 0.015 to either side" in capsys.readouterr().out
+    table = pd.read_csv("out/effects.csv").query("`class` == 1 and status == 'ESTIMATED'")
+    assert table["n_draws"].max() > 4
+    assert ((table["upper"] - table["lower"]) / 2 <= 0.015 + 1e-9).all()
+
+
+def test_units_of_a_file(place):
+    folder, name = place
+    units = np.zeros((24, 32), dtype=np.uint8)
+    units[:, 20:], units[20:, :20] = 7, 9
+    pillow.fromarray(units).save("units.png")
+    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--units", "units.png")) == 0
+    table = pd.read_csv("out/effects.csv").query("`class` == 1").set_index("unit")
+    boxes = table[["start_0", "stop_0", "start_1", "stop_1"]]
+    assert boxes.to_dict("split")["data"] == [[0, 20, 0, 20], [0, 24, 20, 32], [20, 24, 0, 20]]
+    assert table["status"].tolist()[0] == "EXCLUDED"
+    assert "those of units.png, 3 of them" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_donors_are_those_of_the_folder(place):
+    """A folder of images that are 0 everywhere is the same as replacing by 0."""
+    folder, name = place
+    (folder / "black").mkdir()
+    pillow.fromarray(np.zeros((24, 32), dtype=np.uint8)).save("black/0.png")
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--donors", "black", "--metric", "probability_mean")) == 0
+    network, image = torch.jit.load("two.ts"), torch.from_numpy(np.array(pillow.open("image.png"))).float()[None, None] / 255
+    table = pd.read_csv("out/effects.csv").query("`class` == 1 and status == 'ESTIMATED'")
+    assert len(table) > 3
+    for row in table.itertuples():
+        changed = image.clone()
+        changed[..., row.start_0 : row.stop_0, row.start_1 : row.stop_1] = 0
+        with torch.no_grad():
+            means = [network(x).softmax(1)[0, 1, 8:16, 8:16].mean() for x in (image, changed)]
+        assert row.effect == pytest.approx(float(means[0] - means[1]), abs=1e-6)
+
+
+def test_a_dicom_series(place):
+    pytest.importorskip("pydicom")
+    import pydicom
+    from test_images import GAP, ORIGIN, write_series
+
+    folder, name = place
+    volume = np.random.default_rng(0).integers(0, 255, (6, 16, 16))
+    write_series(pydicom, folder / "series", volume)
+    arguments = ["explain", "--model", f"{name}:three", "--image", "series", "--normalize", "range", "--class", "1"]
+    assert cli.main([*arguments, "--roi", "box:4,4,2+4,4,2", "--draws", "2", "--units", "4x4x2", "--out", "out"]) == 0
+    found = nibabel.load("out/effects.nii.gz")
+    assert found.shape == (16, 16, 6)
+    np.testing.assert_allclose(found.affine[:3, 3], [-ORIGIN[0], -ORIGIN[1], ORIGIN[2]], atol=1e-4)
+    np.testing.assert_allclose(found.affine[:3, 2], [0, 0, GAP], atol=1e-4)
+    assert np.isnan(found.get_fdata()[4:8, 4:8, 2:4]).all()
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_the_device_is_in_the_report(place, device):
+    folder, name = place
+    assert cli.main(on_picture(name, *(["--device", device] if device else []))) == 0
+    used = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    assert f"on {used}</dd>" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("command", ["explain", "components", "compare", "refute"])
+def test_the_commands_run_on_a_gpu(place, command):
+    _, name = place
+    more = ["--donors", "donors", "--label", "mask.png", "--device"]
+    assert cli.main(on_picture(name, *more, "cuda:0", command=command)) == 0
+    if command == "explain":
+        assert cli.main(on_picture(name, *more, "cpu", "--out", "again")) == 0
+        found, expected = (pd.read_csv(f"{out}/effects.csv")["effect"] for out in ("out", "again"))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_ctrl_c_leaves_nothing_and_says_so(place, capsys, monkeypatch):
@@ -231,26 +284,90 @@ def test_ctrl_c_leaves_nothing_and_says_so(place, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_cli_run, "plot_effects", interrupted)
-    assert cli.main(picture(name, "--out", "deep/er/out")) == 130
-    assert capsys.readouterr().err.endswith("causalseg: interrupted, nothing was written\n")
+    assert cli.main(on_picture(name, "--out", "deep/er/out")) == 130
+    assert capsys.readouterr().err.endswith("causalseg explain: interrupted, nothing was written\n")
     assert not (folder / "deep").exists()
 
 
-@pytest.mark.parametrize("command", ["explain", "components", "compare", "refute", "demo"])
-def test_help_reads_without_torch_s_names(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--help"])
-    assert ended.value.code == 0
+@pytest.mark.parametrize("where", ["attribute", "plot_effects"])
+@pytest.mark.parametrize("error", [ValueError("a bug"), ValueError("values: a bug"), RuntimeError("a bug"), KeyError("a bug")])
+def test_errors_of_the_program_are_not_blamed_on_the_user(place, monkeypatch, error, where):
+    folder, name = place
+
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(AverageTreatmentEffect if where == "attribute" else _cli_run, where, broken)
+    with pytest.raises(type(error), match="a bug"):
+        cli.main(on_picture(name))
+    assert not (folder / "out").exists()
+
+
+def test_both_ends_of_the_intervals_are_drawn_on_the_scale_of_the_effects(place, monkeypatch):
+    _, name = place
+    drawn = []
+
+    def remember(*args, **options):
+        drawn.append(plot_effects(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(_cli_run, "plot_effects", remember)
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
+    effects, intervals = ({axes.get_title(): axes for axes in figure.axes} for figure in drawn)
+    titles = ["Lower end of the 95 % interval", "Upper end of the 95 % interval"]
+    assert [title for title in intervals if title] == titles
+    for axes, field in zip((intervals[title] for title in titles), ("lower", "upper")):
+        shown = axes.images[-1]
+        assert shown.get_clim() == effects["Effect of each unit"].images[-1].get_clim()
+        expected = TreatmentEffectStatistics.load("out/statistics.npz").to_map(field, 1)[0, 0].numpy()
+        known = ~np.isnan(expected)
+        np.testing.assert_allclose(shown.get_array()[known], expected[known])
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", [None, "explain", "components", "compare", "refute", "demo"])
+def test_help_fits_the_screen(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert status_of(["--help"] if command is None else [command, "--help"]) == 0
     said = capsys.readouterr().out
-    assert "--out DIR" in said
+    assert max(map(len, said.splitlines())) < columns
     assert "%%" not in said
+    if command is not None:
+        assert "--out DIR" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"causalseg: error: the following arguments are required: command  \(causalseg --help\)"),
+        (["explian"], r"causalseg: error: argument command: invalid choice: 'explian'.*  \(causalseg --help\)"),
+        (
+            ["explain", "--image", "a", "--roi", "b"],
+            r"causalseg explain: error: one of the arguments --bundle --model is required  .*",
+        ),
+        (["explain", "--model", "a", "--bundle", "b"], r"causalseg explain: error: argument --bundle: not allowed with .*"),
+        (["compare", "--model", "a"], r"causalseg compare: error: .* required: --image, --roi  \(causalseg compare --help\)"),
+        (["demo", "--nothing"], r"causalseg: error: unrecognized arguments: --nothing  \(causalseg --help\)"),
+        (["demo", "--dra", "3"], r"causalseg: error: unrecognized arguments: --dra 3  .*"),
+        (["demo", "--draws", "0"], r"causalseg demo: error: argument --draws: expected a positive number, got '0'  .*"),
+        (["demo", "--label", "mask.png"], r"causalseg demo: error: --image: --label and --patches go with it"),
+        (["demo", "--image", "none.png", "--label", "none.png"], r"causalseg demo: error: .*none.png: cannot be read.*"),
+    ],
+)
+def test_misspelled_options_are_one_line(arguments, message, capsys):
+    assert status_of(arguments) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    lines = printed.err.splitlines()
+    assert len(lines) == 1
+    assert re.fullmatch(message, lines[0])
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_report_fits_a_phone_and_a_desk(place, width):
     folder, name = place
-    assert cli.main(picture(name, "--label", "mask.png", "--donors", "donors", "--refute", "--components", "*")) == 0
+    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--refute", "--components", "*")) == 0
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     # A window has a least width; a frame does not.
     (folder / "report.html").write_text(

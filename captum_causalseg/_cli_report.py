@@ -1,0 +1,331 @@
+"""The reports of the commands: each one page of HTML."""
+
+import argparse
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import captum
+import monai
+import pandas as pd
+import torch
+
+from captum_causalseg import _report
+from captum_causalseg._cli_case import CommandCase
+from captum_causalseg._cli_results import (
+    axes_in_words,
+    components_rows,
+    counts,
+    observed,
+    score,
+    score_in_words,
+    sign_words,
+    strongest,
+)
+from captum_causalseg._version import __version__
+from captum_causalseg.evaluation.comparison import CONTROL, Comparison
+from captum_causalseg.evaluation.profile import perception_profile
+from captum_causalseg.evaluation.refutation import RefutationReport
+from captum_causalseg.metrics import METRICS
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.visualization import plot_profile
+
+__all__ = ["comparison_page", "components_page", "effects_page", "refutation_page"]
+
+_OVERLAP = ("dice", "soft_dice", "iou", "soft_iou", "surface_dice")
+_SCORES = {
+    "deletion": "score left (area under the curve) when the parts are replaced one after the other, the largest attributions of that "
+    "sign first",
+    "insertion": "the same, when they are put back",
+    "irof": "how fast the score falls when whole parts are replaced, the most supporting first",
+    "correlation, fidelity": "how well the attributions of random sets of parts predict what replacing them does",
+    "infidelity": "their mean squared error in that",
+    "leakage": "share of the attribution that lies on parts whose replacement changes nothing",
+}
+
+
+def effects_page(
+    case: CommandCase,
+    options: argparse.Namespace,
+    statistics: TreatmentEffectStatistics,
+    pictures: Mapping[str, Any],
+    report: RefutationReport | None,
+    components: pd.DataFrame | None,
+    seconds: float,
+) -> str:
+    """Of ``explain``; ``pictures`` are ``effects``, ``intervals`` and, where there are components, ``components``."""
+    sections = [
+        _asked(case, options, f"{_score(options.metric)} there is {observed(case, statistics)}"),
+        _effects_section(case, options, pictures),
+        _strongest_section(case, options, statistics),
+        _profile_section(case, options, statistics),
+    ]
+    if components is not None:
+        sections.append(_components_section(case, options, components, pictures["components"]))
+    if report is not None:
+        sections.append(_refutation_section(report))
+    forwards = statistics.n_forwards if report is None else report.n_forwards
+    sections.append(_computed(options, seconds, {"Forward passes of one image": forwards}, statistics.settings))
+    return _report.page(f"Why was it segmented this way? {options.image.name}", sections)
+
+
+def components_page(
+    case: CommandCase, options: argparse.Namespace, table: pd.DataFrame, pictures: Mapping[str, Any], seconds: float
+) -> str:
+    """Of ``components``; the picture is ``components``."""
+    known = table[table["effect"].notna()]
+    said = f"{_score(options.metric)} there is {score(float(known['observed_score'].iloc[0]))}" if len(known) else ""
+    left_out = table.attrs.get("left_out", {})
+    facts = {"Modules": f"{table['module'].nunique()}" + (f", {len(left_out)} left out" if left_out else "")}
+    facts |= {"Draws per part": options.draws}
+    sections = [
+        _asked(case, options, said, parts_of_image=False),
+        _components_section(case, options, table, pictures["components"]),
+        _report.section(
+            "Strongest parts",
+            _report.table(
+                ("module", "type", "part", f"effect on {_score_noun(options.metric)}", "95 % interval"),
+                components_rows(table),
+                [sign_words(options.metric)[row[3].startswith("-")] for row in components_rows(table)],
+                text_columns=(1, 2),
+            ),
+            _report.paragraph(
+                "The interval holds the true effect with a confidence of 95 %. Modules that follow each other in a chain have the same "
+                "effect, because replacing either replaces all that passes: they share a row, with their number behind the name of the "
+                "first. components.csv holds them all."
+            ),
+        ),
+        _computed(options, seconds, facts, {}),
+    ]
+    return _report.page(f"Which parts of the network matter? {options.image.name}", sections)
+
+
+def comparison_page(
+    case: CommandCase, options: argparse.Namespace, comparison: Comparison, pictures: Mapping[str, Any], seconds: float
+) -> str:
+    """Of ``compare``; the picture is ``comparison``."""
+    wide = comparison.wide()
+    directions = comparison.table.groupby("metric", sort=False)["score_direction"].first()
+    best = {
+        metric: (wide.drop(index=CONTROL)[metric].idxmin() if better == "lower" else wide.drop(index=CONTROL)[metric].idxmax())
+        for metric, better in directions.items()
+        if wide.drop(index=CONTROL)[metric].notna().any()
+    }
+    rows = [
+        (
+            str(metric),
+            str(better),
+            *(_marked(wide[metric][method], best.get(metric) == method) for method in wide.index),
+        )
+        for metric, better in directions.items()
+    ]
+    rows.append(("images through the model", "", *("" if pd.isna(n) else f"{n:.0f}" for n in wide["forwards"])))
+    rows.append(("seconds", "", *(f"{s:.1f}" for s in wide["seconds"])))
+    raises, lowers = sign_words(options.metric)
+    what = _what(options.metric)
+    sections = [
+        _asked(case, options, ""),
+        _report.section(
+            "The maps",
+            _report.paragraph(
+                f"What each method says of every part of the image: red {raises} {what}, blue {lowers} it. Each map is drawn relative to "
+                "its own largest value, because methods have units of their own."
+            ),
+            _report.picture(pictures["comparison"], "The image and the map of each method"),
+        ),
+        _report.section(
+            "How faithful they are",
+            _report.paragraph(
+                "Parts of the image are replaced in the order, or by the sums, that a map gives, and the model's score is compared with "
+                "what the map makes one expect. A faithful map has to beat the random one. The best is marked with *."
+            ),
+            _report.table(("score", "better", *map(str, wide.index)), rows, text_columns=(1,)),
+            _report.facts(_SCORES),
+        ),
+        _computed(options, seconds, {}, {}),
+    ]
+    return _report.page(f"Which explanation is faithful? {options.image.name}", sections)
+
+
+def refutation_page(
+    case: CommandCase, options: argparse.Namespace, report: RefutationReport, pictures: Mapping[str, Any], seconds: float
+) -> str:
+    """Of ``refute``; the pictures are ``effects`` and ``intervals``."""
+    statistics = report.statistics
+    sections = [
+        _asked(case, options, f"{_score(options.metric)} there is {observed(case, statistics)}"),
+        _refutation_section(report),
+        _effects_section(case, options, pictures),
+        _strongest_section(case, options, statistics),
+        _computed(options, seconds, {"Forward passes of one image": report.n_forwards}, statistics.settings),
+    ]
+    return _report.page(f"Can the explanation be refuted? {options.image.name}", sections)
+
+
+def _asked(case: CommandCase, options: argparse.Namespace, said: str, parts_of_image: bool = True) -> str:
+    question = (
+        "Which parts of the image made the model segment the region of interest as it did?"
+        if parts_of_image
+        else "Which parts of the network made it segment the region of interest as it did?"
+    )
+    if not said:
+        sentence = ""
+    elif not METRICS[options.metric].needs_reference:
+        sentence = f" {said}."
+    else:
+        scale = " (0: no overlap, 1: perfect)" if options.metric in _OVERLAP else ""
+        against = "the reference segmentation"
+        if options.label is None:
+            against = "the model's own prediction, so the effects say what that prediction rests on, right or wrong"
+        sentence = f" {said}{scale}, compared with {against}."
+    facts = {name: value for name, value in case.described.items() if parts_of_image or name != "Parts of the image"}
+    return _report.section("What was asked", _report.paragraph(question + sentence), _report.facts(facts))
+
+
+def _effects_section(case: CommandCase, options: argparse.Namespace, pictures: Mapping[str, Any]) -> str:
+    noun = _score_noun(options.metric)
+    if sign_words(options.metric)[0] == "supports":
+        reading = (
+            f"How to read it: a positive effect of, say, +0.02 means that {noun} of the region of interest falls by 0.02 on average when "
+            "this part of the image is replaced by natural image content from elsewhere, so what is really there supports the "
+            f"segmentation (red); a negative effect means that {noun} rises, so what is there harms it (blue)."
+        )
+    else:
+        reading = (
+            f"How to read it: a positive effect means that {noun} of the region of interest falls by that much on average when this part "
+            f"of the image is replaced by natural image content from elsewhere, so what is really there raises {noun} (red); a negative "
+            f"effect means that what is there lowers it (blue). Neither is better or worse: {noun} has no right direction."
+        )
+    return _report.section(
+        "Effect of every part of the image",
+        _report.paragraph(reading),
+        _report.picture(
+            pictures["effects"], "The image with its region of interest, the effect of every unit, and its standard error"
+        ),
+        _report.paragraph(
+            "How sure it is: the lower and the upper end of the 95 % interval of every effect, in the colors of the effects. Where "
+            "both have the same color, the sign of the effect is settled."
+        ),
+        _report.picture(pictures["intervals"], "Lower and upper end of the 95 % interval of every effect"),
+    )
+
+
+def _strongest_section(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str:
+    rows = strongest(case, options, statistics)
+    styles = dict(zip(sign_words(options.metric), ("supports", "harms")))
+    parts = [_report.paragraph("No part of the image was found to have an effect.")]
+    if rows:
+        parts = [
+            _report.paragraph(
+                f"Places are given {case.grids.in_words()}. The interval holds the true effect with a confidence of 95 %; where it "
+                "includes 0, the part may have no effect at all."
+            ),
+            _report.table(
+                ("", axes_in_words(case), f"effect on {_score_noun(options.metric)}", "95 % interval"),
+                [(row.kind, row.place, row.effect, row.interval) for row in rows],
+                [styles[row.kind] for row in rows],
+            ),
+        ]
+    return _report.section("Strongest parts", *parts, _report.paragraph(f"All parts: {counts(case, options, statistics)}."))
+
+
+def _profile_section(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str:
+    heading = "Near or far"
+    status = statistics.select(statistics.status, case.output)
+    if bool((status == Status.EXCLUDED).all()):
+        return _report.section(
+            heading, _report.paragraph("Every part touches the region of interest: there is no distance to tell.")
+        )
+    profile = perception_profile(statistics, case.roi, case.output)
+    said = "No part of the image was found to have an effect."
+    if profile.mass > 0:
+        noun = f"{case.grids.noun} of the prepared image" if case.grids.differ else case.grids.noun
+        said = (
+            f"Half of the summed effects lie within {profile.radius(0.5):g} {noun} of the region of interest, 90 % within "
+            f"{profile.radius(0.9):g}."
+        )
+    return _report.section(
+        heading,
+        _report.paragraph(said),
+        _report.picture(
+            plot_profile(profile, score_name=score_in_words(options.metric)),
+            "Shares of effects of either sign, and effects by distance",
+        ),
+    )
+
+
+def _components_section(case: CommandCase, options: argparse.Namespace, table: pd.DataFrame, picture: Any) -> str:
+    replaced = "by 0, as no donor images were given" if case.donor_images is None else "by those on donor images"
+    raises, lowers = sign_words(options.metric)
+    what = _what(options.metric)
+    return _report.section(
+        "Parts of the network",
+        _report.paragraph(
+            f"The activations of each part are replaced {replaced}: red {raises} {what}, blue {lowers} it. The bar is the effect on "
+            f"{_score_noun(options.metric)} of the region of interest, the line its 95 % interval."
+        ),
+        _report.picture(picture, "Effect of every part of the network"),
+    )
+
+
+def _refutation_section(report: RefutationReport) -> str:
+    rows = [(one.name, one.verdict, one.message) for one in report.refutations]
+    overall = (
+        "The effects survived these attempts to refute them, which does not prove them."
+        if report.passed
+        else "Not all attempts to refute the effects were survived: read the findings before relying on them."
+    )
+    return _report.section(
+        "Attempts to refute it",
+        _report.paragraph(overall),
+        _report.table(("refuter", "verdict", "finding"), rows, text_columns=(1, 2)),
+    )
+
+
+def _computed(options: argparse.Namespace, seconds: float, facts: Mapping[str, object], settings: Mapping[str, Any]) -> str:
+    versions = {"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}
+    versions |= {"monai": monai.__version__}
+    shown = {"Command": f"causalseg {options.command} {_given(options)}", **facts, "Seconds": f"{seconds:.1f}"}
+    rest = {name: value for name, value in settings.items() if name != "versions"}
+    shown |= _in_words({"seed": options.seed} | rest | {"versions": versions})
+    return _report.section("How it was computed", _report.facts(shown))
+
+
+def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as a person reads them; what is empty is left out."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name}: {said(one)}" for name, one in value.items())
+        return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+    shown = {name: value for name, value in settings.items() if value not in (None, {}, [])}
+    return {re.sub(r"^n_", "number_of_", name).replace("_", " ").capitalize(): said(shown[name]) for name in shown}
+
+
+def _given(options: argparse.Namespace) -> str:
+    """The options as they would be typed."""
+    said = []
+    for name, value in vars(options).items():
+        if name == "command" or value is None or value is False:
+            continue
+        said.append(f"--{name.rstrip('_').replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}"))
+    return " ".join(said)
+
+
+def _marked(value: float, best: bool) -> str:
+    return "" if pd.isna(value) else f"{value:.4g}{' *' if best else ''}"
+
+
+def _score(metric: str) -> str:
+    return f"Its {score_in_words(metric)}"
+
+
+def _score_noun(metric: str) -> str:
+    return f"the {score_in_words(metric)}"
+
+
+def _what(metric: str) -> str:
+    """What is supported or raised."""
+    return "the segmentation" if METRICS[metric].larger_is_better else "the score"
