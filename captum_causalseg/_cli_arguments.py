@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "add_commands", "box_of", "positive"]
+__all__ = ["Parser", "add_cohort", "add_commands", "box_of", "positive"]
 
 _CASE = """\
 one model:   --bundle DIR, or --model package.module:factory --weights FILE,
@@ -16,6 +16,17 @@ one region:  --roi WHERE, in which the segmentation is scored
 
 Places are given in the image file's own pixels or voxels, also where a bundle's pre-processing turns, resamples or crops the image; what \
 is written lies on the file's grid, too.
+"""
+_COHORT = """\
+cases.csv:   columns id and image, and label if there are references; columns
+             class, roi, donors and units say it for one case; others are kept
+study.yaml:  the options of causalseg explain without their dashes, such as
+               model: nets:unet
+               weights: unet.pt
+               roi: boundary:3
+               donors: training/
+               draws: 20
+Files are named as seen from the file that names them.
 """
 _EXAMPLES = {
     "explain": (
@@ -70,6 +81,43 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     refute.add_argument("--refuters", metavar="NAME,...", help="which: placebo, split, subset, seed, weights (default: all)")
 
 
+def add_cohort(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add ``cohort``."""
+    parser = commands.add_parser(
+        "cohort",
+        help="explain every image of a table of cases",
+        description="Explain every row of a table, on this machine or on a Ray cluster. The same line goes on where it was "
+        "interrupted or killed, and tries again what failed. Writes cases.parquet (a row per case), units/ (a row per unit) and, per "
+        f"case, statistics.npz and effects.nii.gz.\n\n{_COHORT}",
+        epilog="example:\n  causalseg cohort --cases cases.csv --config study.yaml --out study",
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--cases", type=Path, required=True, metavar="FILE.csv", help="a row per case")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="what holds for all of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="on a Ray cluster: its address, auto for the one that this machine belongs to; without an address one is started here",
+    )
+    parser.add_argument("--workers", type=positive, metavar="N", help="with --ray, how many (default: as many as fit)")
+    parser.add_argument(
+        "--cpus", type=_amount, default=1.0, metavar="X", help="with --ray, what each worker reserves (default: 1)"
+    )
+    parser.add_argument(
+        "--gpus", type=_amount, default=0.0, metavar="X", help="the same; a fraction lets several share one (default: 0)"
+    )
+    parser.add_argument(
+        "--shards",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="cut the units of each case into so many parts for different workers, for huge volumes (default: 1)",
+    )
+
+
 def box_of(text: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Start and size in ``box:72,88+32`` or ``box:72,88,4+32,32,8``; ``None`` if it is something else."""
     found = re.fullmatch(r"box:(\d+(?:,\d+)*)\+(\d+(?:,\d+)*)", text)
@@ -84,6 +132,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return int(text)
+
+
+def _amount(text: str) -> float:
+    """A number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return value
 
 
 def _command(commands: "argparse._SubParsersAction[Any]", name: str, summary: str, description: str) -> argparse.ArgumentParser:

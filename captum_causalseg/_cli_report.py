@@ -249,7 +249,7 @@ def _profile_section(case: CommandCase, options: argparse.Namespace, statistics:
         heading,
         _report.paragraph(said),
         _report.picture(
-            plot_profile(profile, score_name=score_in_words(options.metric)),
+            plot_profile(profile, score_name=score_in_words(options.metric), words=sign_words(options.metric)),
             "Shares of effects of either sign, and effects by distance",
         ),
     )

@@ -147,7 +147,7 @@ def _compare(case: CommandCase, options: argparse.Namespace, folder: Path, began
         )
     seconds = time.perf_counter() - began
     comparison.table.to_csv(folder / "comparison.csv", index=False)
-    picture = plot_comparison(comparison, title=options.image.name, columns=5)
+    picture = plot_comparison(comparison, title=options.image.name, columns=5, words=sign_words(options.metric))
     picture.savefig(folder / "comparison.png", dpi=110)
     _write_page(folder, comparison_page(case, options, comparison, {"comparison": picture}, seconds))
     said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}")

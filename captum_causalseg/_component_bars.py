@@ -66,7 +66,7 @@ def plot_components(
         **{column: (column, "first") for column in ("name", "part", "order", "effect", "lower", "upper")},
         count=("name", "size"),
     )
-    bars = bars.loc[bars["effect"].abs().nlargest(max_bars).index].sort_values("order")
+    bars = bars.loc[bars["effect"].abs().nlargest(max_bars).index].sort_values("order", kind="stable")
     labels = [short(name) + (f" (+{n - 1})" if n > 1 else "") for name, n in zip(bars["name"], bars["count"])]
 
     figure = Figure(figsize=(9, 1.6 + 0.26 * len(bars)), layout="constrained")

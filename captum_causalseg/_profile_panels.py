@@ -4,13 +4,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from captum_causalseg._pictures import ROLES
+from captum_causalseg._pictures import ROLES, check_words
 from captum_causalseg.evaluation.profile import PerceptionProfile
 
-__all__ = ["histogram", "mass_by_distance", "pie", "ratio"]
+__all__ = ["histogram", "mass_by_distance", "named_roles", "pie", "ratio"]
 
 
-def pie(axes: Axes, profile: PerceptionProfile) -> None:
+def named_roles(words: tuple[str, str]) -> dict[str, str]:
+    """What units of each role are called, from what positive and negative effects do."""
+    above, below = check_words(words)
+    usual = (above, below) == ("supports", "harms")
+    return {
+        "supporting": "supporting" if usual else above,
+        "harming": "harming" if usual else below,
+        "null": "null",
+    }
+
+
+def pie(axes: Axes, profile: PerceptionProfile, names: dict[str, str]) -> None:
     shown = [role for role in ROLES if profile.counts[role]]
     wedges = axes.pie(
         [profile.counts[role] for role in shown],
@@ -19,12 +30,12 @@ def pie(axes: Axes, profile: PerceptionProfile) -> None:
         counterclock=False,
         wedgeprops={"edgecolor": "white"},
     )[0]
-    labels = [f"{role}: {profile.counts[role]} ({100 * profile.shares[role]:.1f} %)" for role in shown]
+    labels = [f"{names[role]}: {profile.counts[role]} ({100 * profile.shares[role]:.1f} %)" for role in shown]
     axes.legend(wedges, labels, loc="upper center", bbox_to_anchor=(0.5, 0.04), frameon=False, fontsize=9)
     axes.set_title(f"{len(profile.units)} units", fontsize=11)
 
 
-def ratio(axes: Axes, profile: PerceptionProfile) -> None:
+def ratio(axes: Axes, profile: PerceptionProfile, names: dict[str, str]) -> None:
     left = 0.0
     for role, mass in (("supporting", profile.supporting_mass), ("harming", profile.harming_mass)):
         share = mass / profile.mass if profile.mass > 0 else 0.0
@@ -34,10 +45,11 @@ def ratio(axes: Axes, profile: PerceptionProfile) -> None:
         left += share
     axes.set_xlim(0, 1)
     axes.set_axis_off()
-    axes.set_title("Supporting against harming mass" if profile.mass > 0 else "No effects", fontsize=10)
+    said = f"{names['supporting']} against {names['harming']} mass".capitalize()
+    axes.set_title(said if profile.mass > 0 else "No effects", fontsize=10)
 
 
-def histogram(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
+def histogram(axes: Axes, profile: PerceptionProfile, score_name: str, names: dict[str, str]) -> None:
     units = profile.units[profile.units["effect"] != 0]
     largest = float(units["effect"].abs().max()) if len(units) else 1.0
     groups = {role: units.loc[units["role"] == role, "effect"].to_numpy() for role in ("null", "supporting", "harming")}
@@ -45,9 +57,9 @@ def histogram(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
     # 0 is an edge, so that no bar holds both signs.
     edges = np.linspace(-largest, largest, 31)
     if shown:
-        names = ["not significant" if role == "null" else role for role in shown]
+        called = ["not significant" if role == "null" else names[role] for role in shown]
         axes.hist(
-            [groups[role] for role in shown], edges.tolist(), stacked=True, color=[ROLES[role] for role in shown], label=names
+            [groups[role] for role in shown], edges.tolist(), stacked=True, color=[ROLES[role] for role in shown], label=called
         )
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
@@ -58,12 +70,17 @@ def histogram(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
     axes.set_title(f"{len(units)} effects other than 0", fontsize=11)
 
 
-def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str) -> None:
+def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, names: dict[str, str]) -> None:
     table, width = profile.by_distance, profile.bin_width
     middle = table["upper"] - width / 2
-    axes.bar(middle, table["supporting_mass"], 0.9 * width, color=ROLES["supporting"], label="supporting")
+    axes.bar(middle, table["supporting_mass"], 0.9 * width, color=ROLES["supporting"], label=names["supporting"])
     axes.bar(
-        middle, table["harming_mass"], 0.9 * width, bottom=table["supporting_mass"], color=ROLES["harming"], label="harming"
+        middle,
+        table["harming_mass"],
+        0.9 * width,
+        bottom=table["supporting_mass"],
+        color=ROLES["harming"],
+        label=names["harming"],
     )
     if table["noise_mass"].notna().all():
         edges = np.append(table["upper"] - width, table["upper"].iloc[-1])

@@ -1,4 +1,4 @@
-"""The command line: ``causalseg explain | components | compare | refute | demo``."""
+"""The command line: ``causalseg explain | components | compare | refute | cohort | demo``."""
 
 import argparse
 import logging
@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from captum_causalseg._cli_arguments import Parser, add_commands, positive
+from captum_causalseg._cli_arguments import Parser, add_cohort, add_commands, positive
 from captum_causalseg._cli_errors import InputError
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, or 130 after Ctrl-C.
+    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 130 after Ctrl-C, 1 if cases failed.
 
     Input that cannot be used is named in one line. Errors of the program itself keep their traceback.
     """
@@ -26,8 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(?!captum_causalseg)")
+            status = 0
             if options.command == "demo":
                 said = _demo(options)
+            elif options.command == "cohort":
+                from captum_causalseg._cli_cohort import run_cohort
+
+                said, status = run_cohort(options)
             else:
                 # Imported late: `--help` should not wait for MONAI.
                 from captum_causalseg._cli_run import run
@@ -37,10 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"causalseg {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"causalseg {options.command}: interrupted, nothing was written", file=sys.stderr)
+        left = "the same line goes on" if options.command == "cohort" else "nothing was written"
+        print(f"causalseg {options.command}: interrupted, {left}", file=sys.stderr)
         return 130
     print(said)
-    return 0
+    return status
 
 
 def _demo(options: argparse.Namespace) -> str:
@@ -71,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="command")
     add_commands(commands)
+    add_cohort(commands)
     demo = commands.add_parser(
         "demo",
         help="explain a brain slice, or a picture of your own",

@@ -27,7 +27,7 @@ from captum_causalseg._pictures import (
     shade,
 )
 from captum_causalseg._planes import pixel_spacing, shown_outputs, view_of
-from captum_causalseg._profile_panels import histogram, mass_by_distance, pie, ratio
+from captum_causalseg._profile_panels import histogram, mass_by_distance, named_roles, pie, ratio
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.profile import PerceptionProfile
 from captum_causalseg.interventions.support import Support
@@ -280,7 +280,9 @@ def plot_volume(
     )
 
 
-def plot_profile(profile: PerceptionProfile, title: str = "", score_name: str = "score") -> Figure:
+def plot_profile(
+    profile: PerceptionProfile, title: str = "", score_name: str = "score", words: tuple[str, str] = ("supports", "harms")
+) -> Figure:
     """The paper's pie, ratio bar and histogram, and how the mass of the effects falls with the distance from the RoI.
 
     Pie: the shares of supporting (red), harming (blue) and null units (gray). Bar: how the mass ``sum |effect|`` divides into
@@ -292,6 +294,7 @@ def plot_profile(profile: PerceptionProfile, title: str = "", score_name: str = 
         profile: of :func:`captum_causalseg.evaluation.profile.perception_profile` or ``profile_of_map``.
         title: above the panels.
         score_name: what the effects are effects on, with its unit.
+        words: what positive and negative effects do, where the score has no better and worse: ``("raises", "lowers")``.
 
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
@@ -306,14 +309,22 @@ def plot_profile(profile: PerceptionProfile, title: str = "", score_name: str = 
     )
     if title:
         figure.suptitle(title)
-    pie(panels["pie"], profile)
-    ratio(panels["ratio"], profile)
-    histogram(panels["histogram"], profile, score_name)
-    mass_by_distance(panels["distance"], profile, score_name)
+    names = named_roles(words)
+    pie(panels["pie"], profile, names)
+    ratio(panels["ratio"], profile, names)
+    histogram(panels["histogram"], profile, score_name, names)
+    mass_by_distance(panels["distance"], profile, score_name, names)
     return figure
 
 
-def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 4, title: str = "") -> Figure:
+def plot_comparison(
+    comparison: Comparison,
+    *,
+    example: int = 0,
+    columns: int = 4,
+    title: str = "",
+    words: tuple[str, str] = ("supports", "harms"),
+) -> Figure:
     """The maps of several methods side by side, red supports and blue harms, each relative to its own largest value.
 
     Methods have units of their own (Dice, logits, none at all): what can be compared is where and with which sign, so every map is
@@ -326,10 +337,12 @@ def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 
         example: which example of the batch.
         columns: panels in a row.
         title: above the panels.
+        words: what positive and negative values do, where the score has no better and worse: ``("raises", "lowers")``.
 
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
     """
+    above, below = check_words(words)
     roi = None if comparison.roi is None else comparison.roi[example]
     image = comparison.image[example].float()
     picture = grayscale(plane(image, roi))
@@ -362,6 +375,6 @@ def plot_comparison(comparison: Comparison, *, example: int = 0, columns: int = 
         axes.set_visible(False)
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=panels, shrink=0.6, extend="both")
-        bar.set_label("attribution / the method's largest outside the RoI\n(red supports, blue harms)")
+        bar.set_label(f"attribution / the method's largest outside the RoI\n(red {above}, blue {below})")
         bar.solids.set_alpha(1)  # type: ignore[union-attr]
     return figure

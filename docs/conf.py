@@ -12,7 +12,7 @@ html_theme = "furo"
 html_title = f"captum_causalseg {version}"
 html_static_path = ["_css"]
 html_css_files = ["page.css"]
-exclude_patterns = ["_build", "benchmarks/*.md"]
+exclude_patterns = ["_build", "benchmarks/*.md", "examples/*.py"]
 # Headings can be linked to.
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]

@@ -1,11 +1,14 @@
 """Many cases in one process: what is kept, what is done once, what is refused."""
 
+import contextlib
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import nibabel
@@ -40,9 +43,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def run_until_killed(out: Path, engine: str, finished: int) -> None:
-    """The study as a program, killed when so many cases are finished."""
-    program = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cohort_study.py")), str(out), engine])
+def run_until_killed(out: Path, engine: str, finished: int, with_workers: bool = False) -> None:
+    """The study as a program, killed when so many cases are finished; perhaps with every process that it began."""
+    mark = f"COHORT_STUDY_OF_A_TEST={uuid.uuid4().hex}"
+    name, value = mark.split("=")
+    program = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("cohort_study.py")), str(out), engine], env=os.environ | {name: value}
+    )
     manifest = out / "manifest.jsonl"
     for _ in range(1200):
         if manifest.exists() and manifest.read_bytes().count(b"\n") >= finished:
@@ -50,6 +57,10 @@ def run_until_killed(out: Path, engine: str, finished: int) -> None:
         assert program.poll() is None
         time.sleep(0.05)
     program.send_signal(signal.SIGKILL)
+    for process in Path("/proc").glob("[0-9]*") if with_workers else ():
+        with contextlib.suppress(OSError):  # gone already
+            if mark.encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
     program.wait()
 
 
@@ -310,6 +321,50 @@ def test_parts_of_a_case_are_the_whole(tmp_path):
         assert {k: v for k, v in left[0].items() if k != "forwards"} == {k: v for k, v in left[1].items() if k != "forwards"}
     pd.testing.assert_frame_equal(whole.units(), parts.units())
     assert not list((tmp_path / "b").rglob("part-*"))
+
+
+def test_parts_of_a_call_that_was_killed_are_taken_over(tmp_path):
+    """And only those: of another image or other arguments they are not."""
+
+    class Stop(BaseException):
+        pass
+
+    left, seen = [3], []
+
+    def stopping(case, model):
+        if not left[0]:
+            raise Stop
+        left[0] -= 1
+        return make_target(case, model)
+
+    def counted(target):
+        seen.append(1)
+        return AverageTreatmentEffect(target)
+
+    options = {"shards": 5, "method": counted}
+    with pytest.raises(Stop):
+        study(tmp_path / "s", 1, make_target=stopping, **options)
+    held = sorted((tmp_path / "s" / "cases" / "case%2F0").glob("part-*"))
+    assert [path.name[:11] for path in held] == ["part-0-of-5", "part-1-of-5", "part-2-of-5"]
+    seen.clear()
+    left[0] = 100
+    cohort = study(tmp_path / "s", 1, make_target=stopping, **options)
+    whole = study(tmp_path / "t", 1)
+    # Two parts were left; then the parts are merged, which asks for the default of an argument only.
+    assert torch.equal(
+        cohort.statistics("case/0").standard_error.nan_to_num(7.0), whole.statistics("case/0").standard_error.nan_to_num(7.0)
+    )
+    assert cohort.cases()["forwards"][0] > whole.cases()["forwards"][0]
+    assert not list((tmp_path / "s").rglob("part-*"))
+    for name, changed in (("u", {"n_draws": 5}), ("v", {"cases": make_cases(2)[1:]})):
+        left[0] = 3
+        with pytest.raises(Stop):
+            study(tmp_path / name, 1, make_target=stopping, **options)
+        left[0] = 100
+        changed_case = [case | {"id": "case/0"} for case in changed.pop("cases", make_cases(1))]
+        again = study(tmp_path / name, cases=changed_case, make_target=stopping, **options, **changed)
+        fresh = study(tmp_path / f"{name}-fresh", cases=changed_case, make_target=stopping, **options, **changed)
+        assert contents(again.folder) == contents(fresh.folder)
 
 
 @pytest.mark.parametrize("d", [2, 3])

@@ -134,3 +134,12 @@ def test_the_picture_has_a_bar_per_chain_in_forward_order(level, tmp_path):
     figure.savefig(tmp_path / "components.png")
     with pytest.raises(ValueError, match="example: the table has no effects of example 3"):
         plot_components(table, example=3)
+
+
+def test_scripted_modules_are_left_out():
+    scripted = torch.jit.trace(nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8))
+    model = nn.Sequential(scripted, nn.ReLU(), nn.Conv2d(2, 1, 1))
+    target = SegmentationTarget(model, metric="logit_mean", activation="sigmoid")
+    table = component_effects(target, torch.rand(1, 1, 8, 8), n_draws=1)
+    assert sorted(table["module"]) == ["1", "2"]
+    assert table.attrs["left_out"] == {"0": "hooks do not run inside TorchScript"}

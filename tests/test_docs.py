@@ -81,7 +81,9 @@ def test_what_a_page_shows_is_what_comes_out(page, tmp_path, monkeypatch):
 
 
 def test_the_pages_that_show_how_have_examples():
-    assert {"start.md", "statistics.md", "speed.md", "recipes.md", "extending.md"} <= {page.name for page in WITH_EXAMPLES}
+    assert {"start.md", "cohort.md", "statistics.md", "speed.md", "recipes.md", "extending.md"} <= {
+        page.name for page in WITH_EXAMPLES
+    }
 
 
 @named

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
@@ -128,8 +129,11 @@ class _Visit:
     order: int = -1
     size: int = 0
     has_tensor: bool = False
+    scripted: bool = False
 
     def unusable(self) -> str | None:
+        if self.scripted:
+            return "hooks do not run inside TorchScript"
         if self.calls == 0:
             return "it is not called"
         if self.calls > 1:
@@ -171,7 +175,12 @@ def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additiona
 
         return after
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            visits[name] = _Visit(scripted=True)
+        elif name:
+            handles.append(module.register_forward_hook(hook(name)))
     try:
         with undisturbed(call.forward_func):
             # One example is enough to see how the network runs.

@@ -80,50 +80,58 @@ def run_on_ray(recipe: Recipe, next_task: Next, done: Done, n_workers: int, num_
 
     actor = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(Worker)
     held = ray.put(recipe)
+    # Workers load their models at the same time, and none waits for another's.
+    starting: dict[Any, Any] = {}
     idle: list[Any] = []
     running: dict[Any, tuple[Task, Any]] = {}
-    again: list[Task] = []
+    waiting: list[Task] = []
     died: Counter[int] = Counter()
-
-    def hire() -> Any:
-        worker = actor.remote(held)
-        try:
-            problem = ray.get(worker.set_up.remote())
-        except ray.exceptions.RayActorError as error:
-            raise WorkerError(f"engine: a worker could not begin. {error}") from error
-        if problem is not None:
-            raise WorkerError(f"load_model: {problem}")
-        return worker
-
     try:
-        n_alive = 0
         while True:
-            while (idle or n_alive < n_workers) and (task := again.pop() if again else next_task()) is not None:
-                if not idle:
-                    idle.append(hire())
-                    n_alive += 1
-                worker = idle.pop()
+            while len(waiting) + len(running) < n_workers and (task := next_task()) is not None:
+                waiting.append(task)
+            while len(waiting) > len(idle) + len(starting):
+                worker = actor.remote(held)
+                starting[worker.set_up.remote()] = worker
+            while waiting and idle:
+                task, worker = waiting.pop(0), idle.pop()
                 running[worker.do.remote(task)] = task, worker
-            if not running:
+            if not waiting and not running:
                 return
-            finished, _ = ray.wait(list(running), num_returns=1)
-            task, worker = running.pop(finished[0])
+            (ended,), _ = ray.wait([*starting, *running], num_returns=1)
+            if ended in starting:
+                worker = starting.pop(ended)
+                _raise_problem(ended)
+                idle.append(worker)
+                continue
+            task, worker = running.pop(ended)
             try:
-                outcome = ray.get(finished[0])
+                outcome = ray.get(ended)
                 idle.append(worker)
             except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
-                n_alive -= 1
                 died[task.position] += 1
                 reason = str(error).strip().splitlines()[0]
-                logger.warning("a worker died at case %s (attempt %d): %s", task.name or task.position, died[task.position], reason)
+                logger.warning(
+                    "a worker died at case %s (attempt %d): %s", task.name or task.position, died[task.position], reason
+                )
                 if died[task.position] < _ATTEMPTS:
-                    again.append(task)
+                    waiting.insert(0, task)
                     continue
                 said = f"its worker died {_ATTEMPTS} times; perhaps it needs more memory than there is"
                 outcome = Outcome(task.name, error=f"WorkerDied: {said}", details=str(error))
             done(task, outcome)
     finally:
-        for _, worker in running.values():
-            idle.append(worker)
-        for worker in idle:
+        for worker in (*starting.values(), *idle, *(worker for _, worker in running.values())):
             ray.kill(worker)
+
+
+def _raise_problem(set_up: Any) -> None:
+    """Raise if a worker could not load its model."""
+    import ray
+
+    try:
+        problem = ray.get(set_up)
+    except ray.exceptions.RayActorError as error:
+        raise WorkerError(f"engine: a worker could not begin. {error}") from error
+    if problem is not None:
+        raise WorkerError(f"load_model: {problem}")

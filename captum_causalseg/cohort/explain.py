@@ -1,5 +1,6 @@
 """Explain every case of a cohort, once, whatever happens in between."""
 
+import functools
 import inspect
 import logging
 import os
@@ -192,12 +193,18 @@ class _Driver:
         self._parts_left: dict[int, int] = {}
         self._part_records: dict[int, dict[str, Any]] = {}
         self._cases = iter(self._listed(cases))
-        total = len(cases) if hasattr(cases, "__len__") else None
-        self._bar = tqdm(total=total, desc="cases", disable=not show_progress, dynamic_ncols=True)
+        self._total = len(cases) if hasattr(cases, "__len__") else None
+        self._show_progress = show_progress
         self._n_units = self._n_failed = 0
+
+    @functools.cached_property
+    def _bar(self) -> Any:
+        # Not before the first task: what cannot begin has no progress.
+        return tqdm(total=self._total, desc="cases", disable=not self._show_progress, dynamic_ncols=True)
 
     def next_task(self) -> Task | None:
         """The next one, or ``None`` if there is none (at the moment)."""
+        self._bar.refresh()
         if self._checking:
             return None
         if not self._ready:
@@ -229,7 +236,8 @@ class _Driver:
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.close()
+        if "_bar" in vars(self):
+            self._bar.close()
 
     def _look_ahead(self) -> None:
         """Put the tasks of the next case that is not finished where they are taken from."""

@@ -148,16 +148,20 @@ def file_of(folder: Path, case: str, name: str) -> Path:
 
 @contextmanager
 def written_beside(final: Path, folder: Path) -> Iterator[Path]:
-    """A path to write to; when the block has come to its end the file there is moved to ``final`` at once, or not at all."""
+    """A path to write to; when the block has come to its end the file there is moved to ``final`` at once, or not at all.
+
+    A block that writes nothing leaves nothing.
+    """
     beside = folder / _BESIDE
     beside.mkdir(parents=True, exist_ok=True)
     path = beside / f"{uuid.uuid4().hex}-{final.name}"
     try:
         yield path
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, final)
+        if path.exists():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, final)
     finally:
         path.unlink(missing_ok=True)
 
@@ -207,6 +211,7 @@ def locked(folder: Path, study: dict[str, Any], resume: bool) -> Iterator[_Write
     Raises:
         ValueError: another driver is at work there, the study there was asked something else, or it is not to be resumed.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
@@ -217,22 +222,42 @@ def locked(folder: Path, study: dict[str, Any], resume: bool) -> Iterator[_Write
             f"out: another process is at work in {str(folder)!r}; wait until it is done, or choose another folder"
         ) from None
     try:
-        if (folder / _STUDY).exists():
-            if not resume:
-                raise ValueError(f"out: there is a study in {str(folder)!r} already; resume=True goes on with it")
-            changed = differences(_read_study(folder)["arguments"], study["arguments"])
-            if changed:
-                raise study_error(folder, changed)
-        else:
-            others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, _BESIDE))
-            if others:
-                raise ValueError(f"out: {str(folder)!r} holds other things ({', '.join(others[:3])}); choose an empty folder")
-            with written_beside(folder / _STUDY, folder) as path:
-                path.write_text(json.dumps(study | {"format": _FORMAT}, indent=1) + "\n", encoding="utf-8")
+        _open(folder, study, resume)
         yield _Writer(folder, study)
     finally:
         shutil.rmtree(folder / _BESIDE, ignore_errors=True)
+        begun = _has_records(folder)
+        if not begun and (folder / _STUDY).exists():
+            # No case came to its end: there is nothing to go on with, and the next call may ask something else.
+            for name in (_STUDY, _MANIFEST, _CASES):
+                (folder / name).unlink(missing_ok=True)
         lock.release()
+        if new and not begun:
+            (folder / _LOCK).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _open(folder: Path, study: dict[str, Any], resume: bool) -> None:
+    if _has_records(folder):
+        if not resume:
+            raise ValueError(f"out: there is a study in {str(folder)!r} already; resume=True goes on with it")
+        changed = differences(_read_study(folder)["arguments"], study["arguments"])
+        if changed:
+            raise study_error(folder, changed)
+        return
+    ours = (_LOCK, _BESIDE, _STUDY, _MANIFEST, _CASES)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (*ours, "cases", _UNITS))
+    if others:
+        raise ValueError(f"out: {str(folder)!r} holds other things ({', '.join(others[:3])}); choose an empty folder")
+    with written_beside(folder / _STUDY, folder) as path:
+        path.write_text(json.dumps(study | {"format": _FORMAT}, indent=1) + "\n", encoding="utf-8")
+
+
+def _has_records(folder: Path) -> bool:
+    """Whether a case came to its end."""
+    path = folder / _MANIFEST
+    return path.exists() and b"\n" in path.read_bytes()
 
 
 def study_error(folder: Path, changed: Sequence[str]) -> ValueError:

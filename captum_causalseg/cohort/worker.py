@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from captum_causalseg._version import __version__
 from captum_causalseg.attr._parts import merge_parts, only_part
 from captum_causalseg.attr.components import component_effects
-from captum_causalseg.cohort.fingerprint import of_call
+from captum_causalseg.cohort.fingerprint import digest, of_call
 from captum_causalseg.cohort.folder import file_of, written_beside
 from captum_causalseg.evaluation._unit_space import UnitSpace, unit_labels
 from captum_causalseg.images import save_map
@@ -155,7 +155,13 @@ class Worker:
         given = inputs if isinstance(recipe.image_key, tuple) else inputs[0]
         arguments = dict(recipe.arguments) | {key: case[key] for key in recipe.case_arguments}
         folder = recipe.folder
-        part_files = [file_of(folder, name, f"part-{k}-of-{task.n_parts}.npz") for k in range(task.n_parts)]
+        parts = []
+        if task.n_parts > 1:
+            # By all that they depend on: those of a call that was killed are taken over, those of another call are not.
+            key = digest(call, recipe.method, arguments, __version__)
+            parts = [file_of(folder, name, f"part-{k}-of-{task.n_parts}-{key}.npz") for k in range(task.n_parts)]
+        if task.kind == "explain" and parts and parts[task.part].exists():
+            return {"call": call}
         record = {
             "device": str(inputs[0].device),
             "seed": str(_argument(recipe.method, target, arguments, "seed")),
@@ -170,12 +176,12 @@ class Worker:
                 table.drop(columns=["example"]).to_parquet(path, index=False)
             return record | {"n_units": len(table), "forwards": None, "observed_score": float(table["observed_score"].iloc[0])}
         if task.kind == "merge":
-            statistics = merge_parts([TreatmentEffectStatistics.load(path) for path in part_files])
+            statistics = merge_parts([TreatmentEffectStatistics.load(path) for path in parts])
         else:
             with untimed(), only_part(task.part, task.n_parts) if task.n_parts > 1 else nullcontext():
                 statistics = self._statistics(target, given, arguments)
-            if task.n_parts > 1:
-                with written_beside(part_files[task.part], folder) as path:
+            if parts:
+                with written_beside(parts[task.part], folder) as path:
                     statistics.save(path)
                 return {"call": call}
         asked = arguments.get("target")
@@ -191,7 +197,7 @@ class Worker:
                 else:
                     effects = statistics.to_map("effect", asked)
                     save_map(path, (effects[0] if isinstance(effects, tuple) else effects)[0], inputs[0])
-        for path in part_files if task.n_parts > 1 else ():
+        for path in parts[0].parent.glob("part-*.npz") if parts else ():
             path.unlink()
         observed = statistics.of_output(asked).observed_score
         return record | {

@@ -86,6 +86,8 @@ def distance_to(roi: np.ndarray, spacing: np.ndarray, metric: Metric) -> np.ndar
             behind = np.flip(np.minimum.accumulate(np.flip(along + position, -1), axis=-1), -1) - position
             distance = np.moveaxis(np.minimum(ahead, behind), -1, axis)
         return distance
+    if (spacing == spacing[0]).all():
+        return np.asarray(ndimage.distance_transform_cdt(~roi, "chessboard") * spacing[0])
     # The box that is within the distance grows by one pixel along one axis at a time, at the distances step, 2 step, ... of that
     # axis; a pixel's distance is that at which it is met first. Other ways are exact for equal spacing only, or slower.
     events = sorted((step * k, axis) for axis, step in enumerate(spacing) for k in range(1, roi.shape[axis]))

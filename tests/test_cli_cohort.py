@@ -1,0 +1,153 @@
+"""Many cases from the command line."""
+
+import shutil
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import make_place, on_picture, on_scan, status_of
+
+from captum_causalseg import TreatmentEffectStatistics
+from captum_causalseg.cohort import Cohort
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    name = make_place(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, name
+
+
+def write_study(folder, name, cases, **options):
+    options = {"model": f"{name}:two", "normalize": "255", "roi": "box:8,8+8", "draws": 4, "units": 8} | options
+    (folder / "study.yaml").write_text("".join(f"{key}: {value}\n" for key, value in options.items()))
+    (folder / "cases.csv").write_text(cases)
+
+
+def line(*more):
+    return ["cohort", "--cases", "cases.csv", "--config", "study.yaml", "--out", "study", *more]
+
+
+def test_each_row_is_explained_as_by_itself(place, capsys):
+    folder, name = place
+    shutil.copy(folder / "donors" / "0.png", folder / "other.png")
+    write_study(folder, name, "id,image,label,site\na,image.png,mask.png,Bern\nb,other.png,,Jena\n", donors="donors")
+    assert status_of(line()) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 of 2 cases finished, ")
+    assert "written to study/: cases.parquet, units/, cases/" in said
+    cohort = Cohort("study")
+    assert cohort.cases()[["id", "site", "state"]].values.tolist() == [["a", "Bern", "finished"], ["b", "Jena", "finished"]]
+    for case, image, more in (("a", "image.png", ["--label", "mask.png"]), ("b", "other.png", [])):
+        alone = [*on_picture(name, "--donors", "donors", "--units", "8", *more)]
+        alone[alone.index("image.png")] = image
+        assert status_of(alone) == 0
+        one, other = TreatmentEffectStatistics.load("out/statistics.npz"), cohort.statistics(case)
+        assert torch.equal(one.effect.nan_to_num(7.0), other.effect.nan_to_num(7.0))
+        assert torch.equal(one.standard_error.nan_to_num(7.0), other.standard_error.nan_to_num(7.0))
+    assert not list((folder / "study").rglob("effects.nii.gz"))  # pictures have no geometry
+    # The same line does nothing more.
+    before = (folder / "study" / "manifest.jsonl").read_text()
+    assert status_of(line()) == 0
+    assert (folder / "study" / "manifest.jsonl").read_text() == before
+
+
+def test_scans_get_their_maps_on_their_own_grid(place):
+    folder, name = place
+    write_study(
+        *(folder, name, "id,image,label\nscan,scan.nii.gz,truth.nii.gz\n"),
+        **{"model": f"{name}:three", "normalize": "none", "class": 2, "roi": "label:2", "units": "4x4x2", "draws": 3},
+    )
+    assert status_of(line()) == 0
+    assert status_of(on_scan(name)) == 0
+    one, other = (nibabel.load(path) for path in ("study/cases/scan/effects.nii.gz", "out/effects.nii.gz"))
+    np.testing.assert_array_equal(one.affine, other.affine)
+    np.testing.assert_array_equal(np.nan_to_num(one.get_fdata(), nan=7.0), np.nan_to_num(other.get_fdata(), nan=7.0))
+    # Distances are in millimeters: slices are 3 mm apart.
+    units = Cohort("study").units(asked=True).set_index(["start_0", "start_1", "start_2"])
+    assert units.loc[(4, 4, 4), "distance"] == 3.0
+    assert units.loc[(8, 4, 2), "distance"] == 1.0
+
+
+def test_rows_may_say_it_for_themselves_and_files_are_found_from_their_tables(place, monkeypatch):
+    folder, name = place
+    write_study(folder, name, "id,image,roi,class\na,image.png,point:10,0\n".replace("point:10", '"box:0,0+8"'))
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(elsewhere)
+    arguments = ["cohort", "--cases", "../cases.csv", "--config", "../study.yaml", "--out", "study"]
+    assert status_of(arguments) == 0
+    units = Cohort("study").units(asked=True).set_index(["start_0", "start_1"])
+    assert units.loc[(0, 0), "status"] == "EXCLUDED"
+    assert set(units["class"]) == {0}
+
+
+def test_what_fails_is_said_and_tried_again(place, capsys):
+    folder, name = place
+    write_study(folder, name, "id,image\na,image.png\nb,missing.png\n")
+    assert status_of(line()) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("1 of 2 cases finished, ")
+    assert "  b: InputError: --image: there is no file missing.png" in said.replace(str(folder) + "/", "")
+    assert "the same line tries them again; their errors are in study/errors/" in said
+    shutil.copy(folder / "image.png", folder / "missing.png")
+    assert status_of(line()) == 0
+    units = pd.read_parquet("study/units")
+    assert set(units["case"].astype(str)) == {"a", "b"}
+
+
+def test_another_study_in_the_folder_is_refused(place, capsys):
+    folder, name = place
+    write_study(folder, name, "id,image\na,image.png\n")
+    assert status_of(line()) == 0
+    write_study(folder, name, "id,image\na,image.png\n", draws=5)
+    capsys.readouterr()
+    assert status_of(line()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("causalseg cohort: error: --out: the study in")
+    assert "arguments.n_draws: was 4, now 5" in error
+
+
+@pytest.mark.parametrize(
+    ("cases", "study", "said"),
+    [
+        ("id,picture\na,image.png\n", {}, "--cases: cases.csv has no column 'image', only id, picture"),
+        ("id,image\n", {}, "--cases: there is no case in cases.csv"),
+        ("id,image\na,image.png,3\n", {}, "--cases: cases.csv, line 2: expected 2 values"),
+        ("id,image\na\n", {}, "--cases: cases.csv, line 2: expected 2 values"),
+        ("id,image\n,image.png\n", {}, "--cases: cases.csv, line 2: expected an id and an image"),
+        ("id,image\na,image.png\na,image.png\n", {}, "--cases: cases.csv, line 3: the id 'a' is that of line 2"),
+        ("id,image,class\na,image.png,x\n", {}, "--cases: cases.csv, line 2: argument --class: invalid int value: 'x'"),
+        ("id,image\na,image.png\n", {"drawz": 3}, "--config: study.yaml: there is no option 'drawz'; expected some of bundle"),
+        ("id,image\na,image.png\n", {"draws": "[1, 2]"}, "--config: study.yaml: expected a word or a number for 'draws'"),
+        (
+            "id,image\na,image.png\n",
+            {"draws": 0},
+            "--config: study.yaml: argument --draws: expected a positive number, got '0'",
+        ),
+        ("id,image\na,image.png\n", {"draws": "{"}, "--config: study.yaml is no YAML file"),
+        ("id,image\na,image.png\n", {"model": "nowhere:net"}, "--config: --model: nowhere cannot be imported"),
+        ("id,image\na,image.png\n", {"seed": -1}, "--config: study.yaml: --seed: expected a number of at least 0, got -1"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(place, capsys, cases, study, said):
+    folder, name = place
+    write_study(folder, name, cases, **study)
+    assert status_of(line()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not (folder / "study" / "cases.parquet").exists()
+
+
+def test_missing_files(place, capsys):
+    assert status_of(line()) == 2
+    assert "--config: there is no file study.yaml" in capsys.readouterr().err
+    write_study(*place, "id,image\na,image.png\n")
+    (place[0] / "cases.csv").unlink()
+    assert status_of(line()) == 2
+    assert "--cases: there is no file cases.csv" in capsys.readouterr().err
