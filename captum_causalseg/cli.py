@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from captum_causalseg._cli_arguments import Parser, add_cohort, add_commands, positive
-from captum_causalseg._cli_errors import InputError
+from captum_causalseg._cli.arguments import Parser, add_cohort, add_commands, positive
+from captum_causalseg._cli.errors import InputError
 
 __all__ = ["main"]
 
@@ -30,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.command == "demo":
                 said = _demo(options)
             elif options.command == "cohort":
-                from captum_causalseg._cli_cohort import run_cohort
+                from captum_causalseg._cli.cohort import run_cohort
 
                 said, status = run_cohort(options)
             else:
                 # Imported late: `--help` should not wait for MONAI.
-                from captum_causalseg._cli_run import run
+                from captum_causalseg._cli.run import run
 
                 said = run(options)
     except InputError as error:

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._component_bars import plot_components
-from captum_causalseg._convergence import plot_convergence
-from captum_causalseg._effect_panels import PANELS, effects_figure, volume_figure
-from captum_causalseg._influence_cells import plot_influence
-from captum_causalseg._masks import plain_tensor
-from captum_causalseg._pictures import (
+from captum_causalseg._drawing.component_bars import plot_components
+from captum_causalseg._drawing.convergence import plot_convergence
+from captum_causalseg._drawing.effect_panels import PANELS, effects_figure, volume_figure
+from captum_causalseg._drawing.influence_cells import plot_influence
+from captum_causalseg._drawing.pictures import (
     EFFECTS,
     background,
     check_words,
@@ -26,8 +25,9 @@ from captum_causalseg._pictures import (
     robust_maximum,
     shade,
 )
-from captum_causalseg._planes import pixel_spacing, shown_outputs, view_of
-from captum_causalseg._profile_panels import histogram, mass_by_distance, named_roles, pie, ratio
+from captum_causalseg._drawing.planes import pixel_spacing, shown_outputs, view_of
+from captum_causalseg._drawing.profile_panels import histogram, mass_by_distance, named_roles, pie, ratio
+from captum_causalseg._masks import plain_tensor
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.profile import PerceptionProfile
 from captum_causalseg.interventions.support import Support

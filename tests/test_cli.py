@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics, _cli_run, cli, images, metrics
-from captum_causalseg._cli_grid import Grids
-from captum_causalseg._cli_places import find_roi
+from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics, cli, images, metrics
+from captum_causalseg._cli import run as _cli_run
+from captum_causalseg._cli.grid import Grids
+from captum_causalseg._cli.places import find_roi
 from captum_causalseg.visualization import plot_effects
 
 nibabel = pytest.importorskip("nibabel")

@@ -13,8 +13,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from captum_causalseg import _cli_report, _cli_run, cli
-from captum_causalseg._cli_grid import Grids, grids_of_bundle
+from captum_causalseg import cli
+from captum_causalseg._cli import report as _cli_report
+from captum_causalseg._cli import run as _cli_run
+from captum_causalseg._cli.grid import Grids, grids_of_bundle
 from captum_causalseg.bundle import load_bundle
 
 nibabel = pytest.importorskip("nibabel")

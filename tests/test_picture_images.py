@@ -19,8 +19,9 @@ from scipy.ndimage import gaussian_filter, shift
 from skimage.color import rgb2lab
 from skimage.transform import resize
 
-from captum_causalseg import _effect_panels, _pictures, regions
-from captum_causalseg._pictures import Palette
+from captum_causalseg import regions
+from captum_causalseg._drawing import effect_panels, pictures
+from captum_causalseg._drawing.pictures import Palette
 from captum_causalseg.visualization import plot_convergence, plot_effects, plot_volume
 
 IMAGES = Path(__file__).parent / "images"
@@ -112,19 +113,19 @@ def test_reference_pictures_are_small(draw):
 
 def test_the_comparison_sees_swapped_colors(monkeypatch):
     swapped = Palette("RdBu", "Purples", "#2ee62e")
-    monkeypatch.setitem(_pictures.PALETTES, "accessible", swapped)
+    monkeypatch.setitem(pictures.PALETTES, "accessible", swapped)
     for draw in (accessible, panels, volume, montage):
         assert not is_like(rendered(draw), kept(draw))
 
 
 def test_the_comparison_sees_that_the_outline_is_missing(monkeypatch):
-    monkeypatch.setattr(_effect_panels, "outlined", lambda *arguments: None)
+    monkeypatch.setattr(effect_panels, "outlined", lambda *arguments: None)
     for draw in (accessible, paper, panels, volume, montage):
         assert not is_like(rendered(draw), kept(draw))
 
 
 def test_the_comparison_sees_that_the_hatch_is_missing(monkeypatch):
-    monkeypatch.setattr(_effect_panels, "shade", lambda *arguments: None)
+    monkeypatch.setattr(effect_panels, "shade", lambda *arguments: None)
     assert not is_like(rendered(accessible), kept(accessible))
 
 

@@ -18,8 +18,8 @@ from picture_cases import case, statistics_of
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from captum_causalseg import Status, regions, visualization
-from captum_causalseg._pictures import PALETTES, grayscale, robust_maximum, round_up, scale_labels
-from captum_causalseg._planes import chosen_slices, peak
+from captum_causalseg._drawing.pictures import PALETTES, grayscale, robust_maximum, round_up, scale_labels
+from captum_causalseg._drawing.planes import chosen_slices, peak
 from captum_causalseg.visualization import plot_effects, plot_volume
 
 ALL = ("image", "effect", "standard_error", "lower", "upper", "significant", "p_value", "n_draws")

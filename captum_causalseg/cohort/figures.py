@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from captum_causalseg._pictures import short
+from captum_causalseg._drawing.pictures import short
 from captum_causalseg.cohort.summary import CohortSummary
 
 __all__ = ["plot_cohort_components", "plot_cohort_profile"]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from captum_causalseg._pictures import (
+from captum_causalseg._drawing.pictures import (
     Palette,
     background,
     contour,
@@ -21,8 +21,8 @@ from captum_causalseg._pictures import (
     scale_labels,
     shade,
 )
-from captum_causalseg._planes import Output, Plane, View, chosen_slices, peak
-from captum_causalseg._sheet import Scale, grid
+from captum_causalseg._drawing.planes import Output, Plane, View, chosen_slices, peak
+from captum_causalseg._drawing.sheet import Scale, grid
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
 __all__ = ["PANELS", "effects_figure", "volume_figure"]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from captum_causalseg._pictures import ROLES, check_words, short
+from captum_causalseg._drawing.pictures import ROLES, check_words, short
 
 __all__ = ["plot_components"]
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from captum_causalseg._pictures import EFFECTS, check_words, decimals, robust_maximum, round_up
+from captum_causalseg._drawing.pictures import EFFECTS, check_words, decimals, robust_maximum, round_up
 from captum_causalseg.evaluation.influence import InfluenceMatrix
 
 __all__ = ["plot_influence"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_causalseg._cli_errors import InputError, naming, naming_arguments
-from captum_causalseg._cli_grid import Grids, grids_of_bundle, is_picture
-from captum_causalseg._cli_model import CommandModel, first_prediction, read_model
-from captum_causalseg._cli_places import Units, find_roi, find_units
+from captum_causalseg._cli.errors import InputError, naming, naming_arguments
+from captum_causalseg._cli.grid import Grids, grids_of_bundle, is_picture
+from captum_causalseg._cli.model import CommandModel, first_prediction, read_model
+from captum_causalseg._cli.places import Units, find_roi, find_units
 from captum_causalseg.donors import DonorSource, PatchBank, SameImage
 from captum_causalseg.images import load_image
 from captum_causalseg.metrics import METRICS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._bundle_weights import checkpoint, is_torchscript, mismatch, reason, state_of
-from captum_causalseg._cli_errors import InputError, naming
+from captum_causalseg._cli.errors import InputError, naming
 from captum_causalseg.bundle import Bundle, load_bundle
 from captum_causalseg.target import SegmentationTarget
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captum_causalseg._cli_case import CommandCase
+from captum_causalseg._cli.case import CommandCase
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 

@@ -11,8 +11,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from captum_causalseg import regions
-from captum_causalseg._cli_arguments import box_of
-from captum_causalseg._cli_grid import Grids
+from captum_causalseg._cli.arguments import box_of
+from captum_causalseg._cli.grid import Grids
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Units", "find_roi", "find_units"]

@@ -11,9 +11,9 @@ import monai
 import pandas as pd
 import torch
 
-from captum_causalseg import _report
-from captum_causalseg._cli_case import CommandCase
-from captum_causalseg._cli_results import (
+from captum_causalseg._cli import page
+from captum_causalseg._cli.case import CommandCase
+from captum_causalseg._cli.results import (
     axes_in_words,
     components_rows,
     counts,
@@ -67,7 +67,7 @@ def effects_page(
         sections.append(_refutation_section(report))
     forwards = statistics.n_forwards if report is None else report.n_forwards
     sections.append(_computed(options, seconds, {"Forward passes of one image": forwards}, statistics.settings))
-    return _report.page(f"Why was it segmented this way? {options.image.name}", sections)
+    return page.page(f"Why was it segmented this way? {options.image.name}", sections)
 
 
 def components_page(
@@ -82,15 +82,15 @@ def components_page(
     sections = [
         _asked(case, options, said, parts_of_image=False),
         _components_section(case, options, table, pictures["components"]),
-        _report.section(
+        page.section(
             "Strongest parts",
-            _report.table(
+            page.table(
                 ("module", "type", "part", f"effect on {_score_noun(options.metric)}", "95 % interval"),
                 components_rows(table),
                 [sign_words(options.metric)[row[3].startswith("-")] for row in components_rows(table)],
                 text_columns=(1, 2),
             ),
-            _report.paragraph(
+            page.paragraph(
                 "The interval holds the true effect with a confidence of 95 %. Modules that follow each other in a chain have the same "
                 "effect, because replacing either replaces all that passes: they share a row, with their number behind the name of the "
                 "first. components.csv holds them all."
@@ -98,7 +98,7 @@ def components_page(
         ),
         _computed(options, seconds, facts, {}),
     ]
-    return _report.page(f"Which parts of the network matter? {options.image.name}", sections)
+    return page.page(f"Which parts of the network matter? {options.image.name}", sections)
 
 
 def comparison_page(
@@ -126,26 +126,26 @@ def comparison_page(
     what = _what(options.metric)
     sections = [
         _asked(case, options, ""),
-        _report.section(
+        page.section(
             "The maps",
-            _report.paragraph(
+            page.paragraph(
                 f"What each method says of every part of the image: red {raises} {what}, blue {lowers} it. Each map is drawn relative to "
                 "its own largest value, because methods have units of their own."
             ),
-            _report.picture(pictures["comparison"], "The image and the map of each method"),
+            page.picture(pictures["comparison"], "The image and the map of each method"),
         ),
-        _report.section(
+        page.section(
             "How faithful they are",
-            _report.paragraph(
+            page.paragraph(
                 "Parts of the image are replaced in the order, or by the sums, that a map gives, and the model's score is compared with "
                 "what the map makes one expect. A faithful map has to beat the random one. The best is marked with *."
             ),
-            _report.table(("score", "better", *map(str, wide.index)), rows, text_columns=(1,)),
-            _report.facts(_SCORES),
+            page.table(("score", "better", *map(str, wide.index)), rows, text_columns=(1,)),
+            page.facts(_SCORES),
         ),
         _computed(options, seconds, {}, {}),
     ]
-    return _report.page(f"Which explanation is faithful? {options.image.name}", sections)
+    return page.page(f"Which explanation is faithful? {options.image.name}", sections)
 
 
 def refutation_page(
@@ -160,7 +160,7 @@ def refutation_page(
         _strongest_section(case, options, statistics),
         _computed(options, seconds, {"Forward passes of one image": report.n_forwards}, statistics.settings),
     ]
-    return _report.page(f"Can the explanation be refuted? {options.image.name}", sections)
+    return page.page(f"Can the explanation be refuted? {options.image.name}", sections)
 
 
 def _asked(case: CommandCase, options: argparse.Namespace, said: str, parts_of_image: bool = True) -> str:
@@ -180,7 +180,7 @@ def _asked(case: CommandCase, options: argparse.Namespace, said: str, parts_of_i
             against = "the model's own prediction, so the effects say what that prediction rests on, right or wrong"
         sentence = f" {said}{scale}, compared with {against}."
     facts = {name: value for name, value in case.described.items() if parts_of_image or name != "Parts of the image"}
-    return _report.section("What was asked", _report.paragraph(question + sentence), _report.facts(facts))
+    return page.section("What was asked", page.paragraph(question + sentence), page.facts(facts))
 
 
 def _effects_section(case: CommandCase, options: argparse.Namespace, pictures: Mapping[str, Any]) -> str:
@@ -197,46 +197,44 @@ def _effects_section(case: CommandCase, options: argparse.Namespace, pictures: M
             f"of the image is replaced by natural image content from elsewhere, so what is really there raises {noun} (red); a negative "
             f"effect means that what is there lowers it (blue). Neither is better or worse: {noun} has no right direction."
         )
-    return _report.section(
+    return page.section(
         "Effect of every part of the image",
-        _report.paragraph(reading),
-        _report.picture(
+        page.paragraph(reading),
+        page.picture(
             pictures["effects"], "The image with its region of interest, the effect of every unit, and its standard error"
         ),
-        _report.paragraph(
+        page.paragraph(
             "How sure it is: the lower and the upper end of the 95 % interval of every effect, in the colors of the effects. Where "
             "both have the same color, the sign of the effect is settled."
         ),
-        _report.picture(pictures["intervals"], "Lower and upper end of the 95 % interval of every effect"),
+        page.picture(pictures["intervals"], "Lower and upper end of the 95 % interval of every effect"),
     )
 
 
 def _strongest_section(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str:
     rows = strongest(case, options, statistics)
     styles = dict(zip(sign_words(options.metric), ("supports", "harms")))
-    parts = [_report.paragraph("No part of the image was found to have an effect.")]
+    parts = [page.paragraph("No part of the image was found to have an effect.")]
     if rows:
         parts = [
-            _report.paragraph(
+            page.paragraph(
                 f"Places are given {case.grids.in_words()}. The interval holds the true effect with a confidence of 95 %; where it "
                 "includes 0, the part may have no effect at all."
             ),
-            _report.table(
+            page.table(
                 ("", axes_in_words(case), f"effect on {_score_noun(options.metric)}", "95 % interval"),
                 [(row.kind, row.place, row.effect, row.interval) for row in rows],
                 [styles[row.kind] for row in rows],
             ),
         ]
-    return _report.section("Strongest parts", *parts, _report.paragraph(f"All parts: {counts(case, options, statistics)}."))
+    return page.section("Strongest parts", *parts, page.paragraph(f"All parts: {counts(case, options, statistics)}."))
 
 
 def _profile_section(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str:
     heading = "Near or far"
     status = statistics.select(statistics.status, case.output)
     if bool((status == Status.EXCLUDED).all()):
-        return _report.section(
-            heading, _report.paragraph("Every part touches the region of interest: there is no distance to tell.")
-        )
+        return page.section(heading, page.paragraph("Every part touches the region of interest: there is no distance to tell."))
     profile = perception_profile(statistics, case.roi, case.output)
     said = "No part of the image was found to have an effect."
     if profile.mass > 0:
@@ -245,10 +243,10 @@ def _profile_section(case: CommandCase, options: argparse.Namespace, statistics:
             f"Half of the summed effects lie within {profile.radius(0.5):g} {noun} of the region of interest, 90 % within "
             f"{profile.radius(0.9):g}."
         )
-    return _report.section(
+    return page.section(
         heading,
-        _report.paragraph(said),
-        _report.picture(
+        page.paragraph(said),
+        page.picture(
             plot_profile(profile, score_name=score_in_words(options.metric), words=sign_words(options.metric)),
             "Shares of effects of either sign, and effects by distance",
         ),
@@ -259,13 +257,13 @@ def _components_section(case: CommandCase, options: argparse.Namespace, table: p
     replaced = "by 0, as no donor images were given" if case.donor_images is None else "by those on donor images"
     raises, lowers = sign_words(options.metric)
     what = _what(options.metric)
-    return _report.section(
+    return page.section(
         "Parts of the network",
-        _report.paragraph(
+        page.paragraph(
             f"The activations of each part are replaced {replaced}: red {raises} {what}, blue {lowers} it. The bar is the effect on "
             f"{_score_noun(options.metric)} of the region of interest, the line its 95 % interval."
         ),
-        _report.picture(picture, "Effect of every part of the network"),
+        page.picture(picture, "Effect of every part of the network"),
     )
 
 
@@ -276,10 +274,10 @@ def _refutation_section(report: RefutationReport) -> str:
         if report.passed
         else "Not all attempts to refute the effects were survived: read the findings before relying on them."
     )
-    return _report.section(
+    return page.section(
         "Attempts to refute it",
-        _report.paragraph(overall),
-        _report.table(("refuter", "verdict", "finding"), rows, text_columns=(1, 2)),
+        page.paragraph(overall),
+        page.table(("refuter", "verdict", "finding"), rows, text_columns=(1, 2)),
     )
 
 
@@ -289,7 +287,7 @@ def _computed(options: argparse.Namespace, seconds: float, facts: Mapping[str, o
     shown = {"Command": f"causalseg {options.command} {_given(options)}", **facts, "Seconds": f"{seconds:.1f}"}
     rest = {name: value for name, value in settings.items() if name != "versions"}
     shown |= _in_words({"seed": options.seed} | rest | {"versions": versions})
-    return _report.section("How it was computed", _report.facts(shown))
+    return page.section("How it was computed", page.facts(shown))
 
 
 def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:

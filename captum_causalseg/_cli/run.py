@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from captum_causalseg import regions
-from captum_causalseg._cli_case import CommandCase, read_case
-from captum_causalseg._cli_errors import InputError, naming, naming_arguments
-from captum_causalseg._cli_report import comparison_page, components_page, effects_page, refutation_page
-from captum_causalseg._cli_results import components_text, effects_text, score_in_words, sign_words
+from captum_causalseg._cli.case import CommandCase, read_case
+from captum_causalseg._cli.errors import InputError, naming, naming_arguments
+from captum_causalseg._cli.report import comparison_page, components_page, effects_page, refutation_page
+from captum_causalseg._cli.results import components_text, effects_text, score_in_words, sign_words
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from captum_causalseg._pictures import ROLES, check_words
+from captum_causalseg._drawing.pictures import ROLES, check_words
 from captum_causalseg.evaluation.profile import PerceptionProfile
 
 __all__ = ["histogram", "mass_by_distance", "named_roles", "pie", "ratio"]

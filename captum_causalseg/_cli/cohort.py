@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from captum_causalseg import regions
-from captum_causalseg._cli_arguments import Parser, add_commands
-from captum_causalseg._cli_case import CommandCase, read_case
-from captum_causalseg._cli_errors import InputError, naming
-from captum_causalseg._cli_model import CommandModel, read_model
-from captum_causalseg._cli_run import check_effort
+from captum_causalseg._cli.arguments import Parser, add_commands
+from captum_causalseg._cli.case import CommandCase, read_case
+from captum_causalseg._cli.errors import InputError, naming
+from captum_causalseg._cli.model import CommandModel, read_model
+from captum_causalseg._cli.run import check_effort
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.cohort import Cohort, explain_cohort
 from captum_causalseg.cohort.engines import WorkerError

@@ -1,0 +1,1 @@
+"""What the command line does, behind :mod:`captum_causalseg.cli`."""

@@ -1,0 +1,1 @@
+"""The parts that :mod:`captum_causalseg.visualization` draws with."""
