@@ -173,8 +173,23 @@ def test_one_exact_effect_among_others():
 
 def test_all_effects_zero_and_exact():
     found = random_effects(np.zeros(5), np.zeros(5))
-    assert [found[k] for k in ("effect", "lower", "upper", "tau2", "q", "i2", "p_value")] == [0, 0, 0, 0, 0, 0, 1]
-    assert random_effects(np.full(3, 0.5), np.zeros(3))["p_value"] == 0
+    assert [found[k] for k in ("effect", "tau2", "q", "i2", "p_value")] == [0, 0, 0, 0, 1]
+    # Cases that do not differ do not show how cases do: nothing is claimed of others.
+    assert all(math.isnan(found[k]) for k in ("standard_error", "lower", "upper", "prediction_lower"))
+    alike = random_effects(np.full(3, 0.3), np.zeros(3))
+    assert alike["effect"] == pytest.approx(0.3)
+    assert all(math.isnan(alike[k]) for k in ("standard_error", "lower", "upper", "p_value"))
+
+
+def test_a_spread_of_nothing_is_no_knowledge():
+    found = mean_of_cases(pd.DataFrame({"radius": [0.1] * 7, "mass": [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 2.0]}))
+    assert found.loc["radius", "mean"] == pytest.approx(0.1)
+    assert found.loc["radius", ["lower", "upper"]].isna().all()
+    assert found.loc["mass", ["lower", "upper"]].notna().all()
+    shifted = paired_difference(np.arange(8) / 7, np.arange(8) / 7 + 0.1)
+    assert shifted["difference"] == pytest.approx(0.1)
+    assert all(math.isnan(shifted[k]) for k in ("standard_error", "lower", "upper", "p_value"))
+    assert shifted["p_wilcoxon"] == pytest.approx(2 / 2**8)
 
 
 def test_an_infinite_error_does_not_drop_its_case():
@@ -246,7 +261,8 @@ def test_paired_difference_is_second_minus_first():
 
 def test_pairs_without_difference_or_alone():
     same = paired_difference(np.array([0.1, 0.7, 0.3]), np.array([0.1, 0.7, 0.3]))
-    assert [same[k] for k in ("difference", "lower", "upper", "p_value", "p_wilcoxon")] == [0, 0, 0, 1, 1]
+    assert [same[k] for k in ("difference", "p_value", "p_wilcoxon")] == [0, 1, 1]
+    assert math.isnan(same["lower"])
     one = paired_difference(np.array([1.0]), np.array([2.0]))
     assert (one["n_pairs"], one["difference"]) == (1, 1.0)
     assert all(math.isnan(one[k]) for k in ("lower", "p_value", "p_wilcoxon"))
@@ -296,7 +312,7 @@ def test_discoveries_are_those_of_all_p_values_at_once(parts, method, alpha):
     passes = every <= found.threshold()
     clear = np.abs(expected - alpha) > 1e-12
     np.testing.assert_array_equal(passes[clear], (expected <= alpha)[clear])
-    np.testing.assert_allclose(found.q_values(every[passes]), expected[passes], rtol=1e-12)
+    np.testing.assert_allclose(found.q_values(every[passes]), expected[passes], rtol=1e-12, atol=1e-300)
     assert found.n_tests == len(every)
 
 
@@ -454,7 +470,8 @@ def components(tmp_path_factory):
 
 def t_interval(values, level=0.95):
     values = np.asarray(values, dtype=float)
-    half = scipy_stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    spread = values.std(ddof=1) if len(np.unique(values)) > 1 else math.nan
+    half = scipy_stats.t.ppf(0.5 + level / 2, len(values) - 1) * spread / math.sqrt(len(values))
     return [values.mean(), values.mean() - half, values.mean() + half]
 
 
@@ -476,7 +493,7 @@ def test_values_and_profile_are_those_of_the_cases(study, request):
     assert summary.values["observed_score"].tolist() == pytest.approx(finished_scores(cohort))
     for name in ("observed_score", "mass", "share_significant", "radius_50"):
         expected = t_interval(summary.values[name], 0.9)
-        assert summary.cases.loc[0, [name, f"{name}_lower", f"{name}_upper"]].tolist() == pytest.approx(expected)
+        assert summary.cases.loc[0, [name, f"{name}_lower", f"{name}_upper"]].tolist() == pytest.approx(expected, nan_ok=True)
 
     tables = [profile.by_distance.set_index("bin") for profile in profiles]
     assert summary.profile["bin"].tolist() == tables[0].index.tolist()
@@ -487,9 +504,11 @@ def test_values_and_profile_are_those_of_the_cases(study, request):
         assert [row["lower"], row["upper"]] == own[0][["lower", "upper"]].tolist()
         for name in ("mean_absolute_effect", "energy", "share", "cumulative_share"):
             expected = t_interval([one[name] for one in own], 0.9)
-            assert row[[name, f"{name}_lower", f"{name}_upper"]].tolist() == pytest.approx(expected), name
+            assert row[[name, f"{name}_lower", f"{name}_upper"]].tolist() == pytest.approx(expected, nan_ok=True), name
         signed = [(one["supporting_mass"] - one["harming_mass"]) / one["n_units"] for one in own]
-        assert row[["mean_effect", "mean_effect_lower", "mean_effect_upper"]].tolist() == pytest.approx(t_interval(signed, 0.9))
+        assert row[["mean_effect", "mean_effect_lower", "mean_effect_upper"]].tolist() == pytest.approx(
+            t_interval(signed, 0.9), nan_ok=True
+        )
     assert summary.components.empty
     assert summary.comparison.empty
 
@@ -810,7 +829,8 @@ def test_profile_picture_shows_each_group_with_its_intervals(near, far):
         rows = summary.profile[summary.profile["study"] == study]
         np.testing.assert_allclose(drawn.lines[0].get_ydata(), rows["mean_absolute_effect"])
         bars = np.array([segment[:, 1] for segment in drawn.lines[2][0].get_segments()])
-        np.testing.assert_allclose(bars, rows[["mean_absolute_effect_lower", "mean_absolute_effect_upper"]])
+        drawn_to = rows[["mean_absolute_effect_lower", "mean_absolute_effect_upper"]].dropna()
+        np.testing.assert_allclose(bars[: len(drawn_to)], drawn_to)
     colors = [drawn.lines[0].get_color() for drawn in axes.containers]
     assert len({*colors}) == 2
     figure.savefig("/dev/null", format="png")

@@ -22,7 +22,7 @@ def mean_of_cases(values: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 
     Returns:
         A row per quantity, with the columns ``n`` (cases that have it), ``mean``, ``lower``, ``upper``: the t-interval between
-        cases, NaN for a single case.
+        cases, NaN for a single case, and where all cases have the same value: cases that do not differ do not show how cases do.
 
     Example:
         >>> import pandas as pd
@@ -32,7 +32,9 @@ def mean_of_cases(values: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     """
     n = values.notna().sum()
     mean = values.mean()
-    half = scipy_stats.t.ppf(0.5 + level / 2, n.to_numpy() - 1) * values.std(ddof=1) / np.sqrt(n.where(n > 0))
+    spread = values.std(ddof=1)
+    spread = spread.where(spread > _EXACT**2 * mean.abs())
+    half = scipy_stats.t.ppf(0.5 + level / 2, n.to_numpy() - 1) * spread / np.sqrt(n.where(n > 0))
     return pd.DataFrame({"n": n, "mean": mean, "lower": mean - half, "upper": mean + half})
 
 
@@ -61,7 +63,7 @@ def random_effects(effect: np.ndarray, standard_error: np.ndarray, level: float 
         (Cochran's, about the mean with weights ``1 / se_i^2``), ``q_p_value`` (chi-squared with ``n - 1`` degrees of freedom) and
         ``i2`` (``max(0, (q - n + 1) / q)``); ``prediction_lower``, ``prediction_upper`` (from three cases on); ``weights``, ``"inverse
         variance"`` or ``"equal"``. What cannot be known is NaN: of one case, all but its own effect and error; with infinite errors,
-        what tells the spread between cases from that within.
+        what tells the spread between cases from that within; of exact effects that are all the same, the error.
 
     Example:
         >>> import numpy as np
@@ -84,14 +86,14 @@ def random_effects(effect: np.ndarray, standard_error: np.ndarray, level: float 
         found["weights"] = "inverse variance"
     else:
         mean, variance, tau2, q = _alike(effect, error)
-    se = math.sqrt(variance)
+    se = _known(math.sqrt(variance), mean)
     half = float(scipy_stats.t.ppf(0.5 + level / 2, n - 1)) * se
     found |= {"effect": mean, "standard_error": se, "lower": mean - half, "upper": mean + half}
     found |= {"p_value": _p_value(mean, se, n - 1), "tau2": tau2, "tau": math.sqrt(tau2), "q": q}
     if not math.isnan(q):
         found["q_p_value"] = float(scipy_stats.chi2.sf(q, n - 1))
         found["i2"] = 1.0 if math.isinf(q) else max(0.0, (q - n + 1) / q) if q > 0 else 0.0
-    if n > 2 and not math.isnan(tau2):
+    if n > 2 and not math.isnan(tau2 + se):
         half = float(scipy_stats.t.ppf(0.5 + level / 2, n - 2)) * math.sqrt(tau2 + variance)
         found |= {"prediction_lower": mean - half, "prediction_upper": mean + half}
     return found
@@ -113,7 +115,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, level: float = 0.95
 
     Returns:
         ``n_pairs``, ``mean_first``, ``mean_second``, ``difference``, ``standard_error``, ``lower``, ``upper`` (t-interval), ``p_value`` (paired
-        t-test) and ``p_wilcoxon`` (signed ranks, pairs without a difference left out; 1 if there are no others).
+        t-test; all four NaN where every pair differs by the same, the last is 1 where none does) and ``p_wilcoxon`` (signed ranks, pairs without a difference left out; 1 if there are no others).
 
     Example:
         >>> import numpy as np
@@ -134,7 +136,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, level: float = 0.95
     found |= {"mean_first": float(first.mean()), "mean_second": float(second.mean()), "difference": mean}
     if n == 1:
         return found
-    se = float(change.std(ddof=1)) / math.sqrt(n)
+    se = _known(float(change.std(ddof=1)) / math.sqrt(n), mean)
     half = float(scipy_stats.t.ppf(0.5 + level / 2, n - 1)) * se
     wilcoxon = float(scipy_stats.wilcoxon(change).pvalue) if change.any() else 1.0
     found |= {"standard_error": se, "lower": mean - half, "upper": mean + half}
@@ -233,5 +235,12 @@ def _alike(effect: np.ndarray, error: np.ndarray) -> tuple[float, float, float, 
 
 
 def _p_value(mean: float, se: float, freedom: int) -> float:
-    """Two-sided; of a mean without any spread 0 or 1."""
-    return float(mean == 0) if se == 0 else float(2 * scipy_stats.t.sf(abs(mean) / se, freedom))
+    """Two-sided; of a mean without any spread 1 if it is 0, else not known."""
+    if math.isnan(se):
+        return 1.0 if mean == 0 else math.nan
+    return float(2 * scipy_stats.t.sf(abs(mean) / se, freedom))
+
+
+def _known(se: float, mean: float) -> float:
+    """NaN for a standard error of 0: cases that do not differ do not show how cases do."""
+    return se if se > _EXACT**2 * abs(mean) else math.nan
