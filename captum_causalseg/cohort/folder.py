@@ -273,7 +273,7 @@ def arrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise ImportError('cohorts are kept in Parquet tables: pip install "captum-causalseg[cohort]"') from error
+        raise ImportError(f'cohorts are kept in Parquet tables: pip install "captum-causalseg[cohort]" ({error})') from error
 
 
 def _read_study(folder: Path) -> dict[str, Any]:
