@@ -95,7 +95,8 @@ def members_of(
 ) -> tuple[list[Member], pd.DataFrame]:
     """The finished cases, and per group how many cases there are of which state."""
     # Missing values are equal to each other here.
-    keys = [tuple(None if pd.isna(v) else v for v in row) for row in table[list(by)].itertuples(index=False, name=None)]
+    rows = zip(*(table[name] for name in by)) if by else [()] * len(table)
+    keys = [tuple(None if pd.isna(v) else v for v in row) for row in rows]
     number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
     members, seen = [], set()
     for key, source, row in zip(keys, table.index.get_level_values("source"), table.to_dict("records")):
