@@ -31,7 +31,12 @@ def undisturbed(forward_func: Callable[..., object], gradients: bool = False) ->
     modules = list(module.modules()) if (module := _module_of(forward_func)) is not None else []
     # Of a segmentation target that samples, dropout that is in training mode is meant to be.
     random_on_purpose = getattr(forward_func, "keeps_dropout", False) is True
-    training = [m for m in modules if m.training and not (random_on_purpose and isinstance(m, nn.modules.dropout._DropoutNd))]
+    # Frozen TorchScript is in evaluation mode for good and has no such attribute.
+    training = [
+        m
+        for m in modules
+        if getattr(m, "training", False) and not (random_on_purpose and isinstance(m, nn.modules.dropout._DropoutNd))
+    ]
     buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = [(module, dict(module._buffers.items())) for module in modules]
     values = [[None if b is None else b.clone() for b in found.values()] for _, found in buffers]
     if any(_behaves_differently_in_training(module) for module in training):

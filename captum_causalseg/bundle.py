@@ -219,7 +219,7 @@ class _Inferred(nn.Module):
         super().__init__()
         self.model = model
         self.inferer = inferer
-        self.train(model.training)
+        self.train(getattr(model, "training", False))  # frozen TorchScript has no such attribute
 
     def forward(self, inputs: Tensor, *args: Any) -> Any:
         # Windows are cut and pasted many times, which a MetaTensor would keep books of.

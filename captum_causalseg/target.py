@@ -136,7 +136,8 @@ class SegmentationTarget(nn.Module):
         self._resolved: tuple[str, bool] | None = None
         self._hard = HardOutput()
         if isinstance(model, nn.Module):
-            self.training = model.training
+            # Frozen TorchScript is in evaluation mode for good and has no such attribute.
+            self.training = getattr(model, "training", False)
 
     @classmethod
     def from_prediction(

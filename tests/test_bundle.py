@@ -442,9 +442,11 @@ def test_forms_of_weights(tmp_path, form):
 
 
 @pytest.mark.parametrize("name", ["model.ts", "model.pt"])
-def test_torchscript_brings_its_network(tmp_path, name):
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_torchscript_brings_its_network(tmp_path, name, is_frozen):
     folder = write(tmp_path, inference={"inferer": {"_target_": "SimpleInferer"}})
-    torch.jit.save(torch.jit.script(network(2)), folder / "models" / name)
+    scripted = torch.jit.script(network(2).eval())
+    torch.jit.save(torch.jit.freeze(scripted) if is_frozen else scripted, folder / "models" / name)
     bundle = load_bundle(folder)
     assert not bundle.model.training
     images = torch.rand(1, 1, 16, 16)

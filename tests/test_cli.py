@@ -80,10 +80,12 @@ def test_torchscript_is_the_same_network(place):
     _, name = place
     assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
     first = pd.read_csv("out/effects.csv")
-    arguments = on_picture(name, "--label", "mask.png", "--out", "again")
-    arguments[2] = "two.ts"
-    assert cli.main(arguments) == 0
-    np.testing.assert_allclose(pd.read_csv("again/effects.csv")["effect"], first["effect"], atol=1e-6)
+    torch.jit.freeze(torch.jit.load("two.ts").eval()).save("frozen.ts")
+    for file in ("two.ts", "frozen.ts"):
+        arguments = on_picture(name, "--label", "mask.png", "--out", file[:-3])
+        arguments[2] = file
+        assert cli.main(arguments) == 0
+        np.testing.assert_allclose(pd.read_csv(f"{file[:-3]}/effects.csv")["effect"], first["effect"], atol=1e-6)
 
 
 @pytest.mark.parametrize("roi", ["label:2", "point:5,5,3", "truth.nii.gz", "box:4,4,2+4,4,2"])

@@ -143,3 +143,12 @@ def test_scripted_modules_are_left_out():
     table = component_effects(target, torch.rand(1, 1, 8, 8), n_draws=1)
     assert sorted(table["module"]) == ["1", "2"]
     assert table.attrs["left_out"] == {"0": "hooks do not run inside TorchScript"}
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Conv2d(1, 2, 1), torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 1)).eval()))]
+)
+def test_a_model_without_modules_inside_has_no_components(model):
+    target = SegmentationTarget(model, metric="logit_mean", activation="sigmoid")
+    with pytest.raises(ValueError, match=r"target: its model \(\w+\) has no modules inside .* give the eager model"):
+        component_effects(target, torch.rand(1, 1, 8, 8), n_draws=1)

@@ -18,7 +18,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captum_causalseg import SegmentationTarget, regions
+from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, regions
+from captum_causalseg._state import undisturbed
 
 SPATIAL = {1: (10,), 2: (8, 9), 3: (6, 5, 7)}
 CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -903,6 +904,39 @@ def test_it_can_be_copied_and_pickled(clone):
     images = torch.randn(2, 1, 6, 6)
     target = SegmentationTarget(Net(2, 3), regions.box((6, 6), 1, 4), torch.randint(0, 3, (6, 6)), "soft_dice")
     assert torch.equal(clone(target)(images), target(images))
+
+
+FROZEN = {
+    "script": lambda model, images: torch.jit.freeze(torch.jit.script(model)),
+    "trace": lambda model, images: torch.jit.freeze(torch.jit.trace(model, images)),
+    "optimized": lambda model, images: torch.jit.optimize_for_inference(torch.jit.trace(model, images)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("how", FROZEN)
+def test_frozen_torchscript_has_neither_mode_nor_parameters(how):
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean += 0.1
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.Dropout(0.9), nn.Conv2d(4, 3, 3, padding=1)).eval()
+    images, donors = torch.randn(2, 1, 12, 12), torch.randn(5, 1, 12, 12)
+    frozen = FROZEN[how](model, images)
+    assert not hasattr(frozen, "training")
+    roi = regions.box((12, 12), start=4, size=4)
+    target = SegmentationTarget.from_prediction(frozen, images, roi=roi)
+    expected = SegmentationTarget.from_prediction(model, images, roi=roi)
+    assert not target.training
+    assert torch.equal(target(donors[:2]), expected(donors[:2]))
+    assert torch.equal(copy.deepcopy(target).train().eval()(donors[:2]), expected(donors[:2]))
+    options = {"baselines": donors, "target": 1, "block_size": 4, "sampling": "uniform"}
+    found = AverageTreatmentEffect(target).attribute(images, **options)
+    torch.testing.assert_close(found, AverageTreatmentEffect(expected).attribute(images, **options))
+    assert found.any()
+    # Seen as what it is, too, and inside of another module.
+    around = nn.Sequential(frozen, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert AverageTreatmentEffect(around).attribute(images, **options).any()
+    with undisturbed(frozen):
+        frozen(images)
 
 
 def test_repr_names_score_and_masks():

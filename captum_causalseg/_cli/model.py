@@ -87,7 +87,7 @@ class _Hookable(nn.Module):
     def __init__(self, scripted: nn.Module) -> None:
         super().__init__()
         self.scripted = scripted
-        self.training = scripted.training
+        self.training = getattr(scripted, "training", False)  # frozen TorchScript has no such attribute
 
     def forward(self, *inputs: Any) -> Any:
         return self.scripted(*inputs)

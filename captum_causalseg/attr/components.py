@@ -144,6 +144,11 @@ class _Visit:
 def _named(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn.Module]:
     """The modules asked for, by name, without the model itself."""
     every = {name: module for name, module in model.named_modules() if name}
+    if not every:
+        raise ValueError(
+            f"target: its model ({type(model).__name__}) has no modules inside whose activations could be replaced (frozen TorchScript "
+            "has none); give the eager model"
+        )
     if layers is None:
         return every
     patterns = [layers] if isinstance(layers, str) else list(layers)
