@@ -39,9 +39,12 @@ _SCORES = {
     "sign first",
     "insertion": "the same, when they are put back",
     "irof": "how fast the score falls when whole parts are replaced, the most supporting first",
-    "correlation, fidelity": "how well the attributions of random sets of parts predict what replacing them does",
+    "faithfulness correlation, mu fidelity": "how well the attributions of random sets of parts predict what replacing them does "
+    "(correlation of the values, of their ranks)",
     "infidelity": "their mean squared error in that",
-    "leakage": "share of the attribution that lies on parts whose replacement changes nothing",
+    "leakage": "when the tenth of the parts with the largest attributions is replaced, the score changes in the region of interest and, "
+    "taken over the rest of the image (without the replaced parts), there: the share of the second in both; 0 where nothing changes "
+    "but in the region",
 }
 
 
