@@ -78,7 +78,39 @@ def test_parts_follow_the_resolution_in_the_order_of_the_forward_pass():
     assert table.loc["model.0", "part"] == "encoder"
     assert table.loc["model.1.submodule.1.submodule.conv", "part"] == "bottleneck"
     assert table.loc["model.2", "part"] == "decoder"
-    assert table.sort_values("order")["part"].drop_duplicates().tolist() == ["encoder", "bottleneck", "decoder"]
+    inner = table[~table["part"].str.contains("-")]
+    assert inner.sort_values("order")["part"].drop_duplicates().tolist() == ["encoder", "bottleneck", "decoder"]
+
+
+def test_a_module_that_holds_several_parts_is_called_by_their_span():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = nn.Sequential(
+                nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 2, stride=2)),
+                nn.Conv2d(2, 2, 1),
+                nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(2, 2, 1)),
+            )
+            self.head = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.head(self.whole(x))
+
+    torch.manual_seed(0)
+    images = torch.rand(1, 1, 8, 8)
+    target = SegmentationTarget.from_prediction(Net().eval(), images, metric="soft_dice")
+    table = component_effects(target, images, output=1, n_draws=1, n_screening_draws=0).set_index("module")
+    assert table["part"].to_dict() == {
+        "whole": "encoder-decoder",
+        "whole.0": "encoder-bottleneck",
+        "whole.0.0": "encoder",
+        "whole.0.1": "bottleneck",
+        "whole.1": "bottleneck",
+        "whole.2": "decoder",
+        "whole.2.0": "decoder",
+        "whole.2.1": "decoder",
+        "head": "decoder",
+    }
 
 
 def test_channels_have_a_row_each():
@@ -129,7 +161,8 @@ def test_the_picture_has_a_bar_per_chain_in_forward_order(level, tmp_path):
     assert len(labels) == len(axes.patches) <= 12
     widths = [bar.get_width() for bar in axes.patches]
     assert max(map(abs, widths)) == pytest.approx(table["effect"].abs().max())
-    assert {text.get_text() for text in axes.texts} <= {"encoder", "bottleneck", "decoder"}
+    spans = {"encoder-bottleneck", "encoder-decoder", "bottleneck-decoder"}
+    assert {text.get_text() for text in axes.texts} <= {"encoder", "bottleneck", "decoder"} | spans
     assert [bar.get_facecolor()[0] > bar.get_facecolor()[2] for bar in axes.patches] == [w >= 0 for w in widths]
     figure.savefig(tmp_path / "components.png")
     with pytest.raises(ValueError, match="example: the table has no effects of example 3"):

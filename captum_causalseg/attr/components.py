@@ -2,6 +2,7 @@
 
 import fnmatch
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,9 +60,10 @@ def component_effects(
 
     Returns:
         A table, the largest effects first within each example, with the columns ``example``, ``module``, ``type``, ``part`` (encoder,
-        bottleneck or decoder: before, at and after the smallest resolution in the order of the forward pass; network if there is
-        none), ``order`` (in the forward pass), ``channel`` (at that level), ``effect``, ``standard_error``, ``lower``, ``upper`` (95 %
-        interval), ``p_value``, ``share`` (of the observed score), ``status``, ``n_draws``, ``observed_score``.
+        bottleneck or decoder: before, at and after the smallest resolution in the order of the forward pass; of a module whose first
+        and last inner calls lie in different ones the span, such as encoder-decoder; network if there is no smallest), ``order`` (in
+        the forward pass), ``channel`` (at that level), ``effect``, ``standard_error``, ``lower``, ``upper`` (95 % interval),
+        ``p_value``, ``share`` (of the observed score), ``status``, ``n_draws``, ``observed_score``.
 
     Raises:
         ValueError: no module has one of these names, or ``level`` is unknown.
@@ -106,13 +108,13 @@ def component_effects(
             return_statistics=True,
         )
         table = statistics.of_output(output).to_dataframe().rename(columns={"unit": "channel"})
-        rows.append(table.assign(module=name, type=type(module).__name__, order=visit.order, size=visit.size))
+        rows.append(table.assign(module=name, type=type(module).__name__, order=visit.order))
     if left_out:
         logger.info("component_effects: left out %d module(s): %s", len(left_out), left_out)
     if not rows:
         raise ValueError(f"layers: none of {list(chosen)} has one activation to intervene on: {left_out}")
     table = pd.concat(rows, ignore_index=True)
-    table["part"] = _parts(table["order"], table["size"], visits)
+    table["part"] = table["module"].map(_parts(visits))
     table["share"] = table["effect"] / table["observed_score"].where(table["observed_score"] != 0)
     columns = ["example", "module", "type", "part", "order", *(["channel"] if level == "channel" else [])]
     columns += ["effect", "standard_error", "lower", "upper", "p_value", "share", "status", "n_draws", "observed_score"]
@@ -123,9 +125,15 @@ def component_effects(
 
 @dataclass
 class _Visit:
-    """What a module did in one forward pass."""
+    """What a module did in one forward pass.
+
+    Attributes:
+        order: how many modules had returned when it did; of the modules inside of it, the orders are those from ``began`` on.
+        size: positions of what it returned.
+    """
 
     calls: int = 0
+    began: int = -1
     order: int = -1
     size: int = 0
     has_tensor: bool = False
@@ -162,13 +170,18 @@ def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additiona
     """Watch one forward pass: how often, in which order and at which resolution modules are called."""
     call = prepare_call(target, inputs, additional_forward_args)
     visits: dict[str, _Visit] = {}
+    began: defaultdict[str, list[int]] = defaultdict(list)
     finished = 0
+
+    def before(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: began[name].append(finished)
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def after(module: nn.Module, args: Any, returned: Any) -> None:
             nonlocal finished
             visit = visits.setdefault(name, _Visit())
             visit.calls += 1
+            visit.began = began[name].pop()
             visit.order = finished
             finished += 1
             try:
@@ -185,7 +198,7 @@ def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additiona
         if isinstance(module, torch.jit.ScriptModule):
             visits[name] = _Visit(scripted=True)
         elif name:
-            handles.append(module.register_forward_hook(hook(name)))
+            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(hook(name))]
     try:
         with undisturbed(call.forward_func):
             # One example is enough to see how the network runs.
@@ -202,21 +215,26 @@ def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additiona
     return visits
 
 
-def _parts(order: "pd.Series[int]", size: "pd.Series[int]", visits: dict[str, _Visit]) -> list[str]:
-    """Encoder, bottleneck or decoder, by the place before, at or after the smallest resolution."""
+def _parts(visits: dict[str, _Visit]) -> dict[str, str]:
+    """Encoder, bottleneck or decoder, by the place before, at or after the smallest resolution; of several the first and the last."""
     spatial = [visit for visit in visits.values() if visit.size > 1]
     smallest = min((visit.size for visit in spatial), default=0)
     if not spatial or smallest == max(visit.size for visit in spatial):
-        return ["network"] * len(order)
+        return dict.fromkeys(visits, "network")
     places = [visit.order for visit in spatial if visit.size == smallest]
-    first, last = min(places), max(places)
+    low, high = min(places), max(places)
 
-    def part(place: int, resolution: int) -> str:
-        if first <= place <= last:
+    def part(place: int) -> str:
+        if low <= place <= high:
             return "bottleneck"
-        return "encoder" if place < first else "decoder"
+        return "encoder" if place < low else "decoder"
 
-    return [part(int(o), int(s)) for o, s in zip(order, size)]
+    def parts(visit: _Visit) -> str:
+        # What is inside of it returned before it did.
+        first, last = part(visit.began), part(max(visit.began, visit.order - 1))
+        return first if first == last else f"{first}-{last}"
+
+    return {name: parts(visit) for name, visit in visits.items()}
 
 
 def _shown(chosen: dict[str, nn.Module], show_progress: bool) -> Any:
