@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_causalseg._masks import is_one_hot
+from captum_causalseg._queries import refuse_queries
 
 __all__ = ["HardOutput", "find_logits", "first_image", "resized", "with_channels"]
 
@@ -37,6 +38,7 @@ def find_logits(returned: Any, output: Any, image: Tensor | None = None) -> Tens
             found = found[names[0]] if isinstance(found, Mapping) else getattr(found, names[0])
     if isinstance(found, (list, tuple)):
         found = _main_one(list(_tensors(found)), image)
+    refuse_queries(returned, found, is_asked=output is not None)
     if not isinstance(found, Tensor):
         held = f" with keys {sorted(map(str, returned))}" if isinstance(returned, Mapping) else ""
         where = "" if output is None else f" at output={output!r}"

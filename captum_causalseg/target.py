@@ -63,7 +63,8 @@ class SegmentationTarget(nn.Module):
         output: how to find the logits in what the model returns: a key, an index or a callable. By default a mapping, named
             tuple or dataclass gives its ``out``, ``logits`` or ``pred``, and a list or tuple (deep supervision) its first tensor of
             the input's spatial shape, or if there is none its first. Logits of another size than the input are resized to it
-            (linearly, ``align_corners=False``; labels by the nearest pixel).
+            (linearly, ``align_corners=False``; labels by the nearest pixel). Masks of queries or candidates (Mask2Former, DETR, SAM)
+            are no classes and are refused; the message says how to make class scores of them.
         n_samples: for models that answer differently each time (diffusion, dropout kept in training mode): scores are the mean over so
             many answers, with random numbers that are **common**: the same for the same ``seed``, whatever the batch and the
             image, so that an observed and an intervened image meet the same noise. Each example runs through the model alone.
@@ -76,7 +77,7 @@ class SegmentationTarget(nn.Module):
 
     Raises:
         ValueError: an empty RoI, a mask of another shape or batch than the images, labels outside the classes, a model
-            that returns NaN.
+            that returns NaN, or masks of queries in the place of classes.
 
     Example:
         >>> import torch
