@@ -20,6 +20,7 @@ from captum_causalseg._drawing.pictures import (
     contour,
     first,
     grayscale,
+    literal,
     palette_of,
     plane,
     robust_maximum,
@@ -110,7 +111,7 @@ def plot_support(
     if not reaches.all():
         shade(axes, ~reaches, "//", "black")
         contour(axes, reaches, "white", 1.2, "--")
-    return figure
+    return literal(figure)
 
 
 def plot_effects(
@@ -186,13 +187,14 @@ def plot_effects(
     if isinstance(panels, str) or not panels or not all(name in known for name in panels):
         raise ValueError(f"panels: expected some of {known}, got {panels!r}")
     view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
-    return effects_figure(
+    figure = effects_figure(
         *(statistics, view, shown_outputs(statistics, target, view), tuple(panels), palette_of(palette)),
         channel=channel,
         title=title,
         score_name=score_name,
         words=check_words(words),
     )
+    return literal(figure)
 
 
 def plot_volume(
@@ -268,7 +270,7 @@ def plot_volume(
     outputs = shown_outputs(statistics, target, view)
     if len(outputs) > 1:
         raise ValueError(f"target: it leaves {len(outputs)} regions of interest open, pick one: (class, roi)")
-    return volume_figure(
+    figure = volume_figure(
         *(statistics, view, outputs[0], panel, palette_of(palette)),
         axis=axis % 3,
         n_slices=n_slices,
@@ -278,6 +280,7 @@ def plot_volume(
         score_name=score_name,
         words=check_words(words),
     )
+    return literal(figure)
 
 
 def plot_profile(
@@ -314,7 +317,7 @@ def plot_profile(
     ratio(panels["ratio"], profile, names)
     histogram(panels["histogram"], profile, score_name, names)
     mass_by_distance(panels["distance"], profile, score_name, names)
-    return figure
+    return literal(figure)
 
 
 def plot_comparison(
@@ -377,4 +380,4 @@ def plot_comparison(
         bar = figure.colorbar(drawn, ax=panels, shrink=0.6, extend="both")
         bar.set_label(f"attribution / the method's largest outside the RoI\n(red {above}, blue {below})")
         bar.solids.set_alpha(1)  # type: ignore[union-attr]
-    return figure
+    return literal(figure)

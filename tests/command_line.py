@@ -16,6 +16,13 @@ def two():
     torch.manual_seed(36)
     return torch.nn.Sequential(torch.nn.Conv2d(1, 3, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(3, 2, 1))
 
+class Named(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.add_module("=1+2", torch.nn.Conv2d(1, 2, 3, padding=1))
+    def forward(self, x):
+        return dict(self.named_children())["=1+2"](x)
+
 def three():
     torch.manual_seed(0)
     return torch.nn.Conv3d(1, 3, 3, padding=1)

@@ -172,7 +172,9 @@ def test_the_comparison_marks_the_best_by_its_direction(place):
 
 def test_the_legend_of_the_comparison_explains_every_score_as_it_is_computed(place):
     folder, name = place
-    assert cli.main(on_picture(name, "--weights", "two.pt", "--donors", "donors", "--label", "mask.png", command="compare")) == 0
+    assert (
+        cli.main(on_picture(name, "--weights", "two.pt", "--donors", "donors", "--label", "mask.png", command="compare")) == 0
+    )
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     rows = re.findall(r"<tr[^>]*><td>([a-z ,]+)</td>", html)
     legend = dict(re.findall(r"<dt>([a-z ,]+)</dt><dd>([^<]+)</dd>", html))
@@ -194,6 +196,14 @@ def test_components_are_in_the_report_with_their_intervals(place):
     row = re.search(rf"<td>{best.module}(?: \(\+\d\))?</td>.*?</tr>", html)[0]
     assert f"{best.effect:+.4f}" in row
     assert f"[{best.lower:+.4f}, {best.upper:+.4f}]" in row
+
+
+def test_names_of_modules_are_no_formulas_in_a_spreadsheet(place):
+    _, name = place
+    assert cli.main(on_picture(name, command="components", model="Named")) == 0
+    table = pd.read_csv("out/components.csv")
+    assert table["module"].tolist() == ["'=1+2"]
+    assert table["effect"].dtype == float
 
 
 def test_scores_without_a_better_are_raised_and_lowered(place, capsys):

@@ -855,6 +855,14 @@ def test_components_picture_is_a_forest(components):
     assert plot_cohort_components(summarize(components)).axes[0].get_legend() is None
 
 
+def test_names_in_pictures_are_no_formulas(near, far, components):
+    odd = r"$\nope$"
+    for plot, first, second in ((plot_cohort_profile, near, far), (plot_cohort_components, components, components)):
+        figure = plot(summarize({odd: first, "b": second}), title=odd, score_name=odd)
+        assert odd in " ".join(text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        figure.savefig("/dev/null", format="png")
+
+
 def test_pictures_of_something_else(near, components):
     with pytest.raises(TypeError, match=r"summary: expected a CohortSummary, got Cohort"):
         plot_cohort_profile(near)

@@ -23,6 +23,7 @@ from captum_causalseg._cli.case import CommandCase, read_case
 from captum_causalseg._cli.errors import InputError, naming, naming_arguments
 from captum_causalseg._cli.report import comparison_page, components_page, effects_page, refutation_page
 from captum_causalseg._cli.results import components_text, effects_text, score_in_words, sign_words
+from captum_causalseg._names import write_csv
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
@@ -99,12 +100,12 @@ def _explain(case: CommandCase, options: argparse.Namespace, folder: Path, began
     pictures["effects"].savefig(folder / "effects.png", dpi=110)
     _write_effects(case, statistics, folder)
     if components is not None:
-        components.to_csv(folder / "components.csv", index=False)
+        write_csv(components, folder / "components.csv")
         pictures["components"] = plot_components(
             components, score_name=score_in_words(options.metric), words=sign_words(options.metric)
         )
     if report is not None:
-        report.to_dataframe().to_csv(folder / "refutation.csv", index=False)
+        write_csv(report.to_dataframe(), folder / "refutation.csv")
     _write_page(folder, effects_page(case, options, statistics, pictures, report, components, seconds))
     said = effects_text(case, options, statistics, seconds)
     if report is not None:
@@ -115,7 +116,7 @@ def _explain(case: CommandCase, options: argparse.Namespace, folder: Path, began
 def _components(case: CommandCase, options: argparse.Namespace, folder: Path, began: float) -> str:
     table = _component_table(case, options, options.layers, options.level)
     seconds = time.perf_counter() - began
-    table.to_csv(folder / "components.csv", index=False)
+    write_csv(table, folder / "components.csv")
     picture = plot_components(
         table, title=options.image.name, score_name=score_in_words(options.metric), words=sign_words(options.metric)
     )
@@ -146,7 +147,7 @@ def _compare(case: CommandCase, options: argparse.Namespace, folder: Path, began
             **case.units.arguments,
         )
     seconds = time.perf_counter() - began
-    comparison.table.to_csv(folder / "comparison.csv", index=False)
+    write_csv(comparison.table, folder / "comparison.csv")
     picture = plot_comparison(comparison, title=options.image.name, columns=5, words=sign_words(options.metric))
     picture.savefig(folder / "comparison.png", dpi=110)
     _write_page(folder, comparison_page(case, options, comparison, {"comparison": picture}, seconds))
@@ -162,7 +163,7 @@ def _refute(case: CommandCase, options: argparse.Namespace, folder: Path, refute
             **_effort(case, options),
         )
     seconds = time.perf_counter() - began
-    report.to_dataframe().to_csv(folder / "refutation.csv", index=False)
+    write_csv(report.to_dataframe(), folder / "refutation.csv")
     pictures = _effect_pictures(case, options, report.statistics)
     pictures["effects"].savefig(folder / "effects.png", dpi=110)
     _write_effects(case, report.statistics, folder)
@@ -184,7 +185,7 @@ def _effect_pictures(
 
 
 def _write_effects(case: CommandCase, statistics: TreatmentEffectStatistics, folder: Path) -> None:
-    case.units.in_own_voxels(statistics.to_dataframe()).to_csv(folder / "effects.csv", index=False)
+    write_csv(case.units.in_own_voxels(statistics.to_dataframe()), folder / "effects.csv")
     statistics.save(folder / "statistics.npz")
     if case.grids.has_geometry:
         found = case.units.own_map(statistics, case.output, case.grids)

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from captum_causalseg._drawing.pictures import ROLES, check_words, short
+from captum_causalseg._drawing.pictures import ROLES, check_words, literal, short
+from captum_causalseg._names import printable
 
 __all__ = ["plot_components"]
 
@@ -67,7 +68,7 @@ def plot_components(
         count=("name", "size"),
     )
     bars = bars.loc[bars["effect"].abs().nlargest(max_bars).index].sort_values("order", kind="stable")
-    labels = [short(name) + (f" (+{n - 1})" if n > 1 else "") for name, n in zip(bars["name"], bars["count"])]
+    labels = [printable(short(name)) + (f" (+{n - 1})" if n > 1 else "") for name, n in zip(bars["name"], bars["count"])]
 
     figure = Figure(figsize=(9, 1.6 + 0.26 * len(bars)), layout="constrained")
     axes = figure.subplots()
@@ -89,4 +90,4 @@ def plot_components(
     for place in [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]:
         axes.text(1.01, place, parts[place], transform=axes.get_yaxis_transform(), va="center", fontsize=9, style="italic")
     axes.set_title(title)
-    return figure
+    return literal(figure)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._drawing.pictures import literal
 from captum_causalseg.evaluation._unit_space import check_example
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
@@ -98,7 +99,7 @@ def plot_convergence(
     notes += ["an error of 0 is not drawn"] if exact else []
     if notes:
         figure.supxlabel("      ".join(notes), fontsize=9)
-    return figure
+    return literal(figure)
 
 
 def _checked_runs(

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from captum_causalseg._drawing.pictures import EFFECTS, check_words, decimals, robust_maximum, round_up
+from captum_causalseg._drawing.pictures import EFFECTS, check_words, decimals, literal, robust_maximum, round_up
+from captum_causalseg._names import printable
 from captum_causalseg.evaluation.influence import InfluenceMatrix
 
 __all__ = ["plot_influence"]
@@ -53,7 +54,7 @@ def plot_influence(
     ):
         if names is not None and len(names) != len(index):
             raise ValueError(f"{argument}: expected {len(index)} names, got {len(names)}")
-        labels.append([str(name) for name in (index if names is None else names)])
+        labels.append([printable(str(name)) for name in (index if names is None else names)])
     numbered = effect.size <= 120
     named = numbered or rows <= 50
     width, height = (0.85, 0.42) if numbered else (0.55, min(0.2, 10 / rows))
@@ -86,4 +87,4 @@ def plot_influence(
     figure.supxlabel("      ".join(legend), fontsize=8)
     bar = figure.colorbar(drawn, ax=axes, extend="both")
     bar.set_label(f"effect on the {score_name}\nred {above}, blue {below}")
-    return figure
+    return literal(figure)

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 from torch import Tensor
+
+from captum_causalseg._names import printable
 
 __all__ = [
     "EFFECTS",
@@ -19,6 +25,7 @@ __all__ = [
     "decimals",
     "first",
     "grayscale",
+    "literal",
     "outlined",
     "palette_of",
     "plane",
@@ -118,6 +125,23 @@ def _enlarged(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, 
 def _keep_limits(axes: Axes, shape: tuple[int, ...]) -> None:
     axes.set_xlim(-0.5, shape[1] - 0.5)
     axes.set_ylim(shape[0] - 0.5, -0.5)
+
+
+def literal(figure: Figure) -> Figure:
+    """The same figure, its texts drawn letter by letter: names may hold ``$``, which is no formula, and bytes that are no letters."""
+    numbers: set[Text] = set()
+    for axis in figure.findobj(Axis):
+        assert isinstance(axis, Axis)
+        # Powers of ten on a logarithmic scale are formulas of matplotlib's own.
+        numbers |= {*axis.get_minorticklabels(), axis.offsetText}
+        if not isinstance(axis.get_major_formatter(), (FixedFormatter, FuncFormatter)):
+            numbers |= {*axis.get_majorticklabels()}
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if text not in numbers:
+            text.set_parse_math(False)
+            text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+    return figure
 
 
 def plane(values: Tensor, roi: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from captum_causalseg._drawing.pictures import short
+from captum_causalseg._drawing.pictures import literal, short
+from captum_causalseg._names import printable
 from captum_causalseg.cohort.summary import CohortSummary
 
 __all__ = ["plot_cohort_components", "plot_cohort_profile"]
@@ -96,7 +97,7 @@ def plot_cohort_profile(
     figure.supxlabel(f"bars: {100 * summary.level:g} % intervals between cases", fontsize=9, color="0.3")
     if title:
         figure.suptitle(title)
-    return figure
+    return literal(figure)
 
 
 def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title: str = "", score_name: str = "score") -> Figure:
@@ -144,7 +145,7 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
     chosen = (
         largest.agg(size=("size", "max"), order=("order", "min")).nlargest(max_rows, "size").sort_values("order", kind="stable")
     )
-    labels = [short(" / ".join(map(str, key if isinstance(key, tuple) else (key,)))) for key in chosen.index]
+    labels = [printable(short(" / ".join(map(str, key if isinstance(key, tuple) else (key,))))) for key in chosen.index]
     groups = _groups(summary.components, summary)
     height = 1.5 + max(0.3, 0.19 * len(groups) + 0.08) * len(chosen)
     figure = Figure(figsize=(10.5, height), layout="constrained")
@@ -198,7 +199,7 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
         )
     if title:
         figure.suptitle(title)
-    return figure
+    return literal(figure)
 
 
 def _check(summary: object) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_causalseg import regions
+from captum_causalseg._names import write_csv
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.demo.brain import CLASS_NAMES, load_brain_slices
 from captum_causalseg.demo.network import build_network, fit, load_demo_network
@@ -129,7 +130,7 @@ def explain(case: Case, out: Path, *, n_draws: int = 20, seed: int = 0, show_pro
     )
     figure.savefig(out / "effects.png", dpi=110)
     table = statistics.to_dataframe()
-    table.to_csv(out / "effects.csv", index=False)
+    write_csv(table, out / "effects.csv")
     statistics.save(out / "statistics.npz")
     return report(statistics, case, seconds)
 
