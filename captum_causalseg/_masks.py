@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "absent_classes",
     "batch_error",
     "check_roi",
     "is_one_hot",
     "mask_argument",
     "mask_source",
     "one_hot",
+    "per_class_or_labels",
     "plain_tensor",
     "reference_of_batch",
+    "refuse_other_classes",
     "roi_of_batch",
 ]
 
@@ -58,7 +61,7 @@ def check_roi(roi: Tensor) -> Tensor:
     """A boolean mask that is not empty."""
     if roi.dtype != torch.bool:
         if not bool(((roi == 0) | (roi == 1)).all()):
-            raise ValueError(f"roi: expected a boolean mask (or 0 and 1), got {roi.dtype} with other values")
+            raise ValueError(f"roi: expected a boolean mask (or 0 and 1), got {roi.dtype} with other values{_scale(roi)}")
         roi = roi.bool()
     if not bool(roi.any()):
         raise ValueError("roi: it is empty, no pixel is True")
@@ -106,14 +109,21 @@ def reference_of_batch(reference: Tensor, spatial: torch.Size, n: int, is_argume
     return reference if lead == 1 else reference.reshape((1,) * (2 - lead) + tuple(reference.shape))
 
 
-def one_hot(reference: Tensor, n: int, channels: int, n_spatial: int, activation: str, exclusive: bool) -> Tensor:
-    """``(N or 1, C, *spatial)`` from a reference of checked shape."""
-    batch = reference
-    if reference.ndim == n_spatial + 1:
-        # (K, *spatial) is one mask per class or one label map per example: its values and the class count tell.
-        batch = reference[None] if is_one_hot(reference, channels, exclusive) else reference[:, None]
-        if batch.shape[0] not in (1, n):
-            raise ValueError(batch_error("reference", batch.shape[0], n))
+def per_class_or_labels(reference: Tensor, n: int, channels: int, n_spatial: int, exclusive: bool) -> Tensor:
+    """``(N or 1, K, *spatial)`` from a reference of checked shape: one mask per class, or label maps (``K`` is 1)."""
+    if reference.ndim != n_spatial + 1:
+        return reference
+    # (K, *spatial) is one mask per class or one label map per example: its values and the class count tell.
+    if is_one_hot(reference, channels, exclusive):
+        return reference[None]
+    refuse_other_classes(reference, channels)
+    if reference.shape[0] not in (1, n):
+        raise ValueError(batch_error("reference", reference.shape[0], n))
+    return reference[:, None]
+
+
+def one_hot(batch: Tensor, channels: int, activation: str, exclusive: bool) -> Tensor:
+    """``(N or 1, C, *spatial)`` from what :func:`per_class_or_labels` returns."""
     if channels > 1 and batch.shape[1] == 1:
         return _from_labels(batch, channels, activation, exclusive)
     if batch.shape[1] != channels:
@@ -123,9 +133,35 @@ def one_hot(reference: Tensor, n: int, channels: int, n_spatial: int, activation
     if not bool(((batch == 0) | (batch == 1)).all()):
         raise ValueError(
             f"reference: expected 0 and 1 for a model of {channels} channel(s), found labels outside them, up to "
-            f"{float(batch.max()):g}"
+            f"{float(batch.max()):g}{_scale(batch)}"
         )
     return batch
+
+
+def refuse_other_classes(reference: Tensor, channels: int) -> None:
+    """Raise if ``(K, *spatial)`` is one mask per class, of another number of classes than the model's.
+
+    As many label maps of 0 and 1 would have to complement each other in every pixel to be taken for that.
+    """
+    if len(reference) not in (1, channels) and is_one_hot(reference, len(reference), exclusive=True):
+        raise ValueError(
+            f"reference: it has {len(reference)} classes, one mask each, the model's output {channels}; give a label map or one mask "
+            "per class of the model"
+        )
+
+
+def absent_classes(labels: Tensor, channels: int) -> tuple[bool, str] | None:
+    """What to say of a label map whose labels do not reach the model's last class, and whether it may be meant otherwise.
+
+    Classes that are absent from an image are nothing unusual; but 0 and 1 alone may be a mask, of whatever class.
+    """
+    largest = int(labels.max())
+    if labels.dtype == torch.bool or not 0 < largest < channels - 1:
+        return None
+    said = f"reference: its largest label is {largest}, the model has {channels} classes; labels are read as classes 0..{largest} of these"
+    if largest > 1:
+        return False, said
+    return True, f"{said}. If it is the mask of another class, give one mask per class, or a label map of the model's classes"
 
 
 def _from_labels(labels: Tensor, channels: int, activation: str, exclusive: bool) -> Tensor:
@@ -135,13 +171,26 @@ def _from_labels(labels: Tensor, channels: int, activation: str, exclusive: bool
             f"reference: the model's {channels} labels may overlap (activation sigmoid), so a label map cannot say which "
             "hold; give one mask per label, (C, *spatial) or (N, C, *spatial)"
         )
+    if labels.dtype == torch.bool and channels > 2:
+        raise ValueError(
+            f"reference: a boolean mask has 2 classes, the model's output {channels}; give a label map of the model's classes, or one "
+            "mask per class"
+        )
     low, high = float(labels.min()), float(labels.max())
     if low < 0 or high > channels - 1:
-        raise ValueError(f"reference: labels {low:g}..{high:g} are outside the model's classes 0..{channels - 1}")
+        raise ValueError(
+            f"reference: labels {low:g}..{high:g} are outside the model's classes 0..{channels - 1}{_scale(labels)}"
+        )
     if labels.is_floating_point() and not bool((labels == labels.round()).all()):
         raise ValueError("reference: expected whole numbers as labels, got fractions")
     classes = torch.arange(channels, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
     return labels == classes
+
+
+def _scale(values: Tensor) -> str:
+    """What helps where a mask was saved as an image."""
+    is_image = bool((values == 255).any()) and bool(((values == 0) | (values == 255)).all())
+    return "; a mask of 0 and 255 has to be divided by 255" if is_image else ""
 
 
 def is_one_hot(reference: Tensor, channels: int, exclusive: bool) -> bool:

@@ -1,6 +1,7 @@
 """Where the segmentation is in what a model returns, and the image in what it takes."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from captum_causalseg._masks import is_one_hot
 from captum_causalseg._queries import refuse_queries
 
 __all__ = ["HardOutput", "find_logits", "first_image", "resized", "with_channels"]
+
+logger = logging.getLogger(__name__)
 
 _OUTPUT_NAMES = ("out", "logits", "pred")
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -115,7 +118,8 @@ class HardOutput:
             return found.float()
         if self.n_classes is None and self.counts_itself:
             self.n_classes = max(2, int(found.max()) + 1)
-        self.count(reference, n_spatial)
+        if self.n_classes is None and reference is not None:
+            self._count(reference, n_spatial, int(found.max()))
         if self.n_classes is None:
             raise ValueError(
                 f"model: expected floating-point logits or probabilities, got {found.dtype}: label maps. How many classes they have "
@@ -124,20 +128,32 @@ class HardOutput:
         classes = torch.arange(self.n_classes, device=found.device).view(-1, *(1,) * n_spatial)
         return (found == classes).float()
 
-    def count(self, reference: Tensor | None, n_spatial: int) -> None:
+    def _count(self, reference: Tensor, n_spatial: int, largest_found: int) -> None:
         """Settle the number of classes: a one-hot reference's channels, or one more than the largest label, at least 2."""
-        if self.n_classes is not None or reference is None:
-            return
         lead = reference.ndim - n_spatial
+        is_definite = True
         if lead == 2 and reference.shape[1] > 1:
-            self.n_classes = reference.shape[1]
-        elif lead == 1 and is_one_hot(reference, len(reference), exclusive=True):
-            self.n_classes = len(reference)
+            n_classes = reference.shape[1]
+        elif lead == 1 and len(reference) > 1 and is_one_hot(reference, len(reference), exclusive=True):
+            n_classes = len(reference)
         else:
+            is_definite = reference.dtype == torch.bool
             largest = int(reference.max())
             if largest == 255 and bool(((reference == 0) | (reference == 255)).all()):
                 raise ValueError("reference: expected labels 0..C-1, got a mask of 0 and 255; divide it by 255")
-            self.n_classes = max(2, largest + 1)
+            n_classes = max(2, largest + 1)
+        if largest_found >= n_classes:
+            if is_definite:
+                raise ValueError(
+                    f"reference: it has {n_classes} classes, the model's labels go up to {largest_found}, which is {largest_found + 1} "
+                    "classes; give a label map of the model's classes, or one mask per class"
+                )
+            logger.warning(
+                "reference: its labels are of %d classes, the model's go up to %d; labels are read as the model's classes, and those from "
+                "%d on are not scored",
+                *(n_classes, largest_found, n_classes),
+            )
+        self.n_classes = n_classes
 
     def resolve(self, planes: Tensor, activation: str) -> tuple[str, bool]:
         """The activation in force, ``"labels"``, and whether classes exclude each other.

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg._masks import (
+    absent_classes,
     batch_error,
     check_roi,
     is_one_hot,
     mask_argument,
     mask_source,
     one_hot,
+    per_class_or_labels,
     reference_of_batch,
+    refuse_other_classes,
     roi_of_batch,
 )
 from captum_causalseg._outputs import HardOutput, find_logits, first_image, resized, with_channels
@@ -51,7 +54,11 @@ class SegmentationTarget(nn.Module):
             image; or ``"argument"``.
         reference: what to compare with. A label map ``spatial`` (values ``0..C-1``; 0 and 1 with a single channel), one
             per example ``(N, *spatial)`` or ``(N, 1, *spatial)``, or one-hot ``(C, *spatial)`` or ``(N, C, *spatial)``;
-            ``None`` for the metrics that need none; or ``"argument"``.
+            ``None`` for the metrics that need none; or ``"argument"``. Its classes are the model's. One mask per class says how
+            many there are, a boolean mask says two, and a model with another number is refused. A label map says only that
+            there are at least so many: classes above its largest label count as absent from the image. Labels 0 and 1 for a
+            model of more classes are read like that as well, as classes 0 and 1, with a warning in the log, for they may
+            have been meant as a mask.
         metric: a name from :data:`captum_causalseg.metrics.METRICS`, or a callable ``(prediction, reference, roi) -> (N, K)``
             that gets probabilities ``(N, C, *spatial)``, the one-hot reference of the same shape (or ``None``) and the
             boolean RoI ``(N, R, *spatial)``.
@@ -136,6 +143,8 @@ class SegmentationTarget(nn.Module):
         self._channels: int | None = None
         self._resolved: tuple[str, bool] | None = None
         self._hard = HardOutput()
+        # Whether it was said how label maps are read; one list for all targets that are made from one another.
+        self._labels_said: list[bool] = []
         if isinstance(model, nn.Module):
             # Frozen TorchScript is in evaluation mode for good and has no such attribute.
             self.training = getattr(model, "training", False)
@@ -504,9 +513,23 @@ class SegmentationTarget(nn.Module):
     def _one_hot(self, reference: Tensor, shape: Sequence[int], activation: str, exclusive: bool) -> Tensor:
         """``(N or 1, C, *spatial)`` for logits of this shape, from a reference of checked shape."""
         n, channels = shape[:2]
-        if self._shared_reading is not None and is_one_hot(self._shared_reading, channels, exclusive):
-            reference = self._shared_reading.to(reference.device)
-        return one_hot(reference, n, channels, len(shape) - 2, activation, exclusive)
+        if self._shared_reading is not None:
+            if is_one_hot(self._shared_reading, channels, exclusive):
+                reference = self._shared_reading.to(reference.device)
+            else:
+                refuse_other_classes(self._shared_reading, channels)
+        batch = per_class_or_labels(reference, n, channels, len(shape) - 2, exclusive)
+        truth = one_hot(batch, channels, activation, exclusive)
+        if channels > 1 and batch.shape[1] == 1:
+            self._say_what_is_absent(batch, channels)
+        return truth
+
+    def _say_what_is_absent(self, labels: Tensor, channels: int) -> None:
+        """Say once how a label map was read that does not hold the model's last class."""
+        if not self._labels_said:
+            self._labels_said.append(True)
+            if (said := absent_classes(labels, channels)) is not None:
+                logger.log(logging.WARNING if said[0] else logging.INFO, said[1])
 
     def _shaped(self, scores: Tensor) -> Tensor:
         """Scores ``(N, C, R)`` without the axes that this target does not have."""

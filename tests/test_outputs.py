@@ -523,6 +523,26 @@ def test_a_label_beyond_the_references_belongs_to_no_class():
     assert target(torch.zeros(1, 1, 1, 4)).tolist() == [[pytest.approx(2 / 3), pytest.approx(2 / 3)]]
 
 
+def test_more_labels_than_the_reference_has_classes_are_refused_or_said(caplog):
+    model, image, truth = Wrapped(2, label_map, classes=4), images(2, 2), labels(2, 2, classes=2)
+    largest = int(model(image).max())
+    assert largest > 1
+    masks = functional.one_hot(truth, 2).movedim(-1, 1)
+    for reference in (truth.bool(), truth[0].bool(), masks, masks[0], masks[0].bool()):
+        target = SegmentationTarget(model, None, reference)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f"reference: it has 2 classes, the model's labels go up to {largest}"):
+                target(image)
+    assert not caplog.records
+    target = SegmentationTarget(model, None, truth)
+    assert target(image).shape == (2, 2)
+    target(image)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"reference: its labels are of 2 classes, the model's go up to {largest}; labels are read as the model's classes, and those from 2 "
+        "on are not scored"
+    ]
+
+
 def test_an_empty_reference_has_two_classes():
     target = SegmentationTarget(lambda image: torch.tensor([[[0, 1, 1, 0]]]), None, torch.zeros(1, 4))
     assert target(torch.zeros(1, 1, 1, 4)).tolist() == [[pytest.approx(2 * 2 / 6), 0.0]]

@@ -332,13 +332,13 @@ KINDS = {
 @pytest.mark.parametrize("kind", [*KINDS, "bool"])
 @pytest.mark.parametrize("n_spatial", [2, 3])
 def test_layouts_of_the_reference(kind, n_spatial):
-    """Of 4 classes in a batch of 3, so that nothing is ambiguous."""
-    spatial = SPATIAL[n_spatial]
-    logits, labels = torch.randn(3, 4, *spatial), torch.randint(0, 2 if kind == "bool" else 4, (3, *spatial))
+    """Of 4 classes (2, where labels are boolean) in a batch of 3, so that nothing is ambiguous."""
+    spatial, classes = SPATIAL[n_spatial], 2 if kind == "bool" else 4
+    logits, labels = torch.randn(3, classes, *spatial), torch.randint(0, classes, (3, *spatial))
     convert = torch.Tensor.bool if kind == "bool" else KINDS[kind]
-    hot = one_hot(labels, 4)
+    hot = one_hot(labels, classes)
     rois = torch.ones(3, 1, *spatial, dtype=torch.bool)
-    hard = one_hot(logits.argmax(1), 4)
+    hard = one_hot(logits.argmax(1), classes)
     for layout in (labels, labels[:, None], hot):
         torch.testing.assert_close(
             SegmentationTarget(nn.Identity(), None, convert(layout))(logits), dices(hard, hot, rois)[..., 0]
@@ -346,6 +346,81 @@ def test_layouts_of_the_reference(kind, n_spatial):
     shared = dices(hard, hot[:1].expand(3, -1, *spatial), rois)[..., 0]
     for layout in (labels[0], labels[:1], labels[:1, None], hot[0], hot[:1]):
         torch.testing.assert_close(SegmentationTarget(nn.Identity(), None, convert(layout))(logits), shared)
+
+
+@pytest.mark.parametrize("n_spatial", [2, 3])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_reference_of_another_number_of_classes_is_refused(n_spatial, n):
+    spatial = SPATIAL[n_spatial]
+    logits, labels = torch.randn(n, 6, *spatial), torch.randint(0, 2, (n, *spatial))
+    masks = one_hot(labels, 2)
+    for reference, match in (
+        (
+            labels.bool(),
+            "reference: a boolean mask has 2 classes, the model's output 6; give a label map of the model's classes, or",
+        ),
+        (labels[:, None].bool(), "a boolean mask has 2 classes, the model's output 6"),
+        (labels[0].bool(), "a boolean mask has 2 classes, the model's output 6"),
+        (masks, "reference: it has 2 channels, the model 6"),
+        (
+            masks[0],
+            "reference: it has 2 classes, one mask each, the model's output 6; give a label map or",
+        ),  # also in a batch of 2
+        (masks[0].bool(), "reference: it has 2 classes, one mask each, the model's output 6"),
+    ):
+        for activation in ("auto", "none"):
+            target = SegmentationTarget(nn.Identity(), None, reference, activation=activation)
+            with pytest.raises(ValueError, match=match):
+                target(logits)
+            twin, arguments = target.with_masks_as_arguments(n, n_spatial)
+            with pytest.raises(ValueError, match=match):
+                twin(logits, *arguments)
+    with pytest.raises(ValueError, match="a boolean mask has 2 classes, the model's output 6"):
+        SegmentationTarget(nn.Identity(), None, "argument")(logits, labels.bool())
+    # Two masks that complement each other are those of two classes, for a model of one as well.
+    with pytest.raises(ValueError, match="reference: it has 2 classes, one mask each, the model's output 1"):
+        SegmentationTarget(nn.Identity(), None, masks[0])(logits[:, :1])
+
+
+def test_classes_that_are_absent_from_the_image_are_nothing_unusual(caplog):
+    logits, labels = torch.randn(2, 6, 8, 9), torch.randint(0, 4, (2, 8, 9))
+    target = SegmentationTarget(nn.Identity(), None, labels)
+    with caplog.at_level(logging.INFO):
+        found = target(logits)
+        target(logits)
+        target.surrogate()(logits)
+    expected = dices(one_hot(logits.argmax(1), 6), one_hot(labels, 6), torch.ones(2, 1, 8, 9, dtype=torch.bool))[..., 0]
+    torch.testing.assert_close(found, expected)
+    told = [(r.levelname, r.getMessage()) for r in caplog.records if r.getMessage().startswith("reference: ")]
+    assert told == [
+        ("INFO", "reference: its largest label is 3, the model has 6 classes; labels are read as classes 0..3 of these")
+    ]
+
+
+@pytest.mark.parametrize("convert", [Tensor.long, Tensor.float, lambda mask: mask.numpy().astype(np.uint8)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_0_and_1_for_more_classes_may_be_a_mask_which_is_said_once(convert, shared, caplog):
+    logits, labels = torch.randn(2, 6, 8, 9), torch.randint(0, 2, (2, 8, 9))
+    target = SegmentationTarget(nn.Identity(), None, convert(labels[0] if shared else labels))
+    assert target(logits).shape == (2, 6)
+    AverageTreatmentEffect(target).attribute(logits, 0.0, target=1, block_size=8, n_draws=1)
+    told = [(r.levelname, r.getMessage()) for r in caplog.records if r.getMessage().startswith("reference: ")]
+    assert told == [
+        (
+            "WARNING",
+            "reference: its largest label is 1, the model has 6 classes; labels are read as classes 0..1 of these. If it is the mask of "
+            "another class, give one mask per class, or a label map of the model's classes",
+        )
+    ]
+
+
+@pytest.mark.parametrize(("channels", "largest"), [(2, 1), (6, 5), (6, 0), (1, 1)])
+def test_of_label_maps_that_can_be_meant_in_one_way_only_nothing_is_said(channels, largest, caplog):
+    labels = torch.randint(0, largest + 1, (8, 9))
+    labels[0, 0] = largest
+    with caplog.at_level(logging.INFO):
+        SegmentationTarget(nn.Identity(), None, labels)(torch.randn(2, channels, 8, 9))
+    assert not [r for r in caplog.records if r.getMessage().startswith("reference: ")]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bool"])
@@ -463,7 +538,11 @@ REFUSED_ARGUMENTS = {
         (torch.eye(2)[..., None, None] * torch.ones(S),),
         r"empty for .* \[\[0, 1\], \[1, 0\]\]",
     ),
-    "255": ({"roi": "argument"}, (255 * torch.ones(2, *S),), r"roi: expected a boolean mask \(or 0 and 1\), got torch.float32"),
+    "255": (
+        {"roi": "argument"},
+        (255 * torch.ones(2, *S),),
+        r"roi: expected a boolean mask \(or 0 and 1\), got torch.float32 with other values; a mask of 0 and 255 has to be divided by 255",
+    ),
 }
 
 
@@ -480,8 +559,18 @@ def test_arguments_that_do_not_fit_are_refused_before_the_model_runs(case):
 REFUSED_LABELS = {
     "too large": (3, {}, torch.full(S, 3), r"reference: labels 3\.\.3 are outside the model's classes 0\.\.2"),
     "negative": (3, {}, torch.full(S, -1), r"reference: labels -1\.\.-1 are outside the model's classes 0\.\.2"),
-    "255 of 3 classes": (3, {}, 255 * torch.eye(8, 9), r"reference: labels 0\.\.255 are outside the model's classes 0\.\.2"),
-    "255 of one channel": (1, {}, 255 * torch.eye(8, 9), "reference: expected 0 and 1 for a model of 1 channel.*up to 255"),
+    "255 of 3 classes": (
+        3,
+        {},
+        255 * torch.eye(8, 9),
+        r"reference: labels 0\.\.255 are outside the model's classes 0\.\.2; a mask of 0 and 255 has to be divided by 255",
+    ),
+    "255 of one channel": (
+        1,
+        {},
+        255 * torch.eye(8, 9),
+        "reference: expected 0 and 1 for a model of 1 channel.*up to 255; a mask of 0 and 255 has to be divided by 255",
+    ),
     "label 2 of one channel": (1, {}, torch.full(S, 2), "reference: expected 0 and 1 for a model of 1 channel.*up to 2"),
     "fractions": (3, {}, torch.full(S, 0.5), "reference: expected whole numbers as labels, got fractions"),
     "fractions of one channel": (1, {}, torch.full(S, 0.5), "reference: expected 0 and 1 .* up to 0.5"),
