@@ -61,13 +61,22 @@ def probabilities(logits: Tensor, activation: str) -> Tensor:
 
 
 def hard_labels(logits: Tensor, activation: str, exclusive: bool, threshold: float) -> Tensor:
-    """Boolean ``(N, C, *spatial)``: the largest of exclusive classes, else whatever is above the threshold."""
+    """Boolean ``(N, C, *spatial)``: the largest of exclusive classes, else whatever is above the threshold.
+
+    Raises:
+        ValueError: the threshold is one that all probabilities or none are above.
+    """
     if activation == "labels":
         # Not the largest: a label beyond the known classes belongs to none of them.
         return logits > 0.5
     if exclusive:
         classes = torch.arange(logits.shape[1], device=logits.device)
         return logits.argmax(1, keepdim=True) == classes.view(-1, *(1,) * (logits.ndim - 2))
+    if activation == "sigmoid" and not 0 < threshold < 1:
+        raise ValueError(
+            f"threshold: expected a probability between 0 and 1, for the output goes through a sigmoid, got {threshold:g}; with "
+            'activation="none" it is compared with the output itself'
+        )
     return probabilities(logits, activation) > threshold
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._checks import FUNCTION, NONE, TEXT, integer, number
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg._masks import (
     absent_classes,
@@ -65,7 +66,8 @@ class SegmentationTarget(nn.Module):
         activation: ``"sigmoid"`` (one channel, or labels that may overlap), ``"softmax"``, ``"none"`` (the output is taken as
             it is) or ``"auto"``: read once from the first output's channel count and value range; the choice is logged and
             stands in the ``repr``.
-        threshold: a pixel belongs to a class if its probability is larger; with exclusive classes the largest wins instead.
+        threshold: a pixel belongs to a class if its probability is larger; with exclusive classes the largest wins instead. Between 0
+            and 1 after a sigmoid; with ``"none"`` on the scale of the output.
         empty_score: Dice and IoU of an empty prediction against an empty reference. 1 here; 0 in the paper's protocol.
         output: how to find the logits in what the model returns: a key, an index or a callable. By default a mapping, named
             tuple or dataclass gives its ``out``, ``logits`` or ``pred``, and a list or tuple (deep supervision) its first tensor of
@@ -117,8 +119,9 @@ class SegmentationTarget(nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module or a callable, got {type(model).__name__}")
         if activation not in ("auto", "sigmoid", "softmax", "none"):
             raise ValueError(f'activation: expected "auto", "sigmoid", "softmax" or "none", got {activation!r}')
-        if not 0 <= empty_score <= 1:
-            raise ValueError(f"empty_score: expected a score in [0, 1], got {empty_score}")
+        number()("threshold", threshold)
+        number(0, 1)("empty_score", empty_score)
+        (NONE | TEXT | integer() | FUNCTION)("output", output)
         self.model = model
         self.metric = metric
         self._metric = find_metric(metric)

@@ -595,7 +595,10 @@ def test_a_reference_of_another_shape(shape):
     [
         (LABELS + 1, r"^reference: labels 1\.\.2 are outside the model's classes 0\.\.1$"),
         (LABELS - 1, r"^reference: labels -1\.\.0 are outside the model's classes 0\.\.1$"),
-        (LABELS * 255, r"^reference: labels 0\.\.255 are outside the model's classes 0\.\.1$"),
+        (
+            LABELS * 255,
+            r"^reference: labels 0\.\.255 are outside the model's classes 0\.\.1; a mask of 0 and 255 has to be divided by 255$",
+        ),
         (LABELS * 0.5, "^reference: expected whole numbers as labels, got fractions$"),
         (
             torch.stack([LABELS] * 3)[None],
@@ -623,8 +626,21 @@ def test_labels_outside_the_classes(reference, match):
         ({"metric": "jaccard"}, ValueError, "^metric: expected one of .* or a callable, got 'jaccard'$"),
         ({"metric": 3}, TypeError, "^metric: expected a name or a callable, got int$"),
         ({"activation": "tanh"}, ValueError, "^activation: expected .*, got 'tanh'$"),
-        ({"empty_score": 2}, ValueError, r"^empty_score: expected a score in \[0, 1\], got 2$"),
-        ({"empty_score": NAN}, ValueError, r"^empty_score: expected a score in \[0, 1\], got nan$"),
+        ({"empty_score": 2}, ValueError, r"^empty_score: expected a finite number of at least 0 and at most 1, got 2$"),
+        ({"empty_score": NAN}, ValueError, r"^empty_score: expected a finite number of at least 0 and at most 1, got nan$"),
+        ({"empty_score": None}, TypeError, "^empty_score: expected a number, got None$"),
+        ({"empty_score": True}, TypeError, "^empty_score: expected a number, got True$"),
+        # A comparison with NaN is false: everything would be background.
+        ({"threshold": NAN}, ValueError, "^threshold: expected a finite number, got nan$"),
+        ({"threshold": np.float32(NAN)}, ValueError, "^threshold: expected a finite number, got .*nan"),
+        ({"threshold": -INF}, ValueError, "^threshold: expected a finite number, got -inf$"),
+        ({"threshold": None}, TypeError, "^threshold: expected a number, got None$"),
+        ({"threshold": "0.5"}, TypeError, "^threshold: expected a number, got '0.5'$"),
+        ({"threshold": True}, TypeError, "^threshold: expected a number, got True$"),
+        ({"threshold": torch.tensor(0.5)}, TypeError, r"^threshold: expected a number, got tensor\(0.5000\)$"),
+        ({"output": 1.5}, TypeError, "^output: expected a string, an integer, a callable or None, got float$"),
+        ({"output": True}, TypeError, "^output: expected .*, got bool$"),
+        ({"output": ["logits"]}, TypeError, "^output: expected"),
     ],
 )
 def test_a_target_is_checked_when_it_is_built(options, error, match):

@@ -115,6 +115,22 @@ def test_a_pixel_at_the_threshold_belongs_to_no_class():
     assert SegmentationTarget(nn.Identity(), metric="volume", activation="sigmoid")(torch.zeros(1, 1, 4)).tolist() == [0]
 
 
+@pytest.mark.parametrize("threshold", [-1, 0, 1, 127.5])
+def test_a_threshold_that_no_probability_can_cross_is_refused_where_it_matters(threshold):
+    logits, labels = torch.randn(1, 1, 8, 8), torch.randint(0, 2, (8, 8))
+    match = rf'threshold: expected a probability between 0 and 1, .* sigmoid, got {threshold}; with activation="none"'
+    for activation in ("auto", "sigmoid"):
+        target = SegmentationTarget(nn.Identity(), None, labels, activation=activation, threshold=threshold)
+        for call in (target, target.predict):
+            with pytest.raises(ValueError, match=match):
+                call(logits)
+    # It is on the output's own scale, or not used at all.
+    raw = SegmentationTarget(nn.Identity(), metric="volume", activation="none", threshold=threshold)
+    assert raw(logits + threshold).item() == (logits > 0).sum()
+    exclusive = SegmentationTarget(nn.Identity(), None, labels, threshold=threshold)
+    assert exclusive(torch.randn(1, 2, 8, 8)).shape == (1, 2)
+
+
 @every_size
 def test_outputs_that_are_probabilities_already_are_taken_as_they_are(n_spatial, n):
     logits = 3 * torch.randn(n, 3, *SPATIAL[n_spatial])
