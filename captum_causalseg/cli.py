@@ -1,6 +1,7 @@
 """The command line: ``causalseg explain | components | compare | refute | cohort | demo``."""
 
 import argparse
+import contextlib
 import logging
 import re
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 
 from captum_causalseg._cli.arguments import Parser, add_cohort, add_commands, positive
 from captum_causalseg._cli.errors import InputError
+from captum_causalseg._files import Ended, cleared_away_when_ended
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 130 after Ctrl-C, 1 if cases failed.
+    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 1 if cases failed, 130 after Ctrl-C, 143 and 129
+    after SIGTERM and SIGHUP.
 
     Input that cannot be used is named in one line. Errors of the program itself keep their traceback.
     """
@@ -24,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Other packages' advice to programmers; what is wrong with the input is said in words of our own.
     logging.getLogger("monai").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with cleared_away_when_ended(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(?!captum_causalseg)")
             status = 0
             if options.command == "demo":
@@ -41,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"causalseg {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Ended) as ended:
         left = "the same line goes on" if options.command == "cohort" else "nothing was written"
-        print(f"causalseg {options.command}: interrupted, {left}", file=sys.stderr)
-        return 130
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            print(f"causalseg {options.command}: interrupted, {left}", file=sys.stderr)
+        return int(ended.code or 0) if isinstance(ended, Ended) else 130
     print(said)
     return status
 

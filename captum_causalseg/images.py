@@ -3,7 +3,6 @@
 Reading and writing need packages that come with ``pip install "captum-causalseg[io]"``.
 """
 
-import os
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from captum_causalseg._files import written_whole
 from captum_causalseg._image_files import NIFTI_ENDINGS, needed_package, oriented, read_file, reason, with_axes
 
 if TYPE_CHECKING:
@@ -235,12 +235,8 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
     if np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):
         # Some programs read this field only; it has no room for shears.
         picture.set_qform(affine, code="aligned")
-    beside = destination.with_name(f".{os.getpid()}.{destination.name}")
-    try:
+    with written_whole(destination) as beside:
         nibabel.save(picture, beside)
-        os.replace(beside, destination)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "image") -> "MetaTensor":

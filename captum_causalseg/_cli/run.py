@@ -3,12 +3,9 @@
 import argparse
 import fnmatch
 import math
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from captum_causalseg._cli.case import CommandCase, read_case
 from captum_causalseg._cli.errors import InputError, naming, naming_arguments
 from captum_causalseg._cli.report import comparison_page, components_page, effects_page, refutation_page
 from captum_causalseg._cli.results import components_text, effects_text, score_in_words, sign_words
+from captum_causalseg._files import staged
 from captum_causalseg._names import write_csv
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.components import component_effects
@@ -267,27 +265,13 @@ def _component_table(case: CommandCase, options: argparse.Namespace, layers: str
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` whose files are moved there when all are complete; nothing is left of it otherwise."""
-    parent = out.absolute().parent
-    new = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    done = False
-    try:
+    """Where the results are written until all are complete; what cannot be written is about the option."""
+    with ExitStack() as left:
         with naming("--out"):
-            parent.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+            folder = left.enter_context(staged(out))
         try:
-            yield beside
-            out.mkdir(exist_ok=True)
-            for file in sorted(beside.iterdir()):
-                os.replace(file, out / file.name)
-            done = True
+            yield folder
+            left.close()
         except OSError as error:
             # Files that are read have been named already; this is about one that is written.
             raise InputError(f"--out: {error}") from error
-        finally:
-            shutil.rmtree(beside)
-    finally:
-        if not done:
-            for folder in new:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
