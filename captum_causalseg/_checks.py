@@ -29,6 +29,7 @@ __all__ = [
     "FILE",
     "FRACTION",
     "FUNCTION",
+    "NEW_FILE",
     "NONE",
     "PATH",
     "SEED",
@@ -394,11 +395,22 @@ class _File(Check):
 
     def __call__(self, name: str, value: Any) -> None:
         PATH(name, value)
-        if not Path(value).exists():
+        if not Path(value).expanduser().exists():
             raise FileNotFoundError(f"{name}: there is no {shown(os.fspath(value))}")
 
 
+class _NewFile(Check):
+    """A path to write to, in a folder that is there."""
+
+    def __call__(self, name: str, value: Any) -> None:
+        PATH(name, value)
+        folder = Path(value).expanduser().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {shown(str(folder))}")
+
+
 FILE = _File(PATH.expected, PATH.fits)
+NEW_FILE = _NewFile(PATH.expected, PATH.fits)
 
 
 def per_axis(name: str, value: Any, axes: int, each: Check) -> tuple[Any, ...]:

@@ -15,6 +15,24 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType, select_targets
+from captum_causalseg._checks import (
+    ANY,
+    BOOLEAN,
+    FILE,
+    FRACTION,
+    NEW_FILE,
+    NONE,
+    TEXT,
+    array,
+    checked,
+    integer,
+    mapping,
+    number,
+    one_of,
+    sequence,
+    shown,
+    tensor,
+)
 
 __all__ = ["Status", "TreatmentEffectStatistics", "moderate", "target_index"]
 
@@ -35,6 +53,10 @@ class Status(IntEnum):
     """The unit was not intervened on (it touches the RoI): nothing is known."""
     ABSENT = 4
     """This example has no such unit (feature masks that differ between examples)."""
+
+
+_PER_UNIT = tensor("real", "(N, U, *output_shape)", (2, math.inf))
+_FIELDS = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
 
 
 class TreatmentEffectStatistics:
@@ -76,6 +98,24 @@ class TreatmentEffectStatistics:
     (:class:`captum_causalseg.engine.draws.StratifiedDraws`).
     """
 
+    @checked(
+        effect=_PER_UNIT,
+        sample_variance=_PER_UNIT,
+        n_draws=_PER_UNIT,
+        population=tensor("real", "(N, U)", (2, 2)),
+        status=_PER_UNIT,
+        observed_score=tensor("real", "(N, *output_shape)", (1, math.inf)),
+        unit_ids=tensor("integer", "(U,)", (1, 1)),
+        feature_mask=sequence(tensor("integer", "(N or 1, C or 1, *spatial)", (2, math.inf)), 1),
+        input_shapes=sequence(sequence(integer(1), 2), 1),
+        n_forwards=integer(0),
+        variance_factor=NONE | _PER_UNIT,
+        variance_freedom=NONE | _PER_UNIT,
+        decision=NONE | _PER_UNIT,
+        inputs_are_tuple=BOOLEAN,
+        output_axes=sequence(TEXT),
+        settings=NONE | mapping(TEXT, ANY),
+    )
     def __init__(
         self,
         *,
@@ -96,6 +136,26 @@ class TreatmentEffectStatistics:
         output_axes: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        units = tuple(effect.shape[:2])
+        if effect.shape[:1] + effect.shape[2:] != observed_score.shape:
+            raise ValueError(
+                f"observed_score, effect: expected shapes (N, *output_shape) and (N, U, *output_shape), got "
+                f"{tuple(observed_score.shape)} and {tuple(effect.shape)}"
+            )
+        for name, values, shape in (
+            ("sample_variance", sample_variance, effect.shape),
+            ("n_draws", n_draws, effect.shape),
+            ("status", status, effect.shape),
+            ("population", population, units),
+            ("unit_ids", unit_ids, units[1:]),
+            ("variance_factor", variance_factor, effect.shape),
+            ("variance_freedom", variance_freedom, effect.shape),
+            ("decision", decision, effect.shape),
+        ):
+            if values is not None and tuple(values.shape) != tuple(shape):
+                raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(values.shape)}")
+        if len(input_shapes) != len(feature_mask):
+            raise ValueError(f"input_shapes: expected {len(feature_mask)}, one per feature mask, got {len(input_shapes)}")
         self.effect = effect
         self.sample_variance = sample_variance
         self.n_draws = n_draws
@@ -126,6 +186,7 @@ class TreatmentEffectStatistics:
         """Shape of one example's scores: ``()``, ``(C,)``, ``(R,)`` or ``(C, R)``."""
         return tuple(self.observed_score.shape[1:])
 
+    @checked(level=FRACTION)
     def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the two-sided interval for each effect, both ``(N, U, *output_shape)``.
 
@@ -135,7 +196,6 @@ class TreatmentEffectStatistics:
         Raises:
             ValueError: ``level`` outside (0, 1).
         """
-        _check_fraction("level", level)
         quantile = scipy_stats.t.ppf(0.5 + level / 2, self.degrees_of_freedom.numpy())
         half = torch.from_numpy(np.asarray(quantile)) * self.standard_error
         # Infinite degrees of freedom and a standard error of 0 stand for exactness: 0, not NaN.
@@ -149,6 +209,7 @@ class TreatmentEffectStatistics:
         p = torch.from_numpy(np.asarray(2 * scipy_stats.t.sf(ratio, self.degrees_of_freedom.numpy())))
         return torch.where(exact, (self.effect == 0).double(), p)
 
+    @checked(alpha=FRACTION, correction=one_of("fdr_bh", "fdr_by", "bonferroni", None))
     def significant(self, alpha: float = 0.05, correction: str | None = "fdr_bh") -> Tensor:
         """Which effects differ from 0, boolean ``(N, U, *output_shape)``.
 
@@ -158,10 +219,6 @@ class TreatmentEffectStatistics:
                 expected share of false ones among the units of each example and output; ``"bonferroni"`` the chance of any;
                 ``None`` is unit by unit.
         """
-        _check_fraction("alpha", alpha)
-        methods = ("fdr_bh", "fdr_by", "bonferroni", None)
-        if correction not in methods:
-            raise ValueError(f"correction: expected one of {methods}, got {correction!r}")
         p = self.p_values().numpy()
         flat = p.reshape(*p.shape[:2], -1)
         adjusted = np.full(flat.shape, np.nan)
@@ -175,6 +232,7 @@ class TreatmentEffectStatistics:
             adjusted[n, known, k] = values
         return torch.from_numpy((adjusted <= alpha).reshape(p.shape))
 
+    @checked(field=one_of(*_FIELDS))
     def to_map(self, field: str = "effect", target: TargetType = None) -> Tensor | tuple[Tensor, ...]:
         """Paint one quantity over the inputs: every element of a unit carries the unit's value.
 
@@ -194,8 +252,11 @@ class TreatmentEffectStatistics:
             maps.append(values[example, index].expand(shape).contiguous())
         return tuple(maps) if self.inputs_are_tuple else maps[0]
 
+    @checked(values=_PER_UNIT)
     def select(self, values: Tensor, target: TargetType = None) -> Tensor:
         """One output of ``values`` ``(N, U, *output_shape)``, as ``target`` picks it in ``attribute``: ``(N, U)``."""
+        if values.shape != self.effect.shape:
+            raise ValueError(f"values: expected shape {tuple(self.effect.shape)}, got {tuple(values.shape)}")
         index = target_index(target, self.effect.shape[0], self.output_shape, self.output_axes)
         flat = values.reshape(*values.shape[:2], -1)
         return flat.gather(2, index.view(-1, 1, 1).expand(-1, flat.shape[1], 1))[..., 0]
@@ -223,6 +284,7 @@ class TreatmentEffectStatistics:
             settings=self.settings,
         )
 
+    @checked(level=FRACTION)
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
         """One row per example, unit and output, ABSENT units left out.
 
@@ -253,6 +315,7 @@ class TreatmentEffectStatistics:
         frame = pd.DataFrame(columns)
         return frame[frame["status"] != Status.ABSENT.name].reset_index(drop=True)
 
+    @checked(path=NEW_FILE)
     def save(self, path: str | Path) -> None:
         """Write everything to a compressed ``.npz`` file: arrays and JSON, no pickle."""
         arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
@@ -269,6 +332,7 @@ class TreatmentEffectStatistics:
             np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod
+    @checked(path=FILE)
     def load(cls, path: str | Path) -> "TreatmentEffectStatistics":
         """Read what :meth:`save` wrote.
 
@@ -296,10 +360,7 @@ class TreatmentEffectStatistics:
             return self.p_values()
         if field == "significant":
             return self.significant()
-        if field in ("lower", "upper"):
-            return self.confidence_interval()[field == "upper"]
-        names = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
-        raise ValueError(f"field: expected one of {names}, got {field!r}")
+        return self.confidence_interval()[field == "upper"]
 
     def _standard_error(self) -> tuple[Tensor, Tensor]:
         n, units = self.effect.shape[:2]
@@ -355,6 +416,7 @@ def _of_plain_draws(n_draws: Tensor, population: Tensor) -> tuple[Tensor, Tensor
     return (1 - n / donors).clamp_min(0) / n, n - 1
 
 
+@checked(n_examples=integer(0), output_shape=sequence(integer(0)), output_axes=sequence(TEXT))
 def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int], output_axes: Sequence[str]) -> Tensor:
     """Per example, the flat index ``(N,)`` of the output that Captum's ``target`` (an int, tuple, tensor or list) picks.
 
@@ -372,13 +434,20 @@ def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int
     indices = torch.arange(count, device="cpu").reshape(1, *output_shape).expand(n_examples, *output_shape)
     try:
         chosen: Tensor = select_targets(indices, target)
-    except (IndexError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"target: {target!r} does not pick one of {described} for each of {n_examples} example(s)") from error
+    except (IndexError, RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"target: {shown(target)} does not pick one of {described} for each of {n_examples} example(s)"
+        ) from error
     if chosen.shape != (n_examples,):
-        raise ValueError(f"target: {target!r} picks {math.prod(chosen.shape[1:])} of {described} per example; pick one")
+        raise ValueError(f"target: {shown(target)} picks {math.prod(chosen.shape[1:])} of {described} per example; pick one")
     return chosen
 
 
+@checked(
+    variance=array("real", "(U,)", (1, 1)),
+    freedom=array("real", "(U,)", (1, 1)),
+    prior_degrees_of_freedom=number(above=0),
+)
 def moderate(
     variance: np.ndarray, freedom: np.ndarray, prior_degrees_of_freedom: float = PRIOR_DEGREES_OF_FREEDOM
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -399,6 +468,8 @@ def moderate(
         >>> moderate(np.array([0.0, 4.0]), np.array([4, 4]), prior_degrees_of_freedom=4)[0]
         array([2., 4.])
     """
+    if len(freedom) != len(variance):
+        raise ValueError(f"freedom: expected {len(variance)}, one per variance, got {len(freedom)}")
     weight = np.nan_to_num(np.asarray(freedom, dtype=np.float64))
     own = np.where(weight > 0, np.nan_to_num(variance), 0.0)
     positive = own[own > 0]
@@ -409,8 +480,3 @@ def moderate(
         scale = math.exp(float(np.mean(np.log(positive))))
         moderated = (d0 * scale + weight * own) / (d0 + weight)
     return np.where(np.isnan(freedom), np.nan, moderated), d0 + np.asarray(freedom, dtype=np.float64)
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")

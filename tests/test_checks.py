@@ -15,6 +15,7 @@ from captum_causalseg._checks import (
     FILE,
     FRACTION,
     FUNCTION,
+    NEW_FILE,
     NONE,
     PATH,
     TEXT,
@@ -93,6 +94,7 @@ def test_what_is_good_passes(check, good):
         (FUNCTION, 3, TypeError, "x: expected a callable, got int"),
         (PATH, 3, TypeError, "x: expected a path, got 3"),
         (PATH, "", ValueError, "x: expected a path, got ''"),
+        (NEW_FILE, "nope/a.png", FileNotFoundError, "x: there is no folder 'nope'"),
         (FILE, "nope.png", FileNotFoundError, "x: there is no 'nope.png'"),
         (
             NONE | integer(1) | sequence(integer(1)),

@@ -22,7 +22,7 @@ EXCLUDED, SCREENED, OUTSIDE, ABSENT = (
 )
 
 
-def make(effect, error, feature_mask, status=0, *, freedom=100.0, axes=(), extra_masks=(), whole_masks=False):
+def make(effect, error, feature_mask, status=0, *, freedom=100.0, axes=(), extra_masks=(), whole_masks=False, unit_ids=None):
     """Statistics with exactly these effects and standard errors ``(N, U, *outputs)``, or ``(U,)`` for one example and output.
 
     Masks are ``(*spatial)``, or with ``whole_masks`` ``(N or 1, C or 1, *spatial)``.
@@ -45,7 +45,7 @@ def make(effect, error, feature_mask, status=0, *, freedom=100.0, axes=(), extra
         population=torch.full(effect.shape[:2], math.inf).double(),
         status=status.long(),
         observed_score=torch.ones(effect.shape[0], *effect.shape[2:]).double(),
-        unit_ids=torch.unique(torch.cat([m.flatten() for m in masks])),
+        unit_ids=torch.unique(torch.cat([m.flatten() for m in masks])) if unit_ids is None else unit_ids,
         feature_mask=masks,
         input_shapes=[(len(effect), m.shape[1], *m.shape[2:]) for m in masks],
         n_forwards=1,
@@ -496,8 +496,8 @@ def test_examples_with_masks_of_their_own_are_profiled_as_if_alone():
         profile = perception_profile(both, roi, example=n)
         assert profile.units["unit"].tolist() == units
         assert profile.units["distance"].tolist() == distances
-        alone = make(effect[n : n + 1], 0.01, masks[n : n + 1], status[n : n + 1], whole_masks=True)
-        alone.unit_ids, alone.feature_mask = both.unit_ids, (masks[n : n + 1],)
+        own = {"whole_masks": True, "unit_ids": both.unit_ids}
+        alone = make(effect[n : n + 1], 0.01, masks[n : n + 1], status[n : n + 1], **own)
         assert perception_profile(alone, roi).summary() == pytest.approx(profile.summary(), nan_ok=True)
     assert perception_profile(both, roi, example=1).bin_width == 6
 

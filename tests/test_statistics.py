@@ -120,7 +120,7 @@ def test_other_corrections():
     assert stats.significant(0.05, correction=None)[0].tolist() == (p <= 0.05).tolist()
     assert stats.significant(0.05, correction="bonferroni")[0].tolist() == (p * 4 <= 0.05).tolist()
     assert int(stats.significant(0.05, correction="fdr_by").sum()) <= int(stats.significant(0.05).sum())
-    with pytest.raises(ValueError, match=r"correction: expected one of .*fdr_bh.* got 'holm'"):
+    with pytest.raises(ValueError, match=r"correction: expected \"fdr_bh\", .* or None, got 'holm'"):
         stats.significant(correction="holm")
 
 
@@ -139,7 +139,7 @@ def test_maps_carry_the_whole_value_on_every_element():
     assert painted[0, 2].tolist() == [0.5, 0.5, -0.25, -0.25, 0, 0, pytest.approx(0.1), pytest.approx(0.1)]
     for field in ("standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper"):
         assert stats.to_map(field).shape == (1, 3, 8)
-    with pytest.raises(ValueError, match=r"field: expected one of .*'upper'.* got 'z'"):
+    with pytest.raises(ValueError, match=r"field: expected .*\"upper\", got 'z'"):
         stats.to_map("z")
 
 
