@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._checks import FUNCTION, NONE, TEXT, integer, number
+from captum_causalseg._flat import refusing_gradient
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg._masks import (
     absent_classes,
@@ -192,8 +193,9 @@ class SegmentationTarget(nn.Module):
         # Masks that do not fit are refused before the model runs.
         truth = self._masks_of_call(inputs)[2]
         if self.varies(*inputs):
-            return self.sampled([0] * len(first_image(inputs)), *inputs)
-        return self.score(self._logits(self.model_inputs(*inputs), truth), *inputs)
+            return self._refusing_gradient(self.sampled([0] * len(first_image(inputs)), *inputs), inputs)
+        logits = self._logits(self.model_inputs(*inputs), truth)
+        return self._refusing_gradient(self.score(logits, *inputs), inputs, logits)
 
     @property
     def keeps_dropout(self) -> bool:
@@ -472,6 +474,42 @@ class SegmentationTarget(nn.Module):
         whole = reference if self._shared_reading is None else self._shared_reading
         logits = self._hard.read(found, whole, image.ndim - 2)
         return resized(logits, image.shape[2:], hard=self._hard.dtype is not None)
+
+    def _refusing_gradient(self, scores: Tensor, inputs: tuple[Any, ...], logits: Tensor | None = None) -> Tensor:
+        """Scores without a gradient that say what to do about it, where someone is about to ask for one.
+
+        That is who gives inputs that require gradients or, as methods for layers do, watches a module. Anyone else gets plain
+        numbers, to which no graph is attached.
+        """
+        is_soft = self._metric.domain != "labels" and not callable(self.metric)
+        if is_soft or scores.requires_grad or not torch.is_grad_enabled() or not scores.is_floating_point():
+            return scores
+        sources = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+        follows = logits is not None and logits.requires_grad
+        if (
+            logits is not None
+            and follows
+            and (sources or any(m._forward_hooks or m._forward_pre_hooks for m in self.modules()))
+        ):
+            sources.append(logits)
+        if not sources:
+            return scores
+        perturb = "methods that perturb the image need none (AverageTreatmentEffect, Occlusion)"
+        if self._hard.dtype is not None:
+            reason = f"model: it returns labels ({self._hard.dtype}), which have no gradient; {perturb}"
+        elif logits is not None and not follows:
+            reason = f"model: its output is cut off from its inputs (torch.no_grad, detach or NumPy inside), so it has no gradient; {perturb}"
+        elif callable(self.metric):
+            reason = (
+                f"metric: the scores of {self._metric.name!r} have no gradient; give gradient methods a differentiable one: "
+                'target.surrogate("soft_dice"), for one'
+            )
+        else:
+            reason = (
+                f"metric: {self._metric.name!r} is scored on hard labels and has no gradient; give gradient methods the differentiable "
+                f"twin of this target: target.surrogate() ({self._metric.surrogate})"
+            )
+        return refusing_gradient(scores, reason, sources)
 
     def _resolve(self, logits: Tensor) -> tuple[str, bool]:
         """The activation in force and whether classes exclude each other; settled on the first output seen."""

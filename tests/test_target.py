@@ -13,7 +13,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from captum.attr import FeatureAblation, IntegratedGradients, LayerFeatureAblation, LayerGradCam, Occlusion, Saliency
+from captum.attr import (
+    FeatureAblation,
+    GuidedBackprop,
+    IntegratedGradients,
+    LayerFeatureAblation,
+    LayerGradCam,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+    Occlusion,
+    Saliency,
+)
 from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn import functional
@@ -911,6 +921,76 @@ def test_a_callable_metric_is_its_own_surrogate_unless_another_is_named(as_modul
     named = target.surrogate("soft_dice")
     assert torch.equal(named(images), SegmentationTarget(nn.Identity(), None, torch.zeros(6, 6), "soft_dice")(images))
     assert torch.equal(target(images), images.softmax(1).flatten(2).mean(2))
+
+
+HARD = r"metric: 'dice' is scored on hard labels and has no gradient; .*: target.surrogate\(\) \(soft_dice\)"
+LAYER_METHODS = {
+    "LayerGradCam": (LayerGradCam, {}),
+    "LayerIntegratedGradients": (LayerIntegratedGradients, {"n_steps": 2}),
+    "LayerGradientXActivation": (LayerGradientXActivation, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients", "ignore:Setting backward hooks")
+@pytest.mark.parametrize("n_spatial", [2, 3])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("method", ["Saliency", "IntegratedGradients", "GuidedBackprop", *LAYER_METHODS])
+def test_gradient_methods_on_a_hard_score_are_sent_to_its_twin(method, n_spatial, frozen):
+    model, spatial = Net(n_spatial, 3).requires_grad_(not frozen), SPATIAL[n_spatial]
+    target = SegmentationTarget(model, regions.box(spatial, 1, 4), torch.randint(0, 3, spatial))
+    if method in LAYER_METHODS:
+        face, options = LAYER_METHODS[method]
+        run = lambda t: face(t, model.first).attribute(torch.randn(2, 1, *spatial), target=1, **options)  # noqa: E731
+    else:
+        face = {"Saliency": Saliency, "IntegratedGradients": IntegratedGradients, "GuidedBackprop": GuidedBackprop}[method]
+        run = lambda t: face(t).attribute(torch.randn(2, 1, *spatial), target=1)  # noqa: E731
+    with pytest.raises(RuntimeError, match=HARD):
+        run(target)
+    assert run(target.surrogate()).any()
+
+
+def test_why_there_is_no_gradient():
+    model, images, labels = Net(2, 3), torch.randn(2, 1, 8, 9, requires_grad=True), torch.randint(0, 3, (8, 9))
+
+    def own(prediction, reference, roi):
+        return (prediction > 0.5).float().mean((2, 3))
+
+    for target, match in (
+        (
+            SegmentationTarget(model, None, labels, "iou"),
+            r"metric: 'iou' is scored on hard labels .* target.surrogate\(\) \(soft_iou\)",
+        ),
+        (
+            SegmentationTarget(model, None, labels, own),
+            r"metric: the scores of 'own' have no gradient.*target.surrogate\(\"soft_dice\"\)",
+        ),
+        (SegmentationTarget(torch.no_grad()(model.forward), None, labels), "model: its output is cut off from its inputs"),
+        (
+            SegmentationTarget(lambda x: model(x).argmax(1), None, labels),
+            "model: it returns labels .torch.int64., which have no gradient",
+        ),
+        (SegmentationTarget(lambda x: model(x) + torch.rand(()), None, labels, n_samples=2), HARD),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            target(images)[:, 1].sum().backward()
+    hard = SegmentationTarget(model, None, labels)
+    with pytest.raises(RuntimeError, match=HARD):
+        torch.func.grad(lambda x: hard(x).sum())(images.detach())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_whoever_wants_no_gradient_gets_plain_numbers(context):
+    model, images, labels = Net(2, 3), torch.randn(2, 1, 8, 9), torch.randint(0, 3, (8, 9))
+    target = SegmentationTarget(model, None, labels)
+    plain = target(images)
+    assert not plain.requires_grad
+    followed = target(images.clone().requires_grad_())
+    assert torch.equal(followed, plain)
+    with context():
+        handle = model.first.register_forward_hook(lambda *_: None)
+        assert not target(images.clone()).requires_grad
+        handle.remove()
+    assert copy.deepcopy(target)(images).grad_fn is None
 
 
 def test_masks_of_the_twin_do_not_touch_the_target():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._flat import has_gradient
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._estimate import allowed_outputs, output_axes
 from captum_causalseg.attr._problem import Problem
@@ -77,7 +78,7 @@ def _mean_donors(problem: Problem, values: Sequence[Tensor], used: np.ndarray) -
 def _gradients(scores: Tensor, index: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """Of each example's chosen score with respect to the leaves, float64 on the CPU."""
     chosen = scores.reshape(len(index), -1).gather(1, index.view(-1, 1).to(scores.device))
-    found = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True) if chosen.requires_grad else (None,)
+    found = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True) if has_gradient(scores) else (None,)
     if all(gradient is None for gradient in found):
         raise ValueError(
             "forward_func: its score has no gradient (it comes from hard labels, or is detached from what is attributed to); give "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._donor_places import Request
+from captum_causalseg._flat import has_gradient
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.engine.draws import candidates
@@ -108,7 +109,7 @@ def _gradients(problem: Problem, evaluator: ModelEvaluator, example: int, output
             if scores is None:
                 leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in problem.tensors]
                 scores = problem.smooth_scores()(leaves, which)
-            if not isinstance(scores, Tensor) or not scores.requires_grad:
+            if not isinstance(scores, Tensor) or not has_gradient(scores):
                 return "its score has no gradient"
             chosen = scores.flatten()[torch.from_numpy(np.flatnonzero(outputs)).to(scores.device)]
             found = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True)

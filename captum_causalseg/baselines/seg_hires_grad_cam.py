@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
+from captum_causalseg._flat import has_gradient
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._layer import check_layer
 from captum_causalseg.attr._problem import prepare_call
@@ -125,7 +126,7 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
             _, index, _ = scores_of_outputs(call, observed, target)
             leaf = values.clone().requires_grad_()
             scores = scores_of_activation(call.forward_func, self.layer, call.inputs, call.arguments, **watch)([leaf])
-            gradient = _gradient(scores.reshape(len(everyone), -1), index, leaf)
+            gradient = _gradient(scores, index, leaf)
         heatmap = (_pooled(gradient, windows, pooling) * values).sum(1, keepdim=True)
         return (functional.relu(heatmap) if relu_attributions else heatmap).contiguous()
 
@@ -145,8 +146,8 @@ def _checked(tensors: Sequence[Tensor], n_examples: int) -> Tensor:
 
 def _gradient(scores: Tensor, index: Tensor, leaf: Tensor) -> Tensor:
     """Of each example's chosen score with respect to its part of the leaf."""
-    chosen = scores.gather(1, index.view(-1, 1).to(scores.device)).sum()
-    found = torch.autograd.grad(chosen, leaf, allow_unused=True)[0] if chosen.requires_grad else None
+    chosen = scores.reshape(len(leaf), -1).gather(1, index.view(-1, 1).to(scores.device)).sum()
+    found = torch.autograd.grad(chosen, leaf, allow_unused=True)[0] if has_gradient(scores) else None
     if found is None:
         raise ValueError(
             "forward_func: its score has no gradient (it comes from hard labels, or is detached from the layer); give a differentiable "
