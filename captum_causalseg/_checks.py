@@ -1,7 +1,8 @@
 """What arguments have to be, said once: every public callable declares it here, and is refused in the same words.
 
-A :class:`Check` is called with an argument's name and value; it returns nothing, or raises ``name: expected ..., got ...``: a TypeError
-where the value is of another kind, a ValueError where it is of the right kind and not good. Checks are combined by ``|``::
+A :class:`Check` is called with an argument's name and value; it returns nothing, or raises ``name: expected ..., got ...``: an
+:class:`ArgumentTypeError` where the value is of another kind, a ValueError where it is of the right kind and not good. Checks are
+combined by ``|``::
 
     @checked(n_draws=integer(1), block_size=NONE | integer(1) | sequence(integer(1)))
     def attribute(self, inputs, n_draws=50, block_size=None): ...
@@ -34,6 +35,7 @@ __all__ = [
     "PATH",
     "SEED",
     "TEXT",
+    "ArgumentTypeError",
     "Check",
     "array",
     "check_all",
@@ -57,6 +59,13 @@ R = TypeVar("R")
 
 _MOST_CHARACTERS = 80
 _MOST_LISTED = 5
+
+
+class ArgumentTypeError(TypeError, ValueError):
+    """A value of a kind that an argument does not take.
+
+    A TypeError by Python's rule; a ValueError as well, for whoever guards a call with that (scikit-learn does the same).
+    """
 
 
 # --- What is said ----------------------------------------------------------------------------------------------------
@@ -124,11 +133,10 @@ class Check:
 
     Args:
         expected: the kind of value, in words.
-        fits: whether a value is of that kind; else a TypeError.
+        fits: whether a value is of that kind; else an ArgumentTypeError.
         limits: what it has to hold besides, in words, and whether it does; else a ValueError.
         hint: what helps whoever gave a value that was refused; called with it, and may return nothing.
         by_type: of a value of another kind, show the type and not the value.
-        error: what is raised where the kind is wrong: of a choice of words, any other value is simply not one of them.
     """
 
     def __init__(
@@ -152,7 +160,7 @@ class Check:
     def __call__(self, name: str, value: Any) -> None:
         """Raise unless ``value`` is as described."""
         if not self.fits(value):
-            raise self.error(self._refusal(name, self.expected, value, self.by_type))
+            raise ArgumentTypeError(self._refusal(name, self.expected, value, self.by_type))
         for expected, holds in self.limits:
             if not holds(value):
                 raise ValueError(self._refusal(name, expected, value, False))
@@ -188,12 +196,10 @@ class _Either(Check):
         # None is said last.
         texts = [one.expected for one in sorted(self._checks, key=lambda one: one is NONE)]
         expected = ", ".join(texts[:-1]) + f" or {texts[-1]}"
-        refusals = {one.error for one in self._checks if one is not NONE}
         super().__init__(
             expected,
             lambda value: any(one.fits(value) for one in self._checks),
             by_type=any(one.by_type for one in self._checks),
-            error=refusals.pop() if len(refusals) == 1 else TypeError,
         )
 
     def __call__(self, name: str, value: Any) -> None:
@@ -258,7 +264,7 @@ class _Array(Check):
         hint = (self.hint and self.hint(value)) or ""
         after = f"; {hint}" if hint else ""
         if self._kind is not None and _letter(value) not in _KINDS[self._kind][1]:
-            raise TypeError(f"{name}: expected {_KINDS[self._kind][0]}, got {value.dtype}{after}")
+            raise ArgumentTypeError(f"{name}: expected {_KINDS[self._kind][0]}, got {value.dtype}{after}")
         least, most = self._axes
         if not least <= value.ndim <= most:
             raise ValueError(f"{name}: expected shape {self._shape}, got {tuple(value.shape)}{after}")
@@ -294,6 +300,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
@@ -317,7 +325,8 @@ def number(least: float = -math.inf, most: float = math.inf, *, above: float | N
         value = float(value)
         return math.isfinite(value) and least <= value <= most and (above is None or value > above)
 
-    return Check("a number", _is_number, ("a finite number" + (f" of {said}" if said else ""), holds))
+    expected = "a positive number" if said == "more than 0" else "a finite number" + (f" of {said}" if said else "")
+    return Check("a number", _is_number, (expected, holds))
 
 
 def one_of(*choices: Any) -> Check:
@@ -328,7 +337,7 @@ def one_of(*choices: Any) -> Check:
     def fits(value: Any) -> bool:
         return any(value is one or (type(value) is type(one) and bool(value == one)) for one in choices)
 
-    return Check(expected, fits, error=ValueError)
+    return Check(expected, fits)
 
 
 def instance(*types: type, expected: str | None = None) -> Check:
@@ -415,16 +424,15 @@ NEW_FILE = _NewFile(PATH.expected, PATH.fits)
 
 def per_axis(name: str, value: Any, axes: int, each: Check) -> tuple[Any, ...]:
     """One value for all axes, or one for each: a tuple of ``axes`` checked values."""
-    if not _is_sequence(value):
-        if not each.fits(value):
-            raise TypeError(refusal(name, f"{each.expected} or {axes} of them (one per spatial axis)", value))
-        each(name, value)
-        return (value,) * axes
-    if len(value) != axes:
-        raise ValueError(refusal(name, f"{each.expected} or {axes} of them (one per spatial axis)", value))
-    for index, one in enumerate(value):
-        each(f"{name}[{index}]", one)
-    return tuple(value)
+    expected = f"one {each.expected.partition(' ')[2]} or {axes} of them (one per spatial axis)"
+    values = tuple(value) if _is_sequence(value) else (value,) * axes
+    if not all(map(each.fits, values)):
+        raise ArgumentTypeError(refusal(name, expected, value))
+    if len(values) != axes:
+        raise ValueError(refusal(name, expected, value))
+    for index, one in enumerate(values):
+        each(f"{name}[{index}]" if _is_sequence(value) else name, one)
+    return values
 
 
 # --- Callables -------------------------------------------------------------------------------------------------------

@@ -31,15 +31,18 @@ class ImageFormat:
     has_geometry: bool = True
 
 
-def read_file(path: str | Path, labels: bool) -> "tuple[MetaTensor, ImageFormat]":
-    """The image ``(C, *spatial)`` as its file has it; labels in float64, which holds large ones."""
+def read_file(path: str | Path, labels: bool, name: str = "path") -> "tuple[MetaTensor, ImageFormat]":
+    """The image ``(C, *spatial)`` as its file has it; labels in float64, which holds large ones.
+
+    ``name`` is the argument that the path came in.
+    """
     from monai.data import MetaTensor
     from monai.transforms import EnsureChannelFirst
 
     source = Path(path).expanduser()
     if not source.exists():
-        raise FileNotFoundError(f"path: there is no file {source}")
-    kind = _format_of(source)
+        raise FileNotFoundError(f"{name}: there is no file {source}")
+    kind = _format_of(source, name)
     needed_package(kind.package, f"{kind.name} files")
     reader = kind.make_reader(source, labels)
     try:
@@ -47,12 +50,12 @@ def read_file(path: str | Path, labels: bool) -> "tuple[MetaTensor, ImageFormat]
         # fails, tries the others and reports on them all.
         array, metadata = reader.get_data(reader.read(source))
     except Exception as error:
-        raise ValueError(f"path: {source} cannot be read as {kind.name}: {reason(error)}") from error
+        raise ValueError(f"{name}: {source} cannot be read as {kind.name}: {reason(error)}") from error
     # In native byte order; PyTorch knows no other.
     array = np.asarray(array).astype(np.float64 if labels else np.float32)
     image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array, metadata | {"filename_or_obj": str(source)}))
     if image.numel() == 0:
-        raise ValueError(f"path: {source} is empty, its shape is {tuple(image.shape)}")
+        raise ValueError(f"{name}: {source} is empty, its shape is {tuple(image.shape)}")
     return image, kind
 
 
@@ -83,7 +86,7 @@ def oriented(image: "MetaTensor", orientation: str | None) -> "MetaTensor":
     return Orientation(axcodes=orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")))(image)
 
 
-def _format_of(source: Path) -> ImageFormat:
+def _format_of(source: Path, argument: str) -> ImageFormat:
     if source.is_dir():
         return _DICOM
     name = source.name.lower()
@@ -93,7 +96,7 @@ def _format_of(source: Path) -> ImageFormat:
     if is_dicom(source):
         return _DICOM
     known = ", ".join(ending for kind in (*_FORMATS, _DICOM) for ending in kind.endings)
-    raise ValueError(f"path: the kind of {source} is not known; expected a DICOM file or a name that ends in {known}")
+    raise ValueError(f"{argument}: the kind of {source} is not known; expected a DICOM file or a name that ends in {known}")
 
 
 def _nifti_reader(source: Path, labels: bool) -> Any:

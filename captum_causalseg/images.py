@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from captum_causalseg._checks import NONE, PATH, TEXT, array, checked, integer, number, one_of, tensor
 from captum_causalseg._files import written_whole
 from captum_causalseg._image_files import NIFTI_ENDINGS, needed_package, oriented, read_file, reason, with_axes
 
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check_same_grid", "invert", "load_image", "load_label", "save_map", "with_metadata"]
 
+_GRID = tensor("real", "(N, C, *spatial) with 1 to 3 spatial axes", (3, 5), may_be_empty=False)
+_READING = {"path": PATH, "spatial_dims": one_of(2, 3, None)}
+
 # MONAI takes seconds to import and this module is imported with the package, so the functions import it when they need it.
 
 
+@checked(**_READING, n_channels=NONE | integer(1))
 def load_image(
     path: str | Path, *, n_channels: int | None = None, spatial_dims: int | None = None, orientation: str | None = None
 ) -> "MetaTensor":
@@ -69,6 +74,7 @@ def load_image(
     return oriented(image, orientation)[None]
 
 
+@checked(**_READING)
 def load_label(path: str | Path, *, spatial_dims: int | None = None, orientation: str | None = None) -> "MetaTensor":
     """Read a label map (one whole number per pixel) from any file that :func:`load_image` reads.
 
@@ -107,6 +113,7 @@ def load_label(path: str | Path, *, spatial_dims: int | None = None, orientation
     return oriented(with_metadata(values.round().long(), image), orientation)[None]
 
 
+@checked(image=_GRID, label=_GRID, tolerance=number(0))
 def check_same_grid(image: Tensor, label: Tensor, tolerance: float = 0.01) -> None:
     """Raise unless two images have the same pixels at the same places.
 
@@ -130,7 +137,7 @@ def check_same_grid(image: Tensor, label: Tensor, tolerance: float = 0.01) -> No
         ...
         ValueError: label: it lies elsewhere than the image. Affine of the image: [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0]]; of the label: [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
     """
-    if image.ndim < 3 or image.shape[2:] != label.shape[2:] or len(image) != len(label):
+    if image.shape[2:] != label.shape[2:] or len(image) != len(label):
         raise ValueError(
             f"label: expected the image's grid, {len(image)} example(s) of {tuple(image.shape[2:])}, got {len(label)} of "
             f"{tuple(label.shape[2:])}"
@@ -171,21 +178,29 @@ def with_metadata(values: Any, like: Any) -> Any:
         [2.0, 2.0, 1.0, 1.0]
     """
     if isinstance(values, tuple):
-        if not isinstance(like, tuple) or len(like) != len(values):
+        if not isinstance(like, (tuple, list)) or len(like) != len(values):
             raise ValueError(f"like: expected a tuple of {len(values)}, as many as there are values")
         return tuple(with_metadata(one, other) for one, other in zip(values, like))
+    tensor()("values", values)
+    tensor()("like", like)
     if type(like) is Tensor:
         return values
     from monai.data import MetaTensor
 
     if not isinstance(like, MetaTensor):
         return values
+    if values.shape[2:] != like.shape[2:]:
+        raise ValueError(
+            f"values: expected the spatial shape of the images, {tuple(like.shape[2:])}, whose places they are about, got "
+            f"{tuple(values.shape)}"
+        )
     # MONAI's own copy_meta_from would share the affine: who changes one changes both.
     result = MetaTensor(values.as_subclass(Tensor))
     vars(result).update(deepcopy(vars(like)))
     return result
 
 
+@checked(path=PATH, values=array("real", may_be_empty=False), like=_GRID | PATH)
 def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | str | Path") -> None:
     """Write a map of effects (or of anything else) as NIfTI, so that viewers open it over the scan.
 
@@ -239,6 +254,7 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
         nibabel.save(picture, beside)
 
 
+@checked(values=_GRID, image=_GRID, key=TEXT)
 def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "image") -> "MetaTensor":
     """Bring a map from the network's grid back to the scan's own: MONAI's ``Invertd``, each pixel taking its nearest unit's value.
 
@@ -284,12 +300,12 @@ def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "imag
         raise ValueError(f"key: transform has no step for {key!r}; its steps are for {keys}")
     inverse = Invertd("map", transform=transform, orig_keys=key, nearest_interp=True)
     found = []
-    for number in range(len(image)):
-        one = image[number]
+    for index in range(len(image)):
+        one = image[index]
         if not one.applied_operations:
             raise ValueError("image: it has no record of transforms; give the image as transform returned it")
         try:
-            inverted = inverse({key: one, "map": MetaTensor(values[number].detach().as_subclass(Tensor))})["map"]
+            inverted = inverse({key: one, "map": MetaTensor(values[index].detach().as_subclass(Tensor))})["map"]
         except RuntimeError as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise ValueError(f"transform: it is not what made the image: {reason(cause)}") from error
@@ -322,7 +338,7 @@ def _affines_of(image: "MetaTensor") -> list[np.ndarray]:
 def _grid(like: Any) -> tuple[tuple[int, ...], np.ndarray]:
     from monai.data import MetaTensor
 
-    image = read_file(like, labels=False)[0][None] if isinstance(like, (str, Path)) else like
+    image = read_file(like, labels=False, name="like")[0][None] if isinstance(like, (str, Path)) else like
     if not isinstance(image, MetaTensor):
         raise TypeError(f"like: expected a MetaTensor or the path of an image file, got {type(like).__name__}")
     if image.ndim not in (3, 4, 5) or len(image) != 1:

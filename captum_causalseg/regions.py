@@ -5,7 +5,7 @@ return plain CPU tensors.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,21 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from captum_causalseg._checks import NONE, PATH, array, checked, integer, number, per_axis, sequence, tensor
 from captum_causalseg.images import check_same_grid, load_label
 
 __all__ = ["boundary", "box", "component", "from_file", "from_label", "from_mask", "grid", "predicted", "supervoxels"]
 
 Array = Tensor | np.ndarray
 
+_SHAPE = sequence(integer(1), 1, expected="a sequence of lengths")
+_LABELS = array("real", "spatial", (1, math.inf), may_be_empty=False)
+
 # So many values of a label map are listed in a message.
 _MOST_LISTED = 20
 
 
+@checked(spatial_shape=_SHAPE)
 def box(spatial_shape: Sequence[int], start: int | Sequence[int], size: int | Sequence[int]) -> Tensor:
     """A rectangular RoI.
 
@@ -43,7 +48,7 @@ def box(spatial_shape: Sequence[int], start: int | Sequence[int], size: int | Se
         1024
     """
     shape = tuple(int(length) for length in spatial_shape)
-    starts, sizes = _per_axis("start", start, len(shape)), _per_axis("size", size, len(shape))
+    starts, sizes = per_axis("start", start, len(shape), integer()), per_axis("size", size, len(shape), integer())
     for axis, (begin, length, total) in enumerate(zip(starts, sizes, shape)):
         if length < 1 or begin < 0 or begin + length > total:
             raise ValueError(
@@ -54,6 +59,7 @@ def box(spatial_shape: Sequence[int], start: int | Sequence[int], size: int | Se
     return mask
 
 
+@checked(mask=_LABELS, point=sequence(integer()))
 def component(mask: Array, point: Sequence[int]) -> Tensor:
     """The connected component of ``mask`` (diagonal neighbors included) that holds ``point``.
 
@@ -80,6 +86,7 @@ def component(mask: Array, point: Sequence[int]) -> Tensor:
     return torch.from_numpy(labels == labels[index])
 
 
+@checked(label_map=array("real", may_be_empty=False), value=integer())
 def from_label(label_map: Array, value: int) -> Tensor:
     """The RoI of one value of a label map.
 
@@ -100,7 +107,7 @@ def from_label(label_map: Array, value: int) -> Tensor:
         [[False, True], [False, True]]
     """
     values = _numpy(label_map)
-    if values.dtype.kind not in "iubf" or (values.dtype.kind == "f" and bool((values != np.round(values)).any())):
+    if values.dtype.kind == "f" and bool((values != np.round(values)).any()):
         raise ValueError(f"label_map: expected whole numbers, got {values.dtype}, some of them fractions")
     found = values == value
     if not found.any():
@@ -108,6 +115,7 @@ def from_label(label_map: Array, value: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(found))
 
 
+@checked(path=PATH, like=NONE | tensor(None, "(1, C, *spatial) with 2 or 3 spatial axes", (4, 5)))
 def from_file(path: str | Path, like: Tensor | None = None) -> Tensor:
     """The RoI that a mask file draws: 0 outside, one other number inside (1 or 255, mostly).
 
@@ -144,6 +152,7 @@ def from_file(path: str | Path, like: Tensor | None = None) -> Tensor:
     return torch.from_numpy(values != 0)
 
 
+@checked(mask=_LABELS, width=number(above=0))
 def boundary(mask: Array, width: float = 2.0) -> Tensor:
     """The band of pixels within ``width`` pixels of the mask's outline, on both sides of it.
 
@@ -161,14 +170,13 @@ def boundary(mask: Array, width: float = 2.0) -> Tensor:
         [False, False, True, True, False, False]
     """
     inside = _numpy(mask).astype(bool)
-    if not width > 0:
-        raise ValueError(f"width: expected a positive number of pixels, got {width}")
     if inside.all() or not inside.any():
         raise ValueError("mask: it has no outline, it is everywhere the same")
     distance = ndimage.distance_transform_edt(inside) + ndimage.distance_transform_edt(~inside)
     return torch.from_numpy(distance <= width)
 
 
+@checked(prediction=array("real", "(N, C, *spatial)", (3, math.inf), may_be_empty=False), label=integer())
 def predicted(prediction: Array, label: int = 1) -> Tensor:
     """The pixels that a model gives to ``label``, as one RoI per example.
 
@@ -187,8 +195,6 @@ def predicted(prediction: Array, label: int = 1) -> Tensor:
         torch.Size([1, 1, 2])
     """
     values = prediction.as_subclass(Tensor) if isinstance(prediction, Tensor) else torch.from_numpy(np.asarray(prediction))
-    if values.ndim < 3:
-        raise ValueError(f"prediction: expected shape (N, C, *spatial), got {tuple(values.shape)}")
     classes = values.shape[1]
     if classes == 1:
         if label != 1 or values.dtype != torch.bool:
@@ -206,6 +212,7 @@ def predicted(prediction: Array, label: int = 1) -> Tensor:
     return found.cpu()
 
 
+@checked(spatial_shape=_SHAPE)
 def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tensor:
     """Units that are blocks, numbered along the last axis first; what the block does not divide is left to smaller ones.
 
@@ -223,9 +230,7 @@ def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tenso
                 [0, 0, 1, 1, 2]])
     """
     shape = tuple(int(length) for length in spatial_shape)
-    sizes = _per_axis("block_size", block_size, len(shape))
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"block_size: expected positive numbers of pixels, got {block_size}")
+    sizes = per_axis("block_size", block_size, len(shape), integer(1))
     if any(size > length for size, length in zip(sizes, shape)):
         raise ValueError(f"block_size: a block of {sizes} is larger than the image of {shape}")
     units = torch.zeros(shape, dtype=torch.int64, device="cpu")
@@ -235,6 +240,7 @@ def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tenso
     return units
 
 
+@checked(mask=array("labels", may_be_empty=False))
 def from_mask(mask: Array) -> Tensor:
     """Units from any label image (an atlas, a superpixel map): its values, renumbered 0, 1, ... in ascending order.
 
@@ -251,11 +257,14 @@ def from_mask(mask: Array) -> Tensor:
         [[0, 1], [1, 2]]
     """
     values = _numpy(mask)
-    if values.dtype.kind not in "iub":
-        raise ValueError(f"mask: expected integer labels, got {values.dtype}")
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int64))
 
 
+@checked(
+    image=array("real", "(C, H, W) or (C, H, W, D)", (3, 4), finite=True, may_be_empty=False),
+    n_segments=integer(1),
+    compactness=number(above=0),
+)
 def supervoxels(image: Array, n_segments: int = 200, compactness: float = 0.1) -> Tensor:
     """Units that follow the image: SLIC superpixels or supervoxels (Achanta et al. 2012, scikit-image).
 
@@ -275,23 +284,10 @@ def supervoxels(image: Array, n_segments: int = 200, compactness: float = 0.1) -
     except ImportError as error:
         raise ImportError('regions.supervoxels needs scikit-image: pip install "captum-causalseg[supervoxels]"') from error
     values = np.moveaxis(_numpy(image).astype(np.float64), 0, -1)
-    if values.ndim not in (3, 4):
-        raise ValueError(f"image: expected one image (C, H, W) or (C, H, W, D), got shape {tuple(image.shape)}")
-    if not np.isfinite(values).all():
-        raise ValueError("image: it holds NaN or infinite values")
-    if n_segments < 1:
-        raise ValueError(f"n_segments: expected at least 1, got {n_segments}")
     low, high = values.min(), values.max()
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     labels = slic(scaled, n_segments=n_segments, compactness=compactness, channel_axis=-1, start_label=0, convert2lab=False)
     return from_mask(labels)
-
-
-def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Iterable) else (value,) * axes
-    if len(values) != axes or any(isinstance(v, bool) or not isinstance(v, (int, np.integer)) for v in values):
-        raise ValueError(f"{name}: expected one integer or {axes} of them (one per spatial axis), got {value!r}")
-    return tuple(int(v) for v in values)
 
 
 def _numpy(values: Array) -> np.ndarray:

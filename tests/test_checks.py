@@ -19,6 +19,7 @@ from captum_causalseg._checks import (
     NONE,
     PATH,
     TEXT,
+    ArgumentTypeError,
     Check,
     array,
     checked,
@@ -87,10 +88,10 @@ def test_what_is_good_passes(check, good):
         (FRACTION, NAN, ValueError, "x: expected a number between 0 and 1, got nan"),
         (FRACTION, None, TypeError, "x: expected a number between 0 and 1, got None"),
         (BOOLEAN, 1, TypeError, "x: expected True or False, got 1"),
-        (one_of("a", "b", None), "c", ValueError, 'x: expected "a", "b" or None, got \'c\''),
-        (one_of("a", 1), [1], ValueError, 'x: expected "a" or 1, got [1]'),
-        (one_of("a", 1), True, ValueError, 'x: expected "a" or 1, got True'),
-        (one_of("a"), np.ones(4), ValueError, 'x: expected "a", got an array of shape (4,) and float64'),
+        (one_of("a", "b", None), "c", TypeError, 'x: expected "a", "b" or None, got \'c\''),
+        (one_of("a", 1), [1], TypeError, 'x: expected "a" or 1, got [1]'),
+        (one_of("a", 1), True, TypeError, 'x: expected "a" or 1, got True'),
+        (one_of("a"), np.ones(4), TypeError, 'x: expected "a", got an array of shape (4,) and float64'),
         (FUNCTION, 3, TypeError, "x: expected a callable, got int"),
         (PATH, 3, TypeError, "x: expected a path, got 3"),
         (PATH, "", ValueError, "x: expected a path, got ''"),
@@ -103,7 +104,7 @@ def test_what_is_good_passes(check, good):
             "x: expected an integer, a sequence of which each is an integer or None, got '8'",
         ),
         (NONE | integer(1) | sequence(integer(1)), [8, 0], ValueError, "x[1]: expected at least 1, got 0"),
-        (NONE | one_of("auto"), "no", ValueError, "x: expected \"auto\" or None, got 'no'"),
+        (NONE | one_of("auto"), "no", TypeError, "x: expected \"auto\" or None, got 'no'"),
         (sequence(integer(0), 1), [], ValueError, "x: expected at least 1 of them, got []"),
         (sequence(integer(0), length=2), [1], ValueError, "x: expected 2 of them, got [1]"),
         (mapping(TEXT, integer()), {"a": "b"}, TypeError, "x['a']: expected an integer, got 'b'"),
@@ -118,7 +119,16 @@ def test_what_is_good_passes(check, good):
     ],
 )
 def test_what_is_not_is_refused_by_name(check, value, error, message):
-    assert refusal_of(check, value) == (error, message)
+    kind, said = refusal_of(check, value)
+    assert issubclass(kind, error)
+    assert (kind is ArgumentTypeError) == (error is TypeError)
+    assert said == message
+
+
+def test_a_value_of_another_kind_is_caught_either_way():
+    for error in (TypeError, ValueError):
+        with pytest.raises(error):
+            integer()("x", "3")
 
 
 def test_what_helps_is_said_at_the_end():
@@ -170,9 +180,9 @@ def test_one_for_all_axes_or_one_each(value, expected):
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        ("a", TypeError, "x: expected an integer or 2 of them (one per spatial axis), got 'a'"),
-        (1.5, TypeError, "x: expected an integer or 2 of them (one per spatial axis), got 1.5"),
-        ((1, 2, 3), ValueError, "x: expected an integer or 2 of them (one per spatial axis), got (1, 2, 3)"),
+        ("a", TypeError, "x: expected one integer or 2 of them (one per spatial axis), got 'a'"),
+        (1.5, TypeError, "x: expected one integer or 2 of them (one per spatial axis), got 1.5"),
+        ((1, 2, 3), ValueError, "x: expected one integer or 2 of them (one per spatial axis), got (1, 2, 3)"),
         ((1, 0), ValueError, "x[1]: expected at least 1, got 0"),
         (0, ValueError, "x: expected at least 1, got 0"),
     ],
