@@ -25,6 +25,7 @@ from captum_causalseg._checks import (
     TEXT,
     array,
     checked,
+    instance,
     integer,
     mapping,
     number,
@@ -34,9 +35,11 @@ from captum_causalseg._checks import (
     tensor,
 )
 
-__all__ = ["Status", "TreatmentEffectStatistics", "moderate", "target_index"]
+__all__ = ["CORRECTIONS", "Status", "TreatmentEffectStatistics", "adjust_p_values", "is_hypothesis", "moderate", "target_index"]
 
 PRIOR_DEGREES_OF_FREEDOM = 3.0
+CORRECTIONS = ("fdr_bh", "fdr_by", "holm", "bonferroni", None)
+"""Names of the corrections for multiple testing; see :func:`adjust_p_values`."""
 _FORMAT = 2
 
 
@@ -57,6 +60,8 @@ class Status(IntEnum):
 
 _PER_UNIT = tensor("real", "(N, U, *output_shape)", (2, math.inf))
 _FIELDS = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
+_COLUMN = instance(pd.Series, expected="a column of a table")
+_HYPOTHESES = (Status.ESTIMATED, Status.SCREENED)
 
 
 class TreatmentEffectStatistics:
@@ -96,6 +101,11 @@ class TreatmentEffectStatistics:
     take Student's t with ``d0 + d``. Draws without replacement from ``D`` donors have the factor ``1 - n/D``. Stratified draws
     have one donor per stratum, and ``s^2`` comes from successive differences along the strata
     (:class:`captum_causalseg.engine.draws.StratifiedDraws`).
+
+    **Hypotheses.** "This unit has no effect" is a question only of units that were intervened on: those that are ESTIMATED or
+    SCREENED (:attr:`hypotheses`). What is OUTSIDE_SUPPORT is known to have none, and of what is EXCLUDED or ABSENT nothing was asked.
+    They take no part in corrections for multiple testing, in shares of the units, or in the common scale ``s0^2``, so that no
+    answer depends on how much of the image cannot reach the RoI.
     """
 
     @checked(
@@ -186,6 +196,11 @@ class TreatmentEffectStatistics:
         """Shape of one example's scores: ``()``, ``(C,)``, ``(R,)`` or ``(C, R)``."""
         return tuple(self.observed_score.shape[1:])
 
+    @property
+    def hypotheses(self) -> Tensor:
+        """Of which units "no effect" is a question, boolean ``(N, U, *output_shape)``: those that were intervened on for this output."""
+        return torch.from_numpy(is_hypothesis(self.status))
+
     @checked(level=FRACTION)
     def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the two-sided interval for each effect, both ``(N, U, *output_shape)``.
@@ -209,28 +224,36 @@ class TreatmentEffectStatistics:
         p = torch.from_numpy(np.asarray(2 * scipy_stats.t.sf(ratio, self.degrees_of_freedom.numpy())))
         return torch.where(exact, (self.effect == 0).double(), p)
 
-    @checked(alpha=FRACTION, correction=one_of("fdr_bh", "fdr_by", "bonferroni", None))
+    @checked(correction=one_of(*CORRECTIONS))
+    def adjusted_p_values(self, correction: str | None = "fdr_bh") -> Tensor:
+        """P-values adjusted over the hypotheses of each example and output, ``(N, U, *output_shape)``; NaN of other units.
+
+        Args:
+            correction: one of :data:`CORRECTIONS`, as in :func:`adjust_p_values`.
+
+        Raises:
+            ValueError: an unknown correction.
+        """
+        p, hypotheses = (values.numpy().reshape(*values.shape[:2], -1) for values in (self.p_values(), self.hypotheses))
+        adjusted = np.full(p.shape, np.nan)
+        for n, k in np.ndindex(p.shape[0], p.shape[2]):
+            adjusted[n, :, k] = adjust_p_values(p[n, :, k], correction, hypotheses=hypotheses[n, :, k])
+        return torch.from_numpy(adjusted.reshape(self.effect.shape))
+
+    @checked(alpha=FRACTION, correction=one_of(*CORRECTIONS))
     def significant(self, alpha: float = 0.05, correction: str | None = "fdr_bh") -> Tensor:
-        """Which effects differ from 0, boolean ``(N, U, *output_shape)``.
+        """Which effects differ from 0, boolean ``(N, U, *output_shape)``; ``False`` where that is no question (:attr:`hypotheses`).
 
         Args:
             alpha: the error rate, in (0, 1).
-            correction: ``"fdr_bh"`` (Benjamini and Hochberg 1995) or ``"fdr_by"`` (Benjamini and Yekutieli 2001) hold the
-                expected share of false ones among the units of each example and output; ``"bonferroni"`` the chance of any;
-                ``None`` is unit by unit.
+            correction: over the hypotheses of each example and output, as in :func:`adjust_p_values`: ``"fdr_bh"`` or ``"fdr_by"``
+                hold the expected share of false ones, ``"holm"`` or ``"bonferroni"`` the chance of any; ``None`` is unit by unit.
+
+        Raises:
+            ValueError: ``alpha`` outside (0, 1), or an unknown correction.
         """
-        p = self.p_values().numpy()
-        flat = p.reshape(*p.shape[:2], -1)
-        adjusted = np.full(flat.shape, np.nan)
-        for n, k in np.ndindex(flat.shape[0], flat.shape[2]):
-            known = ~np.isnan(flat[n, :, k])
-            values = flat[n, known, k]
-            if correction in ("fdr_bh", "fdr_by") and len(values):
-                values = scipy_stats.false_discovery_control(values, method=correction[-2:])
-            elif correction == "bonferroni":
-                values = np.minimum(values * len(values), 1)
-            adjusted[n, known, k] = values
-        return torch.from_numpy((adjusted <= alpha).reshape(p.shape))
+        # NaN is not at most anything.
+        return self.adjusted_p_values(correction) <= alpha
 
     @checked(field=one_of(*_FIELDS))
     def to_map(self, field: str = "effect", target: TargetType = None) -> Tensor | tuple[Tensor, ...]:
@@ -366,8 +389,9 @@ class TreatmentEffectStatistics:
         n, units = self.effect.shape[:2]
         shape = self.effect.shape
         flat = [values.reshape(n, units, -1).numpy() for values in (self.sample_variance, self.variance_factor)]
-        given = self.variance_freedom.reshape(n, units, -1).numpy()
         status = self.status.reshape(n, units, -1).numpy()
+        # What is no hypothesis has no say in the common scale, whatever stands in its moments.
+        given = np.where(is_hypothesis(status), self.variance_freedom.reshape(n, units, -1).numpy(), np.nan)
         moderated, freedom = np.full(given.shape, np.nan), np.full(given.shape, np.nan)
         for i, k in np.ndindex(given.shape[0], given.shape[2]):
             moderated[i, :, k], freedom[i, :, k] = moderate(flat[0][i, :, k], given[i, :, k])
@@ -441,6 +465,87 @@ def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int
     if chosen.shape != (n_examples,):
         raise ValueError(f"target: {shown(target)} picks {math.prod(chosen.shape[1:])} of {described} per example; pick one")
     return chosen
+
+
+@checked(status=array() | _COLUMN)
+def is_hypothesis(status: "Tensor | np.ndarray | pd.Series[Any]") -> np.ndarray:
+    """Whether "no effect" is a question of units with this status: of those that were intervened on.
+
+    Args:
+        status: :class:`Status` as numbers or as names, of any shape; a tensor, an array, or the column ``status`` of a table.
+
+    Returns:
+        Booleans of the same shape: True where ESTIMATED or SCREENED, False where OUTSIDE_SUPPORT, EXCLUDED or ABSENT.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_causalseg.statistics import Status, is_hypothesis
+        >>> is_hypothesis(np.array([Status.SCREENED, Status.OUTSIDE_SUPPORT])), is_hypothesis(np.array(["ESTIMATED", "EXCLUDED"]))
+        (array([ True, False]), array([ True, False]))
+    """
+    values = np.asarray(status)
+    if values.dtype.kind in "iubf":
+        return np.isin(values, [int(one) for one in _HYPOTHESES])
+    return np.isin(values.astype(str), [one.name for one in _HYPOTHESES])
+
+
+@checked(
+    p_values=array("real") | _COLUMN,
+    correction=one_of(*CORRECTIONS),
+    hypotheses=NONE | array("boolean") | _COLUMN,
+    n_tests=NONE | integer(0),
+)
+def adjust_p_values(
+    p_values: "Tensor | np.ndarray | pd.Series[Any]",
+    correction: str | None = "fdr_bh",
+    *,
+    hypotheses: "Tensor | np.ndarray | pd.Series[Any] | None" = None,
+    n_tests: int | None = None,
+) -> np.ndarray:
+    """P-values of one family of tests, adjusted for their number: those of at most ``alpha`` pass at the error rate ``alpha``.
+
+    Args:
+        p_values: of any shape, all one family; NaN is no test. A tensor, an array, or a column of a table.
+        correction: ``"fdr_bh"`` (Benjamini and Hochberg 1995) or ``"fdr_by"`` (Benjamini and Yekutieli 2001, under any dependence):
+            the expected share of false ones among those that pass; ``"holm"`` (Holm 1979) or ``"bonferroni"``: the chance of any
+            false one; ``None``: as they are.
+        hypotheses: booleans of the same shape, which of them are tests at all (:func:`is_hypothesis`); all by default.
+        n_tests: how many tests there are, where ``p_values`` are only the smallest of them. The adjusted ones are right up to the
+            smallest p-value that was left out.
+
+    Returns:
+        Float64 of the same shape, NaN where there is no test.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_causalseg.statistics import adjust_p_values
+        >>> adjust_p_values(np.array([0.01, 1.0, 0.04, np.nan]), hypotheses=np.array([True, False, True, True]))
+        array([0.02,  nan, 0.04,  nan])
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    tests = ~np.isnan(p) if hypotheses is None else ~np.isnan(p) & np.asarray(hypotheses, dtype=bool)
+    adjusted = np.full(p.shape, np.nan)
+    values = p[tests]
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError(f"p_values: expected numbers from 0 to 1, got {values[(values < 0) | (values > 1)][0]}")
+    count = len(values)
+    total = count if n_tests is None else n_tests
+    if not count:
+        return adjusted
+    if correction in ("fdr_bh", "fdr_by"):
+        # Linear in the number of tests; under dependence, that times the harmonic sum.
+        values = scipy_stats.false_discovery_control(values, method="bh") * (total / count)
+        values = values * (1 / np.arange(1, total + 1)).sum() if correction == "fdr_by" else values
+    elif correction == "holm":
+        order = np.argsort(values, kind="stable")
+        values[order] = np.maximum.accumulate(values[order] * (total - np.arange(count)))
+    elif correction == "bonferroni":
+        values = values * total
+    adjusted[tests] = np.minimum(values, 1)
+    return adjusted
 
 
 @checked(

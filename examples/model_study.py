@@ -42,7 +42,6 @@ import captum_causalseg
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, TreatmentEffectStatistics, regions
 from captum_causalseg.demo import CLASS_NAMES, BrainSlices, fit, load_brain_slices, mean_dice
 from captum_causalseg.evaluation.profile import perception_profile
-from captum_causalseg.statistics import Status
 
 LABEL = 1
 """Grey matter."""
@@ -256,12 +255,12 @@ def profile(statistics: TreatmentEffectStatistics, roi: Tensor, place: int) -> t
     row["energy_radius_90"] = found.radius(0.9, of="energy")
     for name in ("radius_50", "radius_90", "energy_radius_50", "energy_radius_90"):
         row[name] = np.ceil(row[name] / found.bin_width - 1e-9)
-    # What the geometry alone makes: where half of the units lie.
+    # What the geometry alone makes: where half of the units lie that can reach the RoI.
     row |= {
         f"even_radius_{share}": float(np.quantile(found.units["bin"], share / 100, method="inverted_cdf")) for share in (50, 90)
     }
     row["even_share_within_2"] = float((found.units["bin"] <= 2).mean())
-    row["share_reached"] = float((found.units["status"] != Status.OUTSIDE_SUPPORT.name).mean())
+    row["share_reached"] = len(found.units) / (len(found.units) + found.n_outside)
     row["share_far_active"] = float((found.units["role"] != "null")[found.units["bin"] > FAR].mean())
     row["noise_share"] = row["noise_mass"] / row["mass"] if row["mass"] > 0 else math.nan
     return row, found.by_distance[["bin", "n_units", "mass", "energy"]].astype({"n_units": float})

@@ -47,6 +47,11 @@ class Study:
         near = self.rows.groupby("model")["share_within_2"].mean()
         return [str(name) for name in near.sort_values(ascending=False, kind="stable").index]
 
+    @property
+    def reached_by_all(self) -> pd.DataFrame:
+        """The rows in which every unit of the image reaches the RoI."""
+        return self.rows[self.rows["share_reached"] == 1]
+
     def cumulative(self, model: str, of: str) -> pd.Series:
         """Per ring, the share of ``n_units``, ``mass`` or ``energy`` that lies within it.
 
@@ -121,9 +126,11 @@ class Study:
             radii = [self._cell(name, f"{of}radius_{share}", 1) for of in ("", "energy_") for share in (50, 90)]
             near = self._cell(name, "share_within_2", 0, 100), f"{100 * self.cumulative(name, 'energy').get(2, math.nan):.0f}"
             rows.append((name, self._cell(name, "share_reached", 0, 100), *radii, *near, self._cell(name, "noise_share", 2)))
-        even = self.rows[["even_radius_50", "even_radius_90"]].mean()
-        near_even = f"{100 * self.rows['even_share_within_2'].mean():.0f}"
-        rows.append(("*every unit the same*", "", *[f"{radius:.1f}" for radius in even] * 2, near_even, near_even, ""))
+        every = self.reached_by_all
+        if len(every):
+            even = every[["even_radius_50", "even_radius_90"]].mean()
+            near_even = f"{100 * every['even_share_within_2'].mean():.0f}"
+            rows.append(("*every unit the same*", "", *[f"{radius:.1f}" for radius in even] * 2, near_even, near_even, ""))
         return markdown((*header, "mass in two rings, %", "energy in two rings, %", "noise / mass"), rows)
 
     def _roles(self) -> str:
@@ -206,7 +213,9 @@ class Study:
             offset = (i - (len(slices) - 1) / 2) * 0.16
             dots.plot(radii.loc[self.order, name], places + offset, "o", color=SLICE_COLORS[i % len(SLICE_COLORS)], label=name)
         dots.plot(radii.loc[self.order].mean(axis=1), places, "|", color="black", markersize=16, label="mean")
-        dots.axvline(self.rows["even_radius_50"].mean(), color="0.55", linestyle="--", label="every unit the same")
+        if len(self.reached_by_all):
+            even = self.reached_by_all["even_radius_50"].mean()
+            dots.axvline(even, color="0.55", linestyle="--", label="every unit the same")
         dots.set_title("Radius of half of the mass, by slice (mean over the RoIs)")
         dots.set_xlabel("distance from the RoI (rings of blocks)")
         dots.set_xlim(0, None)

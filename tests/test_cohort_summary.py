@@ -23,7 +23,6 @@ from captum_causalseg.cohort import (
 )
 from captum_causalseg.cohort._between_cases import (
     Discoveries,
-    adjusted,
     mean_of_cases,
     paired_difference,
     random_effects,
@@ -31,6 +30,7 @@ from captum_causalseg.cohort._between_cases import (
 from captum_causalseg.cohort._case_values import case_values, typical_width
 from captum_causalseg.evaluation._unit_space import UnitSpace
 from captum_causalseg.evaluation.profile import perception_profile
+from captum_causalseg.statistics import adjust_p_values
 
 SHAPE = (16, 16)
 ROI = regions.box(SHAPE, 4, 4)
@@ -288,9 +288,9 @@ def test_without_a_difference_pairs_differ_one_time_in_twenty():
 
 def test_adjusted_is_holm_or_benjamini_hochberg():
     p = pd.Series([0.01, math.nan, 0.04, 0.03], index=[3, 1, 4, 9])
-    assert adjusted(p, "holm").tolist() == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)
-    assert adjusted(p, "fdr_bh").tolist() == pytest.approx([0.03, math.nan, 0.04, 0.04], nan_ok=True)
-    assert adjusted(pd.Series([math.nan]), "holm").isna().all()
+    assert adjust_p_values(p, "holm").tolist() == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)
+    assert adjust_p_values(p, "fdr_bh").tolist() == pytest.approx([0.03, math.nan, 0.04, 0.04], nan_ok=True)
+    assert np.isnan(adjust_p_values(pd.Series([math.nan]), "holm")).all()
 
 
 # False discoveries.
@@ -347,7 +347,7 @@ def table_of_units(labels, roi, spacing):
     rows = []
     for unit, distance in zip(space.ids, space.distance):
         where = np.argwhere(labels == unit)
-        row = {"unit": unit, "distance": distance}
+        row = {"unit": unit, "status": "ESTIMATED", "distance": distance}
         row |= {f"start_{a}": v for a, v in enumerate(where.min(0))} | {f"stop_{a}": v + 1 for a, v in enumerate(where.max(0))}
         rows.append(row)
     return pd.DataFrame(rows), space.bin_width
@@ -533,7 +533,7 @@ def test_three_dimensions_and_bins_of_another_width(tmp_path):
 def test_failed_cases_are_counted(near):
     summary = summarize(near)
     assert summary.cases.loc[0, ["n_cases", "n_finished", "n_failed"]].tolist() == [6, 5, 1]
-    assert repr(summary) == "CohortSummary(5 cases (1 failed), 2 bins of 4)"
+    assert repr(summary) == "CohortSummary(5 cases (1 failed), 1 bins of 4)"
 
 
 def test_groups_are_summarized_as_if_alone(near, tmp_path):
@@ -575,7 +575,7 @@ def test_studies_by_name_are_groups_and_pairs(near, far):
         rows = table[table["family"] == family]
         assert (rows["correction"] == method).all()
         assert len(rows) == {"case": 7, "profile": 2}[family]
-        pd.testing.assert_series_equal(rows["p_adjusted"], adjusted(rows["p_value"], method), check_names=False)
+        assert rows["p_adjusted"].tolist() == pytest.approx(adjust_p_values(rows["p_value"], method).tolist(), nan_ok=True)
     assert "4 pairs of near and far" in repr(summary)
 
 
@@ -585,8 +585,11 @@ def test_each_two_of_several_groups_are_one_family(near, far, tmp_path):
     pairs = table[["first", "second", "n_pairs"]].drop_duplicates().values.tolist()
     assert pairs == [["near", "middle", 3], ["near", "far", 4], ["middle", "far", 3]]
     rows = table[table["family"] == "profile"]
-    assert len(rows) == 3 * 2
-    pd.testing.assert_series_equal(rows["p_adjusted"], adjusted(rows["p_value"], "holm"), check_names=False)
+    # The second ring is beyond the reach of both of the first pair.
+    assert rows[["first", "second", "bin"]].values.tolist() == [
+        *(["near", "middle", 1], ["near", "far", 1], ["near", "far", 2], ["middle", "far", 1], ["middle", "far", 2])
+    ]
+    assert rows["p_adjusted"].tolist() == pytest.approx(adjust_p_values(rows["p_value"], "holm").tolist(), nan_ok=True)
 
 
 def test_pairs_by_a_column(tmp_path):
@@ -641,7 +644,8 @@ def test_several_regions_need_both_axes(tmp_path):
 def test_significant_units_over_the_cohort(near, far):
     summary = summarize({"near": near, "far": far})
     units = pd.concat([near.units().assign(study="near"), far.units().assign(study="far")], ignore_index=True)
-    known = units["p_value"].notna()
+    known = units["status"].isin(["ESTIMATED", "SCREENED"])
+    assert (units["status"] == "OUTSIDE_SUPPORT").any()
     for correction in ("fdr_bh", "fdr_by"):
         units.loc[known, "q_value"] = scipy_stats.false_discovery_control(units.loc[known, "p_value"], method=correction[-2:])
         expected = units[units["q_value"] <= 0.2].reset_index(drop=True)
@@ -666,7 +670,7 @@ def test_tables_are_read_case_by_case(near, monkeypatch):
     monkeypatch.setattr(pd, "read_parquet", spy)
     summary.significant_units()
     assert len(read) == 10
-    assert {columns for _, columns in read[:5]} == {("p_value", "asked")}
+    assert {columns for _, columns in read[:5]} == {("status", "p_value", "asked")}
     assert len({path for path, _ in read[:5]}) == 5
 
 
@@ -691,7 +695,7 @@ def test_exclusion_and_infinite_errors_in_one_case():
             "supporting_mass": 0.3,
             "harming_mass": 0.1,
             "radius_50": 1.0,
-            "n_units": 4,
+            "n_units": 3,
         }
     )
     assert math.isnan(found["energy"])

@@ -298,13 +298,15 @@ def test_only_units_that_were_intervened_on_count_and_dropped_ones_count_as_zero
     status = [0, SCREENED, EXCLUDED, OUTSIDE, ABSENT]
     statistics, roi = row([0.3, 0.001, 0, 0.0, 0], error=0.05, status=status)
     profile = perception_profile(statistics, roi)
-    assert profile.units["status"].tolist() == ["ESTIMATED", "SCREENED", "OUTSIDE_SUPPORT"]
-    assert profile.units["effect"].tolist() == [0.3, 0, 0]
-    assert profile.units["standard_error"].tolist() == pytest.approx([0.05, 0, 0])
-    assert profile.units["role"].tolist() == ["supporting", "null", "null"]
+    assert profile.units["status"].tolist() == ["ESTIMATED", "SCREENED"]
+    assert profile.units["effect"].tolist() == [0.3, 0]
+    assert profile.units["standard_error"].tolist() == pytest.approx([0.05, 0])
+    assert profile.units["role"].tolist() == ["supporting", "null"]
+    assert profile.shares == {"supporting": 0.5, "harming": 0, "null": 0.5}
+    assert profile.n_outside == 1
     assert profile.mass == pytest.approx(0.3)
     assert profile.summary()["noise_mass"] == pytest.approx(0.05 * math.sqrt(2 / math.pi))
-    assert perception_profile(statistics, roi, alpha=None).counts == {"supporting": 1, "harming": 0, "null": 2}
+    assert perception_profile(statistics, roi, alpha=None).counts == {"supporting": 1, "harming": 0, "null": 1}
 
 
 def test_a_screened_effect_has_no_role_however_small_its_p_value():
@@ -549,8 +551,9 @@ def test_a_real_attribution_and_its_map_have_the_same_profile(spatial):
     )
     for n in range(2):
         profile = perception_profile(statistics, roi, example=n, alpha=None)
-        # The map in double precision, NaN on excluded units.
-        of_map = profile_of_map(statistics.to_map("effect")[n, 0], roi, block_size=4)
+        # The map in double precision, NaN on excluded units; those out of reach are no part of the profile.
+        painted, status = statistics.to_map("effect")[n, 0], statistics.to_map("status")[n, 0]
+        of_map = profile_of_map(torch.where(status == OUTSIDE, torch.nan, painted), roi, block_size=4)
         assert profile.units.drop(columns=["status", "standard_error", "p_value"]).equals(
             of_map.units.drop(columns=["status", "standard_error", "p_value"])
         )
@@ -788,7 +791,10 @@ def test_bad_input_of_perception_profile(options, error, message):
 
 def test_nothing_to_profile():
     statistics, roi = row([0.1] * 5, status=[EXCLUDED] * 5)
-    with pytest.raises(ValueError, match="statistics: no unit of example 0 was intervened on"):
+    with pytest.raises(ValueError, match="statistics: no unit of example 0 was intervened on, all are excluded"):
+        perception_profile(statistics, roi)
+    statistics, roi = row([0.0] * 5, status=[OUTSIDE] * 2 + [EXCLUDED] + [OUTSIDE] * 2)
+    with pytest.raises(ValueError, match="was intervened on, none can reach the RoI through the model"):
         perception_profile(statistics, roi)
     other = make([0.1, 0.2], 0.0, np.array([[0]]), [EXCLUDED, 0], extra_masks=[np.array([[1]])])
     with pytest.raises(ValueError, match="statistics: no unit of the first input was intervened on"):

@@ -120,8 +120,10 @@ def test_other_corrections():
     assert stats.significant(0.05, correction=None)[0].tolist() == (p <= 0.05).tolist()
     assert stats.significant(0.05, correction="bonferroni")[0].tolist() == (p * 4 <= 0.05).tolist()
     assert int(stats.significant(0.05, correction="fdr_by").sum()) <= int(stats.significant(0.05).sum())
-    with pytest.raises(ValueError, match=r"correction: expected \"fdr_bh\", .* or None, got 'holm'"):
-        stats.significant(correction="holm")
+    # Step down: the smallest of four times 4, the next times 3.
+    assert stats.adjusted_p_values("holm")[0, :2].tolist() == pytest.approx([4 * float(p[0]), 3 * float(p[1])])
+    with pytest.raises(ValueError, match=r"correction: expected \"fdr_bh\", .* or None, got 'sidak'"):
+        stats.significant(correction="sidak")
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, 2, math.nan])

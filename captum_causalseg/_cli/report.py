@@ -28,7 +28,7 @@ from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.profile import perception_profile
 from captum_causalseg.evaluation.refutation import RefutationReport
 from captum_causalseg.metrics import METRICS
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.visualization import plot_profile
 
 __all__ = ["comparison_page", "components_page", "effects_page", "refutation_page"]
@@ -235,9 +235,9 @@ def _strongest_section(case: CommandCase, options: argparse.Namespace, statistic
 
 def _profile_section(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str:
     heading = "Near or far"
-    status = statistics.select(statistics.status, case.output)
-    if bool((status == Status.EXCLUDED).all()):
-        return page.section(heading, page.paragraph("Every part touches the region of interest: there is no distance to tell."))
+    if not bool(statistics.select(statistics.hypotheses, case.output).any()):
+        said = "Every part touches the region of interest or cannot reach it through the network: there is no distance to tell."
+        return page.section(heading, page.paragraph(said))
     profile = perception_profile(statistics, case.roi, case.output)
     said = "No part of the image was found to have an effect."
     if profile.mass > 0:

@@ -32,7 +32,8 @@ def pie(axes: Axes, profile: PerceptionProfile, names: dict[str, str]) -> None:
     )[0]
     labels = [f"{names[role]}: {profile.counts[role]} ({100 * profile.shares[role]:.1f} %)" for role in shown]
     axes.legend(wedges, labels, loc="upper center", bbox_to_anchor=(0.5, 0.04), frameon=False, fontsize=9)
-    axes.set_title(f"{len(profile.units)} units", fontsize=11)
+    beside = f"\n({profile.n_outside} more cannot reach the region)" if profile.n_outside else ""
+    axes.set_title(f"{len(profile.units)} units{beside}", fontsize=11)
 
 
 def ratio(axes: Axes, profile: PerceptionProfile, names: dict[str, str]) -> None:

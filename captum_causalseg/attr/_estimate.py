@@ -21,7 +21,7 @@ from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Intervention", "allowed_outputs", "estimate", "interventions", "output_axes", "paint"]
+__all__ = ["Intervention", "allowed_outputs", "estimate", "interventions", "output_axes", "paint", "reached_outputs"]
 
 # Moments of so many units times outputs take about a gigabyte: more is a segmentation map passed off as a score.
 _MOST_OUTPUTS = 20_000_000
@@ -201,6 +201,11 @@ def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
     return _per_output(problem, ~problem.excluded, n_outputs)
 
 
+def reached_outputs(problem: Problem, reach: Reach, n_outputs: int) -> np.ndarray:
+    """``(N, U, K)``: which units can reach the RoI of an output."""
+    return _per_output(problem, reach.reaches, n_outputs)
+
+
 def output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
     """Names of the axes of one example's scores."""
     if isinstance(problem.forward_func, SegmentationTarget):
@@ -242,7 +247,7 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
     reach = everything_reaches(problem)
     if effort.support is not None:
         reach = find_reach(problem, effort.perturbations_per_eval * problem.n_examples)
-    outside = ~_per_output(problem, reach.reaches, n_outputs)
+    outside = ~reached_outputs(problem, reach, n_outputs)
     active = (allowed_outputs(problem, n_outputs) & ~outside)[plan.example, plan.unit]
     plan = replace(plan, active=active)
     asked = _outputs_of_goal(index.numpy(), output_shape, axes)

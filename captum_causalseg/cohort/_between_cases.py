@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-__all__ = ["Discoveries", "adjusted", "mean_of_cases", "paired_difference", "random_effects"]
+from captum_causalseg.statistics import adjust_p_values
+
+__all__ = ["Discoveries", "mean_of_cases", "paired_difference", "random_effects"]
 
 # A standard error so much smaller than another case's is rounding of one that is 0.
 _EXACT = 1e-6
@@ -143,17 +145,6 @@ def paired_difference(first: np.ndarray, second: np.ndarray, level: float = 0.95
     return found | {"p_value": _p_value(mean, se, n - 1), "p_wilcoxon": wilcoxon}
 
 
-def adjusted(p_values: pd.Series, method: str) -> pd.Series:
-    """P-values of a family of tests, adjusted (``"holm"``, ``"fdr_bh"``); those that are NaN are no tests and stay NaN."""
-    from statsmodels.stats.multitest import multipletests
-
-    known = p_values.notna()
-    found = pd.Series(math.nan, index=p_values.index, dtype=float)
-    if known.any():
-        found[known] = multipletests(p_values[known].to_numpy(), method=method)[1]
-    return found
-
-
 class Discoveries:
     """False discovery rate over more p-values than one wants to hold: only those that can pass are kept.
 
@@ -198,11 +189,7 @@ class Discoveries:
     def _passing(self) -> tuple[np.ndarray, np.ndarray]:
         p = np.sort(np.concatenate([np.empty(0), *self._small]))
         self._small = [p]
-        tests = float(self.n_tests)
-        if self._correction == "fdr_by":
-            tests *= float((1 / np.arange(1, self.n_tests + 1)).sum())
-        raw = p * tests / np.arange(1, len(p) + 1)
-        return p, np.minimum(np.minimum.accumulate(raw[::-1])[::-1], 1.0)
+        return p, adjust_p_values(p, self._correction, n_tests=self.n_tests)
 
 
 def _by_inverse_variance(effect: np.ndarray, error: np.ndarray) -> tuple[float, float, float, float]:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from captum_causalseg.cohort.folder import Cohort, file_of
 from captum_causalseg.evaluation._perception import energies
-from captum_causalseg.statistics import Status
+from captum_causalseg.statistics import Status, adjust_p_values, is_hypothesis
 
 __all__ = ["MEASURES", "READ", "Source", "by_bin", "case_values", "components_of", "typical_width"]
 
@@ -89,25 +88,23 @@ def case_values(units: pd.DataFrame, alpha: float) -> dict[str, float]:
     Args:
         units: a row per unit or module, with ``status``, ``effect``, ``standard_error``, ``p_value``, ``observed_score`` and, of units,
             ``distance``.
-        alpha: the false discovery rate among the units of the case.
+        alpha: the false discovery rate among the units of the case that can reach the region of interest.
     """
     found = dict.fromkeys(MEASURES, math.nan)
-    known = units["p_value"].dropna()
-    # Before screened effects are set to 0: that they were few draws is in the p-value.
-    q_value = pd.Series(scipy_stats.false_discovery_control(known) if len(known) else [], index=known.index, dtype=float)
     found["observed_score"] = float(units["observed_score"].iloc[0]) if len(units) else math.nan
-    components = "module" in units
-    kept = units[units["effect"].notna()] if components else _intervened(units)
+    kept = _tested(units)
     found["n_units"] = float(len(kept))
     if kept.empty:
         return found
-    effect = kept["effect"]
-    significant = (q_value.reindex(kept.index) <= alpha) & (effect != 0)
-    found["share_significant"] = float(significant.mean())
-    if components:
+    # Before screened effects are set to 0: that they were few draws is in the p-value.
+    found["share_significant"] = float(
+        ((adjust_p_values(kept["p_value"]) <= alpha) & (_dropped_to_0(kept)["effect"] != 0)).mean()
+    )
+    if "module" in units:
         # Modules hold each other: their effects do not add up.
         return found
-    energy = energies(kept)
+    kept = _dropped_to_0(kept)
+    effect, energy = kept["effect"], energies(kept)
     found |= {
         "mass": float(effect.abs().sum()),
         "supporting_mass": float(effect.clip(lower=0).sum()),
@@ -119,31 +116,45 @@ def case_values(units: pd.DataFrame, alpha: float) -> dict[str, float]:
 
 
 def by_bin(units: pd.DataFrame, width: float) -> pd.DataFrame:
-    """Of one case's units: per bin of distance ``((k - 1) width, k width]``, ``n_units``, ``mass``, ``sum``, ``energy``.
+    """Of one case's units: per bin of distance ``((k - 1) width, k width]``, ``n_units``, ``n_outside``, ``mass``, ``sum``, ``energy``.
 
-    As :func:`captum_causalseg.evaluation.profile.perception_profile` has it: SCREENED and OUTSIDE_SUPPORT count as 0, EXCLUDED not at
-    all. Units without a distance are left out.
+    As :func:`captum_causalseg.evaluation.profile.perception_profile` has it: SCREENED count as 0, EXCLUDED not at all, and of those
+    OUTSIDE_SUPPORT only the number is kept. Units without a distance are left out.
     """
-    kept = _intervened(units)
-    kept = kept[kept["distance"].notna()]
+    units = _dropped_to_0(units[units["distance"].notna()])
+    tested = is_hypothesis(units["status"])
+    outside = (units["status"] == Status.OUTSIDE_SUPPORT.name).to_numpy()
+    kept, counted = units[tested | outside], tested[tested | outside]
     # 3 * 0.1 belongs to the third bin of width 0.1.
     bins = np.ceil(kept["distance"] / width - 1e-9).astype(np.int64).rename("bin")
-    columns = pd.DataFrame({"n_units": 1, "mass": kept["effect"].abs(), "sum": kept["effect"], "energy": energies(kept)})
+    columns = pd.DataFrame(
+        {
+            **{"n_units": counted.astype(int), "n_outside": (~counted).astype(int)},
+            **{"mass": kept["effect"].abs(), "sum": kept["effect"], "energy": energies(kept)},
+        }
+    )
     # Not groupby.sum, which passes over NaN.
     return columns.groupby(bins).agg(lambda values: values.sum(skipna=False)).reset_index()
 
 
-def _intervened(units: pd.DataFrame) -> pd.DataFrame:
-    """The units with a known effect; those that were dropped or cannot reach the region of interest have 0."""
-    dropped = units["status"].isin([Status.SCREENED.name, Status.OUTSIDE_SUPPORT.name])
-    units = units.assign(
+def _tested(units: pd.DataFrame) -> pd.DataFrame:
+    """The units that were intervened on: those that can reach the region of interest and do not touch it."""
+    return units[is_hypothesis(units["status"])]
+
+
+def _dropped_to_0(units: pd.DataFrame) -> pd.DataFrame:
+    """With the effect 0, known for certain, where screening dropped the unit."""
+    dropped = units["status"] == Status.SCREENED.name
+    return units.assign(
         effect=units["effect"].where(~dropped, 0.0), standard_error=units["standard_error"].where(~dropped, 0.0)
     )
-    return units[units["effect"].notna() & (units["status"] != Status.EXCLUDED.name)]
 
 
 def typical_width(units: pd.DataFrame) -> float:
     """Of one case: the edge of its units, in the unit of the distances; the largest of the axes'. NaN without distances.
+
+    Only units that can reach the region of interest or touch it have a say in the edge; where the others lie tells how distances
+    grow from block to block.
 
     The table has edges in pixels, and distances in pixels or millimeters. From one block to the next along an axis, the distance
     changes by at most the edge of a block, and by just that where both are clear of the region of interest on that axis' side: the
@@ -158,9 +169,12 @@ def typical_width(units: pd.DataFrame) -> float:
     stops = {start: start.replace("start", "stop") for start in axes}
     # Units of several channels lie in one place.
     placed = placed.drop_duplicates([*stops, *stops.values()])
+    counted = placed["status"] != Status.OUTSIDE_SUPPORT.name
+    if not counted.any():
+        return math.nan
     edges, steps = [], []
     for start, stop in stops.items():
-        edges.append(float((placed[stop] - placed[start]).quantile(0.5, interpolation="higher")))
+        edges.append(float((placed[stop] - placed[start])[counted].quantile(0.5, interpolation="higher")))
         others = [end for other in axes if other != start for end in (other, stops[other])]
         ordered = placed.sort_values([*others, start])
         touching = (ordered[others].diff() == 0).all(axis=1) & (ordered[start] == ordered[stop].shift())
@@ -173,7 +187,7 @@ def typical_width(units: pd.DataFrame) -> float:
 
 def components_of(units: pd.DataFrame) -> pd.DataFrame:
     """Of one case of ``component_effects``: what its modules are, and their effects."""
-    columns: list[Any] = [name for name in (*_COMPONENTS, "effect", "standard_error") if name in units]
+    columns: list[Any] = [name for name in (*_COMPONENTS, "status", "effect", "standard_error") if name in units]
     return units[columns]
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captum_causalseg.cohort._between_cases import adjusted, mean_of_cases, paired_difference, random_effects
+from captum_causalseg.cohort._between_cases import mean_of_cases, paired_difference, random_effects
 from captum_causalseg.cohort._case_values import MEASURES, READ, by_bin, case_values, components_of, typical_width
 from captum_causalseg.cohort._groups import Member, Pairs
+from captum_causalseg.statistics import adjust_p_values, is_hypothesis
 
 __all__ = [
     "labeled",
@@ -30,7 +31,7 @@ def width_of(members: Sequence[Member]) -> float:
     found = []
     for member in members:
         there = tuple(name for name in member.source.columns(member.case) if name.startswith(("start_", "stop_")))
-        found.append(typical_width(member.source.units(member.case, ("distance", *there))))
+        found.append(typical_width(member.source.units(member.case, ("status", "distance", *there))))
     known = np.array([width for width in found if width > 0])
     return float(np.quantile(known, 0.5, method="lower")) if len(known) else math.nan
 
@@ -89,7 +90,7 @@ def table_of_profile(
         quantities = _by_case_and_bin(bins[bins["group"] == number])
         if not quantities:
             continue
-        found = {name: mean_of_cases(table, level) for name, table in quantities.items() if name != "n_units"}
+        found = {name: mean_of_cases(quantities[name], level) for name in _PROFILE}
         for place in quantities["n_units"].columns:
             row: dict[str, Any] = {"bin": int(place), "lower": max(0, place - 1) * width, "upper": place * width}
             row |= {"n_cases": int(found["mean_effect"].at[place, "n"])}
@@ -106,15 +107,20 @@ def _by_case_and_bin(bins: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Of one group, per quantity: a row per case, a column per bin."""
     if bins.empty:
         return {}
-    wide = {name: bins.pivot(index="row", columns="bin", values=name) for name in ("n_units", "mass", "sum", "energy")}
-    mass = wide["mass"].fillna(0.0)
+    names = ("n_units", "n_outside", "mass", "sum", "energy")
+    wide = {name: bins.pivot(index="row", columns="bin", values=name) for name in names}
+    # Bins out of everyone's reach are none.
+    reached = wide["n_units"].columns[wide["n_units"].sum() > 0]
+    wide = {name: table[reached] for name, table in wide.items()}
+    mass, known = wide["mass"].fillna(0.0), wide["n_units"].fillna(0) > 0
     total = mass.sum(axis=1)
     share = mass.div(total.where(total > 0), axis=0)
     return {
         "n_units": wide["n_units"].fillna(0),
-        "mean_absolute_effect": wide["mass"] / wide["n_units"],
-        "mean_effect": wide["sum"] / wide["n_units"],
-        "energy": wide["energy"],
+        "beyond_reach": ~known & (wide["n_outside"] > 0),
+        "mean_absolute_effect": wide["mass"] / wide["n_units"].where(known),
+        "mean_effect": wide["sum"] / wide["n_units"].where(known),
+        "energy": wide["energy"].where(known),
         "share": share,
         "cumulative_share": share.cumsum(axis=1),
     }
@@ -131,10 +137,12 @@ def table_of_components(parts: pd.DataFrame, groups: Sequence[Any], level: float
         rows = []
         for name, cases in parts[parts["group"] == number].groupby(named, sort=False):
             pooled = random_effects(cases["effect"].to_numpy(), cases["standard_error"].to_numpy(), level)
-            rows.append(dict(zip(named, name)) | {column: cases[column].iloc[0] for column in about} | pooled)
+            reaches = {"reaches": bool(is_hypothesis(cases["status"]).any())}
+            rows.append(dict(zip(named, name)) | {column: cases[column].iloc[0] for column in about} | pooled | reaches)
         if rows:
             table = pd.DataFrame(rows).sort_values(["order", *named[1:]], kind="stable")
-            table.insert(table.columns.get_loc("p_value") + 1, "q_value", adjusted(table["p_value"], "fdr_bh"))
+            q_value = adjust_p_values(table["p_value"], hypotheses=table.pop("reaches"))
+            table.insert(table.columns.get_loc("p_value") + 1, "q_value", q_value)
             tables.append(table)
             keys += [key] * len(table)
     return pd.concat(tables, ignore_index=True), keys
@@ -154,8 +162,11 @@ def table_of_comparison(
     rows = []
     for pair in pairs:
         a, b = (np.array(side) for side in zip(*pair.rows))
-        for measure, where, quantity in _quantities(values, bins, parts, named, len(members)):
-            found = paired_difference(quantity[a], quantity[b], level)
+        for measure, where, quantity, is_0 in _quantities(values, bins, parts, named, len(members)):
+            first_known, second_known = ~np.isnan(quantity[a]), ~np.isnan(quantity[b])
+            found = paired_difference(
+                np.where(is_0[a] & second_known, 0.0, quantity[a]), np.where(is_0[b] & first_known, 0.0, quantity[b]), level
+            )
             if not found["n_pairs"]:
                 continue
             first, second = pair.n_unpaired
@@ -170,7 +181,7 @@ def table_of_comparison(
     table["p_adjusted"] = math.nan
     # Over all pairs of groups together: three models are compared three times.
     for _, family in table.groupby("family"):
-        table.loc[family.index, "p_adjusted"] = adjusted(family["p_value"], family["correction"].iloc[0])
+        table.loc[family.index, "p_adjusted"] = adjust_p_values(family["p_value"], family["correction"].iloc[0])
     if "bin" in table:
         table["bin"] = table["bin"].astype("Int64")
     if "channel" in table:
@@ -180,16 +191,24 @@ def table_of_comparison(
 
 def _quantities(
     values: pd.DataFrame, bins: pd.DataFrame, parts: pd.DataFrame, named: list[str], n: int
-) -> Iterator[tuple[str, dict[str, Any], np.ndarray]]:
-    """What is compared: a measure, where, and its value in each case."""
+) -> Iterator[tuple[str, dict[str, Any], np.ndarray, np.ndarray]]:
+    """What is compared: a measure, where, its value in each case, and in which cases it is 0 beside a partner that has one.
+
+    Of two models on one image, the effects on what only one of them can reach are to be compared: the other's are exactly 0.
+    """
+    every, nowhere = range(n), np.zeros(n, dtype=bool)
     for measure in _PAIRED:
-        yield measure, {"family": "case"}, values[measure].to_numpy(dtype=float)
-    every = range(n)
+        yield measure, {"family": "case"}, values[measure].to_numpy(dtype=float), nowhere
     if len(bins):
-        table = _by_case_and_bin(bins)["mean_absolute_effect"].reindex(every)
+        quantities = _by_case_and_bin(bins)
+        table, beyond = (
+            quantities["mean_absolute_effect"].reindex(every),
+            quantities["beyond_reach"].reindex(every, fill_value=False),
+        )
         for place in table:
-            yield "mean_absolute_effect", {"family": "profile", "bin": place}, table[place].to_numpy(dtype=float)
+            about = {"family": "profile", "bin": place}
+            yield "mean_absolute_effect", about, table[place].to_numpy(dtype=float), beyond[place].to_numpy(dtype=bool)
     if len(parts):
         for name, cases in parts.sort_values(["order", *named[1:]], kind="stable").groupby(named, sort=False):
             effect = cases.set_index("row")["effect"].reindex(every).to_numpy(dtype=float)
-            yield "effect", {"family": "components", **dict(zip(named, name))}, effect
+            yield "effect", {"family": "components", **dict(zip(named, name))}, effect, nowhere

@@ -36,6 +36,7 @@ from captum_causalseg.cohort._tables import (
     width_of,
 )
 from captum_causalseg.cohort.folder import Cohort, arrow
+from captum_causalseg.statistics import is_hypothesis
 
 __all__ = ["CohortSummary", "summarize"]
 
@@ -52,17 +53,18 @@ class CohortSummary:
 
     Attributes:
         values: one row per finished case, the numbers that the other tables are means of: ``case``, ``observed_score``,
-            ``share_significant`` (of its units, at a false discovery rate of ``alpha`` within the case), ``mass`` (sum of ``|effect|``),
+            ``share_significant`` (of its ``n_units``, at a false discovery rate of ``alpha`` within the case), ``mass`` (sum of ``|effect|``),
             ``supporting_mass``, ``harming_mass``, ``energy`` (sum of ``effect^2 - standard_error^2``, free of the bias that noise
-            gives to a mass), ``radius_50`` (the distance within which half of the mass lies), ``n_units`` (with a known effect).
+            gives to a mass), ``radius_50`` (the distance within which half of the mass lies), ``n_units`` (that can reach the region of interest and were
+            intervened on).
             Masses, energy and radius are NaN in a study of components, which hold each other.
         cases: one row per group: ``n_cases``, ``n_finished``, ``n_failed``, and the mean of each column of ``values`` with its interval.
         profile: one row per group and bin of distance to the region of interest: ``bin``, ``lower``, ``upper`` (distances in
             ``(lower, upper]``), ``n_cases`` (that have units there), ``n_units`` (of all of them), and means over cases with their
             intervals: ``mean_absolute_effect`` and ``mean_effect`` (of a case's units in the bin), ``energy`` (their sum; over
             ``n_energy`` cases where it is known), ``share`` and ``cumulative_share`` of the case's mass (over all cases with a
-            mass, 0 in bins that they do not reach). Units that screening dropped or that cannot reach the region of interest count
-            as 0, those that touch it are left out, as in :func:`~captum_causalseg.evaluation.profile.perception_profile`. Empty for
+            mass, 0 in bins that they do not reach). Units that screening dropped count as 0; those that cannot reach the region of
+            interest or touch it are left out, as in :func:`~captum_causalseg.evaluation.profile.perception_profile`. Empty for
             studies of components, and where units have no distance.
         components: one row per group and module (and channel) of studies of :func:`~captum_causalseg.component_effects`: ``module``,
             [``channel``], ``type``, ``part``, ``order``; ``n_cases`` that have the module; the random-effects mean ``effect`` with
@@ -112,7 +114,7 @@ class CohortSummary:
         """The units whose effects differ from 0, among all units of all cases of all groups.
 
         The tables of the study are read case by case, first the p-values alone, then the rows that pass. Units that cannot reach the
-        region of interest count as tests, as in :meth:`TreatmentEffectStatistics.significant`.
+        region of interest are no tests, as in :meth:`TreatmentEffectStatistics.significant`.
 
         Args:
             alpha: expected share of false ones among them; by default that of the summary.
@@ -131,13 +133,14 @@ class CohortSummary:
             raise ValueError(f'correction: expected "fdr_bh" or "fdr_by", got {correction!r}')
         discoveries = Discoveries(alpha, correction)
         for member in self._members:
-            discoveries.add(member.source.units(member.case, ("p_value",))["p_value"].to_numpy())
+            units = member.source.units(member.case, ("status", "p_value"))
+            discoveries.add(units.loc[is_hypothesis(units["status"]), "p_value"].to_numpy())
         threshold = discoveries.threshold()
         wanted = tuple(name for name in READ if name not in ("observed_score", "type", "part", "order"))
         tables: list[pd.DataFrame] = []
         for member in self._members:
             table = member.source.units(member.case, wanted)
-            table = table[table["p_value"] <= threshold]
+            table = table[is_hypothesis(table["status"]) & (table["p_value"] <= threshold)]
             if len(table) or not tables:  # one for the columns
                 q_value = discoveries.q_values(table["p_value"].to_numpy())
                 keys = dict(zip((*self.by, "case"), (*member.group, member.case)))
@@ -208,9 +211,9 @@ def summarize(
         ...     )
         ...     summary = summarize(study)
         >>> summary
-        CohortSummary(4 cases, 2 bins of 4)
+        CohortSummary(4 cases, 1 bins of 4)
         >>> summary.profile[["bin", "n_cases", "n_units", "share"]].values.tolist()  # it reaches 4 pixels far
-        [[1.0, 4.0, 48.0, 1.0], [2.0, 4.0, 80.0, 0.0]]
+        [[1.0, 4.0, 48.0, 1.0]]
     """
     arrow()
     _check_fraction("level", level)

@@ -138,7 +138,7 @@ def explain(case: Case, out: Path, *, n_draws: int = 20, seed: int = 0, show_pro
 def report(statistics: TreatmentEffectStatistics, case: Case, seconds: float) -> str:
     """The table that the demo prints."""
     table = statistics.to_dataframe()
-    observed = float(statistics.select(statistics.observed_score[:, None], case.target))
+    observed = float(statistics.of_output(case.target).observed_score)
     if case.target is not None:
         table = table[table["class"] == case.target]
     table = table[table["status"] != Status.EXCLUDED.name].sort_values("effect")
@@ -148,8 +148,8 @@ def report(statistics: TreatmentEffectStatistics, case: Case, seconds: float) ->
         "",
         "strongest blocks       rows      columns     effect on the Dice [95 % interval]",
     ]
-    for kind, rows in (("supports", table[::-1].head(4)), ("harms", table.head(4))):
-        for row in rows.itertuples():
+    for kind, rows in (("supports", table[table["effect"] > 0][::-1]), ("harms", table[table["effect"] < 0])):
+        for row in rows.head(4).itertuples():
             lines.append(
                 f"  {kind:<12} {row.start_0:>8}-{row.stop_0 - 1:<4} {row.start_1:>6}-{row.stop_1 - 1:<4}"
                 f"   {row.effect:+.4f}  [{row.lower:+.4f}, {row.upper:+.4f}]"

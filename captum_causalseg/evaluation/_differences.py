@@ -80,7 +80,8 @@ def _moderated(own: TreatmentEffectStatistics, other: TreatmentEffectStatistics)
     variances, freedoms = [], []
     for n in range(len(own.effect)):
         mine, theirs = (
-            (one.sample_variance[n].numpy(), one.variance_freedom[n].numpy().astype(np.float64)) for one in (own, other)
+            (one.sample_variance[n].numpy(), np.where(one.hypotheses[n].numpy(), one.variance_freedom[n].numpy(), np.nan))
+            for one in (own, other)
         )
         variance, freedom = moderate(*mine)
         if np.isinf(variance).any():

@@ -23,9 +23,12 @@ class PerceptionProfile:
     ``E[effect^2] = truth^2 + se^2``; it can be negative where there is nothing. Both are NaN where a standard error is infinite
     or unknown, except that a profile without any (:func:`profile_of_map`) takes them as 0 in the energy.
 
-    **Units that were not estimated.** Units that cannot reach the RoI (OUTSIDE_SUPPORT) have effect 0. Units that screening
-    dropped (SCREENED) count as 0 without noise too, as in the paper; what they truly do is mostly below the screening
-    threshold, but a rare large effect can hide among them. Use ``n_screening_draws=0`` to profile without that gap.
+    **Units that were not estimated.** Units that screening dropped (SCREENED, the paper's irrelevant blocks) count as 0 without
+    noise, as in the paper; what they truly do is mostly below the screening threshold, but a rare large effect can hide among
+    them. Use ``n_screening_draws=0`` to profile without that gap. Units that cannot reach the RoI through the model
+    (OUTSIDE_SUPPORT) are no part of the profile: they are not in its tables, shares and means, and only counted, in ``n_outside``.
+    The paper tries every block of its images of 256 x 256 pixels, so its shares are of all blocks of the image, those out of reach
+    being irrelevant ones: ``counts[role] / (len(units) + n_outside)``, which depends on the size of the image.
 
     Attributes:
         units: one row per unit that was intervened on. Columns: ``unit`` (its id), ``status`` (name of the
@@ -42,7 +45,8 @@ class PerceptionProfile:
             ``share``, ``mean_absolute_effect``. A unit belongs to the axis along which it is displaced most; on a
             diagonal it is divided equally, so ``n_units`` may be a fraction. Units at the very center of the RoI belong to none.
         counts: number of units per role: ``"supporting"``, ``"harming"``, ``"null"``.
-        shares: the same as fractions of the units.
+        shares: the same as fractions of the units that can reach the RoI, the rows of ``units``.
+        n_outside: how many further units there are that cannot reach it.
         supporting_mass: sum of the positive effects.
         harming_mass: minus the sum of the negative effects (>= 0).
         anisotropy: 0 where the mass depends on the distance alone, up to 1 where it lies along a single line. It is the
@@ -63,6 +67,7 @@ class PerceptionProfile:
     by_direction: pd.DataFrame
     counts: dict[str, int]
     shares: dict[str, float]
+    n_outside: int
     supporting_mass: float
     harming_mass: float
     anisotropy: float

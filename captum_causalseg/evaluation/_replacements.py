@@ -1,7 +1,7 @@
 """Images in which any set of units is replaced by natural donors at once, and the scores that they get."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._estimate import allowed_outputs, output_axes
+from captum_causalseg.attr._estimate import allowed_outputs, output_axes, reached_outputs
 from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import prepare
+from captum_causalseg.attr._reach import find_reach
 from captum_causalseg.interventions.units import gather, paste
 from captum_causalseg.statistics import target_index
 
@@ -29,10 +30,12 @@ class Replacements:
         n_draws: how many sets of donors there are.
         batch_size: images in one forward pass.
         seed: of the donors.
+        support: whether to find out which units can reach the region of interest.
 
     Attributes:
         observed: ``(N,)`` scores of the images as they are.
-        replaceable: ``(N, U)``, boolean: units that may be replaced for this output's sake.
+        unit_ids: ``(U,)``.
+        replaceable: ``(N, U)``, boolean: units that may be replaced for this output's sake, and can reach its region.
         n_forwards: images that went through the model so far.
     """
 
@@ -50,6 +53,7 @@ class Replacements:
         n_draws: int,
         perturbations_per_eval: int,
         seed: int,
+        support: Literal["auto"] | None,
     ) -> None:
         problem = prepare(forward_func, inputs, baselines, additional_forward_args, feature_mask, block_size, exclude)
         self._units, self._donors = problem.units, problem.donors
@@ -58,6 +62,7 @@ class Replacements:
         self.rois, self.n_examples = problem.rois, problem.n_examples
         self.batch_size = perturbations_per_eval * self.n_examples
         self.seed, self.n_forwards = seed, 0
+        self.unit_ids: np.ndarray = problem.units.ids
         ids = torch.from_numpy(problem.units.ids)
         self._labels = [torch.searchsorted(ids, mask.contiguous()) for mask in problem.units.masks]
         everyone = np.arange(self.n_examples)
@@ -67,8 +72,13 @@ class Replacements:
         self._output_shape, self._axes = tuple(scores.shape[1:]), output_axes(problem, scores.ndim - 1)
         self._index = target_index(target, self.n_examples, self._output_shape, self._axes)
         self.observed = self.pick(scores, everyone)
-        allowed = allowed_outputs(problem, scores[0].numel())[everyone, :, self._index.numpy()]
-        self.replaceable: np.ndarray = allowed & problem.units.present
+        outputs = everyone, slice(None), self._index.numpy()
+        self.replaceable: np.ndarray = allowed_outputs(problem, scores[0].numel())[outputs] & problem.units.present
+        if support is not None:
+            with undisturbed(self.forward_func):
+                reach = find_reach(problem, self.batch_size)
+            self.replaceable &= reached_outputs(problem, reach, scores[0].numel())[outputs]
+            self.n_forwards += sum(problem.evaluator.spent.values())
         numbers = [problem.populations(*np.nonzero(self.replaceable))] * n_draws
         self._replaced = [self._all_replaced(draw, population) for draw, population in enumerate(numbers)]
 

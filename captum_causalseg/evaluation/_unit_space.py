@@ -24,6 +24,7 @@ class UnitSpace:
 
     Args:
         labels: ``(C, *spatial)`` ids of the units; equal ids in several channels are one unit.
+        beside: ids of units that the default width of a bin is not taken from.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class UnitSpace:
         spacing: float | Sequence[float] | None,
         bin_width: float | Sequence[float] | None,
         metric: Metric,
+        beside: np.ndarray | None = None,
     ) -> None:
         spatial = labels.shape[1:]
         axes = len(spatial)
@@ -45,7 +47,8 @@ class UnitSpace:
         self.distance_unit = "pixel" if spacing is None else "spacing"
         scale, self.bin_width = step, 1.0
         if bin_width is None:
-            self.bin_width = float(np.max(_edges(index) * step))
+            counted = np.ones(len(self.ids), bool) if beside is None else ~np.isin(self.ids, beside)
+            self.bin_width = float(np.max(_edges(index, counted) * step))
         elif np.ndim(bin_width) == 0:
             self.bin_width = float(_lengths("bin_width", bin_width, axes)[0])
         else:
@@ -104,10 +107,10 @@ def distance_to(roi: np.ndarray, spacing: np.ndarray, metric: Metric) -> np.ndar
     return distance
 
 
-def _edges(index: np.ndarray) -> np.ndarray:
-    """Per spatial axis, the median edge of the units' bounding boxes; the longer of the two in the middle."""
+def _edges(index: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Per spatial axis, the median edge of the counted units' bounding boxes; the longer of the two in the middle."""
     boxes = ndimage.find_objects(index)
-    edges = np.array([[side.stop - side.start for side in box[1:]] for box in boxes if box is not None])
+    edges = np.array([[side.stop - side.start for side in box[1:]] for box, counts in zip(boxes, counted) if counts])
     return np.asarray(np.quantile(edges, 0.5, axis=0, method="higher"))
 
 

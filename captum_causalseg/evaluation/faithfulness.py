@@ -64,6 +64,10 @@ class Faithfulness:
         feature_mask: units as in ``attribute``.
         block_size: or blocks.
         exclude: units that are never replaced, as in ``attribute``: by default those that touch the region of interest.
+        support: ``"auto"``: units that cannot reach the region of interest through the model, as ``attribute`` finds them out, are
+            left alone as well. Nothing would come of replacing them, and curves and subsets would be of the image's size: the more
+            of it lies out of reach, the smaller the area over a curve of deletion. What a map says of such units is not looked at.
+            ``None``: every unit, no forwards are spent on that.
         n_draws: sets of donors that curves and leakage are averaged over.
         n_steps: points of a curve after the first.
         n_subsets: random subsets for the correlations and infidelity.
@@ -106,7 +110,10 @@ class Faithfulness:
         leakage_share: float = 0.1,
         perturbations_per_eval: int = 16,
         seed: int = 0,
+        support: Literal["auto"] | None = "auto",
     ) -> None:
+        if support not in ("auto", None):
+            raise ValueError(f'support: expected "auto" or None, got {support!r}')
         for name, count, least in (
             ("n_draws", n_draws, 1),
             ("n_steps", n_steps, 1),
@@ -123,6 +130,7 @@ class Faithfulness:
             n_draws=n_draws,
             perturbations_per_eval=perturbations_per_eval,
             seed=seed,
+            support=support,
         )
         self._target, self.seed = target, seed
         self.n_draws, self.n_steps, self.n_subsets = n_draws, n_steps, n_subsets
@@ -141,7 +149,7 @@ class Faithfulness:
 
     @property
     def replaceable(self) -> np.ndarray:
-        """``(N, U)``, boolean: units that are replaced; those that touch the region of interest, say, are not."""
+        """``(N, U)``, boolean: units that are replaced; those that touch the region of interest or cannot reach it are not."""
         return self._world.replaceable
 
     @property
@@ -320,17 +328,27 @@ class Faithfulness:
 
     def _ranked(self, units: np.ndarray, order: Order, draw: int) -> Iterator[np.ndarray]:
         """Per example, its replaceable units in this order; equal ones in a random order, the same for every map."""
-        sign = -1 if order == "supporting" else 1
-        ties: np.ndarray = np.random.default_rng((self.seed, 2, draw)).random((units.shape[1],))
+        sign, ties = -1 if order == "supporting" else 1, self._ties[draw]
         for n in range(self.n_examples):
             allowed = np.flatnonzero(self.replaceable[n])
             yield allowed[np.lexsort((ties[allowed], sign * units[n, allowed]))]
 
     @cached_property
+    def _ties(self) -> np.ndarray:
+        """``(D, U)``: random numbers that order equal units."""
+        return self._random(2, self.n_draws)
+
+    def _random(self, purpose: int, count: int) -> np.ndarray:
+        """``(count, U)`` random numbers, for each unit by its id: whatever other units there are, they are the same."""
+        numbers = np.ones((count, self.replaceable.shape[1]))
+        for u in np.flatnonzero(self.replaceable.any(0)):
+            numbers[:, u] = np.random.default_rng((self.seed, purpose, int(self._world.unit_ids[u]))).random(count)
+        return numbers
+
+    @cached_property
     def _subsets(self) -> np.ndarray:
         """``(N, S, U)``, boolean: random subsets of the replaceable units, alike for examples with the same ones."""
-        shape = self.n_subsets, self.replaceable.shape[1]
-        keys = np.where(self.replaceable[:, None], np.random.default_rng((self.seed, 1)).random(shape), np.inf)
+        keys = np.where(self.replaceable[:, None], self._random(1, self.n_subsets), np.inf)
         sizes: np.ndarray = np.maximum(1, np.round(self._subset_share * self.replaceable.sum(1)))
         chosen: np.ndarray = keys.argsort(2).argsort(2) < sizes[:, None, None]
         return chosen

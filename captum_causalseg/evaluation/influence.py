@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from captum_causalseg.evaluation._unit_space import Array, check_example, integer_map, unit_labels
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics, adjust_p_values, is_hypothesis
 
 __all__ = ["InfluenceMatrix", "influence_matrix"]
 
@@ -18,9 +18,11 @@ class InfluenceMatrix:
     """Effects of units or regions (rows) on RoIs (columns), in the score's own units; > 0 supports, < 0 harms.
 
     Attributes:
-        effect: ``(rows, R)``; NaN where there was no intervention, because the unit touches that RoI.
+        effect: ``(rows, R)``; exactly 0 where the unit cannot reach that RoI through the model; NaN where there was no intervention
+            because it touches it.
         standard_error: of the effects, likewise.
-        significant: booleans, which effects differ from 0 after Benjamini and Hochberg over the rows of each column.
+        significant: booleans, which effects differ from 0 after Benjamini and Hochberg over the rows of each column that can reach
+            its RoI.
     """
 
     effect: pd.DataFrame
@@ -45,9 +47,10 @@ def influence_matrix(
         target: the class, if the target scores several.
         example: which example of the batch.
         regions: integers ``(*spatial)`` that name the region of each pixel. A unit belongs to the region where most of its pixels
-            in the first input lie (the smaller number on a tie). A region's effect is the mean effect of its units that
-            were intervened on, each alone (not that of replacing the whole region at once); its standard error takes the units'
-            errors as independent, because their draws are. By default the rows are the units.
+            in the first input lie (the smaller number on a tie). A region's effect on an RoI is the mean effect of its units that
+            can reach that RoI and were intervened on, each alone (not that of replacing the whole region at once): what else there
+            is of the region does not count. Its standard error takes the units' errors as independent, because their draws are.
+            By default the rows are the units.
         alpha: false discovery rate.
 
     Returns:
@@ -84,12 +87,14 @@ def influence_matrix(
     )
     status = _of_class(statistics.status[row].numpy(), statistics, target)
     present = (status != Status.ABSENT).any(1)
+    tested = is_hypothesis(status)
     ids, name = statistics.unit_ids.numpy(), "unit"
     if regions is not None:
-        ids, name, (effect, error, p_value) = _grouped(statistics, row, regions, effect, error, freedom)
-        present = np.ones(len(ids), dtype=bool)
+        ids, name, (effect, error, p_value) = _grouped(statistics, row, regions, effect, error, freedom, tested)
+        present, tested = np.ones(len(ids), dtype=bool), np.ones(p_value.shape, dtype=bool)
+    adjusted = [adjust_p_values(p_value[:, r], hypotheses=tested[:, r]) for r in range(p_value.shape[1])]
     frames = []
-    for values in (effect, error, _discoveries(p_value, alpha)):
+    for values in (effect, error, np.stack(adjusted, 1) <= alpha):
         columns = pd.RangeIndex(effect.shape[1], name="roi")
         frames.append(pd.DataFrame(values[present], index=pd.Index(ids[present], name=name), columns=columns))
     return InfluenceMatrix(*frames)
@@ -102,8 +107,9 @@ def _grouped(
     effect: np.ndarray,
     error: np.ndarray,
     freedom: np.ndarray,
+    tested: np.ndarray,
 ) -> tuple[np.ndarray, str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Mean effects of the units of each region, their standard errors and p-values, ``(regions, R)``."""
+    """Mean effects of the units of each region, their standard errors and p-values, ``(regions, R)``; p-values NaN of no tests."""
     labels = unit_labels(statistics, row)
     region_of_pixel = np.broadcast_to(integer_map("regions", regions, labels.shape[1:]), labels.shape)
     names, region = np.unique(region_of_pixel, return_inverse=True)
@@ -116,8 +122,11 @@ def _grouped(
     shape = (len(names), effect.shape[1])
     mean, spread, p_value = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
     for g, r in np.ndindex(shape):
-        own = member[g] & ~np.isnan(effect[:, r])
+        own = member[g] & tested[:, r]
         if not own.any():
+            # What was not excluded is out of reach.
+            if (member[g] & ~np.isnan(effect[:, r])).any():
+                mean[g, r] = spread[g, r] = 0.0
             continue
         mean[g, r] = effect[own, r].mean()
         variance = error[own, r] ** 2
@@ -132,16 +141,6 @@ def _grouped(
             degrees = variance.sum() ** 2 / (variance[inexact] ** 2 / freedom[own, r][inexact]).sum()
             p_value[g, r] = 2 * scipy_stats.t.sf(abs(mean[g, r] / spread[g, r]), degrees)
     return names, "region", (mean, spread, p_value)
-
-
-def _discoveries(p_value: np.ndarray, alpha: float) -> np.ndarray:
-    """Benjamini and Hochberg over the rows of each column; unknown ones are none."""
-    found = np.zeros(p_value.shape, dtype=bool)
-    for column in range(p_value.shape[1]):
-        known = ~np.isnan(p_value[:, column])
-        if known.any():
-            found[known, column] = scipy_stats.false_discovery_control(p_value[known, column], method="bh") <= alpha
-    return found
 
 
 def _of_class(values: np.ndarray, statistics: TreatmentEffectStatistics, target: int | None) -> np.ndarray:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import linalg
-from scipy import stats as scipy_stats
 
 from captum_causalseg import regions
 from captum_causalseg._captum import TargetType
@@ -39,6 +38,9 @@ def perception_profile(
     Bin ``k`` holds the distances in ``((k - 1) w, k w]`` with ``w = bin_width``. For blocks on the same grid as the RoI, bin ``k`` of
     the Chebyshev distance holds the ``k``-th ring of blocks around it: the paper's block distance.
 
+    Only units that can reach the RoI through the model count (:attr:`TreatmentEffectStatistics.hypotheses`), so that the profile does
+    not depend on how much other image there is around them.
+
     Args:
         statistics: what ``attribute(..., return_statistics=True)`` returned. Of several inputs the first counts: units that lie
             in others only are left out.
@@ -46,11 +48,11 @@ def perception_profile(
         target: which output, as in ``attribute``; needed if there are several.
         example: which example of the batch.
         alpha: units have a role if their effect differs from 0 at this false discovery rate (Benjamini and Hochberg, over the units
-            of this example and output), else they are ``"null"``, as are those whose standard error is infinite. ``None``: by
-            the sign alone, ``"null"`` is exactly 0.
+            of this example and output that can reach the RoI), else they are ``"null"``, as are those whose standard error is
+            infinite. ``None``: by the sign alone, ``"null"`` is exactly 0.
         spacing: edge of a pixel, one number or one per axis; distances and displacements are in its unit. 1 by default.
-        bin_width: in the unit of ``spacing``; by default the edge of the blocks (of the units' bounding boxes, the median, along
-            the axis where it is longest). One per axis for blocks that are not cubes: distances are then measured in bins,
+        bin_width: in the unit of ``spacing``; by default the edge of the blocks (of the bounding boxes of the units that can reach
+            the RoI or touch it, the median, along the axis where it is longest). One per axis for blocks that are not cubes: distances are then measured in bins,
             axis by axis, and the width is 1.
         metric: ``"chebyshev"`` (largest difference along an axis), ``"euclidean"`` or ``"cityblock"``.
 
@@ -72,7 +74,7 @@ def perception_profile(
         ... )
         >>> profile = perception_profile(statistics, roi)
         >>> profile.by_distance[["n_units", "share"]].round(2).values.tolist()  # it reaches 4 pixels far
-        [[12.0, 1.0], [20.0, 0.0], [28.0, 0.0]]
+        [[12.0, 1.0]]
         >>> profile.radius(0.9)
         1.0
     """
@@ -82,12 +84,11 @@ def perception_profile(
         raise ValueError(f"alpha: expected None or a number between 0 and 1, got {alpha}")
     row = check_example(statistics, example)
     chosen = statistics.of_output(target)
-    effect, error, status, p_value = (
-        values[row].numpy().copy() for values in (chosen.effect, chosen.standard_error, chosen.status, chosen.p_values())
+    effect, error, status, p_value, tested = (
+        values[row].numpy().copy()
+        for values in (chosen.effect, chosen.standard_error, chosen.status, chosen.adjusted_p_values(), chosen.hypotheses)
     )
-    known = ~np.isnan(p_value)
-    p_value[known] = scipy_stats.false_discovery_control(p_value[known], method="bh") if known.any() else []
-    dropped = (status == Status.SCREENED) | (status == Status.OUTSIDE_SUPPORT)
+    dropped = status == Status.SCREENED
     effect[dropped], error[dropped] = 0.0, 0.0
     units = pd.DataFrame(
         {
@@ -98,17 +99,19 @@ def perception_profile(
             "p_value": p_value,
         }
     )
-    units = units[~np.isnan(effect) & (status != Status.EXCLUDED) & (status != Status.ABSENT)]
+    units = units[tested]
+    outside = statistics.unit_ids.numpy()[status == Status.OUTSIDE_SUPPORT]
     if units.empty:
-        raise ValueError(f"statistics: no unit of example {example} was intervened on")
+        why = "none can reach the RoI through the model" if len(outside) else "all are excluded"
+        raise ValueError(f"statistics: no unit of example {example} was intervened on, {why}")
     if alpha is None:
         role = np.select([units["effect"] > 0, units["effect"] < 0], ROLES[:2], ROLES[2])
     else:
         # Infinite standard errors have a p-value of 1.
         sure = units["p_value"] <= alpha
         role = np.select([sure & (units["effect"] > 0), sure & (units["effect"] < 0)], ROLES[:2], ROLES[2])
-    space = UnitSpace(unit_labels(statistics, row), roi, spacing, bin_width, metric)
-    return _profile(units.assign(role=role), space, alpha)
+    space = UnitSpace(unit_labels(statistics, row), roi, spacing, bin_width, metric, beside=outside)
+    return _profile(units.assign(role=role), space, alpha, int(np.isin(outside, space.ids).sum()))
 
 
 def profile_of_map(
@@ -128,7 +131,8 @@ def profile_of_map(
 
     Args:
         effects: ``(*spatial)``, one number on each unit, > 0 supports (the paper's heat map is -100 times that); NaN on units
-            that were not intervened on.
+            that were not intervened on. A map does not say which units cannot reach the RoI: they count with their 0, unless they
+            are NaN as well.
         roi: boolean mask ``(*spatial)``.
         feature_mask: the units as integers ``(*spatial)``. Give this or ``block_size``.
         block_size: edge of the block units in pixels, one number or one per axis.
@@ -187,10 +191,10 @@ def profile_of_map(
             "role": np.select([effect > 0, effect < 0], ROLES[:2], ROLES[2]),
         }
     )
-    return _profile(units, space, None)
+    return _profile(units, space, None, 0)
 
 
-def _profile(units: pd.DataFrame, space: UnitSpace, alpha: float | None) -> PerceptionProfile:
+def _profile(units: pd.DataFrame, space: UnitSpace, alpha: float | None, n_outside: int) -> PerceptionProfile:
     """From units with effects and roles, and where they lie."""
     units = units[units["unit"].isin(space.ids)]
     if units.empty:
@@ -213,6 +217,7 @@ def _profile(units: pd.DataFrame, space: UnitSpace, alpha: float | None) -> Perc
         by_direction=_by_direction(effect, displacement),
         counts=counts,
         shares={name: count / len(units) for name, count in counts.items()},
+        n_outside=n_outside,
         supporting_mass=float(effect[effect > 0].sum()),
         harming_mass=float(np.abs(effect[effect < 0]).sum()),
         anisotropy=_anisotropy(units["effect"].abs(), displacement, units["bin"]),

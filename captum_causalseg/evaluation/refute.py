@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
@@ -32,7 +31,7 @@ from captum_causalseg.evaluation._refutation_context import (
     unit_name,
 )
 from captum_causalseg.evaluation.refutation import Refutation, RefutationReport, inconclusive, verdict
-from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.statistics import TreatmentEffectStatistics, adjust_p_values
 
 __all__ = [
     "REFUTERS",
@@ -137,7 +136,7 @@ def placebo(context: RefutationContext) -> Refutation:
     The statistic is the largest absolute effect, in the score's units; the threshold 0.
     """
     found = context.estimate(baselines=SelfDonor())
-    tested = (found.n_draws > 0).numpy()
+    tested = (found.hypotheses & (found.n_draws > 0)).numpy()
     if not tested.any():
         return inconclusive("placebo", 0.0, found.n_forwards, "no unit can reach the RoI")
     effects = np.where(tested, found.effect.abs().numpy(), 0.0)
@@ -268,8 +267,7 @@ def _agreement(
     tested = ~np.isnan(p)
     if not tested.any():
         return inconclusive(name, context.alpha, forwards, "no unit's draws show their spread")
-    adjusted = np.full(p.shape, np.nan)
-    adjusted[tested] = scipy_stats.false_discovery_control(p[tested], method="bh")
+    adjusted = adjust_p_values(p)
     smallest = float(np.nanmin(adjusted))
     count = int((adjusted[tested] <= context.alpha).sum())
     at = np.unravel_index(int(np.nanargmin(p)), p.shape)
