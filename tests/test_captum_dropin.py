@@ -19,7 +19,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import captum_causalseg
-from captum_causalseg import AverageTreatmentEffect, PatchBank, PdCR, SegmentationTarget, Status, regions
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    GradientTreatmentEffect,
+    LayerAverageTreatmentEffect,
+    LayerGradientTreatmentEffect,
+    PatchBank,
+    PdCR,
+    SegmentationTarget,
+    Status,
+    causal_support,
+    compare,
+    component_effects,
+    refute,
+    regions,
+)
+from captum_causalseg.baselines import MiSuRe, RiseSegmentation, SegHiResGradCam
+from captum_causalseg.evaluation import Faithfulness
 
 PACKAGE = Path(captum_causalseg.__file__).parent
 
@@ -503,3 +519,71 @@ def test_private_attributes_of_captum_objects_are_not_used_elsewhere():
 @pytest.mark.parametrize(("module", "name"), captum_imports(PACKAGE / "_captum.py"))
 def test_private_names_exist_in_the_installed_captum(module, name):
     assert hasattr(importlib.import_module(module), name)
+
+
+# --- A segmentation model that was not wrapped -----------------------------------------------------------------------
+
+
+class Unwrapped(nn.Module):
+    """A segmentation model of three classes; what it returns is made of its logits."""
+
+    def __init__(self, d: int, make) -> None:
+        super().__init__()
+        self.net, self.make = {2: nn.Conv2d, 3: nn.Conv3d}[d](1, 3, 3, padding=1), make
+
+    def forward(self, x: Tensor):
+        return self.make(self.net(x))
+
+
+RETURNED = {
+    "logits": lambda y: y,
+    "labels": lambda y: y.argmax(1),
+    "a quarter of the resolution": lambda y: y[(..., *[slice(None, None, 4)] * (y.ndim - 2))],
+    "dict": lambda y: {"out": y},
+    "list": lambda y: [y, y],
+}
+OURS = {
+    "AverageTreatmentEffect": lambda m, x, d, t: AverageTreatmentEffect(m).attribute(x, d, t, block_size=4),
+    "plan": lambda m, x, d, t: AverageTreatmentEffect(m).plan(x, d, t, block_size=4),
+    "PdCR": lambda m, x, d, t: PdCR(m).attribute(x, d, target=t, block_size=4),
+    "GradientTreatmentEffect": lambda m, x, d, t: GradientTreatmentEffect(m).attribute(x, d, target=t, block_size=4),
+    "LayerAverageTreatmentEffect": lambda m, x, d, t: LayerAverageTreatmentEffect(m, m.net).attribute(x, d, t),
+    "LayerGradientTreatmentEffect": lambda m, x, d, t: LayerGradientTreatmentEffect(m, m.net).attribute(x, d, t),
+    "MiSuRe": lambda m, x, d, t: MiSuRe(m).attribute(x, target=t),
+    "RiseSegmentation": lambda m, x, d, t: RiseSegmentation(m).attribute(x, target=t),
+    "SegHiResGradCam": lambda m, x, d, t: SegHiResGradCam(m, m.net).attribute(x, target=t),
+    "component_effects": lambda m, x, d, t: component_effects(m, x, baselines=d, output=t),
+    "causal_support": lambda m, x, d, t: causal_support(m, x),
+    "Faithfulness": lambda m, x, d, t: Faithfulness(m, x, d, t, block_size=4),
+    "compare": lambda m, x, d, t: compare({"ours": AverageTreatmentEffect(m)}, m, x, d, output=t, block_size=4),
+    "refute": lambda m, x, d, t: refute(AverageTreatmentEffect(m), x, d, t, block_size=4),
+}
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("returned", RETURNED)
+@pytest.mark.parametrize("face", OURS)
+def test_whoever_gives_a_segmentation_model_is_told_to_wrap_it(face, returned, d):
+    size = {2: (12, 16), 3: (8, 12, 8)}[d]
+    model, images, donors = Unwrapped(d, RETURNED[returned]), random(2, 1, *size), random(6, 1, *size, seed=1)
+    for target in (None, 1):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            OURS[face](model, images, donors, target)
+        said = str(caught.value)
+        assert re.match(r"(forward_func|target): ", said)
+        assert "SegmentationTarget" in said.split("(target")[0]
+
+
+def test_a_pixel_of_a_segmentation_is_a_score_and_so_are_tables_of_scores():
+    model, images, donors = Unwrapped(2, RETURNED["logits"]), random(2, 1, 12, 16), random(6, 1, 12, 16, seed=1)
+    pixel = AverageTreatmentEffect(model).attribute(images, donors, (1, 5, 6), block_size=4, n_draws=2)
+    expected = AverageTreatmentEffect(lambda x: model(x)[:, 1, 5, 6]).attribute(images, donors, block_size=4, n_draws=2)
+    torch.testing.assert_close(pixel, expected)
+    for shape in ((3, 2), (2, 4, 5), (1, 1)):
+
+        def table(x: Tensor, shape: tuple[int, ...] = shape) -> Tensor:
+            return x.sum((1, 2, 3)).view(-1, *[1] * len(shape)).expand(-1, *shape)
+
+        with pytest.raises(ValueError, match=r"^target: 7 does not pick one of") as caught:
+            AverageTreatmentEffect(table).attribute(images, donors, 7)
+        assert "SegmentationTarget" not in str(caught.value)

@@ -17,8 +17,9 @@ from captum_causalseg.attr._reach import everything_reaches, find_reach
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
+from captum_causalseg.interventions.evaluator import chosen_output
 from captum_causalseg.interventions.reach import Reach
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Intervention", "allowed_outputs", "estimate", "interventions", "output_axes", "paint", "reached_outputs"]
@@ -242,7 +243,7 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
         )
     output_shape = problem.evaluator.output_shape or ()
     axes = output_axes(problem, len(output_shape))
-    index = target_index(target, problem.n_examples, output_shape, axes)
+    index = chosen_output(target, problem.n_examples, output_shape, axes, problem.spatial)
     problem.evaluator.local_scores()
     reach = everything_reaches(problem)
     if effort.support is not None:

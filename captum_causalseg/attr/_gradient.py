@@ -12,8 +12,7 @@ from captum_causalseg._flat import has_gradient
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._estimate import allowed_outputs, output_axes
 from captum_causalseg.attr._problem import Problem
-from captum_causalseg.interventions.evaluator import checked_scores
-from captum_causalseg.statistics import target_index
+from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 
 __all__ = ["backpropagate"]
 
@@ -28,7 +27,7 @@ def backpropagate(problem: Problem, target: TargetType, n_steps: int) -> Any:
         with torch.set_grad_enabled(n_steps == 1):
             scores = checked_scores(problem.scores(leaves), n, None)
         shape = tuple(scores.shape[1:])
-        index = target_index(target, n, shape, output_axes(problem, len(shape)))
+        index = chosen_output(target, n, shape, output_axes(problem, len(shape)), problem.spatial)
         used = problem.units.present & allowed_outputs(problem, int(np.prod(shape)))[np.arange(n), :, index.numpy()]
         means = _mean_donors(problem, values, used)
         if n_steps == 1:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg.attr._problem import Call, check_integer, prepare_call
-from captum_causalseg.interventions.evaluator import checked_scores
-from captum_causalseg.statistics import target_index
+from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["INTERPOLATION", "baseline_of", "check_number", "counting", "prepare_image", "scores_of_outputs", "sizes_per_axis"]
@@ -96,7 +95,7 @@ def scores_of_outputs(call: Call, scores: Any, target: TargetType) -> tuple[Tens
     names: Sequence[str] = ("output",) * len(shape)
     if isinstance(call.forward_func, SegmentationTarget):
         names = call.forward_func.output_axes(len(shape), call.spatial)
-    return checked, target_index(target, len(checked), tuple(shape), names), tuple(names)
+    return checked, chosen_output(target, len(checked), tuple(shape), names, call.spatial), tuple(names)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from captum_causalseg.attr._estimate import allowed_outputs, output_axes, reache
 from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr._reach import find_reach
+from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.interventions.units import gather, paste
-from captum_causalseg.statistics import target_index
 
 __all__ = ["Attributions", "Replacements"]
 
@@ -67,10 +67,11 @@ class Replacements:
         self._labels = [torch.searchsorted(ids, mask.contiguous()) for mask in problem.units.masks]
         everyone = np.arange(self.n_examples)
         with undisturbed(self.forward_func):
-            scores = self.forward_func(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
+            found = self.forward_func(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
+        scores = checked_scores(found, self.n_examples, None)
         self.n_forwards += self.n_examples
         self._output_shape, self._axes = tuple(scores.shape[1:]), output_axes(problem, scores.ndim - 1)
-        self._index = target_index(target, self.n_examples, self._output_shape, self._axes)
+        self._index = chosen_output(target, self.n_examples, self._output_shape, self._axes, self._spatial)
         self.observed = self.pick(scores, everyone)
         outputs = everyone, slice(None), self._index.numpy()
         self.replaceable: np.ndarray = allowed_outputs(problem, scores[0].numel())[outputs] & problem.units.present

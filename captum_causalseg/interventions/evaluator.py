@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._captum import TargetType
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.interventions.units import Frame, Units, gather
+from captum_causalseg.statistics import target_index
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["ModelEvaluator", "checked_scores"]
+__all__ = ["ModelEvaluator", "checked_scores", "chosen_output"]
 
 # Random states that draws are taken from: so many that what they have in common does not matter beside the draws' own spread, and
 # few enough to be run without intervention once each.
@@ -237,7 +239,10 @@ class ModelEvaluator(ABC):
 def checked_scores(scores: Any, batch: int, output_shape: tuple[int, ...] | None) -> Tensor:
     """What a forward function returned, if it is one score (or ``output_shape`` scores) per example."""
     if not isinstance(scores, Tensor):
-        raise TypeError(f"forward_func: expected a tensor of one score per example, got {type(scores).__name__}")
+        raise TypeError(
+            f"forward_func: expected a tensor of one score per example, got {type(scores).__name__}; a segmentation model is wrapped first: "
+            f"{_WRAPPED} finds the logits in what it returns and scores a region of them"
+        )
     if scores.ndim == 0 or scores.shape[0] != batch:
         raise ValueError(
             f"forward_func: expected one score per example, (N, ...) with N={batch}, got {tuple(scores.shape)}; a function "
@@ -250,3 +255,46 @@ def checked_scores(scores: Any, batch: int, output_shape: tuple[int, ...] | None
             f"forward_func: its scores changed their shape, from {output_shape} per example to {tuple(scores.shape[1:])}"
         )
     return scores
+
+
+def chosen_output(
+    target: TargetType,
+    n_examples: int,
+    output_shape: Sequence[int],
+    output_axes: Sequence[str],
+    spatial: Sequence[int],
+) -> Tensor:
+    """Per example, the flat index ``(N,)`` of the output that ``target`` picks.
+
+    Args:
+        target: in all of Captum's forms.
+        n_examples: ``N``.
+        output_shape: of one example's scores.
+        output_axes: names of its axes.
+        spatial: of the image that is segmented.
+
+    Raises:
+        ValueError: it picks no output, or several. Of a segmentation in the place of scores, that is said first.
+    """
+    try:
+        return target_index(target, n_examples, output_shape, output_axes)
+    except ValueError as error:
+        if not _is_map(output_shape, output_axes, spatial):
+            raise
+        raise ValueError(
+            f"forward_func: it returns {tuple(output_shape)} per example, a segmentation and not scores; wrap the model first: {_WRAPPED} "
+            f"scores a region of it, by classes to pick from ({error})"
+        ) from error
+
+
+_WRAPPED = "SegmentationTarget(model, roi=..., reference=...)"
+
+
+def _is_map(shape: Sequence[int], axes: Sequence[str], spatial: Sequence[int]) -> bool:
+    """Whether outputs ``(C, *spatial)`` or ``(*spatial)`` are a map of an image, at its resolution or a coarser one."""
+    n = len(spatial)
+    if not n or len(shape) not in (n, n + 1) or not all(name.startswith("output") for name in axes):
+        return False
+    own = tuple(shape[-n:])
+    ratios = {side / mine for side, mine in zip(spatial, own)}
+    return own == tuple(spatial) or (n > 1 and len(ratios) == 1 and min(own) > 1 and max(ratios) > 1)
