@@ -32,10 +32,17 @@ def mask_source(name: str, mask: Any) -> tuple[str, Tensor | None]:
         return "none", None
     if not isinstance(mask, (Tensor, np.ndarray)):
         raise TypeError(f"{name}: expected a tensor or an array, got {type(mask).__name__}")
+    if isinstance(mask, np.ma.MaskedArray) and np.ma.is_masked(mask):
+        raise ValueError(
+            f"{name}: expected an array with a value everywhere, got a masked one; say what is under its mask: .filled(0)"
+        )
     if isinstance(mask, np.ndarray):
-        # A copy in native byte order: files are mapped read-only, flipped and big-endian.
-        mask = torch.from_numpy(mask.astype(mask.dtype.newbyteorder("="), order="C"))
-    return "given", plain_tensor(mask)
+        if mask.dtype.kind not in "biuf":
+            raise TypeError(f"{name}: expected an array of numbers or booleans, got {mask.dtype}")
+        # A copy in native byte order, for files are mapped read-only, flipped and big-endian; of no more than double precision.
+        dtype = mask.dtype.newbyteorder("=") if mask.dtype.itemsize <= 8 else np.dtype(np.float64)
+        mask = torch.from_numpy(np.asarray(mask).astype(dtype, order="C"))
+    return "given", _mask_tensor(name, mask)
 
 
 def mask_argument(name: str, inputs: tuple[Any, ...]) -> Tensor:
@@ -46,6 +53,14 @@ def mask_argument(name: str, inputs: tuple[Any, ...]) -> Tensor:
             f'{name}: this target takes it as its last positional argument ({name}="argument"): pass it after the inputs or in '
             "additional_forward_args, one entry per example"
         )
+    return _mask_tensor(name, mask)
+
+
+def _mask_tensor(name: str, mask: Tensor) -> Tensor:
+    if mask.layout != torch.strided or mask.is_quantized:
+        raise TypeError(f"{name}: expected a dense tensor, got a {'quantized' if mask.is_quantized else 'sparse'} one")
+    if mask.is_complex():
+        raise TypeError(f"{name}: expected a mask or labels, got {mask.dtype}")
     return plain_tensor(mask)
 
 
@@ -54,6 +69,7 @@ def plain_tensor(mask: Tensor) -> Tensor:
     mask = mask.detach()
     # Unsigned integers wider than a byte.
     mask = mask.long() if mask.dtype in (torch.uint16, torch.uint32, torch.uint64) else mask
+    mask = mask.float() if mask.is_floating_point() and mask.dtype.itemsize == 1 else mask
     return mask.as_subclass(Tensor) if type(mask) is not Tensor else mask
 
 
@@ -132,8 +148,7 @@ def one_hot(batch: Tensor, channels: int, activation: str, exclusive: bool) -> T
         )
     if not bool(((batch == 0) | (batch == 1)).all()):
         raise ValueError(
-            f"reference: expected 0 and 1 for a model of {channels} channel(s), found labels outside them, up to "
-            f"{float(batch.max()):g}{_scale(batch)}"
+            f"reference: expected 0 and 1 for a model of {channels} channel(s), found {_range(batch)}{_scale(batch)}"
         )
     return batch
 
@@ -176,21 +191,31 @@ def _from_labels(labels: Tensor, channels: int, activation: str, exclusive: bool
             f"reference: a boolean mask has 2 classes, the model's output {channels}; give a label map of the model's classes, or one "
             "mask per class"
         )
-    low, high = float(labels.min()), float(labels.max())
-    if low < 0 or high > channels - 1:
+    if bool((labels < 0).any()) or bool((labels > channels - 1).any()):
         raise ValueError(
-            f"reference: labels {low:g}..{high:g} are outside the model's classes 0..{channels - 1}{_scale(labels)}"
+            f"reference: labels {_range(labels)} are outside the model's classes 0..{channels - 1}{_scale(labels)}"
         )
     if labels.is_floating_point() and not bool((labels == labels.round()).all()):
-        raise ValueError("reference: expected whole numbers as labels, got fractions")
+        raise ValueError(
+            f"reference: expected whole numbers as labels, got {'NaN' if bool(labels.isnan().any()) else 'fractions'}"
+        )
     classes = torch.arange(channels, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
     return labels == classes
 
 
 def _scale(values: Tensor) -> str:
-    """What helps where a mask was saved as an image."""
-    is_image = bool((values == 255).any()) and bool(((values == 0) | (values == 255)).all())
-    return "; a mask of 0 and 255 has to be divided by 255" if is_image else ""
+    """What helps where a mask was saved as an image, or holds what is neither class."""
+    if not bool((values == 255).any()):
+        return ""
+    if bool(((values == 0) | (values == 255)).all()):
+        return "; a mask of 0 and 255 has to be divided by 255"
+    return "; where 255 stands for pixels to ignore, leave them out of the RoI and give them any class"
+
+
+def _range(values: Tensor) -> str:
+    numbers = values[~values.isnan()]
+    said = f"{float(numbers.min()):g}..{float(numbers.max()):g}" if len(numbers) else ""
+    return " and ".join(filter(None, [said, "NaN" if len(numbers) < values.numel() else ""]))
 
 
 def is_one_hot(reference: Tensor, channels: int, exclusive: bool) -> bool:

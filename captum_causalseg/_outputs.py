@@ -27,6 +27,11 @@ def find_logits(returned: Any, output: Any, image: Tensor | None = None) -> Tens
     that is a segmentation of it at another resolution; else its first tensor.
     """
     found = returned
+    if isinstance(returned, Tensor) and isinstance(output, (str, int)):
+        # Its first axis are the examples, its attributes are no outputs.
+        raise TypeError(
+            f"output: the model returns a tensor, which holds no other to choose from; expected None or a callable, got {output!r}"
+        )
     if callable(output):
         found = output(returned)
     elif output is not None:
@@ -57,7 +62,8 @@ def first_image(inputs: tuple[Any, ...]) -> Tensor:
     for value in inputs:
         if isinstance(value, Tensor) and value.ndim > 2:
             return value
-    raise ValueError("inputs: expected an image batch (N, C, *spatial) as the first tensor")
+    came = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in inputs) or "nothing"
+    raise ValueError(f"inputs: expected an image batch (N, C, *spatial) as the first tensor, got {came}")
 
 
 def with_channels(found: Tensor, image: Tensor) -> Tensor:
@@ -73,6 +79,13 @@ def with_channels(found: Tensor, image: Tensor) -> Tensor:
         raise ValueError(
             f"model: expected logits (N, C, *spatial) with N={image.shape[0]} and {len(spatial)} spatial axes for inputs of "
             f"shape {tuple(image.shape)}, got {tuple(found.shape)}; `output` says where to find them"
+        )
+    if found.numel() == 0:
+        raise ValueError(f"model: expected logits (N, C, *spatial), got {tuple(found.shape)}, which holds none")
+    if found.shape[1:-1] == spatial and found.shape[2:] != spatial:
+        raise ValueError(
+            f"model: expected logits (N, C, *spatial), got {tuple(found.shape)} for images of {tuple(spatial)}, with the classes on the last "
+            "axis; output=lambda y: y.movedim(-1, 1) brings them to the second"
         )
     return found
 

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from captum_causalseg.metrics import METRICS, Metric
 
-__all__ = ["find_metric", "hard_labels", "in_domain", "named_score", "read_activation", "refuse_nan", "user_score"]
+__all__ = [
+    "find_metric",
+    "hard_labels",
+    "in_domain",
+    "in_single_precision",
+    "named_score",
+    "read_activation",
+    "refuse_nan",
+    "user_score",
+]
 
 
 def find_metric(metric: str | Callable[..., Tensor]) -> Metric:
@@ -51,6 +60,11 @@ def refuse_nan(logits: Tensor) -> None:
     """Raise if a model's output holds NaN."""
     if bool(logits.isnan().any()):
         raise ValueError("model: it returned NaN; check the model and its inputs (half precision overflows, for one)")
+
+
+def in_single_precision(logits: Tensor) -> Tensor:
+    """The same logits, in float32 where they come in less: a sum over a region would lose most of it."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def probabilities(logits: Tensor, activation: str) -> Tensor:

@@ -28,7 +28,16 @@ from captum_causalseg._masks import (
 )
 from captum_causalseg._outputs import HardOutput, find_logits, first_image, resized, with_channels
 from captum_causalseg._sampling import one_by_one, seeded
-from captum_causalseg._scoring import find_metric, hard_labels, in_domain, named_score, read_activation, refuse_nan, user_score
+from captum_causalseg._scoring import (
+    find_metric,
+    hard_labels,
+    in_domain,
+    in_single_precision,
+    named_score,
+    read_activation,
+    refuse_nan,
+    user_score,
+)
 from captum_causalseg._state import undisturbed
 
 __all__ = ["SegmentationTarget"]
@@ -131,7 +140,9 @@ class SegmentationTarget(nn.Module):
         self.empty_score = float(empty_score)
         self.output = output
         for name, value, least in (("n_samples", n_samples, 1), ("seed", seed, 0)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least):
+            if (value is not None or name == "seed") and (
+                isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least
+            ):
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
         self.n_samples, self.seed = n_samples, int(seed)
         # Whether the model's answers differ, once they have been compared.
@@ -279,7 +290,7 @@ class SegmentationTarget(nn.Module):
         truth = None if reference is None else self._one_hot(reference.to(device), shape, activation, exclusive)
 
         def score(logits: Tensor, rois: Tensor, truth: Tensor | None) -> Tensor:
-            logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            logits = in_single_precision(logits)
             prediction = self._prediction(logits, activation, exclusive)
             return self._shaped(
                 self._named_score(prediction, None if truth is None else truth.to(logits.dtype), rois, exclusive)
@@ -303,6 +314,7 @@ class SegmentationTarget(nn.Module):
         with undisturbed(self):
             logits = self.logits(*inputs)
             refuse_nan(logits)
+            logits = in_single_precision(logits)
             return hard_labels(logits, *self._resolve(logits), self.threshold).bool()
 
     def surrogate(self, metric: str | None = None) -> "SegmentationTarget":
@@ -533,8 +545,7 @@ class SegmentationTarget(nn.Module):
     def _score(self, logits: Tensor, masks: Tensor | None, reference: Tensor | None) -> Tensor:
         """``(N, C, R)``, or what a metric of the user's own returns."""
         refuse_nan(logits)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
+        logits = in_single_precision(logits)
         activation, exclusive = self._resolve(logits)
         if masks is None:
             masks = torch.ones((1, 1, *logits.shape[2:]), dtype=torch.bool, device=logits.device)

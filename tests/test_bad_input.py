@@ -455,8 +455,16 @@ AGGREGATES = (
         (lambda call, x: x.sum(), ValueError, AGGREGATES),
         (lambda call, x: x.sum()[None], ValueError, AGGREGATES),
         (lambda call, x: torch.zeros(3, 2), ValueError, AGGREGATES),
-        (lambda call, x: (per_example(x),), TypeError, "^forward_func: expected a tensor of one score per example, got tuple$"),
-        (lambda call, x: {"out": per_example(x)}, TypeError, "^forward_func: expected a tensor of .*, got dict$"),
+        (
+            lambda call, x: (per_example(x),),
+            TypeError,
+            "^forward_func: expected a tensor of .*, got tuple; a segmentation model is wrapped first: SegmentationTarget",
+        ),
+        (
+            lambda call, x: {"out": per_example(x)},
+            TypeError,
+            "^forward_func: expected a tensor of .*, got dict; a segmentation model is wrapped first: SegmentationTarget",
+        ),
         (lambda call, x: None, TypeError, "^forward_func: expected a tensor of one score per example, got NoneType$"),
         (lambda call, x: 1.0, TypeError, "^forward_func: expected a tensor of one score per example, got float$"),
         (lambda call, x: per_example(x).numpy(), TypeError, "^forward_func: expected a tensor of .*, got ndarray$"),
@@ -488,7 +496,11 @@ LATE = [2, 4]
             ValueError,
             r"^forward_func: its scores changed their shape, from \(\) .* to \(1,\)$",
         ),
-        (lambda x: (per_example(x),), TypeError, "^forward_func: expected a tensor of one score per example, got tuple$"),
+        (
+            lambda x: (per_example(x),),
+            TypeError,
+            "^forward_func: expected a tensor of .*, got tuple; a segmentation model is wrapped first: SegmentationTarget",
+        ),
         (
             lambda x: per_example(x) * NAN,
             ValueError,

@@ -347,7 +347,10 @@ KINDS = {
     "uint16": lambda mask: mask.to(torch.uint16),
     "numpy": lambda mask: mask.numpy(),
     "numpy uint16": lambda mask: mask.numpy().astype(np.uint16),
+    "float8": lambda mask: mask.to(torch.float8_e4m3fn),
     "numpy float64": lambda mask: mask.numpy().astype(np.float64),
+    "numpy long double": lambda mask: mask.numpy().astype(np.longdouble),
+    "numpy without masked values": lambda mask: np.ma.array(mask.numpy()),
     "big-endian": lambda mask: mask.numpy().astype(">i2"),
     "flipped": lambda mask: np.flip(np.flip(mask.numpy()).copy()),
     "mapped": lambda mask: np.broadcast_to(mask.numpy(), mask.shape),
@@ -595,14 +598,23 @@ REFUSED_LABELS = {
         1,
         {},
         255 * torch.eye(8, 9),
-        "reference: expected 0 and 1 for a model of 1 channel.*up to 255; a mask of 0 and 255 has to be divided by 255",
+        r"reference: expected 0 and 1 for a model of 1 channel.*found 0\.\.255; a mask of 0 and 255 has to be divided by 255",
     ),
-    "label 2 of one channel": (1, {}, torch.full(S, 2), "reference: expected 0 and 1 for a model of 1 channel.*up to 2"),
+    "label 2 of one channel": (1, {}, torch.full(S, 2), r"reference: expected 0 and 1 for a model of 1 channel.*found 2\.\.2"),
     "fractions": (3, {}, torch.full(S, 0.5), "reference: expected whole numbers as labels, got fractions"),
-    "fractions of one channel": (1, {}, torch.full(S, 0.5), "reference: expected 0 and 1 .* up to 0.5"),
-    "NaN": (3, {}, torch.full(S, torch.nan), "reference: "),
-    "NaN of one channel": (1, {}, torch.full(S, torch.nan), "reference: expected 0 and 1"),
-    "fractions one-hot": (3, {}, torch.full((2, 3, *S), 1 / 3), "reference: expected 0 and 1 .* up to 0.333"),
+    "fractions of one channel": (1, {}, torch.full(S, 0.5), r"reference: expected 0 and 1 .* found 0.5\.\.0.5"),
+    "NaN": (3, {}, torch.full(S, torch.nan), "reference: expected whole numbers as labels, got NaN"),
+    "NaN of one channel": (1, {}, torch.full(S, torch.nan), "reference: expected 0 and 1 .* found NaN"),
+    "some NaN": (1, {}, torch.eye(8, 9).masked_fill(torch.eye(8, 9).bool(), torch.nan), r"found 0\.\.0 and NaN"),
+    "-1 of one channel": (1, {}, -torch.eye(8, 9).long(), r"reference: expected 0 and 1 .* found -1\.\.0"),
+    "infinity": (3, {}, torch.full(S, torch.inf), r"reference: labels inf\.\.inf are outside the model's classes"),
+    "255 among other labels": (
+        3,
+        {},
+        torch.tensor([0, 1, 2, 255]).repeat(18).view(S),
+        r"labels 0\.\.255 are outside .* 0\.\.2; where 255 stands for pixels to ignore, leave them out of the RoI",
+    ),
+    "fractions one-hot": (3, {}, torch.full((2, 3, *S), 1 / 3), r"reference: expected 0 and 1 .* found 0.333"),
     "too few channels": (3, {}, torch.zeros(2, 2, *S), "reference: it has 2 channels, the model 3; give a label map or"),
     "too many channels": (1, {}, torch.zeros(2, 3, *S), "reference: it has 3 channels, the model 1"),
     "label map of overlapping labels": (
@@ -631,6 +643,29 @@ REFUSED_AT_ONCE = {
     "roi by name": ({"roi": "all"}, ValueError, "roi: expected a mask, None or \"argument\", got 'all'"),
     "roi as a list": ({"roi": [[1, 0]]}, TypeError, "roi: expected a tensor or an array, got list"),
     "reference as a list": ({"reference": [[1, 0]]}, TypeError, "reference: expected a tensor or an array, got list"),
+    "masked array": (
+        {"reference": np.ma.masked_equal(np.eye(8), 0)},
+        ValueError,
+        r"reference: expected an array with a value everywhere, got a masked one; .*\.filled\(0\)",
+    ),
+    "complex": (
+        {"reference": torch.zeros(S, dtype=torch.complex64)},
+        TypeError,
+        "reference: expected a mask or labels, got torch.complex64",
+    ),
+    "array of complex": (
+        {"roi": np.ones(S, dtype=complex)},
+        TypeError,
+        "roi: expected an array of numbers or booleans, got complex128",
+    ),
+    "array of strings": ({"roi": np.array([["a"]])}, TypeError, "roi: expected an array of numbers or booleans, got <U1"),
+    "array of objects": (
+        {"reference": np.array([[None]])},
+        TypeError,
+        "reference: expected an array of numbers or .*, got object",
+    ),
+    "sparse": ({"reference": torch.eye(8).to_sparse()}, TypeError, "reference: expected a dense tensor, got a sparse one"),
+    "seed": ({"seed": None}, ValueError, "seed: expected an integer of at least 0, got None"),
     "no reference": ({"reference": None, "metric": "dice"}, ValueError, "reference: metric 'dice' compares with a reference"),
     "activation": ({"activation": "relu"}, ValueError, "activation: expected .*, got 'relu'"),
     "model": ({"model": None}, TypeError, "model: expected a torch.nn.Module or a callable, got NoneType"),
@@ -644,9 +679,14 @@ def test_refused_when_it_is_built(case):
         SegmentationTarget(**{"model": nn.Identity(), "metric": "volume"} | options)
 
 
-def test_inputs_without_an_image_are_refused():
-    with pytest.raises(ValueError, match=r"inputs: expected an image batch \(N, C, \*spatial\)"):
-        SegmentationTarget(nn.Identity(), metric="volume")(torch.zeros(2, 3))
+@pytest.mark.parametrize(
+    ("inputs", "got"), [((torch.zeros(2, 3),), r"\(2, 3\)"), ((np.zeros((1, 1, 8, 9)), 3), "ndarray, int"), ((), "nothing")]
+)
+def test_inputs_without_an_image_are_refused(inputs, got):
+    with pytest.raises(
+        ValueError, match=rf"inputs: expected an image batch \(N, C, \*spatial\) as the first tensor, got {got}"
+    ):
+        SegmentationTarget(nn.Identity(), metric="volume")(*inputs)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -751,6 +791,22 @@ def test_where_no_logits_are_found_the_error_says_what_there_was(returned, outpu
     assert str(caught.value).startswith("model: no logits found in what it returns (")
 
 
+@pytest.mark.parametrize("output", [0, -1, 1, "real", "T", "logits"])
+def test_a_tensor_is_no_collection_of_outputs(output):
+    """Index 0 of a batch of as many images as classes would be the first image's classes, taken for images."""
+    target = SegmentationTarget(nn.Identity(), metric="volume", output=output)
+    with pytest.raises(TypeError, match=f"output: the model returns a tensor, .* expected None or a callable, got {output!r}"):
+        target(torch.randn(3, 3, 8, 8))
+
+
+def test_logits_of_half_precision_are_hard_where_single_precision_is():
+    # Its sigmoid is above 0.5 by less than bfloat16 can tell.
+    logits = torch.full((1, 1, 4, 4), 1e-3, dtype=torch.bfloat16)
+    target = SegmentationTarget.from_prediction(nn.Identity(), logits, activation="sigmoid")
+    assert target.reference.all()
+    assert target(logits).item() == 1
+
+
 @pytest.mark.parametrize(("n_spatial", "mode"), [(1, "linear"), (2, "bilinear"), (3, "trilinear")])
 @pytest.mark.parametrize("n", [1, 3])
 def test_smaller_logits_are_resized_to_the_input(n_spatial, mode, n):
@@ -779,6 +835,11 @@ def test_a_model_without_channel_axis_has_one_channel(n_spatial, n):
         ),
         (torch.zeros(3, 1, 8, 8), r"with N=2 .* got \(3, 1, 8, 8\)"),
         (torch.zeros(2, 1, 8, 8, 8), r"got \(2, 1, 8, 8, 8\)"),
+        (torch.zeros(2, 0, 8, 8), r"model: expected logits \(N, C, \*spatial\), got \(2, 0, 8, 8\), which holds none"),
+        (
+            torch.zeros(2, 8, 8, 3),
+            r"got \(2, 8, 8, 3\) for images of \(8, 8\), with the classes on the last axis; output=lambda y: y.movedim",
+        ),
         (torch.zeros(2, 1, 8, 8, dtype=torch.long), "model: expected floating-point logits or probabilities, got torch.int64"),
     ],
 )

@@ -1,10 +1,11 @@
 """What evaluators of interventions have in common: how the model is called, scored near its RoIs, and put on a window."""
 
 import copy
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -239,9 +240,11 @@ class ModelEvaluator(ABC):
 def checked_scores(scores: Any, batch: int, output_shape: tuple[int, ...] | None) -> Tensor:
     """What a forward function returned, if it is one score (or ``output_shape`` scores) per example."""
     if not isinstance(scores, Tensor):
+        holds_more = isinstance(scores, (Mapping, list, tuple)) or dataclasses.is_dataclass(scores)
         raise TypeError(
-            f"forward_func: expected a tensor of one score per example, got {type(scores).__name__}; a segmentation model is wrapped first: "
-            f"{_WRAPPED} finds the logits in what it returns and scores a region of them"
+            f"forward_func: expected a tensor of one score per example, got {type(scores).__name__}"
+            + f"; a segmentation model is wrapped first: {_WRAPPED} finds the logits in what it returns and scores a region of them"
+            * holds_more
         )
     if scores.ndim == 0 or scores.shape[0] != batch:
         raise ValueError(
