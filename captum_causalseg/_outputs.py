@@ -192,6 +192,15 @@ def _main_one(tensors: list[Tensor], image: Tensor | None) -> Tensor | None:
         n, spatial = image.shape[0], image.shape[2:]
         alike = [t for t in tensors if t.ndim == image.ndim and t.shape[0] == n]
         full = [t for t in tensors if (t.ndim == image.ndim and t.shape[2:] == spatial) or t.shape[1:] == spatial]
+        heads = dict.fromkeys(
+            tuple(t.shape) for t in full if t.ndim == image.ndim and t.shape[0] == n and t.is_floating_point()
+        )
+        if len(heads) > 1:
+            # Deep supervision and test-time copies have the same classes; a reconstruction or a map of edges beside them has not.
+            raise ValueError(
+                f"output: the model returns several maps of the images' size, {' and '.join(map(str, heads))}; say which one is the "
+                "segmentation (an index, or a callable)"
+            )
         fitting = [t for t in full if t.shape[0] == n] + alike
         if fitting:
             return fitting[0]

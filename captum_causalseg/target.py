@@ -81,9 +81,10 @@ class SegmentationTarget(nn.Module):
         empty_score: Dice and IoU of an empty prediction against an empty reference. 1 here; 0 in the paper's protocol.
         output: how to find the logits in what the model returns: a key, an index or a callable. By default a mapping, named
             tuple or dataclass gives its ``out``, ``logits`` or ``pred``, and a list or tuple (deep supervision) its first tensor of
-            the input's spatial shape, or if there is none its first. Logits of another size than the input are resized to it
-            (linearly, ``align_corners=False``; labels by the nearest pixel). Masks of queries or candidates (Mask2Former, DETR, SAM)
-            are no classes and are refused; the message says how to make class scores of them.
+            the input's spatial shape, or if there is none its first; several of that shape have to be of the same classes. Logits of
+            another size than the input are resized to it (linearly, ``align_corners=False``; labels by the nearest pixel). Masks of
+            queries or candidates (Mask2Former, DETR, SAM) are no classes and are refused; the message says how to make class scores
+            of them.
         n_samples: for models that answer differently each time (diffusion, dropout kept in training mode): scores are the mean over so
             many answers, with random numbers that are **common**: the same for the same ``seed``, whatever the batch and the
             image, so that an observed and an intervened image meet the same noise. Each example runs through the model alone.

@@ -130,6 +130,25 @@ def test_of_two_at_full_resolution_the_first_is_taken_and_output_chooses_another
 
 
 @both_dimensions
+@pytest.mark.parametrize("form", [list, tuple, lambda items: {"out": items}, lambda items: [[items[0]], items[1]]])
+def test_maps_of_different_heads_are_not_guessed_among(d, form):
+    segmentation, reconstruction = torch.randn(2, 3, *SPATIAL[d]), torch.randn(2, 1, *SPATIAL[d])
+    for items in ([segmentation, reconstruction], [reconstruction, segmentation]):
+        target = SegmentationTarget(returning(form(items)), metric="volume")
+        with pytest.raises(
+            ValueError, match=r"output: the model returns several maps of the images' size, \(2, .* and \(2, .*; say which"
+        ):
+            target.logits(images(d, 2))
+    chosen = SegmentationTarget(returning([reconstruction, segmentation]), metric="volume", output=1)
+    assert torch.equal(chosen.logits(images(d, 2)), segmentation)
+    # Labels beside the logits that they come from, or a coarser output of another head, leave nothing open.
+    for beside in (segmentation.argmax(1), torch.randn(2, 1, *(side // 2 for side in SPATIAL[d]))):
+        assert torch.equal(
+            SegmentationTarget(returning((segmentation, beside)), metric="volume").logits(images(d, 2)), segmentation
+        )
+
+
+@both_dimensions
 def test_losses_and_class_scores_beside_the_segmentation_are_passed_over(d):
     full, half, _ = resolutions(d, 2)
     for segmentation in (full, half):
