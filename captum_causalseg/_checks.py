@@ -16,7 +16,8 @@ import inspect
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,7 +38,7 @@ __all__ = [
     "TEXT",
     "ArgumentTypeError",
     "Check",
-    "array",
+    "array_of",
     "check_all",
     "checked",
     "instance",
@@ -49,9 +50,10 @@ __all__ = [
     "one_of",
     "per_axis",
     "refusal",
+    "renamed",
     "sequence",
     "shown",
-    "tensor",
+    "tensor_of",
 ]
 
 P = ParamSpec("P")
@@ -87,7 +89,7 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     if value is None or isinstance(value, (numbers.Number, os.PathLike, slice, torch.dtype, np.generic)):
         return _cut(repr(value))
-    return value.__name__ if isinstance(value, type) else type(value).__name__
+    return _cut(repr(value)) if isinstance(value, type) else type(value).__name__
 
 
 def refusal(name: str, expected: str, got: Any, hint: str = "") -> str:
@@ -177,7 +179,9 @@ class Check:
 
     def _refusal(self, name: str, expected: str, value: Any, by_type: bool) -> str:
         hint = (self.hint and self.hint(value)) or ""
-        return refusal(name, expected, type(value) if by_type else value, hint)
+        if by_type:
+            return f"{name}: expected {expected}, got {type(value).__name__}" + (f"; {hint}" if hint else "")
+        return refusal(name, expected, value, hint)
 
 
 def _copy(check: Check) -> Check:
@@ -300,8 +304,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
@@ -326,7 +328,7 @@ def number(least: float = -math.inf, most: float = math.inf, *, above: float | N
         return math.isfinite(value) and least <= value <= most and (above is None or value > above)
 
     expected = "a positive number" if said == "more than 0" else "a finite number" + (f" of {said}" if said else "")
-    return Check("a number", _is_number, (expected, holds))
+    return Check(expected, _is_number, (expected, holds))
 
 
 def one_of(*choices: Any) -> Check:
@@ -357,7 +359,7 @@ def mapping(key: Check, each: Check, *, expected: str = "a mapping", least: int 
     return _Mapping(key, each, expected, least)
 
 
-def tensor(
+def tensor_of(
     kind: str | None = None,
     shape: str = "",
     axes: tuple[int, float] = (0, math.inf),
@@ -377,7 +379,7 @@ def tensor(
     return _Array("a tensor", (Tensor,), kind, shape, axes, finite, may_be_empty)
 
 
-def array(
+def array_of(
     kind: str | None = None,
     shape: str = "",
     axes: tuple[int, float] = (0, math.inf),
@@ -385,13 +387,13 @@ def array(
     finite: bool = False,
     may_be_empty: bool = True,
 ) -> Check:
-    """As :func:`tensor`, or a numpy array of the same kind."""
+    """As :func:`tensor_of`, or a numpy array of the same kind."""
     return _Array("a tensor or an array", (Tensor, np.ndarray), kind, shape, axes, finite, may_be_empty)
 
 
 NONE = Check("None", lambda value: value is None)
 ANY = Check("anything", lambda value: True)
-BOOLEAN = Check("True or False", lambda value: isinstance(value, (bool, np.bool_)))
+BOOLEAN = Check("True or False", lambda value: isinstance(value, bool))
 TEXT = Check("a string", lambda value: isinstance(value, str))
 FUNCTION = Check("a callable", callable, by_type=True)
 PATH = Check("a path", lambda value: isinstance(value, (str, os.PathLike)), ("a path", lambda value: str(value) != ""))
@@ -425,13 +427,14 @@ NEW_FILE = _NewFile(PATH.expected, PATH.fits)
 def per_axis(name: str, value: Any, axes: int, each: Check) -> tuple[Any, ...]:
     """One value for all axes, or one for each: a tuple of ``axes`` checked values."""
     expected = f"one {each.expected.partition(' ')[2]} or {axes} of them (one per spatial axis)"
-    values = tuple(value) if _is_sequence(value) else (value,) * axes
+    is_several = _is_sequence(value) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    values = tuple(value) if is_several else (value,) * axes
     if not all(map(each.fits, values)):
         raise ArgumentTypeError(refusal(name, expected, value))
     if len(values) != axes:
         raise ValueError(refusal(name, expected, value))
     for index, one in enumerate(values):
-        each(f"{name}[{index}]" if _is_sequence(value) else name, one)
+        each(f"{name}[{index}]" if is_several else name, one)
     return values
 
 
@@ -469,10 +472,14 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def checked(*tables: Mapping[str, Check], **checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Check a callable's arguments, in the order of its signature, before it is run.
 
     A keyword that it does not have is refused with the one that comes nearest. The signature stays as it is.
+
+    Args:
+        tables: checks that several callables share; of each, those that this one has arguments for.
+        checks: its own.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -480,6 +487,7 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
         parameters = signature.parameters
         if missing := set(checks) - set(parameters):
             raise TypeError(f"checks: {function.__qualname__} has no argument {sorted(missing)}")
+        every = {name: check for table in tables for name, check in table.items() if name in parameters} | checks
         is_open = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
         @functools.wraps(function)
@@ -493,8 +501,8 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except TypeError:
                 return function(*args, **kwargs)  # Python says what is missing
             for name, value in given.items():
-                if name in checks:
-                    checks[name](name, value)
+                if name in every:
+                    every[name](name, value)
             return function(*args, **kwargs)
 
         return checking
@@ -508,10 +516,25 @@ def check_all(given: Mapping[str, Any], **checks: Check) -> None:
         check(name, given[name])
 
 
+@contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """What the block refuses under one name, the caller gave under another: ``renamed(target="output")``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError, ArgumentTypeError):
+            raise
+        said = str(error)
+        for inner, outer in names.items():
+            if said.startswith((f"{inner}:", f"{inner}[")):
+                raise type(error)(outer + said.removeprefix(inner)) from error.__cause__
+        raise
+
+
 def _unexpected(name: str, whose: str, parameters: Sequence[str]) -> str:
     takes = [one for one in parameters if one not in ("self", "cls")]
     where = whose.removesuffix(".__init__")
-    said = f"{name}: unexpected keyword argument of {where}"
+    said = f"{name}: {where}() got an unexpected keyword argument {name!r}"
     ours, about = _ELSEWHERE.get(name, ((), ""))
     for one in ours:
         if one in takes:

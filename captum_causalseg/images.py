@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, PATH, TEXT, array, checked, integer, number, one_of, tensor
+from captum_causalseg._checks import NONE, PATH, TEXT, array_of, checked, integer, number, one_of, tensor_of
 from captum_causalseg._files import written_whole
 from captum_causalseg._image_files import NIFTI_ENDINGS, needed_package, oriented, read_file, reason, with_axes
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_same_grid", "invert", "load_image", "load_label", "save_map", "with_metadata"]
 
-_GRID = tensor("real", "(N, C, *spatial) with 1 to 3 spatial axes", (3, 5), may_be_empty=False)
+_GRID = tensor_of("real", "(N, C, *spatial) with 1 to 3 spatial axes", (3, 5), may_be_empty=False)
 _READING = {"path": PATH, "spatial_dims": one_of(2, 3, None)}
 
 # MONAI takes seconds to import and this module is imported with the package, so the functions import it when they need it.
@@ -181,8 +181,8 @@ def with_metadata(values: Any, like: Any) -> Any:
         if not isinstance(like, (tuple, list)) or len(like) != len(values):
             raise ValueError(f"like: expected a tuple of {len(values)}, as many as there are values")
         return tuple(with_metadata(one, other) for one, other in zip(values, like))
-    tensor()("values", values)
-    tensor()("like", like)
+    tensor_of()("values", values)
+    tensor_of()("like", like)
     if type(like) is Tensor:
         return values
     from monai.data import MetaTensor
@@ -200,7 +200,7 @@ def with_metadata(values: Any, like: Any) -> Any:
     return result
 
 
-@checked(path=PATH, values=array("real", may_be_empty=False), like=_GRID | PATH)
+@checked(path=PATH, values=array_of("real", may_be_empty=False), like=_GRID | PATH)
 def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | str | Path") -> None:
     """Write a map of effects (or of anything else) as NIfTI, so that viewers open it over the scan.
 

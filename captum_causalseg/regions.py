@@ -13,15 +13,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, PATH, array, checked, integer, number, per_axis, sequence, tensor
+from captum_causalseg._checks import NONE, PATH, array_of, checked, integer, number, per_axis, sequence, tensor_of
 from captum_causalseg.images import check_same_grid, load_label
 
 __all__ = ["boundary", "box", "component", "from_file", "from_label", "from_mask", "grid", "predicted", "supervoxels"]
 
 Array = Tensor | np.ndarray
 
-_SHAPE = sequence(integer(1), 1, expected="a sequence of lengths")
-_LABELS = array("real", "spatial", (1, math.inf), may_be_empty=False)
+_SHAPE = sequence(integer(1), 1, expected="a sequence of lengths") | array_of("integer", "(axes,)", (1, 1), may_be_empty=False)
+_LABELS = array_of("real", "spatial", (1, math.inf), may_be_empty=False)
 
 # So many values of a label map are listed in a message.
 _MOST_LISTED = 20
@@ -86,7 +86,7 @@ def component(mask: Array, point: Sequence[int]) -> Tensor:
     return torch.from_numpy(labels == labels[index])
 
 
-@checked(label_map=array("real", may_be_empty=False), value=integer())
+@checked(label_map=array_of("real", may_be_empty=False), value=integer())
 def from_label(label_map: Array, value: int) -> Tensor:
     """The RoI of one value of a label map.
 
@@ -115,7 +115,7 @@ def from_label(label_map: Array, value: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(found))
 
 
-@checked(path=PATH, like=NONE | tensor(None, "(1, C, *spatial) with 2 or 3 spatial axes", (4, 5)))
+@checked(path=PATH, like=NONE | tensor_of(None, "(1, C, *spatial) with 2 or 3 spatial axes", (4, 5)))
 def from_file(path: str | Path, like: Tensor | None = None) -> Tensor:
     """The RoI that a mask file draws: 0 outside, one other number inside (1 or 255, mostly).
 
@@ -176,7 +176,7 @@ def boundary(mask: Array, width: float = 2.0) -> Tensor:
     return torch.from_numpy(distance <= width)
 
 
-@checked(prediction=array("real", "(N, C, *spatial)", (3, math.inf), may_be_empty=False), label=integer())
+@checked(prediction=array_of("real", "(N, C, *spatial)", (3, math.inf), may_be_empty=False), label=integer())
 def predicted(prediction: Array, label: int = 1) -> Tensor:
     """The pixels that a model gives to ``label``, as one RoI per example.
 
@@ -240,7 +240,7 @@ def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tenso
     return units
 
 
-@checked(mask=array("labels", may_be_empty=False))
+@checked(mask=array_of("labels", may_be_empty=False))
 def from_mask(mask: Array) -> Tensor:
     """Units from any label image (an atlas, a superpixel map): its values, renumbered 0, 1, ... in ascending order.
 
@@ -261,7 +261,7 @@ def from_mask(mask: Array) -> Tensor:
 
 
 @checked(
-    image=array("real", "(C, H, W) or (C, H, W, D)", (3, 4), finite=True, may_be_empty=False),
+    image=array_of("real", "(C, H, W) or (C, H, W, D)", (3, 4), finite=True, may_be_empty=False),
     n_segments=integer(1),
     compactness=number(above=0),
 )

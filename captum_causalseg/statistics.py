@@ -23,7 +23,7 @@ from captum_causalseg._checks import (
     NEW_FILE,
     NONE,
     TEXT,
-    array,
+    array_of,
     checked,
     instance,
     integer,
@@ -32,7 +32,7 @@ from captum_causalseg._checks import (
     one_of,
     sequence,
     shown,
-    tensor,
+    tensor_of,
 )
 
 __all__ = ["CORRECTIONS", "Status", "TreatmentEffectStatistics", "adjust_p_values", "is_hypothesis", "moderate", "target_index"]
@@ -58,7 +58,7 @@ class Status(IntEnum):
     """This example has no such unit (feature masks that differ between examples)."""
 
 
-_PER_UNIT = tensor("real", "(N, U, *output_shape)", (2, math.inf))
+_PER_UNIT = tensor_of("real", "(N, U, *output_shape)", (2, math.inf))
 _FIELDS = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
 _COLUMN = instance(pd.Series, expected="a column of a table")
 _HYPOTHESES = (Status.ESTIMATED, Status.SCREENED)
@@ -112,11 +112,11 @@ class TreatmentEffectStatistics:
         effect=_PER_UNIT,
         sample_variance=_PER_UNIT,
         n_draws=_PER_UNIT,
-        population=tensor("real", "(N, U)", (2, 2)),
+        population=tensor_of("real", "(N, U)", (2, 2)),
         status=_PER_UNIT,
-        observed_score=tensor("real", "(N, *output_shape)", (1, math.inf)),
-        unit_ids=tensor("integer", "(U,)", (1, 1)),
-        feature_mask=sequence(tensor("integer", "(N or 1, C or 1, *spatial)", (2, math.inf)), 1),
+        observed_score=tensor_of("real", "(N, *output_shape)", (1, math.inf)),
+        unit_ids=tensor_of("integer", "(U,)", (1, 1)),
+        feature_mask=sequence(tensor_of("integer", "(N or 1, C or 1, *spatial)", (2, math.inf)), 1),
         input_shapes=sequence(sequence(integer(1), 2), 1),
         n_forwards=integer(0),
         variance_factor=NONE | _PER_UNIT,
@@ -467,7 +467,7 @@ def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int
     return chosen
 
 
-@checked(status=array() | _COLUMN)
+@checked(status=array_of() | _COLUMN)
 def is_hypothesis(status: "Tensor | np.ndarray | pd.Series[Any]") -> np.ndarray:
     """Whether "no effect" is a question of units with this status: of those that were intervened on.
 
@@ -490,9 +490,9 @@ def is_hypothesis(status: "Tensor | np.ndarray | pd.Series[Any]") -> np.ndarray:
 
 
 @checked(
-    p_values=array("real") | _COLUMN,
+    p_values=array_of("real") | _COLUMN,
     correction=one_of(*CORRECTIONS),
-    hypotheses=NONE | array("boolean") | _COLUMN,
+    hypotheses=NONE | array_of("boolean") | _COLUMN,
     n_tests=NONE | integer(0),
 )
 def adjust_p_values(
@@ -549,8 +549,8 @@ def adjust_p_values(
 
 
 @checked(
-    variance=array("real", "(U,)", (1, 1)),
-    freedom=array("real", "(U,)", (1, 1)),
+    variance=array_of("real", "(U,)", (1, 1)),
+    freedom=array_of("real", "(U,)", (1, 1)),
     prior_degrees_of_freedom=number(above=0),
 )
 def moderate(

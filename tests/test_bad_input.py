@@ -61,7 +61,14 @@ METHODS = pytest.mark.parametrize("method", [AverageTreatmentEffect, PdCR])
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [True, False, 2.0, NAN, "3", None, torch.tensor(3), 3j])
 def test_counts_must_be_integers(name, value, method):
-    refused(TypeError, f"^{name}: expected an integer, got ", at_most=0, method=method, target=0, **{name: value})
+    refused(
+        TypeError,
+        f"^{name}: expected an integer( or one per example)?, got ",
+        at_most=0,
+        method=method,
+        target=0,
+        **{name: value},
+    )
 
 
 @METHODS
@@ -81,10 +88,10 @@ def test_counts_must_be_large_enough(method, name, value):
     [
         ([], ValueError, r"^seed: expected one, or one per example \(2\), got 0$"),
         ([1, 2, 3], ValueError, r"^seed: expected one, or one per example \(2\), got 3$"),
-        ([1, True], TypeError, "^seed: expected an integer, got True$"),
-        ([1, -2], ValueError, "^seed: expected at least 0, got -2$"),
-        ("12", TypeError, "^seed: expected an integer, got '12'$"),
-        (np.array([1, 2]), TypeError, r"^seed: expected an integer, got array\(\[1, 2\]\)$"),
+        ([1, True], TypeError, r"^seed\[1\]: expected an integer, got True$"),
+        ([1, -2], ValueError, r"^seed\[1\]: expected at least 0, got -2$"),
+        ("12", TypeError, "^seed: expected an integer or one per example, got '12'$"),
+        (np.array([1, 2]), TypeError, r"^seed: expected an integer or one per example, got array\(\[1, 2\]\)$"),
     ],
 )
 def test_seeds_per_example(seed, error, match):
@@ -152,8 +159,8 @@ INTEGER_OR_AXES = r"^block_size: expected one integer or 2 of them \(one per spa
         (torch.tensor(2), TypeError, r"^block_size: expected an integer, got tensor\(2\)$"),
         (9, ValueError, r"^block_size: a block of \(9, 9\) is larger than the image of \(8, 8\)$"),
         ((2, 9), ValueError, r"^block_size: a block of \(2, 9\) is larger than the image of \(8, 8\)$"),
-        ((0, 2), ValueError, r"^block_size: expected positive numbers of pixels, got \(0, 2\)$"),
-        ((2, -2), ValueError, r"^block_size: expected positive numbers of pixels, got \(2, -2\)$"),
+        ((0, 2), ValueError, r"^block_size\[0\]: expected at least 1, got 0$"),
+        ((2, -2), ValueError, r"^block_size\[1\]: expected at least 1, got -2$"),
         ((2,), ValueError, INTEGER_OR_AXES + r"\(2,\)$"),
         ((2, 2, 2), ValueError, INTEGER_OR_AXES + r"\(2, 2, 2\)$"),
         ((2, 2.0), ValueError, INTEGER_OR_AXES + r"\(2, 2.0\)$"),
@@ -343,24 +350,24 @@ def test_the_papers_protocol_is_no_kind_of_sampling():
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, -1e-9, -1, True, False, "0.1", torch.tensor(0.1), 1j, [0.1]])
 def test_a_precision_must_be_a_finite_number_above_0(value):
-    refused(ValueError, "^precision: expected a finite number .*, got ", at_most=0, target=0, precision=value)
+    refused(ValueError, "^precision: expected a positive number( or None)?, got ", at_most=0, target=0, precision=value)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -0.0, np.float64(0)])
 def test_a_precision_of_0_is_refused(value):
-    match = "^precision: expected a positive half-width, in the score's units, got 0$"
+    match = "^precision: expected a positive number( or None)?, got "
     refused(ValueError, match, at_most=0, target=0, precision=value)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, True, "0.1", torch.tensor(0.1), 1j, [0.1]])
 def test_a_threshold_to_decide_on_must_be_a_finite_number(value):
-    refused(ValueError, "^decide: expected a finite number, got ", at_most=0, target=0, decide=value)
+    refused(ValueError, "^decide: expected a finite number( or None)?, got ", at_most=0, target=0, decide=value)
 
 
 @pytest.mark.parametrize("goal", [{}, {"decide": 0.0}, {"precision": 0.1}])
 @pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, -0.05, 2, NAN, INF, True, "0.05", None, torch.tensor(0.05)])
 def test_an_error_rate_must_lie_between_0_and_1(value, goal):
-    refused(ValueError, "^alpha: expected an error rate between 0 and 1, got ", at_most=0, target=0, alpha=value, **goal)
+    refused(ValueError, "^alpha: expected a number between 0 and 1, got ", at_most=0, target=0, alpha=value, **goal)
 
 
 @pytest.mark.parametrize("value", [1, 0, None, "reduce-overhead", np.True_, torch.tensor(True), {"mode": "default"}])
@@ -640,16 +647,16 @@ def test_labels_outside_the_classes(reference, match):
         ({"activation": "tanh"}, ValueError, "^activation: expected .*, got 'tanh'$"),
         ({"empty_score": 2}, ValueError, r"^empty_score: expected a finite number of at least 0 and at most 1, got 2$"),
         ({"empty_score": NAN}, ValueError, r"^empty_score: expected a finite number of at least 0 and at most 1, got nan$"),
-        ({"empty_score": None}, TypeError, "^empty_score: expected a number, got None$"),
-        ({"empty_score": True}, TypeError, "^empty_score: expected a number, got True$"),
+        ({"empty_score": None}, TypeError, "^empty_score: expected a finite number .*, got None$"),
+        ({"empty_score": True}, TypeError, "^empty_score: expected a finite number .*, got True$"),
         # A comparison with NaN is false: everything would be background.
         ({"threshold": NAN}, ValueError, "^threshold: expected a finite number, got nan$"),
         ({"threshold": np.float32(NAN)}, ValueError, "^threshold: expected a finite number, got .*nan"),
         ({"threshold": -INF}, ValueError, "^threshold: expected a finite number, got -inf$"),
-        ({"threshold": None}, TypeError, "^threshold: expected a number, got None$"),
-        ({"threshold": "0.5"}, TypeError, "^threshold: expected a number, got '0.5'$"),
-        ({"threshold": True}, TypeError, "^threshold: expected a number, got True$"),
-        ({"threshold": torch.tensor(0.5)}, TypeError, r"^threshold: expected a number, got tensor\(0.5000\)$"),
+        ({"threshold": None}, TypeError, "^threshold: expected a finite number, got None$"),
+        ({"threshold": "0.5"}, TypeError, "^threshold: expected a finite number, got '0.5'$"),
+        ({"threshold": True}, TypeError, "^threshold: expected a finite number, got True$"),
+        ({"threshold": torch.tensor(0.5)}, TypeError, r"^threshold: expected a finite number, got tensor\(0.5000\)$"),
         ({"output": 1.5}, TypeError, "^output: expected a string, an integer, a callable or None, got float$"),
         ({"output": True}, TypeError, "^output: expected .*, got bool$"),
         ({"output": ["logits"]}, TypeError, "^output: expected"),

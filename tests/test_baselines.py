@@ -229,9 +229,9 @@ def test_bad_arguments_of_seg_hires_grad_cam():
         cam.attribute(image, target=1, pooling="median")
     with pytest.raises(ValueError, match="pool_size: expected at least 1, got 0"):
         cam.attribute(image, target=1, pool_size=0)
-    with pytest.raises(TypeError, match=r"pool_size: expected an integer, got 2\.5"):
+    with pytest.raises(TypeError, match=r"pool_size: expected one integer or 2 of them .*, got .*2\.5"):
         cam.attribute(image, target=1, pool_size=(2.5, 2))
-    with pytest.raises(ValueError, match=r"pool_size: expected an integer or one per spatial axis \(2\), got \(2, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"pool_size: expected one integer or 2 of them \(one per spatial axis\), got \(2, 2, 2\)"):
         cam.attribute(image, target=1, pool_size=(2, 2, 2))
     with pytest.raises(ValueError, match=r"target: the forward function has 3 outputs \(3 class\) per example"):
         cam.attribute(image)
@@ -397,14 +397,14 @@ def test_a_pixel_that_no_mask_keeps_is_given_the_mean_score():
         ({"seed": -1}, ValueError, "seed: expected at least 0, got -1"),
         ({"probability": 0}, ValueError, "probability: expected a finite number of more than 0 and at most 1, got 0"),
         ({"probability": 1.0}, ValueError, "probability: expected less than 1"),
-        ({"probability": "half"}, TypeError, "probability: expected a number, got 'half'"),
+        ({"probability": "half"}, TypeError, "probability: expected a finite number .*, got 'half'"),
         ({"grid_size": 0}, ValueError, "grid_size: expected at least 1, got 0"),
-        ({"grid_size": (2, 2, 2)}, ValueError, r"grid_size: expected an integer or one per spatial axis \(2\)"),
+        ({"grid_size": (2, 2, 2)}, ValueError, r"grid_size: expected one integer or 2 of them \(one per spatial axis\)"),
         ({"baselines": random(1, 1, 3, 3)}, ValueError, r"baselines: expected a number or a tensor .* got \(1, 1, 3, 3\)"),
         ({"baselines": torch.full((1, 1, 6, 6), torch.nan)}, ValueError, "baselines: it holds NaN or infinite"),
         ({"baselines": math.inf}, ValueError, "baselines: expected a finite number, got inf"),
-        ({"baselines": "black"}, TypeError, "baselines: expected a number or a tensor, got str"),
-        ({"baselines": True}, TypeError, "baselines: expected a number or a tensor, got bool"),
+        ({"baselines": "black"}, TypeError, "baselines: expected a finite number or a tensor of real numbers, got str"),
+        ({"baselines": True}, TypeError, "baselines: expected a finite number or a tensor of real numbers, got bool"),
         ({"target": 1}, ValueError, "target: 1 does not pick"),
         ({"masks": 3}, TypeError, "unexpected keyword"),
     ],
@@ -676,14 +676,14 @@ def test_misure_explains_targets_only():
     [
         ({"tau": 0}, ValueError, "tau: expected a finite number of more than 0 and at most 1, got 0"),
         ({"tau": 95}, ValueError, "tau: expected a finite number of more than 0 and at most 1, got 95"),
-        ({"tau": None}, TypeError, "tau: expected a number, got None"),
+        ({"tau": None}, TypeError, "tau: expected a finite number .*, got None"),
         ({"dilation": 0}, ValueError, "dilation: expected at least 1, got 0"),
         ({"n_steps": -1}, ValueError, "n_steps: expected at least 0, got -1"),
-        ({"learning_rate": 0.0}, ValueError, r"learning_rate: expected a finite number of more than 0, got 0\.0"),
+        ({"learning_rate": 0.0}, ValueError, r"learning_rate: expected a positive number, got 0\.0"),
         ({"l1": -1}, ValueError, "l1: expected a finite number of at least 0, got -1"),
         ({"l2": math.nan}, ValueError, "l2: expected a finite number of at least 0, got nan"),
         ({"cell_size": 0}, ValueError, "cell_size: expected at least 1, got 0"),
-        ({"cell_size": (1, 2, 3)}, ValueError, r"cell_size: expected an integer or one per spatial axis \(2\)"),
+        ({"cell_size": (1, 2, 3)}, ValueError, r"cell_size: expected one integer or 2 of them \(one per spatial axis\)"),
         ({"target": None}, ValueError, r"target: the forward function has 2 outputs \(2 class\) per example"),
         ({"target": 2}, ValueError, "target: 2 does not pick one of 2 outputs"),
         ({"baselines": random(3, 1, 10, 9)}, ValueError, "baselines: expected a number or a tensor"),

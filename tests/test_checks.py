@@ -21,7 +21,7 @@ from captum_causalseg._checks import (
     TEXT,
     ArgumentTypeError,
     Check,
-    array,
+    array_of,
     checked,
     instance,
     integer,
@@ -31,9 +31,10 @@ from captum_causalseg._checks import (
     number,
     one_of,
     per_axis,
+    renamed,
     sequence,
     shown,
-    tensor,
+    tensor_of,
 )
 
 NAN, INF = math.nan, math.inf
@@ -55,7 +56,7 @@ def refusal_of(check: Check, value: Any) -> tuple[type[Exception], str] | None:
         (number(0), [0, 0.5, np.float32(1), 10**9]),
         (number(above=0, most=1), [1, 0.1]),
         (FRACTION, [0.5, np.float64(0.01)]),
-        (BOOLEAN, [True, False, np.bool_(True)]),
+        (BOOLEAN, [True, False]),
         (TEXT, ["", "a"]),
         (one_of("a", None, 3), ["a", None, 3]),
         (FUNCTION, [len, torch.nn.Identity()]),
@@ -63,8 +64,8 @@ def refusal_of(check: Check, value: Any) -> tuple[type[Exception], str] | None:
         (NONE | integer(1), [None, 1]),
         (sequence(integer(0), 1), [[0], (1, 2), range(3)]),
         (mapping(TEXT, integer()), [{}, {"a": 1}]),
-        (tensor("float", "(N, C, *spatial)", (2, INF), finite=True), [torch.ones(1, 1), torch.ones(2, 3, 4, 5)]),
-        (array("labels", "spatial"), [np.zeros((2, 2), np.uint8), torch.zeros(3, dtype=torch.bool)]),
+        (tensor_of("float", "(N, C, *spatial)", (2, INF), finite=True), [torch.ones(1, 1), torch.ones(2, 3, 4, 5)]),
+        (array_of("labels", "spatial"), [np.zeros((2, 2), np.uint8), torch.zeros(3, dtype=torch.bool)]),
         (instance(dict, list), [{}, []]),
     ],
 )
@@ -80,14 +81,16 @@ def test_what_is_good_passes(check, good):
         (integer(1), 2.0, TypeError, "x: expected an integer, got 2.0"),
         (integer(1), 0, ValueError, "x: expected at least 1, got 0"),
         (integer(0, 2), 3, ValueError, "x: expected an integer from 0 to 2, got 3"),
-        (number(0), "half", TypeError, "x: expected a number, got 'half'"),
+        (number(0), "half", TypeError, "x: expected a finite number of at least 0, got 'half'"),
         (number(0), NAN, ValueError, "x: expected a finite number of at least 0, got nan"),
         (number(), -INF, ValueError, "x: expected a finite number, got -inf"),
         (number(above=0, most=1), 0, ValueError, "x: expected a finite number of more than 0 and at most 1, got 0"),
         (FRACTION, 1, ValueError, "x: expected a number between 0 and 1, got 1"),
         (FRACTION, NAN, ValueError, "x: expected a number between 0 and 1, got nan"),
         (FRACTION, None, TypeError, "x: expected a number between 0 and 1, got None"),
+        (BOOLEAN, np.bool_(True), TypeError, "x: expected True or False, got np.True_"),
         (BOOLEAN, 1, TypeError, "x: expected True or False, got 1"),
+        (one_of(np.dtype("f2")), np.float16, TypeError, "x: expected dtype('float16'), got <class 'numpy.float16'>"),
         (one_of("a", "b", None), "c", TypeError, 'x: expected "a", "b" or None, got \'c\''),
         (one_of("a", 1), [1], TypeError, 'x: expected "a" or 1, got [1]'),
         (one_of("a", 1), True, TypeError, 'x: expected "a" or 1, got True'),
@@ -109,12 +112,12 @@ def test_what_is_good_passes(check, good):
         (sequence(integer(0), length=2), [1], ValueError, "x: expected 2 of them, got [1]"),
         (mapping(TEXT, integer()), {"a": "b"}, TypeError, "x['a']: expected an integer, got 'b'"),
         (mapping(TEXT, integer()), {1: 1}, TypeError, "x: key: expected a string, got 1"),
-        (tensor("float"), [1.0], TypeError, "x: expected a tensor of floating-point numbers, got list"),
-        (tensor("float"), torch.ones(2).int(), TypeError, "x: expected floating-point numbers, got torch.int32"),
-        (tensor("integer"), torch.ones(2) > 0, TypeError, "x: expected integers, got torch.bool"),
-        (tensor(None, "(N, C)", (2, 2)), torch.ones(2), ValueError, "x: expected shape (N, C), got (2,)"),
-        (array("real", finite=True), np.array([NAN, 1]), ValueError, "x: it holds NaN or infinite values"),
-        (array("real"), np.array(["a"]), TypeError, "x: expected real numbers, got <U1"),
+        (tensor_of("float"), [1.0], TypeError, "x: expected a tensor of floating-point numbers, got list"),
+        (tensor_of("float"), torch.ones(2).int(), TypeError, "x: expected floating-point numbers, got torch.int32"),
+        (tensor_of("integer"), torch.ones(2) > 0, TypeError, "x: expected integers, got torch.bool"),
+        (tensor_of(None, "(N, C)", (2, 2)), torch.ones(2), ValueError, "x: expected shape (N, C), got (2,)"),
+        (array_of("real", finite=True), np.array([NAN, 1]), ValueError, "x: it holds NaN or infinite values"),
+        (array_of("real"), np.array(["a"]), TypeError, "x: expected real numbers, got <U1"),
         (instance(dict), None, TypeError, "x: expected a dict, got NoneType"),
     ],
 )
@@ -132,7 +135,9 @@ def test_a_value_of_another_kind_is_caught_either_way():
 
 
 def test_what_helps_is_said_at_the_end():
-    check = tensor(None, "(N, C, H, W)", (4, 4)).with_hint(lambda t: "add the batch axis with x[None]" if t.ndim == 3 else None)
+    check = tensor_of(None, "(N, C, H, W)", (4, 4)).with_hint(
+        lambda t: "add the batch axis with x[None]" if t.ndim == 3 else None
+    )
     assert refusal_of(check, torch.ones(3, 4, 4))[1].endswith("got (3, 4, 4); add the batch axis with x[None]")
     assert refusal_of(check, torch.ones(3))[1].endswith("got (3,)")
     assert refusal_of(integer(1).with_hint("so many"), 0)[1] == "x: expected at least 1, got 0; so many"
@@ -239,7 +244,9 @@ def test_a_callable_says_what_it_takes_and_stays_what_it_is():
 def test_a_keyword_that_there_is_not_names_the_nearest(keyword, message):
     with pytest.raises(TypeError) as caught:
         Method().attribute(1, **{keyword: 3})
-    assert str(caught.value).startswith(f"{keyword}: unexpected keyword argument of Method.attribute{message}")
+    assert str(caught.value).startswith(
+        f"{keyword}: Method.attribute() got an unexpected keyword argument {keyword!r}{message}"
+    )
 
 
 def test_what_is_missing_is_said_by_python():
@@ -250,6 +257,25 @@ def test_what_is_missing_is_said_by_python():
 def test_a_declaration_that_fits_no_argument_is_found_at_once():
     with pytest.raises(TypeError, match=r"has no argument \['n_darws'\]"):
         checked(n_darws=integer())(lambda n_draws: None)
+
+
+def test_callables_share_tables():
+    shared = {"n_draws": integer(1), "seed": integer(0)}
+
+    @checked(shared, n_draws=integer(5))
+    def few(n_draws: int) -> int:
+        return n_draws
+
+    with pytest.raises(ValueError, match="n_draws: expected at least 5, got 3"):
+        few(3)
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, ArgumentTypeError])
+def test_refusals_of_what_is_handed_on_have_the_name_that_it_came_by(error):
+    with pytest.raises(error, match=r"^output\[1\]: expected less$"), renamed(target="output"):
+        raise error("target[1]: expected less")
+    with pytest.raises(error, match=r"^targets: other$"), renamed(target="output"):
+        raise error("targets: other")
 
 
 def test_keywords_that_are_handed_on_are_checked_where_they_arrive():

@@ -330,7 +330,7 @@ def test_every_metric_says_what_is_better_and_where_it_comes_from():
         (torch.zeros(1, 1, 4, 6), ValueError, r"expected the input's shape \(1, 1, 8, 12\) .* got \(1, 1, 4, 6\).*interpolate"),
         (torch.zeros(2, 1, 8, 12), ValueError, r"got \(2, 1, 8, 12\)"),
         ((torch.zeros(1, 1, 8, 12),) * 2, ValueError, r"one map per input \(1\), got 2"),
-        (np.zeros((1, 1, 8, 12)), TypeError, "expected a tensor like the input, got ndarray"),
+        (np.zeros((1, 1, 8, 12)), TypeError, "attributions: expected a tensor of real numbers, got ndarray"),
         (torch.full((1, 1, 8, 12), torch.nan), ValueError, "NaN or infinite"),
     ],
 )
@@ -345,7 +345,7 @@ def test_maps_that_are_none(maps, error, said):
         ({"n_draws": 0}, "n_draws: expected at least 1, got 0"),
         ({"n_steps": 0}, "n_steps"),
         ({"n_subsets": 2}, "n_subsets: expected at least 3"),
-        ({"subset_share": 1.0}, "subset_share: expected a share between 0 and 1, got 1.0"),
+        ({"subset_share": 1.0}, "subset_share: expected a number between 0 and 1, got 1.0"),
         ({"leakage_share": 0.0}, "leakage_share"),
         ({"seed": -1}, "seed"),
         ({"perturbations_per_eval": 0}, "perturbations_per_eval"),

@@ -1141,7 +1141,7 @@ def test_the_support_leaves_the_model_as_it_was():
         ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval: expected at least 1, got 0"),
         ({"perturbations_per_eval": 2.0}, TypeError, "perturbations_per_eval: expected an integer"),
         ({"seed": -1}, ValueError, "seed: expected at least 0"),
-        ({"block_size": 0}, ValueError, "block_size: expected a positive edge"),
+        ({"block_size": 0}, ValueError, "block_size: expected at least 1, got 0"),
         ({"block_size": (4, 4, 4)}, ValueError, "block_size: expected a positive edge"),
         ({"inputs": [torch.rand(1, 1, 24, 24)]}, TypeError, "inputs: expected a tensor or a tuple"),
         ({"inputs": torch.full((1, 1, 24, 24), NAN)}, ValueError, "inputs: it holds NaN"),

@@ -1,17 +1,32 @@
 """The arguments that say how donors are drawn, how the model is run and when to stop."""
 
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from captum_causalseg.attr._problem import check_integer
-from captum_causalseg.interventions.whole import Execution
+from captum_causalseg._checks import BOOLEAN, FRACTION, NONE, SEED, integer, number, one_of, sequence
 
-__all__ = ["Effort"]
+__all__ = ["EFFORT", "Effort"]
+
+EFFORT = {
+    "n_draws": integer(1),
+    "n_screening_draws": integer(0),
+    "screening_threshold": number(0),
+    "sampling": one_of("stratified", "uniform"),
+    "support": one_of("auto", None),
+    "perturbations_per_eval": integer(1),
+    "seed": SEED | sequence(SEED, expected="one per example"),
+    "show_progress": BOOLEAN,
+    "return_statistics": BOOLEAN,
+    "precision": NONE | number(above=0),
+    "decide": NONE | number(),
+    "alpha": FRACTION,
+    "compile": BOOLEAN,
+    "autocast": one_of(torch.bfloat16, torch.float16, None),
+}
+"""What the arguments of ``attribute`` and ``plan`` that say how donors are drawn have to be."""
 
 # Of the first sample where draws go on until a goal is reached; it has to show something of the spread.
 _FIRST_SAMPLE = 8
@@ -21,7 +36,7 @@ _AT_MOST = 16
 
 @dataclass(frozen=True)
 class Effort:
-    """How donors are drawn and when to stop; checked on construction. See ``AverageTreatmentEffect.attribute``."""
+    """How donors are drawn and when to stop. See ``AverageTreatmentEffect.attribute``."""
 
     n_draws: int
     n_screening_draws: int
@@ -36,31 +51,10 @@ class Effort:
     paper: bool = False
     """Draw as the published protocol does, whatever ``sampling`` says."""
 
-    def __post_init__(self) -> None:
-        check_integer("n_draws", self.n_draws, 1)
-        check_integer("n_screening_draws", self.n_screening_draws, 0)
-        check_integer("perturbations_per_eval", self.perturbations_per_eval, 1)
-        _check_number("screening_threshold", self.screening_threshold, 0)
-        for seed in self.seeds:
-            check_integer("seed", seed, 0)
-        if self.sampling not in ("uniform", "stratified"):
-            raise ValueError(f'sampling: expected "stratified" or "uniform", got {self.sampling!r}')
-        if self.support not in ("auto", None):
-            raise ValueError(f'support: expected "auto" or None, got {self.support!r}')
-        if self.precision is not None:
-            _check_number("precision", self.precision, 0)
-            if self.precision == 0:
-                raise ValueError("precision: expected a positive half-width, in the score's units, got 0")
-        if self.decide is not None:
-            _check_number("decide", self.decide, -math.inf)
-        if not isinstance(self.alpha, numbers.Real) or not 0 < self.alpha < 1:
-            raise ValueError(f"alpha: expected an error rate between 0 and 1, got {self.alpha!r}")
-
     @property
     def seeds(self) -> tuple[int, ...]:
         """One for all examples, or one per example."""
-        one = isinstance(self.seed, str) or not isinstance(self.seed, Sequence)
-        return (self.seed,) if one else tuple(self.seed)  # type: ignore[return-value, arg-type]
+        return tuple(self.seed) if isinstance(self.seed, Sequence) else (self.seed,)
 
     @property
     def has_goal(self) -> bool:
@@ -92,27 +86,3 @@ class Effort:
             **goal,
             **({"alpha": float(self.alpha)} if "decide" in goal else {}),
         }
-
-
-def checked_execution(compile: Any, autocast: Any) -> Execution:
-    """How the model is run.
-
-    Raises:
-        TypeError: not a bool, or not a data type.
-    """
-    if not isinstance(compile, bool):
-        raise TypeError(f"compile: expected True or False, got {compile!r}")
-    if autocast is not None and autocast not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast!r}")
-    return Execution(compile, autocast)
-
-
-def _check_number(name: str, value: Any, least: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not least <= float(value) < math.inf
-        or value == -math.inf
-    ):
-        expected = "a finite number" if math.isinf(least) else f"a finite number of at least {least}"
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg import regions
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, instance, integer, one_of, renamed, sequence
 from captum_causalseg._state import undisturbed
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr._problem import Call, Problem, check_masks, common_settings, prepare_call
@@ -21,18 +22,20 @@ from captum_causalseg.interventions.sampled_layer import SampledLayerActivation,
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["LayerBaselines", "UnitKind", "check_layer", "prepare_layer"]
+__all__ = ["LAYER", "LayerBaselines", "UnitKind", "prepare_layer"]
 
 LayerBaselines = ActivationBank | DonorSource | Tensor | float | tuple[Any, ...] | None
 UnitKind = Literal["channel", "block", "channel_block", "layer"]
 
-
-def check_layer(forward_func: Any, layer: Any) -> None:
-    """Raise unless these are a function and a module."""
-    if not callable(forward_func):
-        raise TypeError(f"forward_func: expected a callable, got {type(forward_func).__name__}")
-    if not isinstance(layer, nn.Module):
-        raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
+LAYER = {
+    "forward_func": FUNCTION,
+    "layer": instance(nn.Module, expected="a torch.nn.Module"),
+    "device_ids": NONE | sequence(integer(0)),
+    "attribute_to_layer_input": BOOLEAN,
+    "units": one_of("channel", "block", "channel_block", "layer"),
+    "block_size": NONE | integer(1) | sequence(integer(1), expected="one per spatial axis"),
+}
+"""What the arguments that say which layer is meant, and which parts of it, have to be."""
 
 
 def prepare_layer(
@@ -48,8 +51,6 @@ def prepare_layer(
     block_size: Any,
 ) -> Problem:
     """Check every argument, run the model once to see the activation, and tie donors to it."""
-    if kind not in ("channel", "block", "channel_block", "layer"):
-        raise ValueError(f'units: expected "channel", "block", "channel_block" or "layer", got {kind!r}')
     if block_size is not None and (layer_mask is not None or kind not in ("block", "channel_block")):
         raise ValueError('block_size: it goes with units="block" or "channel_block"')
     if block_size is None and layer_mask is None and kind in ("block", "channel_block"):
@@ -151,11 +152,9 @@ def _donors(
     for one, tensor in zip(given, tensors):
         if isinstance(one, numbers.Real) and not math.isfinite(one):
             raise ValueError(f"layer_baselines: expected a finite number, got {one}")
-        try:
+        with renamed(baselines="layer_baselines"):
             sources.append(as_donor_source(0.0 if one is None else one, tensor))
             bound.append(sources[-1].bind(tensor))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"layer_{error}" if str(error).startswith("baselines") else str(error)) from None
     return _Donors(tuple(bound), tuple(source if source.of_the_image else None for source in sources), False, 0)
 
 

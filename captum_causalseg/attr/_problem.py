@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
+from captum_causalseg._checks import integer
 from captum_causalseg._version import __version__
 from captum_causalseg.attr._exclusion import excluded_places, excluded_units, forbidden_places
 from captum_causalseg.donors import BoundDonors, as_donor_source
@@ -23,7 +24,7 @@ from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.whole import Execution, WholeInput
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Call", "Problem", "check_integer", "check_masks", "common_settings", "prepare", "prepare_call"]
+__all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare", "prepare_call"]
 
 DEFAULT_BLOCK_SIZE = 8
 
@@ -193,14 +194,6 @@ def prepare(
     )
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raise unless ``value`` is an integer (no bool) of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
 def _check_inputs(inputs: Any) -> tuple[Tensor, ...]:
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     if not tensors:
@@ -262,7 +255,7 @@ def _block_sizes(tensors: tuple[Tensor, ...], is_tuple: bool, block_size: Any) -
         if size is None:
             size = tuple(min(DEFAULT_BLOCK_SIZE, length) for length in spatial)
         elif not isinstance(size, (tuple, list)):
-            check_integer("block_size", size, 1)
+            integer(1)("block_size", size)
             size = (int(size),) * len(spatial)
         sizes.append(tuple(size))
     return sizes

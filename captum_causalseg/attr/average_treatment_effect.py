@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._effort import Effort, checked_execution
+from captum_causalseg._checks import FUNCTION, checked
+from captum_causalseg.attr._effort import EFFORT, Effort
 from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
 from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.donors import DonorSource
 from captum_causalseg.images import with_metadata
+from captum_causalseg.interventions.whole import Execution
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["AverageTreatmentEffect"]
@@ -59,9 +61,8 @@ class AverageTreatmentEffect(PerturbationAttribution):
         (torch.Size([1, 1, 32, 32]), torch.Size([1, 64, 2]))
     """
 
+    @checked(forward_func=FUNCTION)
     def __init__(self, forward_func: Callable[..., Any], baselines: Baselines = None) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"forward_func: expected a callable, got {type(forward_func).__name__}")
         super().__init__(forward_func)
         self.baselines = baselines
 
@@ -77,6 +78,7 @@ class AverageTreatmentEffect(PerturbationAttribution):
     ) -> tuple[Any, TreatmentEffectStatistics]: ...
 
     @log_usage(part_of_slo=True)
+    @checked(EFFORT)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -167,12 +169,13 @@ class AverageTreatmentEffect(PerturbationAttribution):
         )
         problem = prepare(
             *(self.forward_func, inputs, self._donors(baselines), additional_forward_args, feature_mask, block_size, exclude),
-            execution=checked_execution(compile, autocast),
+            execution=Execution(compile, autocast),
         )
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
         return (attributions, statistics) if return_statistics else attributions
 
+    @checked(EFFORT)
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_causalseg._checks import NONE, SEED, checked, instance, integer, sequence
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._problem import check_integer, prepare_call
+from captum_causalseg.attr._problem import prepare_call
 from captum_causalseg.interventions.support import Support, find_support
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target import SegmentationTarget
@@ -13,6 +14,12 @@ from captum_causalseg.target import SegmentationTarget
 __all__ = ["causal_support"]
 
 
+@checked(
+    target=instance(SegmentationTarget, expected="a SegmentationTarget, which knows where the RoI is"),
+    block_size=NONE | integer(1) | sequence(integer(1), expected="one per spatial axis"),
+    perturbations_per_eval=integer(1),
+    seed=SEED,
+)
 def causal_support(
     target: SegmentationTarget,
     inputs: Tensor | tuple[Tensor, ...],
@@ -51,10 +58,6 @@ def causal_support(
         >>> int(causal_support(target, torch.rand(1, 1, 32, 32)).masks[0].sum())
         144
     """
-    if not isinstance(target, SegmentationTarget):
-        raise TypeError(f"target: expected a SegmentationTarget, which knows where the RoI is, got {type(target).__name__}")
-    check_integer("perturbations_per_eval", perturbations_per_eval, 1)
-    check_integer("seed", seed, 0)
     call = prepare_call(target, inputs, additional_forward_args)
     if call.rois is None:
         raise ValueError("target: it has no RoI; without one everything is inside")

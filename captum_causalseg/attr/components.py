@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
+from captum_causalseg._checks import NONE, TEXT, checked, instance, listed, nearest, one_of, renamed, sequence, shown
 from captum_causalseg._state import undisturbed
 from captum_causalseg.activations import ActivationBank
+from captum_causalseg.attr._effort import EFFORT
 from captum_causalseg.attr._problem import prepare_call
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect, LayerBaselines
 from captum_causalseg.interventions.layer import Activation
@@ -24,6 +26,12 @@ __all__ = ["component_effects"]
 logger = logging.getLogger(__name__)
 
 
+@checked(
+    EFFORT,
+    target=instance(SegmentationTarget, nn.Module),
+    layers=NONE | TEXT | sequence(TEXT, 1, expected="a sequence of them"),
+    level=one_of("module", "channel"),
+)
 def component_effects(
     target: SegmentationTarget | nn.Module,
     inputs: Tensor | tuple[Tensor, ...],
@@ -78,8 +86,6 @@ def component_effects(
         >>> sorted(table["module"])
         ['0', '1', '2']
     """
-    if level not in ("module", "channel"):
-        raise ValueError(f'level: expected "module" or "channel", got {level!r}')
     model = target.model if isinstance(target, SegmentationTarget) else target
     if not isinstance(model, nn.Module):
         raise TypeError(f"target: its components are modules, but its model is a {type(model).__name__}")
@@ -93,21 +99,22 @@ def component_effects(
             left_out[name] = reason
             continue
         face = LayerAverageTreatmentEffect(target, module)
-        _, statistics = face.attribute(
-            inputs,
-            # A bank of its own for each module: the activations of all of them together may not fit into memory.
-            layer_baselines=baselines.fresh() if isinstance(baselines, ActivationBank) else baselines,
-            target=output,
-            additional_forward_args=additional_forward_args,
-            units="layer" if level == "module" else "channel",
-            n_draws=n_draws,
-            n_screening_draws=n_screening_draws,
-            screening_threshold=screening_threshold,
-            perturbations_per_eval=perturbations_per_eval,
-            seed=seed,
-            return_statistics=True,
-        )
-        table = statistics.of_output(output).to_dataframe().rename(columns={"unit": "channel"})
+        with renamed(layer_baselines="baselines", target="output"):
+            _, statistics = face.attribute(
+                inputs,
+                # A bank of its own for each module: the activations of all of them together may not fit into memory.
+                layer_baselines=baselines.fresh() if isinstance(baselines, ActivationBank) else baselines,
+                target=output,
+                additional_forward_args=additional_forward_args,
+                units="layer" if level == "module" else "channel",
+                n_draws=n_draws,
+                n_screening_draws=n_screening_draws,
+                screening_threshold=screening_threshold,
+                perturbations_per_eval=perturbations_per_eval,
+                seed=seed,
+                return_statistics=True,
+            )
+            table = statistics.of_output(output).to_dataframe().rename(columns={"unit": "channel"})
         rows.append(table.assign(module=name, type=type(module).__name__, order=visit.order))
     if left_out:
         logger.info("component_effects: left out %d module(s): %s", len(left_out), left_out)
@@ -162,7 +169,9 @@ def _named(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
         if not fnmatch.filter(every, pattern):
-            raise ValueError(f"layers: no module is named {pattern!r}; there are {list(every)}")
+            alike = nearest(pattern.strip("*?"), every)
+            there = f"did you mean {listed(alike)}?" if alike else f"there are {listed(every)}"
+            raise ValueError(f"layers: no module is named {shown(pattern)}; {there}")
     return {name: module for name, module in every.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 

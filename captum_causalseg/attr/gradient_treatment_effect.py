@@ -6,9 +6,10 @@ from typing import Any, overload
 from torch import Tensor
 
 from captum_causalseg._captum import GradientAttribution, TargetType, log_usage
+from captum_causalseg._checks import FUNCTION, checked, integer
 from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._gradient import backpropagate
-from captum_causalseg.attr._problem import check_integer, prepare
+from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.gradient import differentiable
@@ -64,9 +65,8 @@ class GradientTreatmentEffect(GradientAttribution):
         torch.Size([1, 1, 32, 32])
     """
 
+    @checked(forward_func=FUNCTION)
     def __init__(self, forward_func: Callable[..., Any], baselines: Baselines = None) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"forward_func: expected a callable, got {type(forward_func).__name__}")
         super().__init__(forward_func)
         self.baselines = baselines
 
@@ -81,6 +81,7 @@ class GradientTreatmentEffect(GradientAttribution):
     def attribute(self, inputs: tuple[Tensor, ...], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]: ...
 
     @log_usage(part_of_slo=True)
+    @checked(n_steps=integer(1))
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -118,7 +119,6 @@ class GradientTreatmentEffect(GradientAttribution):
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
                 and what was expected.
         """
-        check_integer("n_steps", n_steps, 1)
         baselines = self.baselines if baselines is None else baselines
         problem = prepare(
             *(differentiable(self.forward_func), inputs, baselines, additional_forward_args),

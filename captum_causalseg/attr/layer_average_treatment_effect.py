@@ -6,9 +6,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._effort import Effort
+from captum_causalseg._checks import checked
+from captum_causalseg.attr._effort import EFFORT, Effort
 from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
-from captum_causalseg.attr._layer import LayerBaselines, UnitKind, check_layer, prepare_layer
+from captum_causalseg.attr._layer import LAYER, LayerBaselines, UnitKind, prepare_layer
 from captum_causalseg.attr._problem import Problem
 
 __all__ = ["LayerAverageTreatmentEffect", "LayerBaselines"]
@@ -47,6 +48,7 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         (torch.Size([1, 4, 16, 16]), torch.Size([1, 4, 2]))
     """
 
+    @checked(LAYER)
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -54,11 +56,11 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         device_ids: list[int] | None = None,
         layer_baselines: LayerBaselines = None,
     ) -> None:
-        check_layer(forward_func, layer)
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         self.layer_baselines = layer_baselines
 
     @log_usage(part_of_slo=True)
+    @checked(EFFORT, LAYER)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -129,6 +131,7 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         attributions = paint(statistics, problem.tensors, target)
         return (attributions, statistics) if return_statistics else attributions
 
+    @checked(EFFORT, LAYER)
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
+from captum_causalseg._checks import checked, integer
 from captum_causalseg.attr._gradient import backpropagate
-from captum_causalseg.attr._layer import LayerBaselines, UnitKind, check_layer, prepare_layer
-from captum_causalseg.attr._problem import check_integer
+from captum_causalseg.attr._layer import LAYER, LayerBaselines, UnitKind, prepare_layer
 from captum_causalseg.interventions.gradient import differentiable
 from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
 
@@ -51,6 +51,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         torch.Size([1, 4, 16, 16])
     """
 
+    @checked(LAYER)
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -58,7 +59,6 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         device_ids: list[int] | None = None,
         layer_baselines: LayerBaselines = None,
     ) -> None:
-        check_layer(forward_func, layer)
         # Of the two bases only one constructor takes a layer.
         GradientAttribution.__init__(self, forward_func)
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
@@ -70,6 +70,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         return True
 
     @log_usage(part_of_slo=True)
+    @checked(LAYER, n_steps=integer(1))
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -99,7 +100,6 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
                 and what was expected.
         """
-        check_integer("n_steps", n_steps, 1)
         layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
         problem = prepare_layer(
             *(differentiable(self.forward_func), self.layer, self.device_ids, inputs, layer_baselines),

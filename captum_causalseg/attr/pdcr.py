@@ -1,5 +1,6 @@
 """The paper's protocol to the letter."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
-from captum_causalseg.attr._effort import Effort
+from captum_causalseg._checks import FUNCTION, checked, instance, tensor_of
+from captum_causalseg.attr._effort import EFFORT, Effort
 from captum_causalseg.attr._estimate import estimate, paint
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
@@ -53,9 +55,8 @@ class PdCR(PerturbationAttribution):
         (64, 64)
     """
 
+    @checked(forward_func=FUNCTION)
     def __init__(self, forward_func: Callable[..., Any], baselines: Baselines = None) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"forward_func: expected a callable, got {type(forward_func).__name__}")
         if isinstance(forward_func, SegmentationTarget):
             forward_func = forward_func.with_scoring(metric="dice", activation="none", threshold=0.5, empty_score=0.0)
         super().__init__(forward_func)
@@ -67,6 +68,7 @@ class PdCR(PerturbationAttribution):
         return "PdCR"
 
     @log_usage(part_of_slo=True)
+    @checked(EFFORT)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -105,6 +107,9 @@ class PdCR(PerturbationAttribution):
         return (attributions, statistics) if return_statistics else attributions
 
     @staticmethod
+    @checked(
+        result=instance(TreatmentEffectStatistics) | tensor_of("real", "(1, C, *spatial)", (3, math.inf), may_be_empty=False)
+    )
     def to_paper_heatmap(result: Tensor | TreatmentEffectStatistics) -> np.ndarray:
         """The paper's array ``(H, W)`` (``(H, W, D)`` in 3D): ``E_b[M_b - M0]`` in Dice points of 100, 0 where nothing was found.
 

@@ -1,7 +1,5 @@
 """What the peers share: one image that is kept in part, the output that is explained, progress."""
 
-import math
-import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +8,15 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType, progress
-from captum_causalseg.attr._problem import Call, check_integer, prepare_call
+from captum_causalseg._checks import number, tensor_of
+from captum_causalseg.attr._problem import Call, prepare_call
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["INTERPOLATION", "baseline_of", "check_number", "counting", "prepare_image", "scores_of_outputs", "sizes_per_axis"]
+__all__ = ["INTERPOLATION", "baseline_of", "counting", "prepare_image", "scores_of_outputs"]
 
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_BASELINES = number() | tensor_of("real", finite=True)
 
 
 def prepare_image(
@@ -44,43 +44,15 @@ def baseline_of(baselines: Any, image: Tensor) -> Tensor:
         baselines: a number, or a tensor ``(1 or N, C, *spatial)``.
         image: ``(N, C, *spatial)``.
     """
+    _BASELINES("baselines", baselines)
     if isinstance(baselines, Tensor) and baselines.ndim > 0:
         if baselines.shape[1:] != image.shape[1:] or len(baselines) not in (1, len(image)):
             raise ValueError(
                 f"baselines: expected a number or a tensor (1 or N, C, *spatial) for images {tuple(image.shape)}, got "
                 f"{tuple(baselines.shape)}"
             )
-        if not bool(baselines.isfinite().all()):
-            raise ValueError("baselines: it holds NaN or infinite values")
         return baselines.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
-    is_number = isinstance(baselines, numbers.Real) and not isinstance(baselines, bool)
-    if not is_number and not isinstance(baselines, Tensor):
-        raise TypeError(f"baselines: expected a number or a tensor, got {type(baselines).__name__}")
-    if not math.isfinite(baselines):
-        raise ValueError(f"baselines: expected a finite number, got {float(baselines)}")
     return torch.full_like(image, float(baselines))
-
-
-def sizes_per_axis(name: str, size: Any, n_axes: int) -> tuple[int, ...]:
-    """An integer for all axes, or a tuple of one per axis; each at least 1."""
-    if not isinstance(size, (tuple, list)):
-        check_integer(name, size, 1)
-        return (int(size),) * n_axes
-    if len(size) != n_axes:
-        raise ValueError(f"{name}: expected an integer or one per spatial axis ({n_axes}), got {size!r}")
-    for one in size:
-        check_integer(name, one, 1)
-    return tuple(int(one) for one in size)
-
-
-def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Raise unless ``value`` is a finite number in ``[low, high]`` (``(low, high]`` with ``open_low``)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number) or number > high or number < low or (open_low and number == low):
-        bounds = f"{'more than' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-        raise ValueError(f"{name}: expected a finite number of {bounds}, got {value}")
 
 
 def scores_of_outputs(call: Call, scores: Any, target: TargetType) -> tuple[Tensor, Tensor, tuple[str, ...]]:

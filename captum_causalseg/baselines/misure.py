@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
+from captum_causalseg._checks import BOOLEAN, checked, instance, integer, number, per_axis
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._problem import Call, check_integer
+from captum_causalseg.attr._problem import Call
 from captum_causalseg.baselines._call import (
     INTERPOLATION,
-    check_number,
     counting,
     prepare_image,
     scores_of_outputs,
-    sizes_per_axis,
 )
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.units import gather
@@ -72,11 +71,8 @@ class MiSuRe(PerturbationAttribution):
         (True, 0.0)
     """
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
-        if not isinstance(forward_func, SegmentationTarget):
-            raise TypeError(
-                f"forward_func: expected a SegmentationTarget, whose model's prediction is explained, got {type(forward_func).__name__}"
-            )
+    @checked(forward_func=instance(SegmentationTarget, expected="a SegmentationTarget, whose model's prediction is explained"))
+    def __init__(self, forward_func: SegmentationTarget) -> None:
         if callable(forward_func.metric):
             raise ValueError(
                 "forward_func: expected a target with a named metric, whose outputs are classes and RoIs, got a metric of one's own; "
@@ -90,6 +86,15 @@ class MiSuRe(PerturbationAttribution):
         return "MiSuRe"
 
     @log_usage(part_of_slo=True)
+    @checked(
+        tau=number(above=0, most=1),
+        dilation=integer(1),
+        n_steps=integer(0),
+        learning_rate=number(above=0),
+        l1=number(0),
+        l2=number(0),
+        show_progress=BOOLEAN,
+    )
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor],
@@ -130,16 +135,10 @@ class MiSuRe(PerturbationAttribution):
             TypeError, ValueError: an argument is not as described, the class is not predicted in the RoI, or the model has no
                 gradient; the message names it, what came and what was expected.
         """
-        check_number("tau", tau, 0, 1, open_low=True)
-        check_integer("dilation", dilation, 1)
-        check_integer("n_steps", n_steps, 0)
-        check_number("learning_rate", learning_rate, 0, open_low=True)
-        check_number("l1", l1, 0)
-        check_number("l2", l2, 0)
         call, baseline = prepare_image(self.forward_func, inputs, baselines, additional_forward_args)
         image = call.inputs[0]
         spatial = image.shape[2:]
-        cells = sizes_per_axis("cell_size", cell_size, len(spatial))
+        cells = per_axis("cell_size", cell_size, len(spatial), integer(1))
         name = self.get_name()
         with undisturbed(call.forward_func, gradients=True):
             question = _ask(call, baseline, target)

@@ -9,15 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
+from captum_causalseg._checks import BOOLEAN, SEED, checked, integer, number, per_axis
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._problem import check_integer
 from captum_causalseg.baselines._call import (
     INTERPOLATION,
-    check_number,
     counting,
     prepare_image,
     scores_of_outputs,
-    sizes_per_axis,
 )
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.evaluator import checked_scores
@@ -64,6 +62,14 @@ class RiseSegmentation(PerturbationAttribution):
     """
 
     @log_usage(part_of_slo=True)
+    @checked(
+        n_masks=integer(1),
+        probability=number(above=0, most=1),
+        perturbations_per_eval=integer(1),
+        seed=SEED,
+        centered=BOOLEAN,
+        show_progress=BOOLEAN,
+    )
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor],
@@ -101,19 +107,12 @@ class RiseSegmentation(PerturbationAttribution):
             TypeError, ValueError: an argument is not as described, or a score is not finite; the message names it, what came and
                 what was expected.
         """
-        for name, value, least in (
-            ("n_masks", n_masks, 1),
-            ("perturbations_per_eval", perturbations_per_eval, 1),
-            ("seed", seed, 0),
-        ):
-            check_integer(name, value, least)
-        check_number("probability", probability, 0, 1, open_low=True)
         if probability == 1:
             raise ValueError("probability: expected less than 1, got 1; nothing would be hidden")
         call, baseline = prepare_image(self.forward_func, inputs, baselines, additional_forward_args)
         image = call.inputs[0]
         n, spatial = len(image), image.shape[2:]
-        sizes = sizes_per_axis("grid_size", grid_size, len(spatial))
+        sizes = per_axis("grid_size", grid_size, len(spatial), integer(1))
         cells = tuple(min(size, length) for size, length in zip(sizes, spatial))
         # On the CPU, in float64 and mask by mask: the same sums whatever the batches.
         kept = torch.zeros(spatial, dtype=torch.float64, device="cpu")

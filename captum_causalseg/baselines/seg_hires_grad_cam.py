@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
+from captum_causalseg._checks import BOOLEAN, checked, integer, one_of, per_axis
 from captum_causalseg._flat import has_gradient
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._layer import check_layer
+from captum_causalseg.attr._layer import LAYER
 from captum_causalseg.attr._problem import prepare_call
-from captum_causalseg.baselines._call import scores_of_outputs, sizes_per_axis
+from captum_causalseg.baselines._call import scores_of_outputs
 from captum_causalseg.interventions.gradient import scores_of_activation
 from captum_causalseg.interventions.layer import record
 from captum_causalseg.interventions.units import gather
@@ -64,8 +65,8 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
         (torch.Size([1, 1, 16, 16]), False)
     """
 
+    @checked(LAYER)
     def __init__(self, forward_func: Callable[..., Any], layer: nn.Module, device_ids: list[int] | None = None) -> None:
-        check_layer(forward_func, layer)
         # Of the two bases only one constructor takes a layer.
         GradientAttribution.__init__(self, forward_func)
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
@@ -81,6 +82,7 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
         return True
 
     @log_usage(part_of_slo=True)
+    @checked(LAYER, relu_attributions=BOOLEAN, pooling=one_of("mean", "max"))
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -110,8 +112,6 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
             TypeError, ValueError: an argument is not as described, the layer has no one activation, or the score has no gradient;
                 the message names it, what came and what was expected.
         """
-        if pooling not in _POOLING:
-            raise ValueError(f'pooling: expected "mean" or "max", got {pooling!r}')
         call = prepare_call(self.forward_func, inputs, additional_forward_args)
         device_ids = self.device_ids if self.device_ids is not None else getattr(self.forward_func, "device_ids", None)
         # A DataParallel without CUDA has none and calls its module.
@@ -122,7 +122,7 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
             activation, observed = record(call.forward_func, self.layer, copies, **watch)
             values = _checked(activation.tensors, len(everyone))
             spatial = values.shape[2:]
-            windows = tuple(spatial) if pool_size is None else sizes_per_axis("pool_size", pool_size, len(spatial))
+            windows = tuple(spatial) if pool_size is None else per_axis("pool_size", pool_size, len(spatial), integer(1))
             _, index, _ = scores_of_outputs(call, observed, target)
             leaf = values.clone().requires_grad_()
             scores = scores_of_activation(call.forward_func, self.layer, call.inputs, call.arguments, **watch)([leaf])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import tensor_of
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._estimate import allowed_outputs, output_axes, reached_outputs
 from captum_causalseg.attr._exclusion import Exclude
@@ -19,6 +20,7 @@ from captum_causalseg.interventions.units import gather, paste
 __all__ = ["Attributions", "Replacements"]
 
 Attributions = Tensor | tuple[Tensor, ...]
+_MAP = tensor_of("real")
 
 
 class Replacements:
@@ -94,8 +96,7 @@ class Replacements:
             raise ValueError(f"attributions: expected one map per input ({len(self.tensors)}), got {len(maps)}")
         total = np.zeros(self.replaceable.shape)
         for slot, (values, tensor) in enumerate(zip(maps, self.tensors)):
-            if not isinstance(values, Tensor):
-                raise TypeError(f"attributions: expected a tensor like the input, got {type(values).__name__}")
+            _MAP("attributions", values)
             if values.shape != tensor.shape and values.shape != (len(tensor), 1, *tensor.shape[2:]):
                 raise ValueError(
                     f"attributions: expected the input's shape {tuple(tensor.shape)} (or one channel), got {tuple(values.shape)}; "

@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
+from captum_causalseg._checks import ANY, BOOLEAN, FUNCTION, NONE, SEED, TEXT, checked, integer, mapping, renamed, sequence
 from captum_causalseg._outputs import first_image
 from captum_causalseg.attr._exclusion import Exclude
-from captum_causalseg.attr._problem import check_integer
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.evaluation._donor_parts import donor_parts
 from captum_causalseg.evaluation._replacements import Attributions
-from captum_causalseg.evaluation.faithfulness import METRICS, Faithfulness
+from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Comparison", "compare"]
@@ -63,6 +63,7 @@ class Comparison:
         metrics = list(dict.fromkeys(self.table["metric"]))
         return values.reindex(index=methods, columns=metrics).join(costs).rename_axis(columns=None)
 
+    @checked(title=TEXT)
     def plot(self, *, example: int = 0, title: str = "") -> Figure:
         """All maps side by side on one scale: :func:`captum_causalseg.visualization.plot_comparison`."""
         from captum_causalseg.visualization import plot_comparison  # which draws what this room makes
@@ -70,6 +71,15 @@ class Comparison:
         return plot_comparison(self, example=example, title=title)
 
 
+@checked(
+    methods=mapping(TEXT, ANY, expected="a mapping of names to methods", least=1),
+    target=FUNCTION,
+    metrics=NONE | sequence(TEXT, 1),
+    n_controls=integer(0),
+    seed=SEED,
+    show_progress=BOOLEAN,
+    faithfulness=NONE | mapping(TEXT, ANY, expected="a mapping of further arguments"),
+)
 def compare(
     methods: Mapping[str, Method],
     target: Callable[..., Any],
@@ -134,24 +144,22 @@ def compare(
     """
     for name, method in methods.items():
         _check_method(name, method)
-    check_integer("n_controls", n_controls, 0)
     if n_controls and CONTROL in methods:
         raise ValueError(f"methods: the name {CONTROL!r} is taken by the control")
-    if not methods:
-        raise ValueError("methods: expected at least one")
+    chosen = metric_names(metrics)
     estimation, judging = (baselines, held_out) if held_out is not None else _split(baselines, seed)
-    judge = Faithfulness(
-        *(target, inputs, judging, output, additional_forward_args),
-        **(
-            {"feature_mask": feature_mask, "block_size": block_size, "exclude": exclude, "seed": seed}
-            | dict(faithfulness or {})
-        ),
-    )
+    with renamed(target="output", forward_func="target"):
+        judge = Faithfulness(
+            *(target, inputs, judging, output, additional_forward_args),
+            **(
+                {"feature_mask": feature_mask, "block_size": block_size, "exclude": exclude, "seed": seed}
+                | dict(faithfulness or {})
+            ),
+        )
     given = {"baselines": estimation, "feature_mask": feature_mask, "block_size": block_size, "exclude": exclude}
     bar = progress(desc="Comparing methods", total=len(methods)) if show_progress else None
     attributions: dict[str, Attributions] = {}
     rows = []
-    chosen = list(METRICS) if metrics is None else list(metrics)
     try:
         for name, method in methods.items():
             found, forwards, seconds = _run(method, target, inputs, output, additional_forward_args, given)

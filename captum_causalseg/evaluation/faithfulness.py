@@ -8,7 +8,7 @@ Supporting and harming units are ranked apart: removing what supports the segmen
 interest, removing what harms it should raise it. A map without a negative value says nothing of harm, and gets NaN there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -21,15 +21,29 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import (
+    BOOLEAN,
+    FRACTION,
+    FUNCTION,
+    NONE,
+    SEED,
+    TEXT,
+    check_all,
+    checked,
+    integer,
+    one_of,
+    sequence,
+    shown,
+)
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._exclusion import Exclude
-from captum_causalseg.attr._problem import check_integer
 from captum_causalseg.evaluation._replacements import Attributions, Replacements
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["METRICS", "Curve", "Faithfulness", "FaithfulnessMetric", "register"]
 
 Order = Literal["supporting", "harming"]
+_ORDER = one_of("supporting", "harming")
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,17 @@ class Faithfulness:
         ['example', 'metric', 'value', 'score_direction', 'source']
     """
 
+    @checked(
+        forward_func=FUNCTION,
+        n_draws=integer(1),
+        n_steps=integer(1),
+        n_subsets=integer(3),
+        subset_share=FRACTION,
+        leakage_share=FRACTION,
+        perturbations_per_eval=integer(1),
+        seed=SEED,
+        support=one_of("auto", None),
+    )
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -112,19 +137,6 @@ class Faithfulness:
         seed: int = 0,
         support: Literal["auto"] | None = "auto",
     ) -> None:
-        if support not in ("auto", None):
-            raise ValueError(f'support: expected "auto" or None, got {support!r}')
-        for name, count, least in (
-            ("n_draws", n_draws, 1),
-            ("n_steps", n_steps, 1),
-            ("n_subsets", n_subsets, 3),
-            ("perturbations_per_eval", perturbations_per_eval, 1),
-            ("seed", seed, 0),
-        ):
-            check_integer(name, count, least)
-        for name, share in (("subset_share", subset_share), ("leakage_share", leakage_share)):
-            if not 0 < share < 1:
-                raise ValueError(f"{name}: expected a share between 0 and 1, got {share}")
         self._world = Replacements(
             *(forward_func, inputs, baselines, target, additional_forward_args, feature_mask, block_size, exclude),
             n_draws=n_draws,
@@ -161,6 +173,7 @@ class Faithfulness:
         """``(N, U)``: the mean of a map over the elements of each unit; units in ascending order of their ids."""
         return self._world.unit_attributions(attributions)
 
+    @checked(metrics=NONE | sequence(TEXT))
     def evaluate(self, attributions: Attributions, metrics: list[str] | None = None) -> pd.DataFrame:
         """Every metric (or those named) of a map: one row per example and metric.
 
@@ -171,17 +184,14 @@ class Faithfulness:
             attributions: like ``inputs``; one channel may stand for all.
             metrics: names from :data:`METRICS`.
         """
-        names = list(METRICS) if metrics is None else list(metrics)
-        unknown = [name for name in names if name not in METRICS]
-        if unknown:
-            raise ValueError(f"metrics: expected names from {list(METRICS)}, got {unknown}")
         rows = []
-        for name in names:
+        for name in metric_names(metrics):
             metric = METRICS[name]
             for example, value in enumerate(metric.function(self, attributions)):
                 rows.append((example, name, float(value), metric.score_direction, metric.source))
         return pd.DataFrame(rows, columns=["example", "metric", "value", "score_direction", "source"])
 
+    @checked(order=_ORDER)
     def deletion(self, attributions: Attributions, order: Order = "supporting") -> Curve:
         """The score while units are replaced by donors, those that the map ranks first in this order first.
 
@@ -190,6 +200,7 @@ class Faithfulness:
         """
         return self._curve(attributions, order, "deletion")
 
+    @checked(order=_ORDER)
     def insertion(self, attributions: Attributions, order: Order = "supporting") -> Curve:
         """The score while units are put back into an image in which all have been replaced.
 
@@ -207,6 +218,7 @@ class Faithfulness:
         relative: np.ndarray = 1 - self.deletion(attributions).area / np.where(observed == 0, np.nan, observed)
         return relative
 
+    @checked(ranks=BOOLEAN)
     def correlation(self, attributions: Attributions, *, ranks: bool = False) -> np.ndarray:
         """How well summed attributions of random subsets predict what replacing these does to the score, ``(N,)``, in [-1, 1].
 
@@ -298,8 +310,6 @@ class Faithfulness:
         return mean
 
     def _curve(self, attributions: Attributions, order: Order, kind: Literal["deletion", "insertion"]) -> Curve:
-        if order not in ("supporting", "harming"):
-            raise ValueError(f'order: expected "supporting" or "harming", got {order!r}')
         units = self.unit_attributions(attributions)
         key = kind, order, units.tobytes()
         if key not in self._curves:
@@ -378,6 +388,9 @@ class FaithfulnessMetric:
     score_direction: Literal["higher", "lower"]
     source: str
 
+    def __post_init__(self) -> None:
+        check_all(vars(self), name=TEXT, function=FUNCTION, score_direction=one_of("higher", "lower"), source=TEXT)
+
 
 METRICS: dict[str, FaithfulnessMetric] = {}
 """By name; :func:`register` adds to it."""
@@ -390,11 +403,19 @@ def register(
     source: str,
 ) -> None:
     """Add a metric of one's own to the table :data:`METRICS`; its name must not be taken."""
+    metric = FaithfulnessMetric(name, function, score_direction, source)
     if name in METRICS:
         raise ValueError(f"name: {name!r} is taken")
-    if score_direction not in ("higher", "lower"):
-        raise ValueError(f'score_direction: expected "higher" or "lower", got {score_direction!r}')
-    METRICS[name] = FaithfulnessMetric(name, function, score_direction, source)
+    METRICS[name] = metric
+
+
+def metric_names(metrics: Sequence[str] | None) -> list[str]:
+    """The metrics asked for, all by default; refused where one is not in the table."""
+    names = list(METRICS) if metrics is None else list(metrics)
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ValueError(f"metrics: expected names from {list(METRICS)}, got {shown(unknown)}")
+    return names
 
 
 _CURVES = "Petsiuk et al. 2018 (arXiv 1806.07421), with donors and signs"
