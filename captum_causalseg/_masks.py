@@ -176,7 +176,7 @@ def absent_classes(labels: Tensor, channels: int) -> tuple[bool, str] | None:
     said = f"reference: its largest label is {largest}, the model has {channels} classes; labels are read as classes 0..{largest} of these"
     if largest > 1:
         return False, said
-    return True, f"{said}. If it is the mask of another class, give one mask per class, or a label map of the model's classes"
+    return True, f"{said}. If it is the mask of another class c, give mask.long() * c and look at target=c"
 
 
 def _from_labels(labels: Tensor, channels: int, activation: str, exclusive: bool) -> Tensor:
@@ -189,7 +189,7 @@ def _from_labels(labels: Tensor, channels: int, activation: str, exclusive: bool
     if labels.dtype == torch.bool and channels > 2:
         raise ValueError(
             f"reference: a boolean mask has 2 classes, the model's output {channels}; give a label map of the model's classes, or one "
-            "mask per class"
+            "mask per class; of class c alone, mask.long() * c and target=c"
         )
     if bool((labels < 0).any()) or bool((labels > channels - 1).any()):
         raise ValueError(

@@ -406,6 +406,9 @@ def test_a_reference_of_another_number_of_classes_is_refused(n_spatial, n):
                 twin(logits, *arguments)
     with pytest.raises(ValueError, match="a boolean mask has 2 classes, the model's output 6"):
         SegmentationTarget(nn.Identity(), None, "argument")(logits, labels.bool())
+    only = SegmentationTarget(nn.Identity(), None, labels * 4)(logits)[:, 4]  # what the messages tell people to do
+    expected = dices((logits.argmax(1) == 4)[:, None], labels[:, None], torch.ones(n, 1, *spatial, dtype=torch.bool))
+    torch.testing.assert_close(only, expected[:, 0, 0])
     # Two masks that complement each other are those of two classes, for a model of one as well.
     with pytest.raises(ValueError, match="reference: it has 2 classes, one mask each, the model's output 1"):
         SegmentationTarget(nn.Identity(), None, masks[0])(logits[:, :1])
@@ -438,7 +441,7 @@ def test_0_and_1_for_more_classes_may_be_a_mask_which_is_said_once(convert, shar
         (
             "WARNING",
             "reference: its largest label is 1, the model has 6 classes; labels are read as classes 0..1 of these. If it is the mask of "
-            "another class, give one mask per class, or a label map of the model's classes",
+            "another class c, give mask.long() * c and look at target=c",
         )
     ]
 
