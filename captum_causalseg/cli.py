@@ -11,17 +11,25 @@ from pathlib import Path
 
 from captum_causalseg._cli.arguments import Parser, add_cohort, add_commands, positive
 from captum_causalseg._cli.errors import InputError
+from captum_causalseg._cli.streams import watched_streams
 from captum_causalseg._files import Ended, cleared_away_when_ended
+from captum_causalseg._names import printable
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 1 if cases failed, 130 after Ctrl-C, 143 and 129
-    after SIGTERM and SIGHUP.
+    after SIGTERM and SIGHUP, 141 if all was done but nobody read to the end what was printed (``| head -1``).
 
     Input that cannot be used is named in one line. Errors of the program itself keep their traceback.
     """
+    with watched_streams() as streams:
+        status = _run(arguments)
+    return streams.status(status)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     # Other packages' advice to programmers; what is wrong with the input is said in words of our own.
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 said = run(options)
     except InputError as error:
-        print(f"causalseg {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"causalseg {options.command}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Ended) as ended:
         left = "the same line goes on" if options.command == "cohort" else "nothing was written"
@@ -70,7 +78,7 @@ def _demo(options: argparse.Namespace) -> str:
     except (ValueError, ImportError, OSError) as error:
         raise InputError(str(error)) from error
     said = explain(case, options.out, n_draws=options.draws, seed=options.seed)
-    return f"{said}\n\nwritten to {options.out}/: effects.png, effects.csv, statistics.npz"
+    return f"{said}\n\nwritten to {printable(options.out)}/: effects.png, effects.csv, statistics.npz"
 
 
 def _parser() -> argparse.ArgumentParser:

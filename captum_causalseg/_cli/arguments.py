@@ -237,6 +237,11 @@ def _command(commands: "argparse._SubParsersAction[Any]", name: str, summary: st
         )
     effort.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     effort.add_argument(
+        "--private",
+        action="store_true",
+        help="name neither the image nor other files of the case in the results, only those of the model (folders are never named)",
+    )
+    effort.add_argument(
         "--out",
         type=Path,
         default=Path(f"causalseg-{name}"),

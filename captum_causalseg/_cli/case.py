@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._cli.errors import InputError, naming, naming_arguments
+from captum_causalseg._cli.files import image_name, name_of_case, place_name, units_name
 from captum_causalseg._cli.grid import Grids, grids_of_bundle, is_picture
 from captum_causalseg._cli.model import CommandModel, first_prediction, read_model
 from captum_causalseg._cli.places import Units, find_roi, find_units
@@ -27,6 +28,7 @@ class CommandCase:
     """What is explained.
 
     Args:
+        name: of the image in titles; empty with ``--private``.
         grids: the image as its file has it, the prepared one, and the way between them.
         image: the prepared image as a plain tensor, ``(1, C, *spatial)``.
         target: scores of the region of interest.
@@ -38,6 +40,7 @@ class CommandCase:
         described: what each of these is, in words, in the order of a report.
     """
 
+    name: str
     grids: Grids
     image: Tensor
     target: SegmentationTarget
@@ -89,23 +92,26 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
             donors = PatchBank(folder)
     with naming("--units"):
         units = find_units(options.units, grids, roi)
-    compared = "the model's own prediction" if label is None else str(options.label)
+    size = f"{_size(grids)}, {image.shape[1]} channel(s)"
+    compared = (
+        "the model's own prediction" if label is None else name_of_case(options, options.label, "a reference segmentation")
+    )
     if not METRICS[options.metric].needs_reference:
         compared = "nothing, the score needs no reference"
     described = {
-        "Image": f"{options.image} ({_size(grids)}, {image.shape[1]} channel(s))",
+        "Image": size if options.private else f"{image_name(options)} ({size})",
         "Model": f"{model.described}, on {model.device}",
         "Class": "the only one" if output is None else f"{output} of {prediction.shape[1]} (counted from 0)",
-        "Region of interest": roi_text,
+        "Region of interest": f"{place_name(options)}, {roi_text}",
         "Places": grids.in_words(),
         "Compared with": compared,
-        "Parts of the image": units.described,
+        "Parts of the image": f"{units_name(options)} {units.described}".lstrip(),
         "Replaced by": "other places of the same image"
         if folder is None
-        else f"places of {len(folder)} images in {options.donors}",
+        else f"places of {len(folder)} images in {name_of_case(options, options.donors, 'a folder')}",
         "Score": options.metric,
     }
-    return CommandCase(grids, image, target, roi, output, donors, folder, units, described)
+    return CommandCase(image_name(options), grids, image, target, roi, output, donors, folder, units, described)
 
 
 class _DonorFolder(Sequence[Tensor]):

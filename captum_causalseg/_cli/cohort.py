@@ -13,6 +13,7 @@ from captum_causalseg._cli.case import CommandCase, read_case
 from captum_causalseg._cli.errors import InputError, naming
 from captum_causalseg._cli.model import CommandModel, read_model
 from captum_causalseg._cli.run import check_effort
+from captum_causalseg._names import printable
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.cohort import Cohort, explain_cohort
 from captum_causalseg.cohort.engines import WorkerError
@@ -221,8 +222,8 @@ def _said(cohort: Cohort, out: Path) -> tuple[str, int]:
     if len(failed) > 10:
         lines.append(f"  ... and {len(failed) - 10} more")
     if len(failed):
-        lines.append(f"the same line tries them again; their errors are in {out}/errors/")
-    lines += ["", f"written to {out}/: cases.parquet, units/, cases/"]
+        lines.append(f"the same line tries them again; their errors are in {printable(out)}/errors/")
+    lines += ["", f"written to {printable(out)}/: cases.parquet, units/, cases/"]
     return "\n".join(lines), int(len(failed) > 0)
 
 

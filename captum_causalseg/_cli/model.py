@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._bundle_weights import checkpoint, is_torchscript, mismatch, reason, state_of
 from captum_causalseg._cli.errors import InputError, naming
+from captum_causalseg._cli.files import name_of
 from captum_causalseg.bundle import Bundle, load_bundle
 from captum_causalseg.target import SegmentationTarget
 
@@ -51,7 +52,7 @@ def read_model(options: argparse.Namespace) -> CommandModel:
             bundle = load_bundle(options.bundle, weights=options.weights, device=device)
         if isinstance(bundle.model, torch.jit.ScriptModule):
             bundle = replace(bundle, model=_Hookable(bundle.model))
-        return CommandModel(bundle.target, bundle, device, f"MONAI bundle {options.bundle}")
+        return CommandModel(bundle.target, bundle, device, f"MONAI bundle {name_of(options.bundle)}")
     network, described = _network(options, device)
     return CommandModel(partial(SegmentationTarget, network), None, device, described)
 
@@ -127,7 +128,7 @@ def _network(options: argparse.Namespace, device: torch.device) -> tuple[nn.Modu
         if Path(options.model).is_file() or not colon:
             if options.weights is not None:
                 raise InputError("--weights: a TorchScript file brings its own weights, leave them out")
-            return _scripted(Path(options.model), device), f"TorchScript {options.model}"
+            return _scripted(Path(options.model), device), f"TorchScript {name_of(options.model)}"
         network = _made(module_name, factory)
     if options.weights is None:
         return network.to(device), f"{options.model}, weights as it makes them"
@@ -141,7 +142,7 @@ def _network(options: argparse.Namespace, device: torch.device) -> tuple[nn.Modu
             raise ValueError(
                 f"{options.weights} does not fit the network of {options.model}: {mismatch(network, state) or reason(error)}"
             ) from error
-    return network.to(device), f"{options.model}, weights {options.weights}"
+    return network.to(device), f"{options.model}, weights {name_of(options.weights)}"
 
 
 def _scripted(file: Path, device: torch.device) -> nn.Module:

@@ -1,11 +1,13 @@
 """Parts of a report that is one HTML page: no script, no file beside it, readable on a phone."""
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from matplotlib.figure import Figure
+
+from captum_causalseg._names import encodable
 
 __all__ = ["facts", "page", "paragraph", "picture", "preformatted", "section", "table"]
 
@@ -47,12 +49,17 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; margin
 """
 
 
+def _escaped(text: str) -> str:
+    """For HTML, which has no letter for some bytes of file names."""
+    return html.escape(encodable(text))
+
+
 def page(title: str, sections: Sequence[str]) -> str:
     """The whole document."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
+        f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{_escaped(title)}</h1>\n"
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -60,22 +67,22 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 def section(heading: str, *parts: str) -> str:
     """A titled box of parts that are HTML already."""
-    return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
+    return f"<section>\n<h2>{_escaped(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def paragraph(text: str) -> str:
     """Plain text."""
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{_escaped(text)}</p>"
 
 
 def preformatted(text: str) -> str:
     """Plain text, its lines kept."""
-    return f"<pre>{escape(text)}</pre>"
+    return f"<pre>{_escaped(text)}</pre>"
 
 
 def facts(values: Mapping[str, object]) -> str:
     """Names and values."""
-    return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in values.items()) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{_escaped(str(k))}</dt><dd>{_escaped(str(v))}</dd>" for k, v in values.items()) + "</dl>"
 
 
 def table(
@@ -83,10 +90,10 @@ def table(
 ) -> str:
     """Rows of plain text; the first column and ``text_columns`` to the left, numbers to the right, a style class per row."""
     kinds = [' class="text"' if column in text_columns else "" for column in range(len(header))]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, header))
+    head = "".join(f"<th{kind}>{_escaped(name)}</th>" for kind, name in zip(kinds, header))
     body = [
-        f'<tr class="{escape("" if classes is None else classes[i])}">'
-        + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row))
+        f'<tr class="{_escaped("" if classes is None else classes[i])}">'
+        + "".join(f"<td{kind}>{_escaped(cell)}</td>" for kind, cell in zip(kinds, row))
         + "</tr>"
         for i, row in enumerate(rows)
     ]
@@ -103,4 +110,4 @@ def picture(figure: Figure, alternative: str) -> str:
     data = base64.b64encode(held.getvalue()).decode("ascii")
     inches = float(figure.get_figwidth())
     sides = f"max-width: {_PIXELS_PER_INCH[1] * inches:.0f}px; min-width: {_PIXELS_PER_INCH[0] * inches:.0f}px"
-    return f'<div class="wide"><img alt="{escape(alternative)}" style="{sides}" src="data:image/png;base64,{data}"></div>'
+    return f'<div class="wide"><img alt="{_escaped(alternative)}" style="{sides}" src="data:image/png;base64,{data}"></div>'

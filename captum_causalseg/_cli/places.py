@@ -28,7 +28,7 @@ class Units:
 
     Args:
         arguments: ``block_size`` or ``feature_mask``, as arguments of ``attribute``.
-        described: what they are, in words.
+        described: what they are, in words; of a file, how many.
         own: per voxel of the file, the id of its unit, -1 where the network is not shown it; ``None`` where the grids are the same.
     """
 
@@ -68,7 +68,7 @@ class Units:
 def find_roi(
     text: str, grids: Grids, label: tuple[Tensor, bool] | None, prediction: Tensor, channel: int
 ) -> tuple[Tensor, str]:
-    """The region of interest on the prepared grid, boolean ``(*spatial)``, and what it is, in words.
+    """The region of interest on the prepared grid, boolean ``(*spatial)``, and how large it is, in words.
 
     Args:
         text: as it was given; places in it are on the file's grid.
@@ -79,16 +79,16 @@ def find_roi(
     """
     found, is_own = _roi(text, grids, label, prediction, channel)
     if not grids.differ:
-        return found, f"{text}, {int(found.sum())} {grids.noun}" + ("" if grids.known else " of the prepared image")
+        return found, f"{int(found.sum())} {grids.noun}" + ("" if grids.known else " of the prepared image")
     if not is_own:
-        return found, f"{text}, {int(found.sum())} {grids.noun} of the prepared image"
+        return found, f"{int(found.sum())} {grids.noun} of the prepared image"
     kept = grids.kept()
     carried = grids.to_prepared(found & kept)
     if not bool(carried.any()):
         sides = " x ".join(f"{first}-{last}" for first, last in grids.kept_box())
         raise ValueError(f"{text} lies outside of what the pre-processing leaves of the image, {sides} of its {grids.noun}")
     lost = int((found & ~kept).sum())
-    said = f"{text}, {int(found.sum())} {grids.noun} of the image file, {int(carried.sum())} of the prepared image"
+    said = f"{int(found.sum())} {grids.noun} of the image file, {int(carried.sum())} of the prepared image"
     return carried, said + (f"; pre-processing cut away {lost} of the file's" if lost else "")
 
 
@@ -171,7 +171,7 @@ def _units_of_file(file: str, grids: Grids) -> Units:
     values, is_own = grids.read_labels(file)
     carried = grids.to_prepared(values) if is_own else values
     mask = regions.from_mask(carried)
-    described = f"those of {file}, {int(mask.max()) + 1} of them"
+    described = f"{int(mask.max()) + 1} of them"
     own = None
     if grids.differ:
         # Labels that the network is not shown are no units.

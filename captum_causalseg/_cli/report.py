@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from captum_causalseg._cli import page
 from captum_causalseg._cli.case import CommandCase
+from captum_causalseg._cli.files import command_line
 from captum_causalseg._cli.results import (
     axes_in_words,
     components_rows,
@@ -70,7 +70,7 @@ def effects_page(
         sections.append(_refutation_section(report))
     forwards = statistics.n_forwards if report is None else report.n_forwards
     sections.append(_computed(options, seconds, {"Forward passes of one image": forwards}, statistics.settings))
-    return page.page(f"Why was it segmented this way? {options.image.name}", sections)
+    return page.page(f"Why was it segmented this way? {case.name}".rstrip(), sections)
 
 
 def components_page(
@@ -101,7 +101,7 @@ def components_page(
         ),
         _computed(options, seconds, facts, {}),
     ]
-    return page.page(f"Which parts of the network matter? {options.image.name}", sections)
+    return page.page(f"Which parts of the network matter? {case.name}".rstrip(), sections)
 
 
 def comparison_page(
@@ -148,7 +148,7 @@ def comparison_page(
         ),
         _computed(options, seconds, {}, {}),
     ]
-    return page.page(f"Which explanation is faithful? {options.image.name}", sections)
+    return page.page(f"Which explanation is faithful? {case.name}".rstrip(), sections)
 
 
 def refutation_page(
@@ -163,7 +163,7 @@ def refutation_page(
         _strongest_section(case, options, statistics),
         _computed(options, seconds, {"Forward passes of one image": report.n_forwards}, statistics.settings),
     ]
-    return page.page(f"Can the explanation be refuted? {options.image.name}", sections)
+    return page.page(f"Can the explanation be refuted? {case.name}".rstrip(), sections)
 
 
 def _asked(case: CommandCase, options: argparse.Namespace, said: str, parts_of_image: bool = True) -> str:
@@ -287,7 +287,7 @@ def _refutation_section(report: RefutationReport) -> str:
 def _computed(options: argparse.Namespace, seconds: float, facts: Mapping[str, object], settings: Mapping[str, Any]) -> str:
     versions = {"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}
     versions |= {"monai": monai.__version__}
-    shown = {"Command": f"causalseg {options.command} {_given(options)}", **facts, "Seconds": f"{seconds:.1f}"}
+    shown = {"Command": command_line(options), **facts, "Seconds": f"{seconds:.1f}"}
     rest = {name: value for name, value in settings.items() if name != "versions"}
     shown |= _in_words({"seed": options.seed} | rest | {"versions": versions})
     return page.section("How it was computed", page.facts(shown))
@@ -303,16 +303,6 @@ def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:
 
     shown = {name: value for name, value in settings.items() if value not in (None, {}, [])}
     return {re.sub(r"^n_", "number_of_", name).replace("_", " ").capitalize(): said(shown[name]) for name in shown}
-
-
-def _given(options: argparse.Namespace) -> str:
-    """The options as they would be typed."""
-    said = []
-    for name, value in vars(options).items():
-        if name == "command" or value is None or value is False:
-            continue
-        said.append(f"--{name.rstrip('_').replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}"))
-    return " ".join(said)
 
 
 def _marked(value: float, best: bool) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from captum_causalseg._cli.case import CommandCase
+from captum_causalseg._cli.files import place_name
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
@@ -123,7 +124,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
     width = max([len(axes_in_words(case)), *(len(row.place) for row in rows)]) + 2
     return "\n".join(
         [
-            f"{options.image.name}: {options.metric} in {options.roi} is {observed(case, statistics)}",
+            f"{case.name}: {options.metric} in {place_name(options)} is {observed(case, statistics)}".removeprefix(": "),
             "",
             f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]",
             *(f"  {row.kind:<14}{row.place:<{width}}{row.effect}  {row.interval}" for row in rows),

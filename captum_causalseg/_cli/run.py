@@ -21,7 +21,7 @@ from captum_causalseg._cli.errors import InputError, naming, naming_arguments
 from captum_causalseg._cli.report import comparison_page, components_page, effects_page, refutation_page
 from captum_causalseg._cli.results import components_text, effects_text, score_in_words, sign_words
 from captum_causalseg._files import staged
-from captum_causalseg._names import write_csv
+from captum_causalseg._names import printable, write_csv
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> str:
         else:
             said = _refute(case, options, folder, refuters, began)
         written = ", ".join(sorted(file.name for file in folder.iterdir()))
-    return f"{said}\n\nwritten to {options.out}/: {written}"
+    return f"{said}\n\nwritten to {printable(options.out)}/: {written}"
 
 
 def check_effort(options: argparse.Namespace) -> None:
@@ -116,7 +116,7 @@ def _components(case: CommandCase, options: argparse.Namespace, folder: Path, be
     seconds = time.perf_counter() - began
     write_csv(table, folder / "components.csv")
     picture = plot_components(
-        table, title=options.image.name, score_name=score_in_words(options.metric), words=sign_words(options.metric)
+        table, title=case.name, score_name=score_in_words(options.metric), words=sign_words(options.metric)
     )
     picture.savefig(folder / "components.png", dpi=110)
     _write_page(folder, components_page(case, options, table, {"components": picture}, seconds))
@@ -146,7 +146,7 @@ def _compare(case: CommandCase, options: argparse.Namespace, folder: Path, began
         )
     seconds = time.perf_counter() - began
     write_csv(comparison.table, folder / "comparison.csv")
-    picture = plot_comparison(comparison, title=options.image.name, columns=5, words=sign_words(options.metric))
+    picture = plot_comparison(comparison, title=case.name, columns=5, words=sign_words(options.metric))
     picture.savefig(folder / "comparison.png", dpi=110)
     _write_page(folder, comparison_page(case, options, comparison, {"comparison": picture}, seconds))
     said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}")
@@ -177,7 +177,7 @@ def _effect_pictures(
     arguments: tuple[Any, ...] = (case.image.cpu(), statistics, case.roi, case.output)
     shared: dict[str, Any] = {"score_name": score_in_words(options.metric), "words": (raises, lowers)}
     return {
-        "effects": plot_effects(*arguments, title=options.image.name, **shared),
+        "effects": plot_effects(*arguments, title=case.name, **shared),
         "intervals": plot_effects(*arguments, panels=("lower", "upper"), **shared),
     }
 

@@ -1,0 +1,231 @@
+"""The command line and the names of files: any letters, any locale, and none of them where they are nobody's business."""
+
+import gzip
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from captum_causalseg import cli
+
+pytest.importorskip("nibabel")
+pytest.importorskip("PIL.Image")
+
+from command_line import make_place, on_picture, on_scan, status_of
+
+# A patient's name in Latin-1, a formula of matplotlib's that cannot be parsed, one of a spreadsheet's, and letters beyond ASCII.
+ODD = os.fsdecode(b"=M\xfcller $\\nope$ \xc3\xbc")
+SHOWN = r"=M\xfcller $\nope$ ü"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with networks, weights, a picture, a scan, labels and donors; the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, make_place(tmp_path)
+
+
+PROGRAM = "import sys; from captum_causalseg.cli import main; sys.exit(main())"
+
+
+def surroundings(**environment):
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment
+
+
+def shell(line, folder):
+    """Run a line of bash, in which ``"${command[@]}"`` is the installed program."""
+    command = f"command=({shlex.join([sys.executable, '-c', PROGRAM])})\n"
+    return subprocess.run(["bash", "-c", command + line], capture_output=True, timeout=300, cwd=folder, env=surroundings())
+
+
+def odd_case(folder, name):
+    """Arguments that explain the place's picture by names that only a file system takes."""
+    for file in ("image.png", "mask.png", "two.pt", "donors"):
+        shutil.move(folder / file, folder / f"{ODD} {file}")
+    files = [
+        "--image",
+        f"{ODD} image.png",
+        "--label",
+        f"{ODD} mask.png",
+        "--weights",
+        f"{ODD} two.pt",
+        "--donors",
+        f"{ODD} donors",
+    ]
+    return on_picture(name, *files, "--draws", "2", "--units", "8", "--out", os.fsdecode(b"o\xfct"))
+
+
+def check_names(printed, folder, shown):
+    first, *_, last = printed.strip().splitlines()
+    assert first.startswith(f"{shown} image.png: dice in box:8,8+8 is ")
+    assert last == r"written to o\xfct/: effects.csv, effects.png, report.html, statistics.npz"
+    html = (folder / os.fsdecode(b"o\xfct") / "report.html").read_text(encoding="utf-8")
+    for file in ("image.png", "mask.png", "two.pt", "donors"):
+        assert f"{SHOWN} {file}" in html
+
+
+def test_any_name_works(place, capsys):
+    folder, name = place
+    assert cli.main(odd_case(folder, name)) == 0
+    check_names(capsys.readouterr().out, folder, SHOWN)
+
+
+def test_any_name_works_where_the_locale_knows_no_letters(place):
+    folder, name = place
+    command = [sys.executable, "-c", PROGRAM, *map(os.fsencode, odd_case(folder, name))]
+    environment = surroundings(LC_ALL="C", PYTHONUTF8="0")
+    done = subprocess.run(command, capture_output=True, timeout=300, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    check_names(done.stdout.decode("ascii"), folder, SHOWN.replace("\u00fc", r"\xfc"))
+
+
+def test_errors_name_files_as_they_can_be_printed(place, capsys):
+    _, name = place
+    assert status_of(on_picture(name, "--image", f"{ODD}.png")) == 2
+    assert capsys.readouterr().err == f"causalseg explain: error: --image: there is no file {SHOWN}.png\n"
+
+
+def test_a_reader_that_leaves_ends_nothing(place):
+    folder, name = place
+    arguments = shlex.join(on_picture(name, "--units", "8"))
+    # Progress goes to the same reader.
+    done = shell(f'"${{command[@]}}" {arguments} 2>&1 | true; echo "${{PIPESTATUS[0]}}"', folder)
+    assert done.stdout.decode() == "141\n"
+    assert done.stderr == b""
+    assert sorted(file.name for file in (folder / "out").iterdir()) == [
+        "effects.csv",
+        "effects.png",
+        "report.html",
+        "statistics.npz",
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [("explain --help", 141), ("explain --image nope.png", 2)])
+def test_status_when_nobody_reads_what_is_said(place, arguments, status):
+    done = shell(f'"${{command[@]}}" {arguments} 2>&1 | true; echo "${{PIPESTATUS[0]}}"', place[0])
+    assert done.stdout.decode() == f"{status}\n"
+    assert done.stderr == b""
+
+
+def test_streams_are_as_they_were_afterwards(place, capsys):
+    streams = sys.stdout, sys.stderr
+    errors = [stream.errors for stream in streams]
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert (sys.stdout, sys.stderr) == streams
+    assert [stream.errors for stream in streams] == errors
+    assert capsys.readouterr().out.startswith("usage: causalseg")
+
+
+def contents(folder):
+    """Everything that was written, unpacked, as one text per file."""
+    found = {}
+    for file in folder.rglob("*"):
+        if file.is_file():
+            data = file.read_bytes()
+            if file.suffix == ".npz":
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                    # NumPy keeps text as UTF-32.
+                    data += b"".join(archive.read(part).replace(b"\0", b"") for part in archive.namelist())
+            if file.suffix == ".gz":
+                data += gzip.decompress(data)
+            found[file.name] = data
+    return found
+
+
+PATIENT = "Erika-Mustermann"
+FILE = "born-1964-08-12"
+
+
+def private_files(folder):
+    """The place's files, which their folders and names make those of a patient."""
+    there = folder / PATIENT
+    there.mkdir()
+    names = {}
+    for name, ending in (("image", ".png"), ("mask", ".png"), ("scan", ".nii.gz"), ("truth", ".nii.gz"), ("donors", "")):
+        names[name] = str(there / f"{FILE}-{name}{ending}")
+        shutil.move(folder / (name + ending), names[name])
+    for name, ending in (("two", ".pt"), ("two", ".ts")):
+        shutil.copy(folder / (name + ending), there / (name + ending))
+    return names
+
+
+def commands(name, files):
+    picture = ["--image", files["image"], "--label", files["mask"], "--donors", files["donors"]]
+    weights = ["--weights", f"{PATIENT}/two.pt"]
+    scan = ["--image", files["scan"], "--label", files["truth"], "--roi", files["truth"], "--out", f"{PATIENT}/{FILE}-out"]
+    whole = [*picture, "--roi", files["mask"], "--units", "8", "--draws", "2", "--out", f"{PATIENT}/{FILE}-out"]
+    return {
+        "explain": on_picture(name, *whole, *weights, "--components", "*"),
+        "components": on_picture(name, *whole, *weights, command="components"),
+        "compare": on_picture(name, *whole, *weights, command="compare"),
+        "refute": on_picture(name, *whole, *weights, "--refuters", "placebo", command="refute"),
+        "scan": on_scan(name, *scan),
+        "TorchScript": [*on_picture(name, *whole)[:1], "--model", f"{PATIENT}/two.ts", *on_picture(name, *whole)[3:]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "private"),
+    [
+        ("explain", False),
+        *((command, True) for command in ("explain", "components", "compare", "refute", "scan", "TorchScript")),
+    ],
+)
+def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place, capsys, monkeypatch, command, private):
+    folder, name = place
+    files = private_files(folder)
+    titles = []
+    for plot in ("plot_effects", "plot_components", "plot_comparison"):
+        original = getattr(cli_run(), plot)
+        monkeypatch.setattr(
+            cli_run(), plot, lambda *a, _plot=original, **k: titles.append(k.get("title", "")) or _plot(*a, **k)
+        )
+    assert cli.main([*commands(name, files)[command], *(["--private"] if private else [])]) == 0
+    written = contents(folder / PATIENT / f"{FILE}-out")
+    assert "report.html" in written
+    for file, data in written.items():
+        assert PATIENT.encode() not in data, file
+        assert str(folder).encode() not in data, file
+        if private:
+            assert FILE.encode() not in data, file
+    html = written["report.html"].decode("utf-8")
+    assert (FILE in html) is not private
+    assert any(FILE in title for title in titles) is not private
+    # What the model is remains known.
+    assert f"{name}:" in html or "TorchScript two.ts" in html
+    if command in ("explain", "components", "compare", "refute"):
+        assert "--weights two.pt" in html
+    printed = capsys.readouterr().out.splitlines()
+    assert not any(FILE in line for line in printed[:-1]) or not private
+    title = re.search("<h1>(.*?)</h1>", html)[1]
+    assert title.endswith("?") is private
+
+
+def cli_run():
+    from captum_causalseg._cli import run
+
+    return run
+
+
+def test_a_report_names_the_region_and_the_units_without_their_folders(place):
+    folder, name = place
+    files = private_files(folder)
+    more = ["--image", files["image"], "--label", files["mask"], "--donors", files["donors"], "--units", files["mask"]]
+    assert cli.main(on_picture(name, *more)) == 0
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"<dd>those of {FILE}-mask.png, 2 of them</dd>" in html
+    assert f"--units {FILE}-mask.png" in html
+    assert cli.main(on_picture(name, *more, "--private")) == 0
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<dd>those of a file, 2 of them</dd>" in html
+    assert "--image IMAGE --label LABEL --roi box:8,8+8" in html
+    assert "<dd>24 x 32 pixels, 1 channel(s)</dd>" in html
+    assert "<dd>a reference segmentation</dd>" in html
