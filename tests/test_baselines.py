@@ -231,7 +231,9 @@ def test_bad_arguments_of_seg_hires_grad_cam():
         cam.attribute(image, target=1, pool_size=0)
     with pytest.raises(TypeError, match=r"pool_size: expected one integer or 2 of them .*, got .*2\.5"):
         cam.attribute(image, target=1, pool_size=(2.5, 2))
-    with pytest.raises(ValueError, match=r"pool_size: expected one integer or 2 of them \(one per spatial axis\), got \(2, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"pool_size: expected one integer or 2 of them \(one per spatial axis\), got \(2, 2, 2\)"
+    ):
         cam.attribute(image, target=1, pool_size=(2, 2, 2))
     with pytest.raises(ValueError, match=r"target: the forward function has 3 outputs \(3 class\) per example"):
         cam.attribute(image)
