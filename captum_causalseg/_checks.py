@@ -29,6 +29,7 @@ __all__ = [
     "ANY",
     "BOOLEAN",
     "FILE",
+    "FOLDER",
     "FRACTION",
     "FUNCTION",
     "NEW_FILE",
@@ -420,7 +421,17 @@ class _NewFile(Check):
             raise FileNotFoundError(f"{name}: there is no folder {shown(str(folder))}")
 
 
+class _Folder(Check):
+    """A folder that is there."""
+
+    def __call__(self, name: str, value: Any) -> None:
+        PATH(name, value)
+        if not Path(value).expanduser().is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {shown(os.fspath(value))}")
+
+
 FILE = _File(PATH.expected, PATH.fits)
+FOLDER = _Folder(PATH.expected, PATH.fits)
 NEW_FILE = _NewFile(PATH.expected, PATH.fits)
 
 

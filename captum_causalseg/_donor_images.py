@@ -1,6 +1,8 @@
 """The images of a donor bank: in memory, or read when they are asked for."""
 
 import itertools
+import math
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._checks import ArgumentTypeError, array_of, shown
 from captum_causalseg._image_files import read_file
 
-__all__ = ["BankImages", "ChosenImages", "DatasetImages", "FolderImages", "SizedImages", "random_parts"]
+__all__ = ["BankImages", "ChosenImages", "DatasetImages", "FolderImages", "SizedImages", "check_images", "random_parts"]
+
+
+_STACK = array_of("real", "(D, C, *spatial)", (2, math.inf))
+_ONE = array_of("real", "(C, *spatial)", (1, math.inf), may_be_empty=False)
 
 
 class SizedImages(Protocol):
@@ -26,6 +33,40 @@ class SizedImages(Protocol):
 def as_tensor(values: Any) -> Tensor:
     """A tensor where it is, or an array on the CPU: wherever new tensors are made by default."""
     return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+
+
+def check_images(name: str, images: Any, are_items: bool = False) -> None:
+    """Raise unless these are donor images, as one tensor, one by one, or read when they are asked for.
+
+    With ``are_items`` they are a data set's, which hold their images somewhere inside.
+    """
+    if isinstance(images, (Tensor, np.ndarray)):
+        _STACK(name, images)
+    elif isinstance(images, (list, tuple)):
+        for index, image in enumerate(images):
+            if isinstance(image, (str, os.PathLike)):
+                _refuse_path(f"{name}[{index}]", image)
+            if not are_items:
+                _ONE(f"{name}[{index}]", image)
+    elif isinstance(images, (str, os.PathLike)):
+        _refuse_path(name, images)
+    elif (
+        not (hasattr(images, "__len__") and hasattr(images, "__getitem__"))
+        or isinstance(images, bytes)
+        or hasattr(images, "keys")
+    ):
+        raise ArgumentTypeError(f"{name}: expected a tensor or a sequence of images, got {type(images).__name__}")
+    if len(images) == 0:
+        raise ValueError(f"{name}: the bank is empty")
+
+
+def _refuse_path(name: str, path: Any) -> None:
+    if not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"{name}: there is no file {shown(os.fspath(path))}")
+    raise ArgumentTypeError(
+        f"{name}: expected an image (C, *spatial), got the path {shown(os.fspath(path))}; PatchBank.from_folder reads the files of a "
+        "folder, images.load_image(path)[0] a single one"
+    )
 
 
 class BankImages:
@@ -65,7 +106,12 @@ class BankImages:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        image = as_tensor(self._images[index]).detach()
+        image = self._images[index]
+        if not isinstance(image, (Tensor, np.ndarray)):
+            raise TypeError(
+                f"images: expected tensors or arrays (C, *spatial), got {type(image).__name__} for donor image {index}"
+            )
+        image = as_tensor(image).detach()
         image = image.as_subclass(Tensor) if type(image) is not Tensor else image
         if self._shapes.setdefault(index, tuple(image.shape)) != tuple(image.shape):
             raise ValueError(f"images: donor image {index} changed its shape between two reads; the data set must be fixed")

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._donor_images import SizedImages
+from captum_causalseg._checks import checked, integer, one_of
+from captum_causalseg._donor_images import SizedImages, check_images
 from captum_causalseg.donors import PatchBank
 
 __all__ = ["ActivationBank"]
@@ -42,6 +43,7 @@ class ActivationBank:
         torch.Size([1, 4, 6, 6])
     """
 
+    @checked(reduction=one_of("mean", None), batch_size=integer(1), memory_budget=integer(1))
     def __init__(
         self,
         images: Tensor | SizedImages | Sequence[Any] | tuple[Tensor, ...],
@@ -50,12 +52,9 @@ class ActivationBank:
         batch_size: int = 16,
         memory_budget: int = 2**30,
     ) -> None:
-        if reduction not in (None, "mean"):
-            raise ValueError(f'reduction: expected "mean" or None, got {reduction!r}')
-        for name, value in (("batch_size", batch_size), ("memory_budget", memory_budget)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
         self._images = images if isinstance(images, tuple) else (images,)
+        for index, one in enumerate(self._images):
+            check_images(f"images[{index}]" if isinstance(images, tuple) else "images", one)
         lengths = {len(one) for one in self._images}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"images: expected as many donors for every input, and at least one, got {sorted(lengths)}")

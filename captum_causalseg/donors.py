@@ -16,11 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._checks import (
+    FOLDER,
+    FUNCTION,
+    NONE,
+    SEED,
+    Check,
+    array_of,
+    checked,
+    integer,
+    number,
+    one_of,
+    renamed,
+    sequence,
+    tensor_of,
+)
 from captum_causalseg._donor_images import (
     BankImages,
     DatasetImages,
     FolderImages,
     SizedImages,
+    check_images,
     fingerprint,
     random_parts,
     same_image,
@@ -29,6 +45,21 @@ from captum_causalseg._donor_means import BankSums
 from captum_causalseg._donor_places import BoundBank, BoundDonors, BoundSameImage, BoundWhole
 
 __all__ = ["Blur", "BoundDonors", "Constant", "DonorSource", "PatchBank", "SameImage", "SelfDonor", "as_donor_source"]
+
+
+_IMAGES = tensor_of("real", "(N, C, *spatial)", (2, math.inf), may_be_empty=False)
+_BIND = {"images": _IMAGES, "forbidden": NONE | tensor_of("boolean", "(N or 1, *spatial)", (1, math.inf))}
+_BANK = {
+    "placement": one_of("anywhere", "aligned"),
+    "n_images": NONE | integer(1),
+    "seed": SEED,
+    "cache_images": integer(1),
+}
+_PATTERN = Check(
+    "a pattern of file names",
+    lambda value: isinstance(value, str),
+    ("a pattern of names inside the folder", lambda value: value != "" and not Path(value).is_absolute()),
+)
 
 
 class DonorSource(ABC):
@@ -65,15 +96,19 @@ class Constant(DonorSource):
         Constant(0.0)
     """
 
+    @checked(
+        value=number()
+        | sequence(number(), 1, expected="one per channel")
+        | array_of("real", "(C,)", (0, 1), finite=True, may_be_empty=False)
+    )
     def __init__(self, value: float | Sequence[float]) -> None:
         self.value = value
         self._values = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-        if self._values.ndim > 1 or not bool(self._values.isfinite().all()):
-            raise ValueError(f"value: expected a finite number, or one per channel, got {value}")
 
     def __repr__(self) -> str:
         return f"Constant({self.value})"
 
+    @checked(_BIND)
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
         """See :meth:`DonorSource.bind`."""
         if self._values.ndim == 1 and len(self._values) != images.shape[1]:
@@ -90,14 +125,14 @@ class Blur(DonorSource):
 
     of_the_image = True
 
+    @checked(sigma=number(above=0))
     def __init__(self, sigma: float = 4.0) -> None:
-        if not (sigma > 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma: expected a positive number of pixels, got {sigma}")
         self.sigma = sigma
 
     def __repr__(self) -> str:
         return f"Blur(sigma={self.sigma})"
 
+    @checked(_BIND)
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
         """See :meth:`DonorSource.bind`."""
         from monai.networks.layers import GaussianFilter
@@ -136,6 +171,7 @@ class PatchBank(DonorSource):
         1000
     """
 
+    @checked(_BANK)
     def __init__(
         self,
         images: Tensor | np.ndarray | Sequence[Any] | SizedImages,
@@ -143,20 +179,14 @@ class PatchBank(DonorSource):
         *,
         cache_images: int = 64,
     ) -> None:
-        if placement not in ("anywhere", "aligned"):
-            raise ValueError(f'placement: expected "anywhere" or "aligned", got {placement!r}')
-        if isinstance(cache_images, bool) or not isinstance(cache_images, int) or cache_images < 1:
-            raise ValueError(f"cache_images: expected a positive integer, got {cache_images!r}")
-        if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
-            raise TypeError(f"images: expected a tensor or a sequence of images, got {type(images).__name__}")
-        if len(images) == 0:
-            raise ValueError("images: the bank is empty")
+        check_images("images", images)
         self.placement = placement
         self._images = images if isinstance(images, BankImages) else BankImages(images, cache_images)
         self._sums = BankSums(self._images)
         self.fingerprints: list[tuple[float, ...]] | None = None
 
     @classmethod
+    @checked(_BANK)
     def from_dataset(
         cls,
         dataset: Any,
@@ -178,14 +208,16 @@ class PatchBank(DonorSource):
             seed: seed of that subset.
             cache_images: how many images are held in memory.
         """
+        check_images("dataset", dataset, are_items=True)
         indices = np.arange(len(dataset))
         if n_images is not None:
-            if not 1 <= n_images <= len(dataset):
+            if n_images > len(dataset):
                 raise ValueError(f"n_images: expected 1..{len(dataset)}, got {n_images}")
             indices = np.sort(np.random.default_rng(seed).choice(indices, n_images, replace=False))
         return cls(DatasetImages(dataset, key, indices), placement, cache_images=cache_images)
 
     @classmethod
+    @checked(_BANK, folder=FOLDER, pattern=_PATTERN, transform=NONE | FUNCTION)
     def from_folder(
         cls,
         folder: str | Path,
@@ -211,6 +243,7 @@ class PatchBank(DonorSource):
         dataset = FolderImages(files, transform)
         return cls.from_dataset(dataset, None, placement, n_images=n_images, seed=seed, cache_images=cache_images)
 
+    @checked(fractions=sequence(number()), parts=NONE | integer(1), seed=SEED)
     def split(self, *fractions: float, parts: int | None = None, seed: int = 0) -> "tuple[PatchBank, ...]":
         """Banks over disjoint random subsets of the images, to hold donors out or to compare two halves.
 
@@ -243,9 +276,7 @@ class PatchBank(DonorSource):
             if not (shares > 0).all() or shares.sum() > 1 + 1e-9:
                 raise ValueError(f"fractions: expected positive numbers of sum 1 at most, got {fractions}")
         else:
-            parts = 2 if parts is None else parts
-            if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
-                raise ValueError(f"parts: expected a positive integer, got {parts!r}")
+            parts = 2 if parts is None else min(parts, len(self) + 1)  # of more, some are empty just so
             shares = np.full(parts, 1 / parts)
         chosen = random_parts(len(self), shares.tolist(), seed)
         if not all(chosen):
@@ -267,6 +298,7 @@ class PatchBank(DonorSource):
     def __repr__(self) -> str:
         return f"PatchBank({len(self)} images, placement={self.placement!r})"
 
+    @checked(_BIND)
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
         """See :meth:`DonorSource.bind`."""
         self._index()
@@ -322,6 +354,7 @@ class SameImage(DonorSource):
     def __repr__(self) -> str:
         return "SameImage()"
 
+    @checked(_BIND)
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
         """See :meth:`DonorSource.bind`."""
         if images.ndim < 3:
@@ -349,11 +382,13 @@ class SelfDonor(DonorSource):
     def __repr__(self) -> str:
         return "SelfDonor()"
 
+    @checked(_BIND)
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
         """See :meth:`DonorSource.bind`."""
         return BoundWhole(images.detach())
 
 
+@checked(images=_IMAGES)
 def as_donor_source(baselines: Any, images: Tensor) -> DonorSource:
     """The donor source that a ``baselines`` argument means for one input.
 
@@ -370,7 +405,7 @@ def as_donor_source(baselines: Any, images: Tensor) -> DonorSource:
         if baselines.is_complex() or baselines.dtype == torch.bool:
             raise TypeError(f"baselines: expected real numbers, got a tensor of {baselines.dtype}")
         if baselines.ndim == 0:
-            return Constant(float(baselines))
+            return _constant(baselines)
         shape = tuple(baselines.shape)
         if len(shape) != images.ndim or any(d not in (1, s) for d, s in zip(shape[1:], images.shape[1:])):
             raise ValueError(
@@ -379,7 +414,12 @@ def as_donor_source(baselines: Any, images: Tensor) -> DonorSource:
             )
         return PatchBank(baselines.expand(shape[0], *images.shape[1:]), placement="aligned")
     if isinstance(baselines, numbers.Real) and not isinstance(baselines, bool):
-        return Constant(float(baselines))
+        return _constant(baselines)
     raise TypeError(
         f"baselines: expected a donor source (PatchBank, ...), a number, a tensor or None, got {type(baselines).__name__}"
     )
+
+
+def _constant(value: Any) -> Constant:
+    with renamed(value="baselines"):
+        return Constant(float(value))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_causalseg import Blur, Constant, PatchBank, SameImage, _donor_reading, regions
+from captum_causalseg import ActivationBank, Blur, Constant, PatchBank, SameImage, _donor_reading, regions
 from captum_causalseg._donor_places import BoundDonors, Request, skip_holes
 from captum_causalseg.donors import SelfDonor, as_donor_source
 
@@ -257,7 +257,9 @@ def test_splits_that_cannot_be_are_refused():
     ):
         bank.split(0.95, 0.05)
     for fractions in ((0.7, 0.7), (0.5, 0.0), (-0.1,), (float("nan"),)):
-        with pytest.raises(ValueError, match="fractions: expected positive numbers of sum 1 at most, got "):
+        with pytest.raises(
+            ValueError, match=r"fractions(\[0\])?: expected (positive numbers of sum 1 at most|a finite number), got "
+        ):
             bank.split(*fractions)
     for parts in (0, 2.0, True):
         with pytest.raises(ValueError, match=f"parts: expected a positive integer, got {parts}"):
@@ -652,3 +654,43 @@ def test_a_dataset_that_changes_under_our_hands_is_refused():
     bank = PatchBank(Fickle(torch.rand(2, 1, 8, 8)), cache_images=1)
     with pytest.raises(ValueError, match="changed its shape between two reads"):
         bank.bind(torch.rand(1, 1, 16, 16)).read(0, box((0, 0), (4, 4)), 0)
+
+
+# --- What people give in the place of images -------------------------------------------------------------------------
+
+
+def test_paths_are_no_images_and_files_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^images\[0\]: there is no file 'nope\.png'$"):
+        PatchBank(["nope.png"])
+    with pytest.raises(FileNotFoundError, match=r"^images: there is no file 'nope\.png'$"):
+        PatchBank("nope.png")
+    path = tmp_path / "there.png"
+    path.touch()
+    with pytest.raises(
+        TypeError, match=r"^images\[1\]: expected an image .*there\.png'; PatchBank.from_folder reads the files of"
+    ):
+        PatchBank([torch.rand(1, 8, 8), path])
+    with pytest.raises(FileNotFoundError, match=r"^folder: there is no folder '.*nowhere'$"):
+        PatchBank.from_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("images", "match"),
+    [
+        ({"a": torch.rand(1, 8, 8)}, r"^images: expected a tensor or a sequence of images, got dict$"),
+        (b"abc", r"^images: expected a tensor or a sequence of images, got bytes$"),
+        ([torch.rand(1, 8, 8), 3], r"^images\[1\]: expected a tensor or an array of real numbers, got int$"),
+        (torch.rand(8), r"^images: expected shape \(D, C, \*spatial\), got \(8,\)$"),
+        (torch.rand(2, 1, 8, 8) + 0j, r"^images: expected real numbers, got torch\.complex64$"),
+    ],
+)
+def test_what_is_no_images_is_refused_at_once(images, match):
+    for make in (PatchBank, ActivationBank):
+        with pytest.raises((TypeError, ValueError), match=match):
+            make(images)
+
+
+def test_items_of_a_data_set_that_are_no_images_are_refused_when_they_are_read():
+    bank = PatchBank.from_dataset([{"image": 3}], key="image")
+    with pytest.raises(TypeError, match=r"^images: expected tensors or arrays \(C, \*spatial\), got int for donor image 0$"):
+        bank.bind(torch.rand(1, 1, 8, 8))
