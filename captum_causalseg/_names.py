@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["encodable", "printable", "write_csv"]
+__all__ = ["encodable", "native", "printable", "write_csv"]
 
 # Python's stand-ins for the bytes of a file name that the locale's encoding does not know.
 _BYTES = re.compile("[\udc80-\udcff]+")
@@ -38,6 +38,18 @@ def printable(name: str | os.PathLike[str]) -> str:
         two\nlines.png
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), encodable(os.fspath(name)))
+
+
+def native(name: str) -> str:
+    """A file name that was read from a text in UTF-8, as this locale's functions of files take it.
+
+    Where the locale's encoding does not have its letters (``LC_ALL=C``), the file is called by their bytes in UTF-8.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    return name
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> None:

@@ -365,7 +365,9 @@ def _inferer(part: Any, where: str) -> "Inferer | None":
 def _network(parser: "ConfigParser", weight_file: Path, device: torch.device, where: str) -> nn.Module:
     if is_torchscript(weight_file):
         try:
-            scripted: nn.Module = torch.jit.load(str(weight_file), map_location=device)  # type: ignore[no-untyped-call]
+            # Opened here: torch's own code takes only names that are UTF-8.
+            with open(weight_file, "rb") as opened:
+                scripted: nn.Module = torch.jit.load(opened, map_location=device)  # type: ignore[no-untyped-call]
         except Exception as error:
             raise ValueError(f"weights: {weight_file} cannot be read as TorchScript: {reason(error)}") from error
         return scripted

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from captum_causalseg import cli
+from captum_causalseg.cohort import Cohort
 
 pytest.importorskip("nibabel")
 pytest.importorskip("PIL.Image")
@@ -23,6 +25,12 @@ from command_line import make_place, on_picture, on_scan, status_of
 # A patient's name in Latin-1, a formula of matplotlib's that cannot be parsed, one of a spreadsheet's, and letters beyond ASCII.
 ODD = os.fsdecode(b"=M\xfcller $\\nope$ \xc3\xbc")
 SHOWN = r"=M\xfcller $\nope$ ü"
+
+
+STEPS = [
+    {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+    {"_target_": "ScaleIntensityd", "keys": "image"},
+]
 
 
 @pytest.fixture
@@ -84,6 +92,46 @@ def test_any_name_works_where_the_locale_knows_no_letters(place):
     done = subprocess.run(command, capture_output=True, timeout=300, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     check_names(done.stdout.decode("ascii"), folder, SHOWN.replace("\u00fc", r"\xfc"))
+
+
+@pytest.mark.parametrize("model", ["TorchScript", "bundle"])
+def test_models_by_any_name(place, model):
+    folder, name = place
+    if model == "bundle":
+        bundle = os.fsdecode(b"b\xffndle")
+        (folder / bundle / "configs").mkdir(parents=True)
+        (folder / bundle / "models").mkdir()
+        shutil.copy("two.ts", f"{bundle}/models/model.ts")
+        shutil.copytree("donors", f"{ODD} scans")
+        config = {
+            "network_def": {"_target_": "torch.nn.Identity"},
+            "preprocessing": {"_target_": "Compose", "transforms": STEPS},
+        }
+        (folder / bundle / "configs" / "inference.json").write_text(json.dumps(config))
+        arguments = ["explain", "--bundle", bundle, *on_picture(name, "--image", f"{ODD} scans/0.png")[3:]]
+        arguments = [word for word in arguments if word not in ("--normalize", "255")]
+    else:
+        shutil.move("two.ts", f"{ODD} two.ts")
+        arguments = ["explain", "--model", f"{ODD} two.ts", *on_picture(name)[3:]]
+    assert cli.main([*arguments, "--units", "8", "--draws", "2"]) == 0
+
+
+def test_a_table_of_cases_by_any_name(place):
+    folder, name = place
+    shutil.copy("image.png", "gr\u00fc\u00df $a$.png")
+    (folder / "cases.csv").write_text(
+        "id,image,site\n=gr\u00fc\u00df,gr\u00fc\u00df $a$.png,-\u00dc\nb,n\u00f6.png,x\n", encoding="utf-8"
+    )
+    (folder / "study.yaml").write_text(f"model: {name}:two\nnormalize: 255\nroi: box:8,8+8\ndraws: 2\nunits: 8\n")
+    command = [sys.executable, "-c", PROGRAM, "cohort", "--cases", "cases.csv", "--config", "study.yaml", "--out", "study"]
+    environment = surroundings(LC_ALL="C", PYTHONUTF8="0")
+    done = subprocess.run(command, capture_output=True, timeout=300, cwd=folder, env=environment)
+    assert done.returncode == 1, done.stderr.decode(errors="replace")
+    table = Cohort("study").cases().set_index("id")
+    assert table["state"].to_dict() == {"=gr\u00fc\u00df": "finished", "b": "failed"}
+    assert table["site"].tolist() == ["-\u00dc", "x"]
+    assert table.at["b", "error"] == "InputError: --image: there is no file n\u00f6.png"
+    assert r"b: InputError: --image: there is no file n\xf6.png" in done.stdout.decode("ascii")
 
 
 def test_errors_name_files_as_they_can_be_printed(place, capsys):

@@ -17,8 +17,9 @@ from matplotlib.text import Text
 from picture_cases import case, statistics_of
 
 import captum_causalseg
-from captum_causalseg import visualization
+from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, visualization
 from captum_causalseg._names import encodable, printable, write_csv
+from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.evaluation.comparison import Comparison
 from captum_causalseg.evaluation.influence import InfluenceMatrix
 from captum_causalseg.evaluation.profile import perception_profile
@@ -159,3 +160,31 @@ def test_texts_of_every_type_are_written_as_texts(tmp_path, kind):
 def test_every_table_of_the_package_is_written_by_one_function():
     files = [file for file in Path(captum_causalseg.__file__).parent.rglob("*.py") if file.name != "_names.py"]
     assert not [file for file in files if re.search(r"to_csv\(|csv\.writer", file.read_text(encoding="utf-8"))]
+
+
+def test_cases_are_kept_whatever_they_are_called(tmp_path):
+    def make_target(case):
+        return SegmentationTarget.from_prediction(torch.nn.Conv2d(1, 2, 3, padding=1), case["image"][None])
+
+    def prepare(case):
+        if case["site"] == "failing":
+            raise ValueError(f"no {ODD}")
+        return case
+
+    cases = [
+        {"id": ODD, "site": ODD, "image": torch.rand(1, 8, 8)},
+        {"id": "b", "site": "failing", "image": torch.rand(1, 8, 8)},
+    ]
+    options = {"baselines": 0.0, "block_size": 4, "n_draws": 1, "target": 1, "exclude": None, "show_progress": False}
+    study = explain_cohort(
+        *(cases, make_target),
+        method=AverageTreatmentEffect,
+        out=tmp_path / "study",
+        prepare=prepare,
+        columns=["site"],
+        **options,
+    )
+    table = study.cases()
+    assert table[["id", "site", "state"]].values.tolist() == [[SHOWN, SHOWN, "finished"], ["b", "failing", "failed"]]
+    assert table["error"].iloc[1] == f"ValueError: no {SHOWN}"
+    assert set(study.units()["case"]) == {SHOWN}

@@ -13,7 +13,7 @@ from captum_causalseg._cli.case import CommandCase, read_case
 from captum_causalseg._cli.errors import InputError, naming
 from captum_causalseg._cli.model import CommandModel, read_model
 from captum_causalseg._cli.run import check_effort
-from captum_causalseg._names import printable
+from captum_causalseg._names import native, printable
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.cohort import Cohort, explain_cohort
 from captum_causalseg.cohort.engines import WorkerError
@@ -209,9 +209,8 @@ def _cases(file: Path, study: _Study) -> tuple[list[dict[str, str]], list[str]]:
 
 def _located(name: str, value: str, folder: Path) -> str:
     """A file or folder as seen from the current folder: it is named as seen from the file that names it."""
-    if name in _FILES or (name in _PERHAPS_FILES and (folder / value).is_file()):
-        return str(folder / value)
-    return value
+    file = folder / native(value)
+    return str(file) if name in _FILES or (name in _PERHAPS_FILES and file.is_file()) else value
 
 
 def _said(cohort: Cohort, out: Path) -> tuple[str, int]:

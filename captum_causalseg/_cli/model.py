@@ -151,7 +151,9 @@ def _scripted(file: Path, device: torch.device) -> nn.Module:
     if not is_torchscript(file):
         raise ValueError(f"{file} is no TorchScript file; weights alone need --model package.module:factory --weights {file}")
     try:
-        scripted: nn.Module = torch.jit.load(str(file), map_location=device)  # type: ignore[no-untyped-call]
+        # Opened here: torch's own code takes only names that are UTF-8.
+        with open(file, "rb") as opened:
+            scripted: nn.Module = torch.jit.load(opened, map_location=device)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise ValueError(f"{file} cannot be read as TorchScript: {reason(error)}") from error
     return _Hookable(scripted.eval())

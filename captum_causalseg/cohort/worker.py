@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._names import encodable
 from captum_causalseg._version import __version__
 from captum_causalseg.attr._parts import merge_parts, only_part
 from captum_causalseg.attr.components import component_effects
@@ -137,8 +138,8 @@ class Worker:
             outcome.record = {column: _plain(case[column], column) for column in self._recipe.columns}
             outcome.record |= self._done(case, outcome.name, task)
         except Exception as error:  # whatever a case, a user's function or a model raises
-            outcome.error = f"{type(error).__name__}: {error}"
-            outcome.details = traceback.format_exc()
+            outcome.error = encodable(f"{type(error).__name__}: {error}")
+            outcome.details = encodable(traceback.format_exc())
             outcome.exception = error if self._in_process else None
         outcome.record["seconds"] = time.perf_counter() - began
         return outcome
@@ -253,7 +254,7 @@ def id_of(case: Any, id_key: str, position: int) -> str:
         if np.size(value) != 1:
             raise ValueError(f"id_key: expected a name or a number at position {position}, got an array of {np.shape(value)}")
         value = value.item()
-    name = str(value)
+    name = encodable(str(value))
     if not name or len(name.encode()) > 150:
         raise ValueError(f"id_key: expected a name of 1 to 150 bytes at position {position}, got {name!r}")
     return name
@@ -333,8 +334,8 @@ def _plain(value: Any, column: str) -> Any:
     """An entry of a case that is kept in the table: a number, a word or nothing."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and np.size(value) == 1:
         value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float)):
         return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, (str, Path)):
+        return encodable(str(value))
     raise TypeError(f"columns: expected a number or a word in {column!r}, got {type(value).__name__}")
