@@ -153,14 +153,14 @@ class DatasetImages:
 
 class FolderImages:
     def __init__(self, files: list[Path], transform: Callable[[Tensor], Tensor] | None) -> None:
-        self._files, self._transform = files, transform
+        self.files, self.transform = files, transform
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = read_file(self._files[index], labels=False)[0].as_subclass(Tensor)
-        return image if self._transform is None else self._transform(image)
+        image = read_file(self.files[index], labels=False)[0].as_subclass(Tensor)
+        return image if self.transform is None else self.transform(image)
 
 
 def random_parts(count: int, shares: Sequence[float], seed: int) -> list[list[int]]:

@@ -51,6 +51,19 @@ class Deadly:
         return make_target(case, model)
 
 
+class Unasked:
+    """A function that notes something between calls, or goes by it, without a trace in what is asked."""
+
+    def __init__(self, function) -> None:
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+
 def study(out, n: int = 5, **options) -> Cohort:
     options = {
         "load_model": load_model,

@@ -1,6 +1,8 @@
 """Many cases from the command line."""
 
+import re
 import shutil
+import sys
 
 import nibabel
 import numpy as np
@@ -97,6 +99,70 @@ def test_what_fails_is_said_and_tried_again(place, capsys):
     assert status_of(line()) == 0
     units = pd.read_parquet("study/units")
     assert set(units["case"].astype(str)) == {"a", "b"}
+
+
+def test_files_are_compared_with_their_digests(place, capsys):
+    folder, name = place
+    write_study(folder, name, "id,image\na,image.png\nb,image.png\n")
+    assert status_of(line()) == 0
+    capsys.readouterr()
+    verify = ["cohort", "--out", "study", "--verify"]
+    assert status_of(verify) == 0
+    assert capsys.readouterr().out == "study/: all files of 2 finished cases are as they were written\n"
+    (folder / "study" / "units" / "case=b" / "units.parquet").unlink()
+    (folder / "study" / "cases" / "a" / "statistics.npz").write_bytes(b"PK")
+    assert status_of(verify) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "2 files of 2 finished cases are missing or damaged",
+        "  study/cases/a/statistics.npz: damaged",
+        "  study/units/case=b/units.parquet: missing",
+        "the line that explained these cases does them again",
+    ]
+    assert status_of(line()) == 0
+    assert status_of(verify) == 0
+    manifest = folder / "study" / "manifest.jsonl"
+    manifest.write_text("x\n" + manifest.read_text())
+    capsys.readouterr()
+    assert status_of(verify) == 2
+    assert "error: --out: study/manifest.jsonl, line 1, is damaged" in capsys.readouterr().err
+    assert status_of(["cohort", "--out", "nowhere", "--verify"]) == 2
+    assert "--out: there is no study in 'nowhere'" in capsys.readouterr().err
+    assert status_of(line("--verify")) == 2
+    assert "--cases: --verify explains nothing, it goes with --out alone" in capsys.readouterr().err
+    assert status_of(["cohort", "--out", "study", "--cases", "cases.csv"]) == 2
+    assert "--config: it has to be given; only --verify does without" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["weights", "code", "donors"])
+def test_another_model_in_the_folder_is_refused(place, capsys, how):
+    """The words are the same, what is in the files is not."""
+    folder, name = place
+    write_study(folder, name, "id,image\na,image.png\n", weights="two.pt", donors="donors")
+    assert status_of(line()) == 0
+    before = (folder / "study" / "manifest.jsonl").read_text()
+    assert status_of(line()) == 0
+    if how == "weights":
+        state = torch.load("two.pt")
+        torch.save({key: value * 1.01 for key, value in state.items()}, "two.pt")
+    elif how == "code":
+        made = folder / f"{name}.py"
+        made.write_text(made.read_text().replace("torch.nn.ReLU()", "torch.nn.Sigmoid()"))
+        sys.modules.pop(name)
+    else:
+        shutil.copy("donors/0.png", "donors/1.png")
+    (folder / "cases.csv").write_text("id,image\na,image.png\nb,image.png\n")
+    capsys.readouterr()
+    assert status_of(line()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("causalseg cohort: error: --out: the study in")
+    said = (
+        r"case a, arguments.baselines"
+        if how == "donors"
+        else r"load_model, model: was Sequential \w{16}, .*now Sequential \w{16}"
+    )
+    assert re.search(said, error)
+    assert (folder / "study" / "manifest.jsonl").read_text() == before
 
 
 def test_another_study_in_the_folder_is_refused(place, capsys):

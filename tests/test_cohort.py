@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cohort_study import SHAPE, images, load_model, make_cases, make_target, study
+from cohort_study import SHAPE, Unasked, images, load_model, make_cases, make_target, study
 from monai.data import Dataset, MetaTensor
 from torch import nn
 
@@ -173,6 +173,7 @@ def test_finished_cases_are_not_done_again(tmp_path):
         seen.append(case["id"])
         return make_target(case, model)
 
+    watching = Unasked(watching)
     study(tmp_path / "s", 3, make_target=watching)
     study(tmp_path / "s", 5, make_target=watching)
     # The first is built again, to see that it is the same.
@@ -188,6 +189,7 @@ def test_what_fails_is_kept_and_the_others_go_on(tmp_path):
             raise RuntimeError("no such scan")
         return make_target(case, model)
 
+    sometimes = Unasked(sometimes)
     cohort = study(tmp_path / "s", 3, make_target=sometimes)
     assert repr(cohort) == "Cohort(2 finished, 1 failed)"
     row = cohort.cases().iloc[1]
@@ -284,7 +286,10 @@ def test_another_model_image_or_region_is_refused(tmp_path):
         for case in make_cases(3):
             yield case | {"image": case["image"] + shift[-1]}
 
-    options = {"load_model": None, "make_target": Global(models, rois)}
+    def target(case):
+        return SegmentationTarget.from_prediction(models[-1], case["image"][None], roi=rois[-1])
+
+    options = {"load_model": None, "make_target": Unasked(target)}
     study(tmp_path / "s", 2, cases=cases(), **options)
     study(tmp_path / "s", 3, cases=cases(), **options)
     for held, changed, said in (
@@ -297,16 +302,6 @@ def test_another_model_image_or_region_is_refused(tmp_path):
             study(tmp_path / "s", 3, cases=cases(), **options)
         assert said in str(caught.value)
         held.pop()
-
-
-class Global:
-    """A factory whose state is not seen from outside."""
-
-    def __init__(self, models, rois) -> None:
-        self._models, self._rois = models, rois
-
-    def __call__(self, case):
-        return SegmentationTarget.from_prediction(self._models[-1], case["image"][None], roi=self._rois[-1])
 
 
 def test_parts_of_a_case_are_the_whole(tmp_path):
@@ -341,10 +336,11 @@ def test_parts_of_a_call_that_was_killed_are_taken_over(tmp_path):
         seen.append(1)
         return AverageTreatmentEffect(target)
 
+    stopping, counted = Unasked(stopping), Unasked(counted)
     options = {"shards": 5, "method": counted}
     with pytest.raises(Stop):
         study(tmp_path / "s", 1, make_target=stopping, **options)
-    held = sorted((tmp_path / "s" / "cases" / "case%2F0").glob("part-*"))
+    held = sorted((tmp_path / "s" / "parts").glob("*/part-*"))
     assert [path.name[:11] for path in held] == ["part-0-of-5", "part-1-of-5", "part-2-of-5"]
     seen.clear()
     left[0] = 100

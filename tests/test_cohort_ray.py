@@ -1,7 +1,11 @@
 """Many cases on a local Ray cluster of two workers: the same results, and workers and drivers that are killed."""
 
+import contextlib
 import os
+import subprocess
 import sys
+import uuid
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -110,3 +114,39 @@ def test_driver_and_workers_are_killed_at_once(tmp_path, whole):
     run_until_killed(out, "ray", 1, with_workers=True)
     run(out, "ray")
     assert contents(out) == contents(whole.folder)
+
+
+STARTS = """
+import sys
+from captum_causalseg.cohort.engines import on_ray
+with on_ray(None, 1, 1, 0):
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are listed in /proc")
+def test_a_cluster_that_is_started_listens_to_this_machine_alone():
+    mark = f"COHORT_CLUSTER_OF_A_TEST={uuid.uuid4().hex}"
+    # An address in the environment is not one that was given.
+    environment = os.environ | {"RAY_ADDRESS": "192.0.2.1:6379"} | dict([mark.split("=")])
+    program = subprocess.Popen([sys.executable, "-c", STARTS], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert program.stdout.readline() == b"started\n"
+        sockets = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # gone already
+                if mark.encode() in (process / "environ").read_bytes():
+                    sockets |= {os.readlink(file) for file in (process / "fd").iterdir()}
+        open_to = []
+        for table in ("tcp", "tcp6"):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                    open_to.append(fields[1].split(":")[0])
+        assert open_to
+        loopback = {"0100007F", "0" * 16 + "FFFF0000" + "0100007F", "0" * 24 + "01000000"}
+        assert {*open_to} <= loopback
+    finally:
+        program.communicate()
+    assert program.returncode == 0

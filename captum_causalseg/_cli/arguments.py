@@ -89,11 +89,11 @@ def add_cohort(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Explain every row of a table, on this machine or on a Ray cluster. The same line goes on where it was "
         "interrupted or killed, and tries again what failed. Writes cases.parquet (a row per case), units/ (a row per unit) and, per "
         f"case, statistics.npz and effects.nii.gz.\n\n{_COHORT}",
-        epilog="example:\n  causalseg cohort --cases cases.csv --config study.yaml --out study",
+        epilog="examples:\n  causalseg cohort --cases cases.csv --config study.yaml --out study\n  causalseg cohort --out study --verify",
         formatter_class=_Formatter,
     )
-    parser.add_argument("--cases", type=Path, required=True, metavar="FILE.csv", help="a row per case")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="what holds for all of them")
+    parser.add_argument("--cases", type=Path, metavar="FILE.csv", help="a row per case")
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="what holds for all of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
     parser.add_argument(
         "--ray",
@@ -115,6 +115,11 @@ def add_cohort(commands: "argparse._SubParsersAction[Parser]") -> None:
         default=1,
         metavar="N",
         help="cut the units of each case into so many parts for different workers, for huge volumes (default: 1)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="explain nothing: compare the files in --out with their digests, and name those that are missing or damaged",
     )
 
 

@@ -115,28 +115,32 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
 
 
 class _DonorFolder(Sequence[Tensor]):
-    """Donor images of a folder, prepared as the image was."""
+    """Donor images of a folder, prepared as the image was.
+
+    Attributes:
+        files: which; a study tells by them whether donors are still the same.
+    """
 
     def __init__(self, folder: Path, prepare: Callable[[Path], Tensor], channels: int) -> None:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
         found = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
         # Folders are DICOM series, where there are no files beside them.
-        self._files = [file for file in found if file.is_file()] or found
-        if not self._files:
+        self.files = [file for file in found if file.is_file()] or found
+        if not self.files:
             raise ValueError(f"there is no file in {folder}")
         self._prepare, self._channels = prepare, channels
         # What is wrong with them all is said before anything is computed.
         self[0]
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
         with naming("--donors"):
-            image = self._prepare(self._files[index]).as_subclass(Tensor)[0].cpu()
+            image = self._prepare(self.files[index]).as_subclass(Tensor)[0].cpu()
             if len(image) != self._channels:
-                raise ValueError(f"{self._files[index]} holds {len(image)} channel(s), the image {self._channels}")
+                raise ValueError(f"{self.files[index]} holds {len(image)} channel(s), the image {self._channels}")
         return image
 
 

@@ -34,11 +34,16 @@ _CASE, _ARGUMENTS = "_command_case", ("baselines", "feature_mask", "target")
 
 
 def run_cohort(options: argparse.Namespace) -> tuple[str, int]:
-    """Explain every row; the text to print and the exit status: 1 where a case failed.
+    """Explain every row; the text to print and the exit status: 1 where a case failed, or a file is not what it was.
 
     Raises:
         InputError: a file or an option cannot be used.
     """
+    if options.verify:
+        return _verified(options)
+    for name in ("cases", "config"):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name}: it has to be given; only --verify does without")
     study = _study(options.config)
     cases, columns = _cases(options.cases, study)
     with naming("--out"):
@@ -211,6 +216,21 @@ def _located(name: str, value: str, folder: Path) -> str:
     """A file or folder as seen from the current folder: it is named as seen from the file that names it."""
     file = folder / native(value)
     return str(file) if name in _FILES or (name in _PERHAPS_FILES and file.is_file()) else value
+
+
+def _verified(options: argparse.Namespace) -> tuple[str, int]:
+    for name in ("cases", "config", "ray"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name}: --verify explains nothing, it goes with --out alone")
+    with naming("--out"):
+        cohort = Cohort(options.out)
+        found = cohort.verify()
+        finished = sum(record["state"] == "finished" for record in cohort.records().values())
+    if found.empty:
+        return f"{options.out}/: all files of {finished} finished cases are as they were written", 0
+    lines = [f"  {options.out}/{row.file}: {row.problem}" for row in found.itertuples()]
+    lines = [f"{len(found)} files of {finished} finished cases are missing or damaged", *lines]
+    return "\n".join([*lines, "the line that explained these cases does them again"]), 1
 
 
 def _said(cohort: Cohort, out: Path) -> tuple[str, int]:

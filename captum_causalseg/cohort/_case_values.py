@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captum_causalseg.cohort.folder import Cohort, file_of
+from captum_causalseg.cohort.folder import Cohort
 from captum_causalseg.evaluation._perception import energies
 from captum_causalseg.statistics import Status, adjust_p_values, is_hypothesis
 
@@ -43,7 +43,7 @@ class Source:
         """Of the table of its units."""
         import pyarrow.parquet
 
-        return list(pyarrow.parquet.read_schema(file_of(self.cohort.folder, case, "units.parquet")).names)
+        return list(pyarrow.parquet.read_schema(self.cohort.file(case, "units.parquet")).names)
 
     def units(self, case: str, wanted: tuple[str, ...]) -> pd.DataFrame:
         """The rows of one case and output; of the ``wanted`` columns those that there are.
@@ -60,7 +60,7 @@ class Source:
             raise ValueError(f"output: the units of case {case!r} have no output axis {unknown[0]!r}; {known}")
         picking = [*output] if output else [name for name in ("asked",) if name in there]
         read = [name for name in dict.fromkeys((*wanted, *picking, *axes)) if name in there]
-        table = pd.read_parquet(file_of(self.cohort.folder, case, "units.parquet"), columns=read, partitioning=None)
+        table = pd.read_parquet(self.cohort.file(case, "units.parquet"), columns=read, partitioning=None)
         if output:
             every = table[axes].drop_duplicates()
             table = table[np.logical_and.reduce([table[name] == number for name, number in output.items()])]

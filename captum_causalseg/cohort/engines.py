@@ -6,9 +6,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Any
 
-from captum_causalseg.cohort.worker import Outcome, Recipe, Task, Worker
+from captum_causalseg.cohort.worker import Loaded, Outcome, Recipe, Task, Worker
 
 __all__ = ["Next", "WorkerError", "on_ray", "run_here", "run_on_ray"]
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 Next = Callable[[], Task | None]
 """Gives the next task, or ``None`` if there is none now: perhaps one that is being carried out brings another."""
 Done = Callable[[Task, Outcome], None]
+Begun = Callable[[Loaded], None]
+"""Told of every model that a worker has loaded, before it is used."""
 
 # A case that took so many workers with it (memory, mostly) would take the next one, too.
 _ATTEMPTS = 3
@@ -26,10 +29,10 @@ class WorkerError(RuntimeError):
     """A worker could not begin: the model could not be loaded."""
 
 
-def run_here(recipe: Recipe, next_task: Next, done: Done) -> None:
+def run_here(recipe: Recipe, begun: Begun, next_task: Next, done: Done) -> None:
     """One task after another, in this process."""
     worker = Worker(recipe, in_process=True)
-    worker.set_up()
+    begun(worker.set_up())
     while (task := next_task()) is not None:
         done(task, worker.do(task))
 
@@ -51,13 +54,23 @@ def on_ray(address: str | None, n_workers: int | None, num_cpus: float, num_gpus
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
             options["include_dashboard"] = False
+            # A new one, whatever RAY_ADDRESS says.
+            options["address"] = "local"
             # What can be imported here can be imported there.
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
             if n_workers is not None:
                 # Workers that were asked for are there, whatever the machine counts as its own.
                 options["num_cpus"] = max(1, round(n_workers * num_cpus + 0.499))
-        ray.init(address=address, **options)
+            with _only_this_machine():
+                ray.init(**options)
+        else:
+            ray.init(address=address, **options)
     try:
+        if started and address is None and not ip_address(found := ray.util.get_node_ip_address()).is_loopback:
+            raise WorkerError(
+                f"engine: this version of Ray lets other machines in, at {found}; start a cluster of your own (ray start --head), and give "
+                "its address"
+            )
         there = ray.cluster_resources()
         for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus)):
             if wanted > there.get(name, 0):
@@ -71,7 +84,26 @@ def on_ray(address: str | None, n_workers: int | None, num_cpus: float, num_gpus
             ray.shutdown()
 
 
-def run_on_ray(recipe: Recipe, next_task: Next, done: Done, n_workers: int, num_cpus: float, num_gpus: float) -> None:
+@contextlib.contextmanager
+def _only_this_machine() -> Iterator[None]:
+    """Within, a cluster that is started listens to this machine alone.
+
+    Whoever reaches a cluster's ports can run programs on it. On Linux Ray takes the address that other machines see, also where it is told
+    127.0.0.1; what it does on other systems by default is switched on here.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def run_on_ray(
+    recipe: Recipe, begun: Begun, next_task: Next, done: Done, n_workers: int, num_cpus: float, num_gpus: float
+) -> None:
     """Tasks on a pool of actors; one that dies is replaced, and its task is given to another.
 
     Only as many tasks are read ahead as there are workers.
@@ -101,7 +133,7 @@ def run_on_ray(recipe: Recipe, next_task: Next, done: Done, n_workers: int, num_
             (ended,), _ = ray.wait([*starting, *running], num_returns=1)
             if ended in starting:
                 worker = starting.pop(ended)
-                _raise_problem(ended)
+                begun(_loaded(ended))
                 idle.append(worker)
                 continue
             task, worker = running.pop(ended)
@@ -125,13 +157,14 @@ def run_on_ray(recipe: Recipe, next_task: Next, done: Done, n_workers: int, num_
             ray.kill(worker)
 
 
-def _raise_problem(set_up: Any) -> None:
-    """Raise if a worker could not load its model."""
+def _loaded(set_up: Any) -> Loaded:
+    """What a worker loaded; raise if it could not."""
     import ray
 
     try:
-        problem = ray.get(set_up)
+        found: Loaded = ray.get(set_up)
     except ray.exceptions.RayActorError as error:
         raise WorkerError(f"engine: a worker could not begin. {error}") from error
-    if problem is not None:
-        raise WorkerError(f"load_model: {problem}")
+    if found.problem is not None:
+        raise WorkerError(f"load_model: {found.problem}")
+    return found

@@ -1,34 +1,30 @@
 """Explain every case of a cohort, once, whatever happens in between."""
 
-import functools
+import dataclasses
 import inspect
-import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.cohort import engines
-from captum_causalseg.cohort.fingerprint import described, differences
-from captum_causalseg.cohort.folder import Cohort, arrow, file_of, locked, study_error
-from captum_causalseg.cohort.worker import Outcome, Recipe, Task, id_of
+from captum_causalseg.cohort._bytes import digest_of_json
+from captum_causalseg.cohort.driver import Driver
+from captum_causalseg.cohort.fingerprint import described, model_of, modules_of
+from captum_causalseg.cohort.folder import Cohort, arrow, locked
+from captum_causalseg.cohort.worker import Recipe
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
-__all__ = ["CohortError", "explain_cohort"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["explain_cohort"]
 
 # Arguments of `attribute` that a study gives by other means, or that make no sense in it.
 _OURS = ("inputs", "return_statistics", "show_progress")
-_RESERVED = ("id", "state", "error", "observed_score", "n_units", "forwards", "seconds", "device", "seed", "versions", "model")
-
-
-class CohortError(RuntimeError):
-    """A case failed, and ``errors="raise"`` was asked for; the message says which and how."""
+# Of the table of cases, besides the columns of one's own.
+_RESERVED = (
+    *("id", "state", "error", "observed_score", "n_units", "forwards", "seconds", "device", "seed", "versions", "model"),
+    *("image", "partition"),
+)
 
 
 def explain_cohort(
@@ -61,12 +57,16 @@ def explain_cohort(
     ones are tried again, and the tables are those of a call that was never interrupted, bit for bit but for the column
     ``seconds``. Cases are read when it is their turn and forgotten when they are written.
 
+    What is asked is compared, and the model, too: arguments by their contents, functions by their code and by what they read and hold.
+    A finished case whose files are missing or damaged is done again.
+
     Args:
         cases: dicts with an id and an image, in any iterable; or a data set with ``len`` and indexing (torch, MONAI), whose items the
             workers read themselves. A MONAI ``Dataset`` of dicts with the id in ``dataset.data`` is not read to learn what is
             finished.
         make_target: a case to what is explained, a :class:`~captum_causalseg.SegmentationTarget` or any other function of images;
-            with ``load_model``, a case and the model. It is sent to each worker once, with all that it refers to.
+            with ``load_model``, a case and the model. It is sent to each worker once, with all that it refers to. Without ``load_model``
+            the models of all cases are those that the function holds, or one that it makes by itself.
         method: a target to what has ``attribute(..., return_statistics=True)``: a class such as
             :class:`~captum_causalseg.AverageTreatmentEffect`, or a function such as
             ``lambda target: LayerAverageTreatmentEffect(target, target.model.decoder)``; or
@@ -74,10 +74,11 @@ def explain_cohort(
         out: the folder; see :class:`Cohort` for what is in it. On several machines, one that all of them see.
         engine: ``"local"``, this process; ``"ray"``, actors on a Ray cluster.
         resume: go on with a study that is there. With ``False``, one that is there is an error.
-        load_model: makes the model, called once per worker.
+        load_model: makes the model, called once per worker: always the same one, which is compared before any case is explained. Where
+            cases have models of their own (the folds of a cross-validation) it returns all of them, as a dict.
         prepare: makes the case that is explained of the one that was given, in the worker: reads the files that it names, say. It is
             given the case (and the model, with ``load_model``); ``make_target`` gets what it returns.
-        id_key: the entry of a case that is its stable, unique name.
+        id_key: the entry of a case that is its stable, unique name, of any length and characters.
         image_key: the entry that is explained, ``(C, *spatial)`` as data sets give it or a batch of one; a tuple for a model of several
             inputs. A ``MetaTensor`` keeps its geometry: distances are then in millimeters.
         case_arguments: entries of each case that are arguments of ``attribute`` by the same name (``feature_mask``, ...).
@@ -100,7 +101,8 @@ def explain_cohort(
 
     Raises:
         TypeError, ValueError: an argument is not as described; the folder belongs to a study that was asked something else (the
-            message says what changed), or another process is at work in it; two cases have the same id.
+            message says what changed), or another process is at work in it; two cases have the same id; an argument or a function holds
+            what cannot be compared with another call, such as a lock or an open file.
         CohortError: a case failed, with ``errors="raise"``.
 
     Example:
@@ -144,180 +146,34 @@ def explain_cohort(
         show_units=show_progress and engine == "local",
     )
     asked = {
-        "make_target": described(make_target),
-        "load_model": described(load_model),
-        "prepare": described(prepare),
-        "method": described(method),
-        "arguments": described(arguments),
+        "make_target": described(make_target, "make_target"),
+        "load_model": described(load_model, "load_model"),
+        "prepare": described(prepare, "prepare"),
+        "method": described(method, "method"),
+        "arguments": {name: described(value, name) for name, value in arguments.items()},
         "case_arguments": list(recipe.case_arguments),
         "id_key": id_key,
-        "image_key": described(recipe.image_key),
+        "image_key": described(recipe.image_key, "image_key"),
         "columns": list(recipe.columns),
-        "nifti": described(recipe.nifti),
+        "nifti": described(recipe.nifti, "nifti"),
         "shards": shards,
     }
     with locked(folder, {"arguments": asked, "columns": list(recipe.columns)}, resume) as writer:
-        driver = _Driver(cases, recipe, writer.cohort.records(), shards, errors, writer.add, show_progress)
+        records = [record for record in writer.cohort.records().values() if record["state"] == "finished"]
+        held = frozenset() if load_model is not None else frozenset(map(model_of, modules_of(make_target)))
+        known = frozenset(record["model"] for record in records) - held
+        recipe = dataclasses.replace(recipe, asked=digest_of_json(asked), held=held, known=known)
+        driver = Driver(cases, recipe, writer, shards, errors, show_progress)
         try:
             if engine == "local":
-                engines.run_here(recipe, driver.next_task, driver.done)
+                engines.run_here(recipe, driver.begun, driver.next_task, driver.done)
             else:
                 with engines.on_ray(address, num_workers, num_cpus, num_gpus) as n_workers:
-                    engines.run_on_ray(recipe, driver.next_task, driver.done, n_workers, num_cpus, num_gpus)
+                    engines.run_on_ray(recipe, driver.begun, driver.next_task, driver.done, n_workers, num_cpus, num_gpus)
         finally:
             driver.close()
             writer.close(driver.positions)
     return writer.cohort
-
-
-class _Driver:
-    """Decides what is to be done next, and notes what came of it."""
-
-    def __init__(
-        self,
-        cases: Any,
-        recipe: Recipe,
-        records: dict[str, dict[str, Any]],
-        shards: int,
-        errors: str,
-        add: Callable[[dict[str, Any]], None],
-        show_progress: bool,
-    ) -> None:
-        self.positions: dict[str, int] = {}
-        self._recipe, self._shards, self._errors, self._add = recipe, shards, errors, add
-        self._finished = {name for name, record in records.items() if record["state"] == "finished"}
-        # One finished case is built again, to see that model, region and image are still those.
-        self._witness = next((record for record in records.values() if record["state"] == "finished"), None)
-        self._checking = False
-        self._ready: deque[Task] = deque()
-        self._parts_left: dict[int, int] = {}
-        self._part_records: dict[int, dict[str, Any]] = {}
-        self._cases = iter(self._listed(cases))
-        self._total = len(cases) if hasattr(cases, "__len__") else None
-        self._show_progress = show_progress
-        self._n_units = self._n_failed = 0
-
-    @functools.cached_property
-    def _bar(self) -> Any:
-        # Not before the first task: what cannot begin has no progress.
-        return tqdm(total=self._total, desc="cases", disable=not self._show_progress, dynamic_ncols=True)
-
-    def next_task(self) -> Task | None:
-        """The next one, or ``None`` if there is none (at the moment)."""
-        self._bar.refresh()
-        if self._checking:
-            return None
-        if not self._ready:
-            self._look_ahead()
-        return self._ready.popleft() if self._ready else None
-
-    def done(self, task: Task, outcome: Outcome) -> None:
-        """Note what came of a task."""
-        if task.kind == "check":
-            self._compare(outcome)
-            return
-        name = outcome.name or task.name or f"position {task.position}"
-        if task.name is None and outcome.name is not None:
-            # It was not known before it was read.
-            self._claim(outcome.name, task.position)
-        if outcome.error is not None:
-            self._failed(task, outcome, name)
-            return
-        if task.n_parts > 1 and task.kind == "explain":
-            self._part_done(task, outcome)
-            return
-        seconds = self._part_records.pop(task.position, {"seconds": 0.0})["seconds"] + outcome.record["seconds"]
-        record = {"id": name, "position": task.position, "state": "finished", "error": None}
-        self._add(record | outcome.record | {"seconds": seconds})
-        self._finished.add(name)
-        file_of(self._recipe.folder, name, "error").unlink(missing_ok=True)
-        self._n_units += outcome.record["n_units"]
-        self._step()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if "_bar" in vars(self):
-            self._bar.close()
-
-    def _look_ahead(self) -> None:
-        """Put the tasks of the next case that is not finished where they are taken from."""
-        for position, name, case in self._cases:
-            if name is not None:
-                self._claim(name, position)
-            if name in self._finished:
-                if self._witness is not None and self._witness["id"] == name:
-                    self._checking = True
-                    self._ready.append(Task(position, name, case, kind="check"))
-                    return
-                self._bar.update()
-                continue
-            for part in range(self._shards):
-                self._ready.append(Task(position, name, case, part, self._shards))
-            return
-
-    def _listed(self, cases: Any) -> Iterator[tuple[int, str | None, Any]]:
-        """Position, id where it is known without reading, and the case itself unless workers read it."""
-        if self._recipe.dataset is None:
-            for position, case in enumerate(cases):
-                yield position, id_of(case, self._recipe.id_key, position), case
-            return
-        unread = getattr(cases, "data", None)
-        for position in range(len(cases)):
-            known = None
-            if isinstance(unread, Sequence) and len(unread) == len(cases) and isinstance(unread[position], Mapping):
-                known = unread[position].get(self._recipe.id_key)
-            if known is None and self._finished:
-                # There is no other way to know whether it is finished.
-                known = id_of(cases[position], self._recipe.id_key, position)
-            yield position, None if known is None else str(known), None
-
-    def _claim(self, name: str, position: int) -> None:
-        if self.positions.setdefault(name, position) != position:
-            raise ValueError(f"cases: {name!r} is the id of two cases, at positions {self.positions[name]} and {position}")
-
-    def _compare(self, outcome: Outcome) -> None:
-        self._checking = False
-        assert self._witness is not None
-        if outcome.error is not None:
-            raise ValueError(
-                f"cases: {self._witness['id']!r} was explained before and cannot be built any more: {outcome.error}"
-            )
-        changed = differences(self._witness["call"], outcome.record["call"])
-        if changed:
-            raise study_error(self._recipe.folder, [f"case {self._witness['id']}, {line}" for line in changed])
-        self._bar.update()
-
-    def _part_done(self, task: Task, outcome: Outcome) -> None:
-        kept = self._part_records.setdefault(task.position, {"seconds": 0.0})
-        kept["seconds"] += outcome.record["seconds"]
-        self._parts_left[task.position] = self._parts_left.get(task.position, self._shards) - 1
-        if not self._parts_left[task.position]:
-            del self._parts_left[task.position]
-            self._ready.appendleft(Task(task.position, outcome.name, task.case, 0, self._shards, kind="merge"))
-
-    def _failed(self, task: Task, outcome: Outcome, name: str) -> None:
-        # What other parts of it are still to be done is left.
-        self._ready = deque(one for one in self._ready if one.position != task.position)
-        if task.n_parts > 1 and task.kind == "explain":
-            if self._parts_left.get(task.position) == -1:
-                return
-            self._parts_left[task.position] = -1
-        path = file_of(self._recipe.folder, name, "error")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(outcome.details, encoding="utf-8")
-        known = {column: outcome.record.get(column) for column in self._recipe.columns}
-        record = {"id": name, "position": task.position, "state": "failed", "error": outcome.error, **known}
-        self._add(record | {"seconds": outcome.record.get("seconds", 0.0)})
-        if self._errors == "raise":
-            raise CohortError(f"case {name!r} failed: {outcome.error}") from outcome.exception
-        logger.warning("case %s failed: %s (%s)", name, outcome.error, path)
-        self._n_failed += 1
-        self._step()
-
-    def _step(self) -> None:
-        failed = f", {self._n_failed} failed" if self._n_failed else ""
-        self._bar.set_postfix_str(f"{self._n_units} units{failed}", refresh=False)
-        self._bar.update()
 
 
 def _is_dataset(cases: Any) -> bool:

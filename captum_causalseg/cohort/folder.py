@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,28 +14,49 @@ from urllib.parse import quote
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from captum_causalseg._files import cleared_away_when_ended, written_whole
+from captum_causalseg.cohort._bytes import digest_of_file
+from captum_causalseg.cohort._manifest import partition_of, problem_of_table, read_manifest, table_of_cases
 from captum_causalseg.cohort.fingerprint import differences
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
-__all__ = ["Cohort", "arrow", "file_of", "locked", "study_error", "written_beside"]
+__all__ = [
+    "Cohort",
+    "Writer",
+    "arrow",
+    "damages",
+    "file_of",
+    "file_of_part",
+    "fresh_place",
+    "locked",
+    "study_error",
+    "written_beside",
+]
 
-_FORMAT = 1
-_STUDY, _MANIFEST, _CASES, _UNITS, _LOCK, _BESIDE = (
+# 2: canonical descriptions, digests of files and models. Format 1 can be read, and not gone on with.
+_FORMAT = 2
+_STUDY, _MANIFEST, _CASES, _UNITS, _PARTS, _LOCK, _BESIDE = (
     "study.json",
     "manifest.jsonl",
     "cases.parquet",
     "units",
+    "parts",
     ".lock",
     ".unfinished",
 )
+_FILES = ("units.parquet", "statistics.npz", "effects.nii.gz")
+# Bytes of an escaped id: file systems take 255 (some that encrypt 143), and there is something before or behind it.
+_LONGEST_NAME, _KEPT_NAME = 120, 80
 
 
 class Cohort:
     """What :func:`explain_cohort` left in a folder.
 
-    The folder holds ``study.json`` (what was asked), ``manifest.jsonl`` (a line per case that came to its end), ``cases.parquet``
-    (a row per case), ``units/case=<id>/units.parquet`` (a row per unit and output), ``cases/<id>/statistics.npz`` and, if asked
-    for, ``cases/<id>/effects.nii.gz``, and ``errors/<id>.txt`` of the cases that failed.
+    The folder holds ``study.json`` (what was asked), ``manifest.jsonl`` (a line per case that came to its end, with the digests of its
+    files), ``cases.parquet`` (a row per case), ``units/case=<id>/units.parquet`` (a row per unit and output),
+    ``cases/<id>/statistics.npz`` and, if asked for, ``cases/<id>/effects.nii.gz``, and ``errors/<id>.txt`` of the cases that failed.
+    Ids are escaped there as in addresses (``%2F`` for a slash); very long ones, and such as differ from another in capital letters only,
+    are cut short and end in a digest.
 
     Args:
         folder: where it is.
@@ -61,6 +83,7 @@ class Cohort:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.study = _read_study(self.folder)
+        self._read: tuple[Any, dict[str, dict[str, Any]]] = (None, {})
 
     def __repr__(self) -> str:
         states = [record["state"] for record in self.records().values()]
@@ -68,28 +91,58 @@ class Cohort:
         return f"Cohort({', '.join(counts) or 'nothing finished'})"
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The manifest: per case, its id and latest line, in the order in which cases first came to an end."""
-        found: dict[str, dict[str, Any]] = {}
+        """The manifest: per case, its id and latest line, in the order in which cases first came to an end.
+
+        A last line that a kill cut off counts as not written: that case is done again.
+
+        Raises:
+            ValueError: another line is damaged; the message says which.
+        """
         path = self.folder / _MANIFEST
-        if not path.exists():
-            return found
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if not line.endswith("\n"):
-                    break  # cut off by a kill: that case is done again
-                record = json.loads(line)
-                found[record["id"]] = record
-        return found
+        try:
+            state = os.stat(path)
+        except FileNotFoundError:
+            return {}
+        if self._read[0] != (state.st_size, state.st_mtime_ns):
+            self._read = (state.st_size, state.st_mtime_ns), read_manifest(path)
+        return dict(self._read[1])
+
+    def verify(self) -> pd.DataFrame:
+        """Compare the files of finished cases with the digests that were noted when they were written.
+
+        Returns:
+            One row per file that is not what it was: ``case`` (the id; missing for the table of cases), ``file`` (its path within the
+            folder), ``problem`` (``"missing"`` or ``"damaged"``). No rows where all is well. The same call of :func:`explain_cohort`
+            does the cases again whose files are named here.
+
+        Raises:
+            ValueError: the manifest is damaged, or the study is of an earlier version, which noted no digests.
+        """
+        if self.study["format"] < _FORMAT:
+            raise ValueError(
+                f"folder: the study in {str(self.folder)!r} was written by an earlier version, which noted no digests"
+            )
+        records = self.records()
+        rows: list[tuple[str | None, str, str]] = [
+            (name, str(path.relative_to(self.folder)), problem)
+            for name, record in records.items()
+            for path, problem in damages(self.folder, record)
+        ]
+        table = self.folder / _CASES
+        if records and (problem := problem_of_table(table, records)):
+            rows.append((None, table.name, problem))
+        return pd.DataFrame(rows, columns=["case", "file", "problem"]).astype("string")
 
     def cases(self) -> pd.DataFrame:
         """A row per case, in the order in which the cases were given.
 
         Columns: ``id``, ``state`` (``"finished"`` or ``"failed"``), ``error`` (of a failed one: type and message), whatever entries of
         the case were kept, ``observed_score`` (of the output that was asked for), ``n_units``, ``forwards`` (images that went
-        through the model), ``seconds``, ``device``, ``seed``, ``versions`` (JSON) and ``model``, ``image`` (digests).
+        through the model), ``seconds``, ``device``, ``seed``, ``versions`` (JSON), ``model``, ``image`` (digests) and ``partition`` (what
+        other readers of ``units/`` see as ``case``: the id, unless that is very long).
         """
         rows = sorted(self.records().values(), key=lambda record: record["position"])
-        return _table_of_cases(rows, self.study.get("columns", []))
+        return table_of_cases(rows, self.study.get("columns", []))
 
     def units(
         self, cases: Sequence[str] | None = None, columns: Sequence[str] | None = None, asked: bool = False
@@ -107,12 +160,13 @@ class Cohort:
         Raises:
             KeyError: a case that is not finished.
         """
-        finished = [name for name, record in self.records().items() if record["state"] == "finished"]
+        records = self.records()
+        finished = [name for name, record in records.items() if record["state"] == "finished"]
         chosen = finished if cases is None else list(cases)
         missing = sorted({*chosen} - {*finished})
         if missing:
             raise KeyError(f"cases: {', '.join(map(repr, missing))} not finished in {str(self.folder)!r}")
-        tables = [self._units_of(name, columns, asked) for name in chosen]
+        tables = [self._units_of(records[name], columns, asked) for name in chosen]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def statistics(self, case: str) -> TreatmentEffectStatistics:
@@ -121,14 +175,26 @@ class Cohort:
         Raises:
             KeyError: it is not finished, or its method leaves no statistics.
         """
-        path = file_of(self.folder, case, "statistics.npz")
-        if self.records().get(case, {}).get("state") != "finished" or not path.exists():
+        path = self.file(case, "statistics.npz")
+        if not path.exists():
             raise KeyError(f"case: no statistics of {case!r} in {str(self.folder)!r}")
         return TreatmentEffectStatistics.load(path)
 
-    def _units_of(self, case: str, columns: Sequence[str] | None, asked: bool) -> pd.DataFrame:
+    def file(self, case: str, name: str) -> Path:
+        """Where a file of a finished case lies: ``"units.parquet"``, ``"statistics.npz"`` or ``"effects.nii.gz"``.
+
+        Raises:
+            KeyError: the case is not finished.
+        """
+        record = self.records().get(case, {"state": "missing"})
+        if record["state"] != "finished":
+            raise KeyError(f"case: {case!r} is not finished in {str(self.folder)!r}")
+        return file_of(self.folder, partition_of(record), name)
+
+    def _units_of(self, record: Mapping[str, Any], columns: Sequence[str] | None, asked: bool) -> pd.DataFrame:
+        case = record["id"]
         wanted = None if columns is None else sorted({*columns} - {"case"} | ({"asked"} if asked else set()))
-        path = self.folder / _UNITS / f"case={quote(case, safe='')}" / "units.parquet"
+        path = file_of(self.folder, partition_of(record), "units.parquet")
         # Not by way of the folder: a reader that guesses types would take the id "007" for a number.
         table = pd.read_parquet(path, columns=wanted, partitioning=None)
         if asked:
@@ -137,36 +203,60 @@ class Cohort:
         return table if columns is None else table[["case", *(name for name in columns if name != "case")]]
 
 
-def file_of(folder: Path, case: str, name: str) -> Path:
-    """Where a file of a case lies; ids may hold any characters."""
+def file_of(folder: Path, partition: str, name: str) -> Path:
+    """Where a file of a case lies; ids may hold any characters.
+
+    Args:
+        folder: of the study.
+        partition: the case's name in it, see :func:`partition_of`.
+        name: of the file; ``"error"`` for the text of an error.
+    """
+    escaped = quote(partition, safe="")
     if name == "units.parquet":
-        return folder / _UNITS / f"case={quote(case, safe='')}" / name
+        return folder / _UNITS / f"case={escaped}" / name
     if name == "error":
-        return folder / "errors" / f"{quote(case, safe='')}.txt"
-    return folder / "cases" / quote(case, safe="").replace(".", "%2E") / name
+        return folder / "errors" / f"{escaped}.txt"
+    return folder / "cases" / escaped.replace(".", "%2E") / name
+
+
+def file_of_part(folder: Path, case: str, name: str) -> Path:
+    """Where a part of a case's statistics waits for the others."""
+    return folder / _PARTS / sha256(case.encode()).hexdigest()[:32] / name
+
+
+def damages(folder: Path, record: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """The files of a finished case that are ``"missing"`` or ``"damaged"``."""
+    found = []
+    for name, (size, digest) in record.get("files", {}).items():
+        path = file_of(folder, partition_of(record), name)
+        try:
+            whole = path.stat().st_size == size and digest_of_file(path) == digest
+        except FileNotFoundError:
+            found.append((path, "missing"))
+        except OSError as error:
+            found.append((path, f"damaged ({error.strerror})"))
+        else:
+            found += [] if whole else [(path, "damaged")]
+    return found
+
+
+def fresh_place(folder: Path) -> Path:
+    """A new folder of one's own, in which a case's files are written until all are whole."""
+    place = folder / _BESIDE / uuid.uuid4().hex
+    place.mkdir(parents=True)
+    return place
 
 
 @contextmanager
 def written_beside(final: Path, folder: Path) -> Iterator[Path]:
-    """A path to write to; when the block has come to its end the file there is moved to ``final`` at once, or not at all.
-
-    A block that writes nothing leaves nothing.
-    """
+    """As :func:`written_whole`, among the files of the study that are being written."""
     beside = folder / _BESIDE
     beside.mkdir(parents=True, exist_ok=True)
-    path = beside / f"{uuid.uuid4().hex}-{final.name}"
-    try:
+    with written_whole(final, beside) as path:
         yield path
-        if path.exists():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, final)
-    finally:
-        path.unlink(missing_ok=True)
 
 
-class _Writer:
+class Writer:
     """The one driver that may write to a study's manifest and tables."""
 
     def __init__(self, folder: Path, study: Mapping[str, Any]) -> None:
@@ -174,6 +264,10 @@ class _Writer:
         self.cohort = Cohort(folder)
         self._study = study
         self._mend()
+        records = self.cohort.records()
+        self._partitions = {name: partition_of(record) for name, record in records.items()}
+        # As file systems see them that do not tell capital letters apart.
+        self._taken = {quote(partition, safe="").lower() for partition in self._partitions.values()}
         self._manifest = open(folder / _MANIFEST, "a", encoding="utf-8")  # noqa: SIM115 (until close)
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -182,13 +276,46 @@ class _Writer:
         self._manifest.flush()
         os.fsync(self._manifest.fileno())
 
+    def partition(self, case: str) -> str:
+        """The case's name in the folder, see :func:`partition_of`: always the same for a case of this study."""
+        if case not in self._partitions:
+            short = case
+            for digits in (16, 64):
+                escaped = quote(short, safe="")
+                if len(escaped.replace(".", "%2E")) <= _LONGEST_NAME and escaped.lower() not in self._taken:
+                    break
+                kept = next(
+                    n for n in range(len(case), -1, -1) if len(quote(case[:n], safe="").replace(".", "%2E")) <= _KEPT_NAME
+                )
+                short = f"{case[:kept]}~{sha256(case.encode()).hexdigest()[:digits]}"
+            self._partitions[case] = short
+            self._taken.add(quote(short, safe="").lower())
+        return self._partitions[case]
+
+    def publish(self, place: Path, case: str, names: Iterable[str]) -> None:
+        """Bring a case's files to where they belong.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        partition = self.partition(case)
+        for name in _FILES:
+            final = file_of(self.folder, partition, name)
+            if name in names:
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(place / name, final)
+            else:
+                final.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(file_of_part(self.folder, case, "all").parent, ignore_errors=True)
+
     def close(self, positions: Mapping[str, int]) -> None:
         """Write ``cases.parquet``; cases of this call in its order, others after them."""
         self._manifest.close()
         last = len(positions)
         rows = [record | {"position": positions.get(name, last)} for name, record in self.cohort.records().items()]
         rows.sort(key=lambda record: record["position"])
-        table = _table_of_cases(rows, self._study["columns"])
+        table = table_of_cases(rows, self._study["columns"])
         with written_beside(self.folder / _CASES, self.folder) as path:
             table.to_parquet(path, index=False)
 
@@ -205,7 +332,7 @@ class _Writer:
 
 
 @contextmanager
-def locked(folder: Path, study: dict[str, Any], resume: bool) -> Iterator[_Writer]:
+def locked(folder: Path, study: dict[str, Any], resume: bool) -> Iterator[Writer]:
     """Open a folder for one driver: create the study, or go on with it if it is the same.
 
     Raises:
@@ -221,33 +348,41 @@ def locked(folder: Path, study: dict[str, Any], resume: bool) -> Iterator[_Write
         raise ValueError(
             f"out: another process is at work in {str(folder)!r}; wait until it is done, or choose another folder"
         ) from None
-    try:
-        _open(folder, study, resume)
-        yield _Writer(folder, study)
-    finally:
-        shutil.rmtree(folder / _BESIDE, ignore_errors=True)
-        begun = _has_records(folder)
-        if not begun and (folder / _STUDY).exists():
-            # No case came to its end: there is nothing to go on with, and the next call may ask something else.
-            for name in (_STUDY, _MANIFEST, _CASES):
-                (folder / name).unlink(missing_ok=True)
-        lock.release()
-        if new and not begun:
-            (folder / _LOCK).unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    with cleared_away_when_ended():
+        try:
+            _open(folder, study, resume)
+            yield Writer(folder, study)
+        finally:
+            shutil.rmtree(folder / _BESIDE, ignore_errors=True)
+            begun = _has_records(folder)
+            if not begun and (folder / _STUDY).exists():
+                # No case came to its end: there is nothing to go on with, and the next call may ask something else.
+                for name in (_STUDY, _MANIFEST, _CASES):
+                    (folder / name).unlink(missing_ok=True)
+            lock.release()
+            if new and not begun:
+                (folder / _LOCK).unlink(missing_ok=True)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
 
 
 def _open(folder: Path, study: dict[str, Any], resume: bool) -> None:
     if _has_records(folder):
         if not resume:
             raise ValueError(f"out: there is a study in {str(folder)!r} already; resume=True goes on with it")
-        changed = differences(_read_study(folder)["arguments"], study["arguments"])
+        before = _read_study(folder)
+        if before["format"] < _FORMAT:
+            raise ValueError(
+                f"out: the study in {str(folder)!r} was written by an earlier version, which described functions and models in another "
+                "way; it can be read as before, but not gone on with: choose another folder"
+            )
+        changed = differences(before["arguments"], study["arguments"])
         if changed:
             raise study_error(folder, changed)
         return
-    ours = (_LOCK, _BESIDE, _STUDY, _MANIFEST, _CASES)
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (*ours, "cases", _UNITS))
+    ours = (_STUDY, _MANIFEST, _CASES, _UNITS, _PARTS, "cases", "errors")
+    # What begins with a dot is the operating system's, and where a volume is mounted there is more of that kind.
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (*ours, "lost+found") and path.name[0] != ".")
     if others:
         raise ValueError(f"out: {str(folder)!r} holds other things ({', '.join(others[:3])}); choose an empty folder")
     with written_beside(folder / _STUDY, folder) as path:
@@ -280,18 +415,13 @@ def _read_study(folder: Path) -> dict[str, Any]:
     path = folder / _STUDY
     if not path.exists():
         raise ValueError(f"folder: there is no study in {str(folder)!r}")
-    study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if study.get("format") != _FORMAT:
-        raise ValueError(f"folder: the study in {str(folder)!r} was written by another version, in another format")
-    return study
-
-
-def _table_of_cases(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    names = ["id", "state", "error", *columns]
-    numbers = ["observed_score", "n_units", "forwards", "seconds"]
-    words = ["device", "seed", "versions", "model", "image"]
-    table = pd.DataFrame({name: [row.get(name) for row in rows] for name in [*names, *numbers, *words]})
-    # Of one type also where all is missing, so that tables of several studies fit together.
-    for name in ["id", "state", "error", "device", "seed", "versions", "model", "image"]:
-        table[name] = table[name].astype("string")
-    return table.astype({"observed_score": "float64", "n_units": "Int64", "forwards": "Int64", "seconds": "float64"})
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        number = study["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"folder: {path} is damaged ({error}); without it nobody knows what was asked") from error
+    if number not in range(1, _FORMAT + 1):
+        raise ValueError(
+            f"folder: the study in {str(folder)!r} is of format {number}, this version reads up to {_FORMAT}; install a newer one"
+        )
+    return dict(study)

@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import shutil
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,19 +18,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._files import on_disk
 from captum_causalseg._names import encodable
 from captum_causalseg._version import __version__
 from captum_causalseg.attr._parts import merge_parts, only_part
 from captum_causalseg.attr.components import component_effects
-from captum_causalseg.cohort.fingerprint import digest, of_call
-from captum_causalseg.cohort.folder import file_of, written_beside
+from captum_causalseg.cohort._bytes import digest_of_file
+from captum_causalseg.cohort.fingerprint import described, differences, digest, modules_of, of_call
+from captum_causalseg.cohort.folder import file_of_part, fresh_place, written_beside
 from captum_causalseg.evaluation._unit_space import UnitSpace, unit_labels
 from captum_causalseg.images import save_map
 from captum_causalseg.interventions.whole import untimed
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Outcome", "Recipe", "Task", "Worker"]
+__all__ = ["Loaded", "Outcome", "Recipe", "Task", "Worker"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Recipe:
         make_target, load_model, prepare, method, arguments, case_arguments, id_key, image_key, columns, nifti: as of
             :func:`captum_causalseg.cohort.explain_cohort`.
         folder: of the study.
+        asked: a digest of all that is asked.
+        held: digests of the models that ``make_target`` holds.
+        known: digests of the models of finished cases, besides those that it holds.
         threads: of torch; ``None`` leaves them as they are.
         show_units: show a bar over the interventions of each case.
     """
@@ -56,6 +63,9 @@ class Recipe:
     columns: Sequence[str]
     nifti: bool | Callable[[Path, Mapping[str, Any], TreatmentEffectStatistics], None]
     folder: Path
+    asked: str = ""
+    held: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
     threads: int | None = None
     show_units: bool = False
 
@@ -90,6 +100,8 @@ class Outcome:
         error: of a failed case: type and message, one line.
         details: its traceback.
         exception: itself, where it happened in this process.
+        place: the folder with the case's files, to be brought to where they belong.
+        refused: what differs from the study, if the case must not become part of it.
     """
 
     name: str | None
@@ -97,6 +109,21 @@ class Outcome:
     error: str | None = None
     details: str = ""
     exception: BaseException | None = None
+    place: Path | None = None
+    refused: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came of loading the model.
+
+    Args:
+        model: what was loaded, in words and digests; ``None`` without ``load_model``.
+        problem: what went wrong.
+    """
+
+    model: Any = None
+    problem: str | None = None
 
 
 class Worker:
@@ -110,20 +137,24 @@ class Worker:
     def __init__(self, recipe: Recipe, in_process: bool = False) -> None:
         self._recipe, self._in_process = recipe, in_process
         self._model: tuple[Any, ...] = ()
+        self._loaded: Any = None
+        self._known = set(recipe.known)
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
 
-    def set_up(self) -> str | None:
-        """Load the model; what went wrong, if it did."""
+    def set_up(self) -> Loaded:
+        """Load the model."""
         if self._recipe.load_model is None:
-            return None
+            return Loaded()
         try:
-            self._model = (self._recipe.load_model(),)
+            model = self._recipe.load_model()
+            found = [described(module, "load_model") for module in modules_of(model)]
+            self._model, self._loaded = (model,), found[0] if len(found) == 1 else found
         except Exception as error:  # whatever a user's function raises
             if self._in_process:
                 raise
-            return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        return None
+            return Loaded(problem=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        return Loaded(self._loaded)
 
     def do(self, task: Task) -> Outcome:
         """Carry a task out. A case that fails is an outcome, not an exception."""
@@ -135,95 +166,135 @@ class Worker:
             if task.name not in (None, outcome.name):
                 raise ValueError(f"cases: expected {task.name!r} at position {task.position}, got {outcome.name!r}")
             # Kept of a case that fails, too.
-            outcome.record = {column: _plain(case[column], column) for column in self._recipe.columns}
-            outcome.record |= self._done(case, outcome.name, task)
+            outcome.record["columns"] = {column: _plain(case[column], column) for column in self._recipe.columns}
+            self._carry_out(case, task, outcome)
         except Exception as error:  # whatever a case, a user's function or a model raises
             outcome.error = encodable(f"{type(error).__name__}: {error}")
             outcome.details = encodable(traceback.format_exc())
             outcome.exception = error if self._in_process else None
+        if outcome.place is not None and outcome.error is not None:
+            shutil.rmtree(outcome.place, ignore_errors=True)
         outcome.record["seconds"] = time.perf_counter() - began
         return outcome
 
-    def _done(self, case: Mapping[str, Any], name: str, task: Task) -> dict[str, Any]:
+    def _carry_out(self, case: Mapping[str, Any], task: Task, outcome: Outcome) -> None:
         recipe = self._recipe
         if recipe.prepare is not None:
             case = recipe.prepare(case, *self._model)
         target = recipe.make_target(case, *self._model)
         inputs = self._inputs(case, target)
-        call = of_call(target, inputs)
+        own = {key: case[key] for key in recipe.case_arguments}
+        call = of_call(target, inputs) | {"loaded": self._loaded}
+        if own:
+            call["arguments"] = described(own, "case_arguments")
+        outcome.record["call"] = call
         if task.kind == "check":
-            return {"call": call}
-        given = inputs if isinstance(recipe.image_key, tuple) else inputs[0]
-        arguments = dict(recipe.arguments) | {key: case[key] for key in recipe.case_arguments}
-        folder = recipe.folder
-        parts = []
+            return
+        outcome.refused = self._other_model(target, call)
+        if outcome.refused:
+            return
+        arguments = dict(recipe.arguments) | own
+        parts: list[Path] = []
         if task.n_parts > 1:
             # By all that they depend on: those of a call that was killed are taken over, those of another call are not.
-            key = digest(call, recipe.method, arguments, __version__)
-            parts = [file_of(folder, name, f"part-{k}-of-{task.n_parts}-{key}.npz") for k in range(task.n_parts)]
-        if task.kind == "explain" and parts and parts[task.part].exists():
-            return {"call": call}
-        record = {
+            key = digest(call, recipe.asked, __version__)
+            files = [f"part-{number}-of-{task.n_parts}-{key}.npz" for number in range(task.n_parts)]
+            parts = [file_of_part(recipe.folder, outcome.name or "", file) for file in files]
+            if task.kind == "explain":
+                if not _is_whole(parts[task.part]):
+                    statistics = self._statistics(target, inputs, arguments, task)
+                    with written_beside(parts[task.part], recipe.folder) as path:
+                        statistics.save(path)
+                return
+        outcome.record |= {
             "device": str(inputs[0].device),
             "seed": str(_argument(recipe.method, target, arguments, "seed")),
             "versions": json.dumps({"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}),
-            "model": str(call["model"]),
+            "model": call["model"],
             "image": call["image"],
-            "call": call,
         }
         if recipe.method is component_effects:
-            table = self._components(target, given, arguments)
-            with written_beside(file_of(folder, name, "units.parquet"), folder) as path:
-                table.drop(columns=["example"]).to_parquet(path, index=False)
-            return record | {"n_units": len(table), "forwards": None, "observed_score": float(table["observed_score"].iloc[0])}
-        if task.kind == "merge":
-            statistics = merge_parts([TreatmentEffectStatistics.load(path) for path in parts])
+            table = self._components(target, inputs, arguments)
+            place = outcome.place = fresh_place(recipe.folder)
+            table.drop(columns=["example"]).to_parquet(place / "units.parquet", index=False)
+            observed = float(table["observed_score"].iloc[0])
+            outcome.record |= {"n_units": len(table), "forwards": None, "observed_score": observed}
         else:
-            with untimed(), only_part(task.part, task.n_parts) if task.n_parts > 1 else nullcontext():
-                statistics = self._statistics(target, given, arguments)
-            if parts:
-                with written_beside(parts[task.part], folder) as path:
-                    statistics.save(path)
-                return {"call": call}
+            if task.kind == "merge":
+                statistics = merge_parts([TreatmentEffectStatistics.load(path) for path in parts])
+            else:
+                statistics = self._statistics(target, inputs, arguments, task)
+            place = outcome.place = fresh_place(recipe.folder)
+            outcome.record |= self._write(place, case, target, inputs, arguments, statistics)
+        outcome.record["files"] = {}
+        for file in sorted(place.iterdir()):
+            on_disk(file)
+            outcome.record["files"][file.name] = [file.stat().st_size, digest_of_file(file)]
+
+    def _other_model(self, target: Any, call: Mapping[str, Any]) -> list[str]:
+        """What is said of a model that is not the study's, which must not be explained in its name.
+
+        A model that ``load_model`` makes has been compared when it was loaded. Without it, there are those that ``make_target`` holds,
+        which are part of its description; and if it makes the model by itself, that is one and the same for all cases.
+        """
+        if self._recipe.load_model is not None or not isinstance(target, SegmentationTarget) or not modules_of(target.model):
+            return []
+        model = call["model"]
+        if model in self._recipe.held:
+            return []
+        if self._known and model not in self._known:
+            return differences({"model": min(self._known)}, {"model": model})
+        self._known.add(model)
+        return []
+
+    def _write(
+        self,
+        place: Path,
+        case: Mapping[str, Any],
+        target: Any,
+        inputs: tuple[Tensor, ...],
+        arguments: Mapping[str, Any],
+        statistics: TreatmentEffectStatistics,
+    ) -> dict[str, Any]:
+        """Write a case's files; what they say in numbers."""
         asked = arguments.get("target")
         table = _unit_table(statistics, target, inputs, asked, arguments.get("additional_forward_args"))
-        with written_beside(file_of(folder, name, "units.parquet"), folder) as path:
-            table.to_parquet(path, index=False)
-        with written_beside(file_of(folder, name, "statistics.npz"), folder) as path:
-            statistics.save(path)
-        if recipe.nifti:
-            with written_beside(file_of(folder, name, "effects.nii.gz"), folder) as path:
-                if callable(recipe.nifti):
-                    recipe.nifti(path, case, statistics)
-                else:
-                    effects = statistics.to_map("effect", asked)
-                    save_map(path, (effects[0] if isinstance(effects, tuple) else effects)[0], inputs[0])
-        for path in parts[0].parent.glob("part-*.npz") if parts else ():
-            path.unlink()
-        observed = statistics.of_output(asked).observed_score
-        return record | {
+        table.to_parquet(place / "units.parquet", index=False)
+        statistics.save(place / "statistics.npz")
+        nifti = self._recipe.nifti
+        if callable(nifti):
+            nifti(place / "effects.nii.gz", case, statistics)
+        elif nifti:
+            effects = statistics.to_map("effect", asked)
+            save_map(place / "effects.nii.gz", (effects[0] if isinstance(effects, tuple) else effects)[0], inputs[0])
+        return {
             "n_units": int((statistics.status[0] != Status.ABSENT).reshape(statistics.status.shape[1], -1).any(1).sum()),
             "forwards": statistics.n_forwards,
-            "observed_score": float(observed[0]),
+            "observed_score": float(statistics.of_output(asked).observed_score[0]),
         }
 
-    def _statistics(self, target: Any, given: Any, arguments: dict[str, Any]) -> TreatmentEffectStatistics:
+    def _statistics(
+        self, target: Any, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any], task: Task
+    ) -> TreatmentEffectStatistics:
         explainer = self._recipe.method(target)
-        _, statistics = explainer.attribute(
-            given, **arguments, return_statistics=True, **({"show_progress": True} if self._recipe.show_units else {})
-        )
+        bar = {"show_progress": True} if self._recipe.show_units else {}
+        with untimed(), only_part(task.part, task.n_parts) if task.n_parts > 1 else nullcontext():
+            _, statistics = explainer.attribute(self._given(inputs), **arguments, return_statistics=True, **bar)
         if not isinstance(statistics, TreatmentEffectStatistics):
             raise TypeError(
                 f"method: expected its attribute to return TreatmentEffectStatistics, got {type(statistics).__name__}"
             )
         return statistics
 
-    def _components(self, target: Any, given: Any, arguments: dict[str, Any]) -> pd.DataFrame:
+    def _components(self, target: Any, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> pd.DataFrame:
         named = dict(arguments)
         if "target" in named:
             named["output"] = named.pop("target")
         with untimed():
-            return component_effects(target, given, **named, show_progress=self._recipe.show_units)
+            return component_effects(target, self._given(inputs), **named, show_progress=self._recipe.show_units)
+
+    def _given(self, inputs: tuple[Tensor, ...]) -> Any:
+        return inputs if isinstance(self._recipe.image_key, tuple) else inputs[0]
 
     def _inputs(self, case: Mapping[str, Any], target: Any) -> tuple[Tensor, ...]:
         """The case's images as batches of one, on the model's device."""
@@ -255,9 +326,18 @@ def id_of(case: Any, id_key: str, position: int) -> str:
             raise ValueError(f"id_key: expected a name or a number at position {position}, got an array of {np.shape(value)}")
         value = value.item()
     name = encodable(str(value))
-    if not name or len(name.encode()) > 150:
-        raise ValueError(f"id_key: expected a name of 1 to 150 bytes at position {position}, got {name!r}")
+    if not name:
+        raise ValueError(f"id_key: expected a name or a number at position {position}, got an empty text")
     return name
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part is there and can be read."""
+    try:
+        with zipfile.ZipFile(part) as archive:
+            return archive.testzip() is None
+    except (FileNotFoundError, zipfile.BadZipFile):
+        return False
 
 
 def _unit_table(
@@ -334,8 +414,8 @@ def _plain(value: Any, column: str) -> Any:
     """An entry of a case that is kept in the table: a number, a word or nothing."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and np.size(value) == 1:
         value = value.item()
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
     if isinstance(value, (str, Path)):
         return encodable(str(value))
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
     raise TypeError(f"columns: expected a number or a word in {column!r}, got {type(value).__name__}")
