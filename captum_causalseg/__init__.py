@@ -19,6 +19,7 @@ from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, Same
 from captum_causalseg.evaluation.comparison import Comparison, compare
 from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
 from captum_causalseg.evaluation.refute import RefutationReport, refute
+from captum_causalseg.layout import Layout
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
@@ -33,6 +34,7 @@ __all__ = [
     "GradientTreatmentEffect",
     "LayerAverageTreatmentEffect",
     "LayerGradientTreatmentEffect",
+    "Layout",
     "PatchBank",
     "PdCR",
     "PerceptionProfile",

@@ -34,6 +34,7 @@ from captum_causalseg._checks import (
     shown,
     tensor_of,
 )
+from captum_causalseg.layout import Layout
 
 __all__ = ["CORRECTIONS", "Status", "TreatmentEffectStatistics", "adjust_p_values", "is_hypothesis", "moderate", "target_index"]
 
@@ -93,6 +94,8 @@ class TreatmentEffectStatistics:
         decision: with ``decide=`` in ``attribute``: 1 where the effect lies above the threshold, -1 below, 0 undecided (also what
             screening gave up, and what is EXCLUDED); all 0 without.
         settings: how it was computed: arguments, seed, versions, and what the forwards were spent on.
+        layouts: per input, what its axes mean where it is a layer's activation (a :class:`~captum_causalseg.Layout`); ``None``, or
+            nothing at all, where they are ``(N, C, *spatial)``.
 
     **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the
     effect is not, and a plain t-interval has width 0. As in limma (Smyth 2004), each unit's variance ``s^2`` with
@@ -125,6 +128,7 @@ class TreatmentEffectStatistics:
         inputs_are_tuple=BOOLEAN,
         output_axes=sequence(TEXT),
         settings=NONE | mapping(TEXT, ANY),
+        layouts=sequence(NONE | instance(Layout)),
     )
     def __init__(
         self,
@@ -145,6 +149,7 @@ class TreatmentEffectStatistics:
         inputs_are_tuple: bool = False,
         output_axes: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
+        layouts: Sequence[Layout | None] = (),
     ) -> None:
         units = tuple(effect.shape[:2])
         if effect.shape[:1] + effect.shape[2:] != observed_score.shape:
@@ -166,6 +171,8 @@ class TreatmentEffectStatistics:
                 raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(values.shape)}")
         if len(input_shapes) != len(feature_mask):
             raise ValueError(f"input_shapes: expected {len(feature_mask)}, one per feature mask, got {len(input_shapes)}")
+        if layouts and len(layouts) != len(feature_mask):
+            raise ValueError(f"layouts: expected {len(feature_mask)}, one per feature mask, got {len(layouts)}")
         self.effect = effect
         self.sample_variance = sample_variance
         self.n_draws = n_draws
@@ -181,6 +188,7 @@ class TreatmentEffectStatistics:
         self.decision = torch.zeros_like(status) if decision is None else decision
         self.n_forwards = int(n_forwards)
         self.inputs_are_tuple = bool(inputs_are_tuple)
+        self.layouts = tuple(layouts) or (None,) * len(self.feature_mask)
         self.output_axes = tuple(output_axes)
         self.settings = dict(settings or {})
         self.standard_error, self.degrees_of_freedom = self._standard_error()
@@ -305,6 +313,51 @@ class TreatmentEffectStatistics:
             n_forwards=self.n_forwards,
             inputs_are_tuple=self.inputs_are_tuple,
             settings=self.settings,
+            layouts=self.layouts,
+        )
+
+    @checked(spatial_shape=sequence(integer(1), 1))
+    def on_image(self, spatial_shape: Sequence[int]) -> "TreatmentEffectStatistics":
+        """The same effects of a layer's tokens or blocks, with the units laid out on the image: for maps and pictures of them.
+
+        The grid of the units is stretched to the image, every pixel taking the unit that lies over it. Special tokens (a class token)
+        lie nowhere: they keep their effects and are on no map; ``settings["not_on_image"]`` lists their ids.
+
+        Args:
+            spatial_shape: of the image, ``(H, W)`` or ``(H, W, D)``.
+
+        Returns:
+            Statistics whose ``feature_mask`` is ``(N or 1, 1, *spatial_shape)``, for
+            :func:`~captum_causalseg.visualization.plot_effects` with the image.
+
+        Raises:
+            ValueError: the units are no places (channels, heads), the grid of the tokens is not known, or it has another number of
+                axes than the image.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import LayerAverageTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 4, stride=4), torch.nn.Flatten(), torch.nn.Linear(64, 1))
+            >>> image, layer = torch.rand(1, 1, 16, 16), LayerAverageTreatmentEffect(model, model[0])
+            >>> _, stats = layer.attribute(image, target=0, units="block", block_size=2, n_draws=1, return_statistics=True)
+            >>> stats.to_map().shape, stats.on_image((16, 16)).to_map().shape
+            (torch.Size([1, 4, 4, 4]), torch.Size([1, 1, 16, 16]))
+        """
+        spatial = tuple(int(length) for length in spatial_shape)
+        layouts = [layout or Layout("NC*") for layout in self.layouts]
+        masks = [
+            _places(layout, mask, shape, spatial) for layout, mask, shape in zip(layouts, self.feature_mask, self.input_shapes)
+        ]
+        drawn = np.concatenate([np.unique(mask.numpy()) for mask in masks])
+        missing = np.setdiff1d(self.unit_ids.numpy(), drawn).tolist()
+        return TreatmentEffectStatistics(
+            **{name: getattr(self, name) for name in _ARRAYS},
+            feature_mask=masks,
+            input_shapes=[(shape[0], 1, *spatial) for shape in self.input_shapes],
+            n_forwards=self.n_forwards,
+            inputs_are_tuple=self.inputs_are_tuple,
+            output_axes=self.output_axes,
+            settings=self.settings | {"not_on_image": missing},
         )
 
     @checked(level=FRACTION)
@@ -350,6 +403,7 @@ class TreatmentEffectStatistics:
             "inputs_are_tuple": self.inputs_are_tuple,
             "output_axes": self.output_axes,
             "settings": self.settings,
+            "layouts": [None if layout is None else layout.described() for layout in self.layouts],
         }
         with open(path, "wb") as file:
             np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
@@ -374,6 +428,7 @@ class TreatmentEffectStatistics:
             raise ValueError(f"path: {str(path)!r} was written by another version of captum_causalseg, in another format")
         masks = [torch.from_numpy(arrays.pop(f"feature_mask_{i}")) for i in range(len(about["input_shapes"]))]
         about |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+        about["layouts"] = [None if one is None else Layout(**one) for one in about.get("layouts", [])]
         return cls(feature_mask=masks, **about)
 
     def _field(self, field: str) -> Tensor:
@@ -405,10 +460,13 @@ class TreatmentEffectStatistics:
     def _boxes(self) -> dict[str, np.ndarray]:
         """Per example and unit: the first input that holds the unit, and the bounding box there."""
         n, units = self.effect.shape[:2]
-        most = max(len(shape) - 2 for shape in self.input_shapes)
+        layouts = [layout or Layout("NC*") for layout in self.layouts]
+        masks = [layout.channels_first(mask) for layout, mask in zip(layouts, self.feature_mask)]
+        lengths = [layout.spatial(shape) for layout, shape in zip(layouts, self.input_shapes)]
+        most = max(map(len, lengths))
         inputs = np.full((n, units), -1)
         corners = np.full((2, most, n, units), -1)
-        for slot, mask in reversed(list(enumerate(self.feature_mask))):
+        for slot, mask in reversed(list(enumerate(masks))):
             labels = torch.searchsorted(self.unit_ids, mask.contiguous()).numpy() + 1
             for m in range(len(labels)):
                 rows = slice(None) if len(labels) == 1 else slice(m, m + 1)
@@ -419,7 +477,7 @@ class TreatmentEffectStatistics:
                     corners[:, :, rows, u] = -1
                     for axis, side in enumerate(found[1:]):
                         # An axis of length 1 in the mask stands for the whole of it.
-                        stop = self.input_shapes[slot][axis + 2] if mask.shape[axis + 2] == 1 else side.stop
+                        stop = lengths[slot][axis] if mask.shape[axis + 2] == 1 else side.stop
                         corners[0, axis, rows, u], corners[1, axis, rows, u] = side.start, stop
         columns = {"input": inputs} if len(self.feature_mask) > 1 else {}
         for axis in range(most):
@@ -431,6 +489,30 @@ _ARRAYS = (
     *("effect", "sample_variance", "variance_factor", "variance_freedom", "n_draws", "decision", "population", "status"),
     *("observed_score", "unit_ids"),
 )
+
+
+def _places(layout: Layout, mask: Tensor, shape: tuple[int, ...], spatial: tuple[int, ...]) -> Tensor:
+    """Units that are places, stretched to the image's spatial shape: ``(N or 1, 1, *spatial)``."""
+    own = layout.spatial(shape)
+    placed = layout.channels_first(mask)
+    if placed.shape[1] > 1:
+        raise ValueError(
+            f'units: those of an activation {shape} that differ from channel to channel are no places; give effects of units="token" '
+            'or "block"'
+        )
+    placed = placed.expand(len(placed), 1, *own)
+    if layout.axes == "NLC":
+        if layout.grid is None:
+            raise ValueError(
+                f'layout: which grid the {own[0]} tokens lie on is not known; give attribute Layout("NLC", grid=(rows, columns))'
+            )
+        placed = placed[..., layout.first : layout.first + math.prod(layout.grid)].reshape(len(placed), 1, *layout.grid)
+        own = layout.grid
+    if len(own) != len(spatial):
+        raise ValueError(f"spatial_shape: expected {len(own)} numbers, as many as the units' grid {own} has, got {spatial}")
+    for axis, (coarse, fine) in enumerate(zip(own, spatial)):
+        placed = placed.index_select(axis + 2, torch.arange(fine, device="cpu") * coarse // fine)
+    return placed
 
 
 def _of_plain_draws(n_draws: Tensor, population: Tensor) -> tuple[Tensor, Tensor]:

@@ -136,7 +136,7 @@ def test_bad_arguments_are_explained():
     _, target, images, donors = unet()
     with pytest.raises(ValueError, match=r"^layers: no module is named 'encoder\.\*'; there are model, .* and \d+ more$"):
         component_effects(target, images, "encoder.*", donors, output=1)
-    with pytest.raises(ValueError, match='level: expected "module" or "channel", got \'layer\''):
+    with pytest.raises(ValueError, match=r"^level: expected \"module\", \"channel\", \"token\" or \"head\", got 'layer'"):
         component_effects(target, images, "model.0", donors, "layer", output=1)
     with pytest.raises(ValueError, match=r"^output: the forward function has 2 outputs"):
         component_effects(target, images, "model.0", donors)

@@ -66,7 +66,10 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     components.add_argument("--layers", metavar="PATTERN", help="only modules of these names, with * and ? (default: all)")
     components.add_argument(
-        "--level", choices=("module", "channel"), default="module", help="whole modules or each of their channels"
+        "--level",
+        choices=("module", "channel", "token", "head"),
+        default="module",
+        help="whole modules, or each of their channels, tokens or attention heads",
     )
     _command(
         *(commands, "compare", "this method beside others of Captum, scored for faithfulness"),

@@ -152,7 +152,8 @@ def components_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
     digits = _digits(table["effect"])
     rows: list[tuple[str, ...]] = []
     for row in chains(table).head(_MOST_ROWS).to_dict("records"):
-        name = f"{row['module']} / {row['channel']}" if "channel" in row else row["module"]
+        part = next((row[name] for name in ("channel", "token", "head") if name in row), None)
+        name = row["module"] if part is None else f"{row['module']} / {part}"
         name += f" (+{row['length'] - 1})" if row["length"] > 1 else ""
         interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
         rows.append((name, row["type"], row["part"], number(row["effect"], digits), interval))

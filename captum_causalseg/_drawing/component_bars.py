@@ -61,7 +61,8 @@ def plot_components(
     shown = table[(table["example"] == example) & table["effect"].notna()].sort_values("order", kind="stable")
     if shown.empty:
         raise ValueError(f"example: the table has no effects of example {example}")
-    names = shown["module"] + (" / " + shown["channel"].astype(str) if "channel" in shown else "")
+    named = next((name for name in ("channel", "token", "head") if name in shown), None)
+    names = shown["module"] + ("" if named is None else " / " + shown[named].astype(str))
     shown = shown.assign(name=names).assign(chain=shown.groupby(["part", "effect", "standard_error"], sort=False).ngroup())
     bars = shown.groupby("chain", sort=False).agg(
         **{column: (column, "first") for column in ("name", "part", "order", "effect", "lower", "upper")},

@@ -18,6 +18,7 @@ from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
 from captum_causalseg.interventions.evaluator import chosen_output
+from captum_causalseg.interventions.layer import as_they_lie
 from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
@@ -152,8 +153,9 @@ def estimate(
         status=torch.from_numpy(status.reshape(shape)),
         observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.output_shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
-        feature_mask=problem.units.masks,
-        input_shapes=[tensor.shape for tensor in problem.tensors],
+        feature_mask=as_they_lie(problem.units.masks, problem.layouts),
+        input_shapes=[tensor.shape for tensor in as_they_lie(problem.tensors, problem.layouts)],
+        layouts=problem.layouts,
         n_forwards=sum(forwards.values()),
         inputs_are_tuple=problem.is_tuple,
         output_axes=prepared.axes,

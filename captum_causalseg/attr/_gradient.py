@@ -13,6 +13,7 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr._estimate import allowed_outputs, output_axes
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
+from captum_causalseg.interventions.layer import as_they_lie
 
 __all__ = ["backpropagate"]
 
@@ -50,13 +51,14 @@ def backpropagate(problem: Problem, target: TargetType, n_steps: int) -> Any:
             units = _labels_of(labels[slot], example, products.shape[1:])
             effects[example] += np.bincount(units.ravel(), products[example].ravel(), minlength=effects.shape[1])
     effects = np.where(used, effects, 0.0)
-    painted = tuple(
+    painted = [
         torch.stack([torch.from_numpy(effects[e][_labels_of(labels[slot], e, tensor.shape[1:])]) for e in range(n)]).to(
             device=tensor.device, dtype=tensor.dtype
         )
         for slot, tensor in enumerate(problem.tensors)
-    )
-    return painted if problem.is_tuple else painted[0]
+    ]
+    painted = as_they_lie(painted, problem.layouts)
+    return tuple(painted) if problem.is_tuple else painted[0]
 
 
 def _mean_donors(problem: Problem, values: Sequence[Tensor], used: np.ndarray) -> list[Tensor]:

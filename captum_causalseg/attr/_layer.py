@@ -4,36 +4,49 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from captum_causalseg import regions
-from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, instance, integer, one_of, renamed, sequence
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, one_of, renamed, sequence
 from captum_causalseg._state import undisturbed
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr._problem import Call, Problem, check_masks, common_settings, prepare_call
 from captum_causalseg.donors import BoundDonors, DonorSource, as_donor_source
+from captum_causalseg.interventions.axes import Axes
 from captum_causalseg.interventions.gradient import differentiable, scores_of_activation
-from captum_causalseg.interventions.layer import LayerActivation, record
+from captum_causalseg.interventions.layer import LayerActivation, channels_first, record
+from captum_causalseg.interventions.layouts import (
+    channels_first_by_type,
+    follow,
+    read_layout,
+    unclear,
+    with_grid,
+    with_heads,
+)
 from captum_causalseg.interventions.sampled_layer import SampledLayerActivation, record_one_by_one, scores_of_one_answer
 from captum_causalseg.interventions.units import Units
+from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, UnitKind, unit_mask
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["LAYER", "LayerBaselines", "UnitKind", "prepare_layer"]
+__all__ = ["LAYER", "LAYOUT", "LayerBaselines", "Layouts", "prepare_layer"]
 
 LayerBaselines = ActivationBank | DonorSource | Tensor | float | tuple[Any, ...] | None
-UnitKind = Literal["channel", "block", "channel_block", "layer"]
+Layouts = str | Layout | tuple[str | Layout, ...]
 
+LAYOUT = Check(
+    '"auto", "NC*", "N*C", "NLC" or a Layout',
+    lambda value: isinstance(value, Layout) or (isinstance(value, str) and value in ("auto", *AXES)),
+)
 LAYER = {
     "forward_func": FUNCTION,
     "layer": instance(nn.Module, expected="a torch.nn.Module"),
     "device_ids": NONE | sequence(integer(0)),
     "attribute_to_layer_input": BOOLEAN,
-    "units": one_of("channel", "block", "channel_block", "layer"),
+    "units": one_of(*UNIT_KINDS),
     "block_size": NONE | integer(1) | sequence(integer(1), expected="one per spatial axis"),
+    "layout": LAYOUT | sequence(LAYOUT, 1, expected="one per tensor of the activation"),
 }
 """What the arguments that say which layer is meant, and which parts of it, have to be."""
 
@@ -46,9 +59,10 @@ def prepare_layer(
     layer_baselines: Any,
     additional_forward_args: Any,
     layer_mask: Any,
-    at_input: bool,
-    kind: str,
+    at_input: Any,
+    kind: Any,
     block_size: Any,
+    layout: Any,
 ) -> Problem:
     """Check every argument, run the model once to see the activation, and tie donors to it."""
     if block_size is not None and (layer_mask is not None or kind not in ("block", "channel_block")):
@@ -69,15 +83,18 @@ def prepare_layer(
         else:
             observed = function(*everything)
             activation = record_one_by_one(sampling, layer, sampling.model_inputs(*everything), **watch)
+        _check_activation(activation.tensors, call.inputs[0].shape[0])
+        asked_of = "layer" if layer_mask is not None else kind
+        layouts, followed = _layouts(layout, asked_of, call, layer, activation.tensors, at_input, sampling is not None)
+        masks = None
+        if layer_mask is not None:
+            masks = channels_first(check_masks("layer_mask", layer_mask, activation.tensors, "activation"), layouts)
+        activation = activation.laid_out(layouts)
         tensors = tuple(activation.tensors)
-        _check_activation(tensors, call.inputs[0].shape[0])
-        masks = (
-            _default_masks(tensors, kind, block_size)
-            if layer_mask is None
-            else check_masks("layer_mask", layer_mask, tensors, "activation")
+        parts = Units(
+            _default_masks(tensors, layouts, kind, block_size) if masks is None else masks, [tensor.shape for tensor in tensors]
         )
-        parts = Units(masks, [tensor.shape for tensor in tensors])
-        found = _donors(layer_baselines, layer, call, tensors, watch, sampling is not None)
+        found = _donors(layer_baselines, layer, call, tensors, layouts, watch, sampling is not None)
     given = layer, call.inputs, call.arguments, activation, observed, parts, found.bound
     kind_of_donors: dict[str, Any] = {"at_input": at_input, "paired": found.paired}
     if sampling is None:
@@ -86,9 +103,13 @@ def prepare_layer(
         evaluator = SampledLayerActivation(sampling, *given, found.own, **kind_of_donors)
     if asked:
         evaluator.spent["answers compared"] += 2
+    if followed:
+        evaluator.spent["layout"] += followed
     described = common_settings(
         layer=type(layer).__name__, units=kind if layer_mask is None else "layer_mask", block_size=block_size
     )
+    described["layout"] = [None if one is None else one.described() for one in layouts]
+    watch["layouts"] = layouts
     return Problem(
         tensors=tensors,
         is_tuple=activation.is_tuple,
@@ -101,6 +122,7 @@ def prepare_layer(
             **watch,
         ),
         units=parts,
+        layouts=layouts,
         donors=found.bound,
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
         rois=call.rois,
@@ -129,7 +151,13 @@ class _Donors:
 
 
 def _donors(
-    baselines: Any, layer: nn.Module, call: Call, tensors: tuple[Tensor, ...], watch: dict[str, Any], sampling: bool
+    baselines: Any,
+    layer: nn.Module,
+    call: Call,
+    tensors: tuple[Tensor, ...],
+    layouts: tuple[Layout | None, ...],
+    watch: dict[str, Any],
+    sampling: bool,
 ) -> _Donors:
     if _are_images(baselines, call.inputs):
         baselines = ActivationBank(baselines)
@@ -138,10 +166,11 @@ def _donors(
 
         def run(images: tuple[Tensor, ...]) -> list[Tensor]:
             fitting = tuple(image.to(like) for image, like in zip(images, call.inputs))
-            return record(_model_of(call.forward_func, sampling), layer, fitting + others, **watch)[0].tensors
+            found = record(_model_of(call.forward_func, sampling), layer, fitting + others, **watch)[0]
+            return found.laid_out(layouts).tensors
 
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
-        state = watch["at_input"], kinds, tuple(map(_comparable, others)), _state_of(call.forward_func)
+        state = watch["at_input"], layouts, kinds, tuple(map(_comparable, others)), _state_of(call.forward_func)
         banks, count = baselines.recorded(layer, state, run, tensors)
         return _Donors(tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors)), (None,) * len(tensors), True, count)
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
@@ -149,7 +178,14 @@ def _donors(
         raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
     sources: list[DonorSource] = []
     bound: list[BoundDonors] = []
-    for one, tensor in zip(given, tensors):
+    for one, tensor, layout in zip(given, tensors, layouts):
+        if layout is not None and layout.axes != "NC*" and isinstance(one, Tensor) and one.ndim:
+            wanted = tuple(layout.as_it_lies(tensor[:1]).shape[1:])
+            if tuple(one.shape[1:]) != wanted:
+                raise ValueError(
+                    f"layer_baselines: expected activations (D, {', '.join(map(str, wanted))}), got shape {tuple(one.shape)}"
+                )
+            one = layout.channels_first(one)
         if isinstance(one, numbers.Real) and not math.isfinite(one):
             raise ValueError(f"layer_baselines: expected a finite number, got {one}")
         with renamed(baselines="layer_baselines"):
@@ -158,31 +194,74 @@ def _donors(
     return _Donors(tuple(bound), tuple(source if source.of_the_image else None for source in sources), False, 0)
 
 
-def _default_masks(tensors: tuple[Tensor, ...], kind: str, block_size: Any) -> list[Tensor]:
+def _layouts(
+    asked: Any, units: Any, call: Call, layer: nn.Module, tensors: Sequence[Tensor], at_input: bool, sampling: bool
+) -> tuple[tuple[Layout | None, ...], int]:
+    """The layout of every tensor of the activation, as it lies, and how many images were run to find them.
+
+    One that cannot be told is ``None`` where ``units`` do not need it.
+    """
+    given: list[Layout | None] = [*_given_layouts(asked, len(tensors))]
+    for place, (one, tensor) in enumerate(zip(given, tensors)):
+        if one is None and units != "head" and (tensor.ndim == 2 or channels_first_by_type(layer)):
+            given[place] = one = Layout("NC*")
+        if one is not None:
+            one.check(tensor.shape)
+    if all(one is not None and (one.axes != "NLC" or one.grid is not None) for one in given) and units != "head":
+        return tuple(given), 0
+    name, modules = _names(call.forward_func, layer)
+    few = [
+        value[:1].clone() if isinstance(value, Tensor) and value.ndim else value for value in (*call.inputs, *call.arguments)
+    ]
+    function = call.forward_func
+    if isinstance(function, SegmentationTarget):
+        few = list(function.model_inputs(*few))
+    seen = follow(lambda: _model_of(function, sampling)(*few), few, modules)
+    sighting = seen.get(name)
+    axes: Sequence[Axes] = () if sighting is None else sighting.taken if at_input else sighting.returned
+    found: list[Layout | None] = []
+    for place, (one, tensor) in enumerate(zip(given, tensors)):
+        known = axes[place] if len(axes) == len(tensors) else ()
+        if len(known) == tensor.ndim:
+            one = read_layout(known, len(call.spatial)) if one is None else with_grid(one, known, len(call.spatial))
+            if one is not None and units == "head":
+                one = with_heads(one, name, modules, seen, known)
+        if one is None and units != "layer":
+            raise ValueError(unclear(tensor.shape, f"{name} ({type(layer).__name__})" if name else type(layer).__name__))
+        found.append(one)
+    return tuple(found), 1
+
+
+def _given_layouts(asked: Any, n: int) -> tuple[Layout | None, ...]:
+    given = tuple(asked) if isinstance(asked, (tuple, list)) else (asked,) * n
+    if len(given) != n:
+        raise ValueError(f"layout: expected one per tensor of the activation ({n}), got {len(given)}")
+    return tuple(None if one == "auto" else one if isinstance(one, Layout) else Layout(one) for one in given)
+
+
+def _names(forward_func: Callable[..., Any], layer: nn.Module) -> tuple[str, dict[str, nn.Module]]:
+    """The layer's name, and all modules of the model by theirs; of a function, whose model cannot be seen, the layer alone."""
+    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    name = next((name for name, module in modules.items() if module is layer), None)
+    return ("", {"": layer}) if name is None else (name, modules)
+
+
+def _default_masks(
+    tensors: tuple[Tensor, ...], layouts: tuple[Layout | None, ...], kind: UnitKind, block_size: Any
+) -> list[Tensor]:
     """Units of the asked kind, numbered on from tensor to tensor; a whole layer is one unit across all of them."""
     masks: list[Tensor] = []
     first = 0
-    for tensor in tensors:
-        spatial = tensor.shape[2:]
-        ones = (1,) * len(spatial)
-        channels = torch.arange(tensor.shape[1], device="cpu").view(1, -1, *ones)
-        if kind == "layer":
-            masks.append(torch.zeros((1, 1, *ones), dtype=torch.int64, device="cpu"))
-            continue
-        if kind == "channel":
-            mask = channels
-        else:
-            if not len(spatial):
-                raise ValueError(f"block_size: the activation {tuple(tensor.shape)} has no spatial axes")
-            mask = regions.grid(spatial, block_size)[None, None]
-            if kind == "channel_block":
-                mask = mask + channels * (int(mask.max()) + 1)
+    for tensor, layout in zip(tensors, layouts):
+        # Of a whole layer, it does not matter.
+        mask = unit_mask(layout or Layout("NC*"), kind, tensor.shape, block_size)
         masks.append(mask + first)
-        first = int(masks[-1].max()) + 1
+        first = int(masks[-1].max()) + 1 if kind != "layer" else 0
     return masks
 
 
-def _check_activation(tensors: tuple[Tensor, ...], n_examples: int) -> None:
+def _check_activation(tensors: Sequence[Tensor], n_examples: int) -> None:
     for tensor in tensors:
         if tensor.ndim < 2 or tensor.shape[0] != n_examples:
             raise ValueError(

@@ -81,4 +81,5 @@ def merge_parts(parts: Sequence[TreatmentEffectStatistics]) -> TreatmentEffectSt
         inputs_are_tuple=first.inputs_are_tuple,
         output_axes=first.output_axes,
         settings=first.settings | {"forwards": dict(forwards)},
+        layouts=first.layouts,
     )

@@ -22,6 +22,7 @@ from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.whole import Execution, WholeInput
+from captum_causalseg.layout import Layout
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare", "prepare_call"]
@@ -48,6 +49,7 @@ class Problem:
         settings: what was asked for, to be kept with the statistics.
         paired: a donor of one tensor belongs to the same donor of the others.
         more_forwards: images that went through the model already.
+        layouts: of the tensors as they lie, whose channels are first here; empty for those that lie so.
     """
 
     tensors: tuple[Tensor, ...]
@@ -64,6 +66,7 @@ class Problem:
     settings: dict[str, Any]
     paired: bool = False
     more_forwards: int = 0
+    layouts: tuple[Layout | None, ...] = ()
 
     @property
     def n_examples(self) -> int:

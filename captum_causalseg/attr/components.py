@@ -1,9 +1,10 @@
-"""Which components of the network matter: the effect of every module, or every channel, in one table."""
+"""Which components of the network matter: the effect of every module, or every part of it, in one table."""
 
 import fnmatch
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,32 +13,40 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
-from captum_causalseg._checks import NONE, TEXT, checked, instance, listed, nearest, one_of, renamed, sequence, shown
+from captum_causalseg._checks import NONE, TEXT, checked, instance, listed, mapping, nearest, one_of, renamed, sequence, shown
 from captum_causalseg._state import undisturbed
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr._effort import EFFORT
+from captum_causalseg.attr._layer import LAYOUT
 from captum_causalseg.attr._problem import prepare_call
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect, LayerBaselines
-from captum_causalseg.interventions.layer import Activation
+from captum_causalseg.interventions.axes import Axes, projected
+from captum_causalseg.interventions.layouts import Sighting, follow, read_layout, with_grid, with_heads
+from captum_causalseg.layout import Layout, UnitKind
+from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["component_effects"]
 
 logger = logging.getLogger(__name__)
 
+# What the units of each level are called in a layer.
+_UNITS: dict[str, UnitKind] = {"module": "layer", "channel": "channel", "token": "token", "head": "head"}
+
 
 @checked(
     EFFORT,
     target=instance(SegmentationTarget, nn.Module),
     layers=NONE | TEXT | sequence(TEXT, 1, expected="a sequence of them"),
-    level=one_of("module", "channel"),
+    level=one_of(*_UNITS),
+    layout=LAYOUT | mapping(TEXT, LAYOUT),
 )
 def component_effects(
     target: SegmentationTarget | nn.Module,
     inputs: Tensor | tuple[Tensor, ...],
     layers: str | Sequence[str] | None = None,
     baselines: LayerBaselines = None,
-    level: Literal["module", "channel"] = "module",
+    level: Literal["module", "channel", "token", "head"] = "module",
     *,
     output: TargetType = None,
     additional_forward_args: Any = None,
@@ -47,10 +56,11 @@ def component_effects(
     perturbations_per_eval: int = 16,
     seed: int = 0,
     show_progress: bool = False,
+    layout: str | Layout | Mapping[str, str | Layout] = "auto",
 ) -> pd.DataFrame:
     """The average treatment effect of every component of a network on the score of the RoI.
 
-    Each module's whole activation (or each channel of it) is replaced by what donor images give there, as
+    Each module's whole activation (or each channel, token or head of it) is replaced by what donor images give there, as
     :class:`~captum_causalseg.LayerAverageTreatmentEffect` does it. Positive effects support the segmentation.
 
     Args:
@@ -60,17 +70,22 @@ def component_effects(
             called exactly once, or return no floating-point tensor, have no one activation to intervene on: they are left out, and
             ``table.attrs["left_out"]`` says why.
         baselines: donor images ``(D, C, *spatial)``, an :class:`~captum_causalseg.ActivationBank`, or a number; ``None`` is 0.
-        level: ``"module"``: one row per module; ``"channel"``: one per channel of each.
+        level: ``"module"``: one row per module; ``"channel"``: one per channel of each; ``"token"``: one per token, of modules that
+            return tokens; ``"head"``: one per attention head, as it enters the output projection of its attention, whose name it has.
         output: which output of the target, as Captum's ``target`` argument; needed if there are several.
         additional_forward_args, n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed: as in
             :meth:`LayerAverageTreatmentEffect.attribute`.
         show_progress: show a progress bar over the modules.
+        layout: what the axes of the activations mean, as in :meth:`LayerAverageTreatmentEffect.attribute`: one for all modules, or a
+            mapping from names (with wildcards) to one. Modules for which ``"auto"`` cannot tell are left out of the other levels than
+            ``"module"``.
 
     Returns:
         A table, the largest effects first within each example, with the columns ``example``, ``module``, ``type``, ``part`` (encoder,
         bottleneck or decoder: before, at and after the smallest resolution in the order of the forward pass; of a module whose first
         and last inner calls lie in different ones the span, such as encoder-decoder; network if there is no smallest), ``order`` (in
-        the forward pass), ``channel`` (at that level), ``effect``, ``standard_error``, ``lower``, ``upper`` (95 % interval),
+        the forward pass), ``layout`` (of the activation; empty if not known), ``channel``, ``token`` or ``head`` (its number, at that
+        level), ``special`` (tokens that lie on no grid, such as a class token, at that level), ``effect``, ``standard_error``, ``lower``, ``upper`` (95 % interval),
         ``p_value``, ``share`` (of the observed score), ``status``, ``n_draws``, ``observed_score``.
 
     Raises:
@@ -90,15 +105,17 @@ def component_effects(
     if not isinstance(model, nn.Module):
         raise TypeError(f"target: its components are modules, but its model is a {type(model).__name__}")
     chosen = _named(model, layers)
-    visits = _visits(target, model, inputs, additional_forward_args)
-    rows, left_out = [], {}
-    for name, module in _shown(chosen, show_progress):
-        visit = visits.get(name, _Visit())
-        reason = visit.unusable()
-        if reason:
-            left_out[name] = reason
-            continue
-        face = LayerAverageTreatmentEffect(target, module)
+    watched = _watch(target, model, inputs, additional_forward_args)
+    found: dict[str, tuple[str | Layout, ...]] = {}
+    left_out: dict[str, str] = {}
+    for name in chosen:
+        try:
+            found[name] = _layouts(name, level, layout, watched)
+        except _LeftOut as reason:
+            left_out[name] = str(reason)
+    rows = []
+    for name in _shown(found, show_progress):
+        face = LayerAverageTreatmentEffect(target, chosen[name])
         with renamed(layer_baselines="baselines", target="output"):
             _, statistics = face.attribute(
                 inputs,
@@ -106,24 +123,30 @@ def component_effects(
                 layer_baselines=baselines.fresh() if isinstance(baselines, ActivationBank) else baselines,
                 target=output,
                 additional_forward_args=additional_forward_args,
-                units="layer" if level == "module" else "channel",
+                attribute_to_layer_input=level == "head",
+                units=_UNITS[level],
                 n_draws=n_draws,
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
                 perturbations_per_eval=perturbations_per_eval,
                 seed=seed,
                 return_statistics=True,
+                layout=found[name],
             )
-            table = statistics.of_output(output).to_dataframe().rename(columns={"unit": "channel"})
-        rows.append(table.assign(module=name, type=type(module).__name__, order=visit.order))
+            table = statistics.of_output(output).to_dataframe().rename(columns={"unit": level})
+        if level == "token":
+            table["special"] = table["token"].isin(_special_tokens(statistics))
+        named = ", ".join("" if one is None else one.axes for one in statistics.layouts)
+        rows.append(table.assign(module=name, type=type(chosen[name]).__name__, order=watched.visits[name].order, layout=named))
     if left_out:
         logger.info("component_effects: left out %d module(s): %s", len(left_out), left_out)
     if not rows:
         raise ValueError(f"layers: none of {list(chosen)} has one activation to intervene on: {left_out}")
     table = pd.concat(rows, ignore_index=True)
-    table["part"] = table["module"].map(_parts(visits))
+    table["part"] = table["module"].map(_parts(watched.visits))
     table["share"] = table["effect"] / table["observed_score"].where(table["observed_score"] != 0)
-    columns = ["example", "module", "type", "part", "order", *(["channel"] if level == "channel" else [])]
+    columns = ["example", "module", "type", "part", "order", "layout", *([] if level == "module" else [level])]
+    columns += ["special"] if level == "token" else []
     columns += ["effect", "standard_error", "lower", "upper", "p_value", "share", "status", "n_draws", "observed_score"]
     table = table.sort_values(["example", "effect"], ascending=[True, False], ignore_index=True)[columns]
     table.attrs["left_out"] = left_out
@@ -136,7 +159,7 @@ class _Visit:
 
     Attributes:
         order: how many modules had returned when it did; of the modules inside of it, the orders are those from ``began`` on.
-        size: positions of what it returned.
+        size: positions of what it returned; 0 where that is not known.
     """
 
     calls: int = 0
@@ -154,6 +177,27 @@ class _Visit:
         if self.calls > 1:
             return f"it is called {self.calls} times"
         return None if self.has_tensor else "it returns no floating-point tensor"
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """What was seen in one forward pass of one example.
+
+    Args:
+        modules: of the model, by name.
+        visits: what they did.
+        seen: what the axes of their tensors mean.
+        n_spatial: spatial axes of the image.
+    """
+
+    modules: dict[str, nn.Module]
+    visits: dict[str, _Visit]
+    seen: dict[str, Sighting]
+    n_spatial: int
+
+
+class _LeftOut(Exception):
+    """A module has no units of the level that was asked for; the message says why."""
 
 
 def _named(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn.Module]:
@@ -175,7 +219,7 @@ def _named(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn
     return {name: module for name, module in every.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
-def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additional_forward_args: Any) -> dict[str, _Visit]:
+def _watch(target: Callable[..., Any], model: nn.Module, inputs: Any, additional_forward_args: Any) -> _Watched:
     """Watch one forward pass: how often, in which order and at which resolution modules are called."""
     call = prepare_call(target, inputs, additional_forward_args)
     visits: dict[str, _Visit] = {}
@@ -193,17 +237,12 @@ def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additiona
             visit.began = began[name].pop()
             visit.order = finished
             finished += 1
-            try:
-                tensors = Activation(returned).tensors
-            except TypeError:
-                return
-            visit.has_tensor = True
-            visit.size = tensors[0][0, 0].numel() if tensors[0].ndim > 2 else 1
 
         return after
 
     handles = []
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             visits[name] = _Visit(scripted=True)
         elif name:
@@ -212,16 +251,82 @@ def _visits(target: Callable[..., Any], model: nn.Module, inputs: Any, additiona
         with undisturbed(call.forward_func):
             # One example is enough to see how the network runs.
             few = [v[:1].clone() if isinstance(v, Tensor) and v.ndim else v for v in (*call.inputs, *call.arguments)]
-            function = call.forward_func
+            function: Callable[..., Any] = call.forward_func
             if isinstance(function, SegmentationTarget):
                 # Not its scores: for those, a model whose answers differ is run several times.
-                function.answer(*function.model_inputs(*few))
-            else:
-                function(*few)
+                few, function = list(function.model_inputs(*few)), function.answer
+            seen = follow(lambda: function(*few), few, modules)
     finally:
         for handle in handles:
             handle.remove()
-    return visits
+    for name, sighting in seen.items():
+        if name in visits and sighting.returned:
+            visits[name].has_tensor = True
+            visits[name].size = _positions(sighting.returned[0], len(call.spatial))
+    return _Watched(modules, visits, seen, len(call.spatial))
+
+
+def _positions(axes: Axes, n_spatial: int) -> int:
+    """How many places of the image an activation tells apart; 0 where that is not known."""
+    try:
+        layout = read_layout(axes, n_spatial) if axes and axes[0].length == 1 else None
+    except ValueError:  # other axes than those of the examples come first
+        layout = None
+    return 0 if layout is None else math.prod(layout.grid or layout.spatial([axis.length for axis in axes]))
+
+
+def _layouts(name: str, level: str, asked: Any, watched: _Watched) -> tuple[str | Layout, ...]:
+    """For each tensor of the activation its layout, "auto" where it is not known and need not be.
+
+    Raises:
+        _LeftOut: the module has no units of this level.
+    """
+    reason = watched.visits.get(name, _Visit()).unusable()
+    if reason:
+        raise _LeftOut(reason)
+    sighting = watched.seen[name]
+    activation = sighting.taken if level == "head" else sighting.returned
+    if not activation:
+        raise _LeftOut("it takes no floating-point tensor")
+    lengths = [axes[0].length if axes else 0 for axes in activation]
+    if lengths != [1] * len(lengths):
+        raise _LeftOut(f"its activation has not one entry per example, but {max(lengths)}")
+    if level == "head" and not (sighting.returned and projected(sighting.returned[0][-1])):
+        raise _LeftOut("it is no output projection of attention heads")
+    if isinstance(asked, Mapping):
+        asked = next((one for pattern, one in asked.items() if fnmatch.fnmatchcase(name, pattern)), "auto")
+    found: list[str | Layout] = []
+    for axes in activation:
+        layout = asked
+        try:
+            if asked == "auto":
+                layout = read_layout(axes, watched.n_spatial)
+            elif isinstance(asked, str):
+                layout = with_grid(Layout(asked), axes, watched.n_spatial)
+            if level == "head" and layout is not None:
+                layout = with_heads(layout, name, watched.modules, watched.seen, axes)
+        except ValueError as error:
+            if level == "head":
+                raise _LeftOut("it is no output projection of attention heads") from None
+            if asked == "auto":
+                raise _LeftOut(str(error).removeprefix("layer: ")) from None
+            raise
+        if layout is None and level != "module":
+            raise _LeftOut("what the axes of its activation mean cannot be told (give layout)")
+        if level == "token" and layout is not None and layout.axes == "NC*":
+            raise _LeftOut("it returns no tokens")
+        found.append("auto" if layout is None else layout)
+    return tuple(found)
+
+
+def _special_tokens(statistics: TreatmentEffectStatistics) -> list[int]:
+    """Ids of the tokens that lie on no grid; of several tensors they are numbered on."""
+    found, first = [], 0
+    for layout, shape in zip(statistics.layouts, statistics.input_shapes):
+        assert layout is not None
+        found += [first + token for token in (layout.special_tokens(shape) if layout.axes == "NLC" else ())]
+        first += math.prod(layout.spatial(shape))
+    return found
 
 
 def _parts(visits: dict[str, _Visit]) -> dict[str, str]:
@@ -246,6 +351,5 @@ def _parts(visits: dict[str, _Visit]) -> dict[str, str]:
     return {name: parts(visit) for name, visit in visits.items()}
 
 
-def _shown(chosen: dict[str, nn.Module], show_progress: bool) -> Any:
-    items = list(chosen.items())
-    return progress(items, desc="Component effects", total=len(items)) if show_progress else items
+def _shown(names: Mapping[str, Any], show_progress: bool) -> Any:
+    return progress(list(names), desc="Component effects", total=len(names)) if show_progress else list(names)

@@ -9,8 +9,9 @@ from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, 
 from captum_causalseg._checks import checked
 from captum_causalseg.attr._effort import EFFORT, Effort
 from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
-from captum_causalseg.attr._layer import LAYER, LayerBaselines, UnitKind, prepare_layer
+from captum_causalseg.attr._layer import LAYER, LayerBaselines, Layouts, prepare_layer
 from captum_causalseg.attr._problem import Problem
+from captum_causalseg.layout import UnitKind
 
 __all__ = ["LayerAverageTreatmentEffect", "LayerBaselines"]
 
@@ -83,6 +84,7 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         precision: float | None = None,
         decide: float | None = None,
         alpha: float = 0.05,
+        layout: Layouts = "auto",
     ) -> Any:
         """Estimate the average treatment effect of every unit of the layer.
 
@@ -102,12 +104,25 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
             layer_mask: units as integers that can be broadcast to the activation; equal numbers are one unit. Takes the place of
                 ``units`` and ``block_size``.
             attribute_to_layer_input: intervene on what the layer takes instead of what it returns.
-            units: ``"channel"`` (the activation's second axis), ``"block"`` (of ``block_size`` across all channels),
-                ``"channel_block"`` (one channel of one block) or ``"layer"`` (all of it, one unit).
+            units: what the activation falls into.
+
+                - ``"channel"``: one channel, everywhere;
+                - ``"token"``: one token of a transformer, all its channels; special tokens (a class token) are units of their own;
+                - ``"head"``: the channels of one attention head. Heads lie side by side in what the output projection of an attention
+                  module takes (``o_proj``, ``out_proj``, ``proj``: give that with ``attribute_to_layer_input=True``), and in queries,
+                  keys and values. What the attention module returns is behind the projection, which has mixed them;
+                - ``"block"``: ``block_size`` positions of the spatial grid across all channels; of tokens, of the grid that they lie on,
+                  special tokens one by one behind the blocks;
+                - ``"channel_block"``: one channel of one block;
+                - ``"layer"``: all of it, one unit.
             block_size: edge of blocks in the activation's own pixels, one number or one per spatial axis.
             n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress: as in
                 :meth:`AverageTreatmentEffect.attribute`.
             precision, decide, alpha: likewise.
+            layout: what the activation's axes mean: ``"NC*"`` (channels first), ``"N*C"`` (channels last, behind the spatial axes),
+                ``"NLC"`` (a row of tokens), or a :class:`~captum_causalseg.Layout`, which also says which grid tokens lie on and how
+                many heads there are; a tuple of these for an activation of several tensors. ``"auto"`` finds out from what the model
+                does with it before and after (convolutions, normalization, linear layers, attention), in one more forward pass.
             support: likewise; parts of the activation that cannot reach the RoI are left out, and the model is run on a window of
                 the image where that gives the same.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well, whose ``feature_mask`` and maps are
@@ -118,14 +133,15 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
             ``return_statistics`` a pair of them and the statistics.
 
         Raises:
-            TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected.
+            TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected. Where
+                ``layout="auto"`` cannot tell what the axes mean, it asks for ``layout``.
         """
         effort = Effort(
             *(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, sampling, support),
             *(precision, decide, alpha),
         )
         problem = self._prepare(
-            inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size
+            *(inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout)
         )
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = paint(statistics, problem.tensors, target)
@@ -148,11 +164,12 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         support: Literal["auto"] | None = "auto",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
+        layout: Layouts = "auto",
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation."""
         effort = Effort(n_draws, n_screening_draws, 0.0, perturbations_per_eval, seed, sampling, support)
         problem = self._prepare(
-            inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size
+            *(inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout)
         )
         return interventions(problem, effort, target)
 
@@ -163,11 +180,12 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         additional_forward_args: Any,
         layer_mask: Any,
         at_input: bool,
-        kind: str,
+        kind: UnitKind,
         block_size: Any,
+        layout: Any,
     ) -> Problem:
         layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
         return prepare_layer(
             *(self.forward_func, self.layer, self.device_ids, inputs, layer_baselines, additional_forward_args),
-            *(layer_mask, at_input, kind, block_size),
+            *(layer_mask, at_input, kind, block_size, layout),
         )

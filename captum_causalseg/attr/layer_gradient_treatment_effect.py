@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked, integer
 from captum_causalseg.attr._gradient import backpropagate
-from captum_causalseg.attr._layer import LAYER, LayerBaselines, UnitKind, prepare_layer
+from captum_causalseg.attr._layer import LAYER, LayerBaselines, Layouts, prepare_layer
 from captum_causalseg.interventions.gradient import differentiable
 from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
+from captum_causalseg.layout import UnitKind
 
 __all__ = ["LayerGradientTreatmentEffect"]
 
@@ -82,12 +83,13 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         units: UnitKind = "channel",
         block_size: int | tuple[int, ...] | None = None,
         n_steps: int = 1,
+        layout: Layouts = "auto",
     ) -> Any:
         """Every unit's backpropagated effect on one output.
 
         Args:
             inputs: ``(N, C, *spatial)``, or a tuple of such tensors.
-            layer_baselines, layer_mask, attribute_to_layer_input, units, block_size: as in
+            layer_baselines, layer_mask, attribute_to_layer_input, units, block_size, layout: as in
                 :meth:`LayerAverageTreatmentEffect.attribute`.
             target: which output to attribute, in all of Captum's forms; needed if there are several.
             additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
@@ -103,7 +105,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
         problem = prepare_layer(
             *(differentiable(self.forward_func), self.layer, self.device_ids, inputs, layer_baselines),
-            *(additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size),
+            *(additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout),
         )
         if isinstance(problem.evaluator, SampledLayerActivation):
             raise ValueError(

@@ -12,17 +12,20 @@ from captum_causalseg.cohort.folder import Cohort
 from captum_causalseg.evaluation._perception import energies
 from captum_causalseg.statistics import Status, adjust_p_values, is_hypothesis
 
-__all__ = ["MEASURES", "READ", "Source", "by_bin", "case_values", "components_of", "typical_width"]
+__all__ = ["MEASURES", "PARTS", "READ", "Source", "by_bin", "case_values", "components_of", "typical_width"]
 
 MEASURES = (
     *("observed_score", "share_significant", "mass", "supporting_mass", "harming_mass", "energy", "radius_50"),
     "n_units",
 )
+PARTS = ("channel", "token", "head")
+"""Of a module, by which a study of components may number them."""
+
 READ = (
-    *("unit", "module", "channel", "type", "part", "order"),
+    *("unit", "module", *PARTS, "type", "part", "order"),
     *("status", "effect", "standard_error", "p_value", "observed_score", "distance"),
 )
-_COMPONENTS = ("module", "channel", "type", "part", "order")
+_COMPONENTS = ("module", *PARTS, "type", "part", "order")
 
 
 @dataclass(frozen=True)

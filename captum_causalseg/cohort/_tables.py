@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from captum_causalseg.cohort._between_cases import mean_of_cases, paired_difference, random_effects
-from captum_causalseg.cohort._case_values import MEASURES, READ, by_bin, case_values, components_of, typical_width
+from captum_causalseg.cohort._case_values import MEASURES, PARTS, READ, by_bin, case_values, components_of, typical_width
 from captum_causalseg.cohort._groups import Member, Pairs
 from captum_causalseg.statistics import adjust_p_values, is_hypothesis
 
@@ -130,7 +130,7 @@ def table_of_components(parts: pd.DataFrame, groups: Sequence[Any], level: float
     """A row per group and module, in the order of the forward pass, and their groups."""
     if parts.empty:
         return pd.DataFrame(columns=["module", "type", "part", "order"]), []
-    named = ["module", "channel"] if "channel" in parts else ["module"]
+    named = [name for name in ("module", *PARTS) if name in parts]
     about = ["type", "part", "order"]
     tables, keys = [], []
     for number, key in enumerate(groups):
@@ -157,7 +157,7 @@ def table_of_comparison(
     level: float,
 ) -> pd.DataFrame:
     """A row per measure and two groups."""
-    named = [name for name in ("module", "channel") if name in parts]
+    named = [name for name in ("module", *PARTS) if name in parts]
     columns = ["first", "second", "family", "measure", *(["bin"] if parts.empty else named), "n_pairs"]
     rows = []
     for pair in pairs:
@@ -184,8 +184,9 @@ def table_of_comparison(
         table.loc[family.index, "p_adjusted"] = adjust_p_values(family["p_value"], family["correction"].iloc[0])
     if "bin" in table:
         table["bin"] = table["bin"].astype("Int64")
-    if "channel" in table:
-        table["channel"] = table["channel"].astype("Int64")
+    for name in PARTS:
+        if name in table:
+            table[name] = table[name].astype("Int64")
     return table.reindex(columns=columns)
 
 

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 
 from captum_causalseg._drawing.pictures import literal, short
 from captum_causalseg._names import printable
+from captum_causalseg.cohort._case_values import PARTS
 from captum_causalseg.cohort.summary import CohortSummary
 
 __all__ = ["plot_cohort_components", "plot_cohort_profile"]
@@ -140,7 +141,7 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
         raise ValueError("summary: it has no components; its study is of units")
     if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
         raise ValueError(f"max_rows: expected a positive integer, got {max_rows!r}")
-    named = [name for name in ("module", "channel") if name in summary.components]
+    named = [name for name in ("module", *PARTS) if name in summary.components]
     largest = summary.components.assign(size=summary.components["effect"].abs()).groupby(named, sort=False)
     chosen = (
         largest.agg(size=("size", "max"), order=("order", "min")).nlargest(max_rows, "size").sort_values("order", kind="stable")

@@ -66,14 +66,15 @@ class CohortSummary:
             mass, 0 in bins that they do not reach). Units that screening dropped count as 0; those that cannot reach the region of
             interest or touch it are left out, as in :func:`~captum_causalseg.evaluation.profile.perception_profile`. Empty for
             studies of components, and where units have no distance.
-        components: one row per group and module (and channel) of studies of :func:`~captum_causalseg.component_effects`: ``module``,
-            [``channel``], ``type``, ``part``, ``order``; ``n_cases`` that have the module; the random-effects mean ``effect`` with
-            ``standard_error``, ``lower``, ``upper``, ``p_value``, and ``q_value`` (Benjamini and Hochberg, over the modules of the
+        components: one row per group and module (and channel, token or head) of studies of
+            :func:`~captum_causalseg.component_effects`: ``module``, [``channel``, ``token`` or ``head``], ``type``, ``part``,
+            ``order``; ``n_cases`` that have the module; the random-effects mean ``effect`` with ``standard_error``, ``lower``,
+            ``upper``, ``p_value``, and ``q_value`` (Benjamini and Hochberg, over the modules of the
             group); the heterogeneity between cases, ``tau`` and ``tau2``, ``q`` with ``q_p_value``, ``i2``; ``prediction_lower``,
             ``prediction_upper``, where another case's effect would lie; ``weights``. How: see *Notes* of :func:`summarize`.
         comparison: one row per measure and two groups that were paired: ``first``, ``second`` (their names), ``family`` (``"case"``,
-            ``"profile"`` or ``"components"``), ``measure``, ``bin`` or ``module`` [``channel``], ``n_pairs``, ``n_unpaired_first``,
-            ``n_unpaired_second`` (finished cases without a partner), ``mean_first``, ``mean_second`` (over the pairs),
+            ``"profile"`` or ``"components"``), ``measure``, ``bin`` or ``module`` [``channel``, ``token`` or ``head``], ``n_pairs``,
+            ``n_unpaired_first``, ``n_unpaired_second`` (finished cases without a partner), ``mean_first``, ``mean_second`` (over the pairs),
             ``difference`` (**second minus first**), ``standard_error``, ``lower``, ``upper``, ``p_value`` (paired t-test),
             ``p_wilcoxon`` (signed ranks), and ``p_adjusted``, the ``p_value`` adjusted over the rows of the family by ``correction``:
             Holm's for the few measures and bins, Benjamini and Hochberg's for the many components. Empty if nothing was paired.
@@ -121,8 +122,8 @@ class CohortSummary:
             correction: ``"fdr_bh"`` (Benjamini and Hochberg) or ``"fdr_by"`` (Benjamini and Yekutieli, under any dependence).
 
         Returns:
-            Columns ``by``, ``case``, ``unit`` (or ``module``, ``channel``), ``status``, ``effect``, ``standard_error``, ``distance`` (of
-            units), ``p_value``, ``q_value``; in the order of the cases. ``table.attrs["n_tests"]`` is the number of p-values.
+            Columns ``by``, ``case``, ``unit`` (or ``module``, ``channel``, ...), ``status``, ``effect``, ``standard_error``,
+            ``distance`` (of units), ``p_value``, ``q_value``; in the order of the cases. ``table.attrs["n_tests"]`` is the number of p-values.
 
         Raises:
             ValueError: ``alpha`` is not between 0 and 1, or the correction is unknown.

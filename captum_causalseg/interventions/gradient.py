@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from captum_causalseg.interventions.layer import Activation, _watched
 from captum_causalseg.interventions.units import gather
+from captum_causalseg.layout import Layout
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Scores", "differentiable", "scores_of_activation", "scores_of_inputs"]
@@ -45,6 +46,7 @@ def scores_of_activation(
     *,
     at_input: bool = False,
     device_ids: Sequence[int] | None = None,
+    layouts: Sequence[Layout | None] = (),
 ) -> Scores:
     """What ``forward_func`` returns for these inputs, as a function of the tensors of a layer's activation.
 
@@ -55,6 +57,7 @@ def scores_of_activation(
         arguments: the additional ones.
         at_input: the activation is what the layer takes instead of what it returns.
         device_ids: of a ``DataParallel`` model.
+        layouts: of its tensors; the function takes them with their channels first.
     """
 
     def scores(activation: Sequence[Tensor], examples: np.ndarray | None = None) -> Any:
@@ -67,7 +70,7 @@ def scores_of_activation(
             by_device = {part[0].device: list(part) for part in parts}
 
         def substitute(value: Any) -> Any:
-            found = Activation(value)
+            found = Activation(value, layouts)
             return found.with_tensors(by_device[found.tensors[0].device])
 
         with _watched(layer, at_input, substitute):

@@ -7,6 +7,7 @@ upstream of the layer is computed once per batch of interventions and not once p
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.units import Frame, Units, gather, paste
+from captum_causalseg.layout import Layout
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Activation", "LayerActivation", "record"]
+__all__ = ["Activation", "LayerActivation", "as_they_lie", "channels_first", "record"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,31 +32,57 @@ class Activation:
 
     Args:
         value: a tensor, or a tuple or list that holds tensors (and other things, which stay).
+        layouts: of the tensors, where they are known; empty for tensors as they lie.
 
     Attributes:
-        tensors: the tensors in it, detached.
+        tensors: the tensors in it, detached, with their channels first.
         is_tuple: whether it was a tuple or list.
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, layouts: Sequence[Layout | None] = ()) -> None:
         self.is_tuple = isinstance(value, (tuple, list))
-        self._value = value
+        self._value, self.layouts = value, tuple(layouts)
         items = list(value) if self.is_tuple else [value]
         self._places = [i for i, item in enumerate(items) if isinstance(item, Tensor) and item.is_floating_point()]
         if not self._places:
             raise TypeError(
                 f"layer: expected it to return (or take) a floating-point tensor or a tuple of them, got {type(value).__name__}"
             )
-        self.tensors = [items[i].detach() for i in self._places]
+        self.tensors = channels_first([items[i].detach() for i in self._places], self.layouts)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The same value with other tensors."""
+        tensors = as_they_lie(tensors, self.layouts)
         if not self.is_tuple:
             return tensors[0]
         items = list(self._value)
         for i, tensor in zip(self._places, tensors):
             items[i] = tensor
         return type(self._value)(items) if type(self._value) in (tuple, list) else type(self._value)(*items)
+
+    def replaced(self, tensors: Sequence[Tensor]) -> "Activation":
+        """The same with other tensors, channels first."""
+        return Activation(self.with_tensors(tensors), self.layouts)
+
+    def laid_out(self, layouts: Sequence[Layout | None]) -> "Activation":
+        """The same with what is known of its layouts."""
+        return Activation(self._value, layouts)
+
+
+def channels_first(tensors: Sequence[Tensor], layouts: Sequence[Layout | None]) -> list[Tensor]:
+    """Tensors of these layouts with their channels first; those of no known layout as they are."""
+    return [
+        x if layout is None else layout.channels_first(x)
+        for x, layout in zip(tensors, layouts or (None,) * len(tensors), strict=True)
+    ]
+
+
+def as_they_lie(tensors: Sequence[Tensor], layouts: Sequence[Layout | None]) -> list[Tensor]:
+    """The inverse of :func:`channels_first`."""
+    return [
+        x if layout is None else layout.as_it_lies(x)
+        for x, layout in zip(tensors, layouts or (None,) * len(tensors), strict=True)
+    ]
 
 
 class _Visits:
@@ -81,7 +109,8 @@ def _watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any]) -> I
         replaced = visit(args if len(args) != 1 else args[0])
         return replaced if replaced is None or isinstance(replaced, tuple) else (replaced,)
 
-    handle = layer.register_forward_pre_hook(before) if at_input else layer.register_forward_hook(after)
+    # Before the hooks that the layer has: Hugging Face's collect hidden states, which have to be the replaced ones.
+    handle = layer.register_forward_pre_hook(before) if at_input else layer.register_forward_hook(after, prepend=True)
     try:
         with _eagerly():
             yield
@@ -184,6 +213,9 @@ class LayerActivation(ModelEvaluator):
         # Replicas run in threads of their own, which vmap does not reach; and vmap switches autocast off, which shifts scores.
         self._use_vmap = use_vmap and device_ids is None and not _autocasts(inputs[0].device)
         self._compared = False
+        reason = _no_window(activation.layouts)
+        if reason is not None:
+            self.switched_off["window"] = reason
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -222,7 +254,7 @@ class LayerActivation(ModelEvaluator):
         return None if super()._frames_in(window, spatial) is None or any(frame is None for frame in frames) else frames
 
     def _fit_to_window(self) -> None:
-        self._activation = Activation(self._activation.with_tensors(self.crop(self.tensors)))
+        self._activation = self._activation.replaced(self.crop(self.tensors))
         self._compared = False
 
     def _hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor:
@@ -246,12 +278,13 @@ class LayerActivation(ModelEvaluator):
         return self._checked(raw, len(examples))
 
     def _substitute(self, replaced: list[Tensor]) -> Callable[[Any], Any]:
+        layouts = self._activation.layouts
         if self._device_ids is None:
-            return lambda value: Activation(value).with_tensors(replaced)
+            return lambda value: Activation(value, layouts).with_tensors(replaced)
         # Each replica gets the rows that DataParallel scatters to its device.
         parts = torch.nn.parallel.scatter_gather.scatter(tuple(replaced), list(self._device_ids))
         by_device = {part[0].device: list(part) for part in parts}
-        return lambda value: Activation(value).with_tensors(by_device[Activation(value).tensors[0].device])
+        return lambda value: Activation(value, layouts).with_tensors(by_device[Activation(value).tensors[0].device])
 
     def _vmapped(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor | None:
         """The scores by vmap, or None (from now on) if the model does not go with it."""
@@ -282,12 +315,17 @@ class LayerActivation(ModelEvaluator):
 
         def run(*tensors: Tensor) -> Any:
             def substitute(value: Any) -> Any:
-                return Activation(value).with_tensors([tensor.unsqueeze(0) for tensor in tensors])
+                return Activation(value, self._activation.layouts).with_tensors([tensor.unsqueeze(0) for tensor in tensors])
 
             with _watched(self._layer, self._at_input, substitute):
                 return self._raw(inputs, arguments)
 
-        raw: Tensor = torch.func.vmap(run)(*replaced)
+        with warnings.catch_warnings():
+            # Some attention kernels are run row by row, and say so; all that lies upstream is still computed once.
+            warnings.filterwarnings(
+                "ignore", message="There is a performance drop because we have not yet implemented the batching"
+            )
+            raw: Tensor = torch.func.vmap(run)(*replaced)
         return raw.flatten(0, 1)
 
     def _agrees(self, raw: Tensor, examples: np.ndarray, replaced: list[Tensor]) -> bool:
@@ -328,6 +366,15 @@ def _scaled(window: Frame, spatial: torch.Size, tensor: Tensor) -> Frame | None:
     if (window.starts % stride).any() or (size % stride).any():
         return None
     return Frame(window.starts // stride, (size // stride).tolist())
+
+
+def _no_window(layouts: Sequence[Layout | None]) -> str | None:
+    """Why no window of the image goes with a window of the activation, if that is so."""
+    if any(layout is None for layout in layouts):
+        return "which axes of the activation are spatial is not known (layout=)"
+    if any(layout is not None and layout.axes == "NLC" for layout in layouts):
+        return "the activation is a row of tokens, a window of the image is no window of it"
+    return None
 
 
 def _autocasts(device: torch.device) -> bool:

@@ -61,6 +61,8 @@ def probe(whole: ModelEvaluator, local: LocalScores, stand_ins: Sequence[Sequenc
         whole.switched_off["support"] = found.doubt
         return Reach.everything(whole)
     reaches = _units_that_reach(whole.units, found)
+    if "window" in whole.switched_off:
+        return Reach(reaches, whole, None)
     supports: list[tuple[Support, Sequence[Tensor]]] = [(found, whole.tensors)]
     if isinstance(whole, LayerActivation):
         # Besides the activation, the image must be there where it goes past the layer.

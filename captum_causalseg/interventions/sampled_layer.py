@@ -111,7 +111,7 @@ class SampledLayerActivation(LayerActivation):
 
     def _replacing(self, example: np.ndarray, unit: np.ndarray, donor: np.ndarray) -> Callable[[Any], Any]:
         def visit(value: Any) -> Any:
-            found = Activation(value)
+            found = Activation(value, self._activation.layouts)
             tensors = [tensor.clone() for tensor in found.tensors]
             sources = [
                 bound if source is None else _OfOneAnswer(source.bind(tensor))

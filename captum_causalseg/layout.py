@@ -1,0 +1,189 @@
+"""What the axes of a layer's activation mean, and the units that it falls into.
+
+| layout | activation | of |
+|---|---|---|
+| `"NC*"` | `(N, C, *spatial)` | convolutions |
+| `"N*C"` | `(N, *spatial, C)` | transformers whose tokens lie on a grid (Swin) |
+| `"NLC"` | `(N, L, C)` | transformers of a row of tokens (ViT, BEiT, SegFormer) |
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_causalseg import regions
+
+__all__ = ["AXES", "UNIT_KINDS", "Layout", "UnitKind", "unit_mask"]
+
+AXES = ("NC*", "N*C", "NLC")
+UnitKind = Literal["channel", "token", "head", "block", "channel_block", "layer"]
+UNIT_KINDS = ("channel", "token", "head", "block", "channel_block", "layer")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the axes of an activation mean.
+
+    Wherever a ``layout`` is asked for, the name alone does (``"NLC"``); what else is known then comes from the model.
+
+    Args:
+        axes: ``"NC*"``: channels first; ``"N*C"``: channels last, behind the spatial axes; ``"NLC"``: tokens, then channels.
+        grid: of tokens, the grid that they lie on, row by row, such as ``(8, 8)``.
+        first: how many special tokens (class token, registers) come before the grid; those behind it are what is left.
+        heads: how many attention heads lie side by side in the channels.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Example:
+        >>> from captum_causalseg import Layout
+        >>> beit = Layout("NLC", grid=(8, 8), first=1, heads=2)
+        >>> beit.special_tokens((1, 65, 16)), beit.n_units("token", (1, 65, 16)), beit.n_units("head", (1, 65, 16))
+        ((0,), 65, 2)
+    """
+
+    axes: str
+    grid: tuple[int, ...] | None = None
+    first: int = 0
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.axes not in AXES:
+            raise ValueError(f'axes: expected "NC*", "N*C" or "NLC", got {self.axes!r}')
+        if self.grid is not None:
+            if not isinstance(self.grid, (tuple, list)):
+                raise TypeError(f"grid: expected a tuple of lengths, one per spatial axis, got {self.grid!r}")
+            object.__setattr__(self, "grid", tuple(self.grid))
+            if self.axes != "NLC":
+                raise ValueError(
+                    f'grid: it goes with axes="NLC"; of {self.axes!r} the activation has the grid as axes of its own'
+                )
+            if not self.grid or not all(_positive(length) for length in self.grid):
+                raise ValueError(f"grid: expected positive lengths, got {self.grid!r}")
+        if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 0:
+            raise ValueError(f"first: expected a number of tokens of at least 0, got {self.first!r}")
+        if self.first and self.grid is None:
+            raise ValueError("first: it says where the grid begins, so it goes with grid")
+        if self.heads is not None and not _positive(self.heads):
+            raise ValueError(f"heads: expected a positive integer, got {self.heads!r}")
+
+    def check(self, shape: Sequence[int], name: str = "layout") -> None:
+        """Raise unless an activation of this shape can have this layout."""
+        shape = tuple(shape)
+        if self.axes == "NLC" and len(shape) != 3:
+            raise ValueError(f'{name}: "NLC" is of activations of 3 axes, got {shape}')
+        if self.axes == "N*C" and len(shape) < 3:
+            raise ValueError(f'{name}: "N*C" is of activations of 3 axes or more, got {shape}')
+        if self.grid is not None and self.first + math.prod(self.grid) > shape[1]:
+            raise ValueError(
+                f"{name}: a grid of {_times(self.grid)} tokens after {self.first} special ones needs "
+                f"{self.first + math.prod(self.grid)} tokens, the activation {shape} has {shape[1]}"
+            )
+        channels = shape[1] if self.axes == "NC*" else shape[-1]
+        if self.heads is not None and channels % self.heads:
+            raise ValueError(f"{name}: {self.heads} heads do not divide the {channels} channels of the activation {shape}")
+
+    def channels_first(self, tensor: Tensor) -> Tensor:
+        """``(N, C, *spatial)`` of an activation (or a mask) as it lies; tokens are one spatial axis."""
+        return tensor if self.axes == "NC*" else tensor.movedim(-1, 1).contiguous()
+
+    def as_it_lies(self, tensor: Tensor) -> Tensor:
+        """The inverse of :meth:`channels_first`."""
+        return tensor if self.axes == "NC*" else tensor.movedim(1, -1).contiguous()
+
+    def spatial(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Lengths of the spatial axes of an activation of this shape; of tokens, how many there are."""
+        return tuple(shape[2:]) if self.axes == "NC*" else tuple(shape[1:-1])
+
+    def special_tokens(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Which tokens of an activation of this shape lie on no grid; none where the grid is not known."""
+        if self.grid is None:
+            return ()
+        stop = self.first + math.prod(self.grid)
+        return tuple(i for i in range(shape[1]) if not self.first <= i < stop)
+
+    def n_units(self, units: UnitKind, shape: Sequence[int], block_size: int | tuple[int, ...] | None = None) -> int:
+        """How many units of this kind an activation of this shape has."""
+        channels = shape[1 if self.axes == "NC*" else -1]
+        return int(unit_mask(self, units, (shape[0], channels, *self.spatial(shape)), block_size).max()) + 1
+
+    def described(self) -> dict[str, Any]:
+        """As it is kept with the statistics."""
+        found: dict[str, Any] = {"axes": self.axes}
+        if self.grid is not None:
+            found |= {"grid": list(self.grid), "first": self.first}
+        return found if self.heads is None else found | {"heads": self.heads}
+
+
+def unit_mask(layout: Layout, units: UnitKind, shape: Sequence[int], block_size: int | tuple[int, ...] | None = None) -> Tensor:
+    """The units of an activation as integers, to be broadcast over it, channels first.
+
+    Args:
+        layout: of the activation as it lies.
+        units: ``"channel"``; ``"token"``: all channels at one position; ``"head"``: all channels of one attention head; ``"block"``:
+            ``block_size`` positions of the spatial grid, special tokens one by one behind them; ``"channel_block"``: one channel of
+            one block; ``"layer"``: all of it.
+        shape: of the activation with its channels first, ``(N, C, *spatial)``.
+        block_size: edge of blocks in positions of the grid.
+
+    Returns:
+        ``(1, C or 1, *spatial or 1)``, numbered from 0.
+
+    Raises:
+        ValueError: the activation has no such units; the message begins with the argument that helps.
+
+    Example:
+        >>> from captum_causalseg.layout import Layout, unit_mask
+        >>> unit_mask(Layout("NLC", heads=2), "head", (1, 6, 65)).flatten().tolist()
+        [0, 0, 0, 1, 1, 1]
+    """
+    channels, spatial = shape[1], tuple(shape[2:])
+    ones = (1,) * len(spatial)
+    numbers = torch.arange(channels, device="cpu").view(1, -1, *ones)
+    if units == "layer":
+        return torch.zeros((1, 1, *ones), dtype=torch.int64, device="cpu")
+    if units == "channel":
+        return numbers
+    if units == "head":
+        if layout.heads is None:
+            raise ValueError("units: how many heads lie in the channels is not known; give layout=Layout(..., heads=...)")
+        return numbers // (channels // layout.heads)
+    if units == "token":
+        if layout.axes == "NC*":
+            raise ValueError(
+                f'units: an activation (N, C, *spatial) has no tokens, got one of shape {tuple(shape)}; units="block", block_size=1 '
+                "takes its positions one by one"
+            )
+        return torch.arange(math.prod(spatial), device="cpu").view(1, 1, *spatial)
+    if not spatial:
+        raise ValueError(f"block_size: the activation {tuple(shape)} has no spatial axes")
+    assert block_size is not None
+    blocks = regions.grid(spatial if layout.axes != "NLC" else _grid_of(layout), block_size)
+    if layout.axes == "NLC":
+        placed = torch.full(spatial, -1, dtype=torch.int64, device="cpu")
+        placed[layout.first : layout.first + blocks.numel()] = blocks.flatten()
+        special = placed < 0
+        placed[special] = torch.arange(int(special.sum()), device="cpu") + int(blocks.max()) + 1
+        blocks = placed
+    blocks = blocks[None, None]
+    return blocks if units == "block" else blocks + numbers * (int(blocks.max()) + 1)
+
+
+def _grid_of(layout: Layout) -> tuple[int, ...]:
+    if layout.grid is None:
+        raise ValueError(
+            'layout: which grid the tokens lie on is not known; give Layout("NLC", grid=(rows, columns), first=...)'
+        )
+    return layout.grid
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _times(lengths: Sequence[int]) -> str:
+    return " x ".join(map(str, lengths))
