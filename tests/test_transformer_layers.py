@@ -341,7 +341,7 @@ def test_where_the_axes_cannot_be_told_it_is_asked():
         (
             "NHWC",
             ValueError,
-            r"layout: expected \"auto\", \"NC\*\", \"N\*C\", \"NLC\" or a Layout, or one per tensor of the activation, got 'NHWC'$",
+            r'layout: expected "auto", "NC\*", "N\*C", "NLC" or a Layout or one per tensor of the activation, got .NHWC.$',
         ),
         (3, TypeError, "layout: expected .* or a Layout.*, got 3$"),
         (("NLC", "NLC"), ValueError, r"layout: expected one per tensor of the activation \(1\), got 2"),
