@@ -17,7 +17,7 @@ from captum_causalseg._image_files import NIFTI_ENDINGS, needed_package, oriente
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["check_same_grid", "invert", "load_image", "load_label", "save_map", "with_metadata"]
+__all__ = ["check_same_grid", "invert", "load_image", "load_label", "save_map", "spacing_of", "with_metadata"]
 
 _GRID = tensor_of("real", "(N, C, *spatial) with 1 to 3 spatial axes", (3, 5), may_be_empty=False)
 _READING = {"path": PATH, "spatial_dims": one_of(2, 3, None)}
@@ -317,6 +317,43 @@ def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "imag
             "image[i:i + 1]"
         )
     return found[0][None] if len(found) == 1 else list_data_collate(found)
+
+
+@checked(image=tensor_of("real", "(N, C, *spatial) with 1 to 3 spatial axes", (3, 5)), example=integer(0))
+def spacing_of(image: Tensor, example: int = 0) -> tuple[float, ...] | None:
+    """Edges of a voxel in millimeters, for distances: ``perception_profile(..., spacing=spacing_of(scan), length_unit="mm")``.
+
+    Args:
+        image: ``(N, C, *spatial)``; other tensors than a ``MetaTensor`` have no geometry.
+        example: which of the batch, where each has an affine of its own.
+
+    Returns:
+        One length per spatial axis, whichever way the axes run; ``None`` where nothing is known of it: without an affine, and where
+        that is the identity, which is what pictures and tensors without geometry have.
+
+    Raises:
+        TypeError, ValueError: no batch of images, or it has no such example.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from captum_causalseg import images
+        >>> images.spacing_of(MetaTensor(torch.rand(1, 1, 8, 8, 4), affine=torch.diag(torch.tensor([-0.5, -0.5, 3.0, 1.0]))))
+        (0.5, 0.5, 3.0)
+        >>> images.spacing_of(MetaTensor(torch.rand(1, 1, 8, 8))), images.spacing_of(torch.rand(1, 1, 8, 8))
+        (None, None)
+    """
+    integer(0, len(image) - 1)("example", example)
+    affine = getattr(image, "affine", None)
+    if affine is None:
+        return None
+    matrix = np.asarray(affine.detach().cpu() if isinstance(affine, Tensor) else affine, dtype=np.float64)
+    # Collated by a data loader, each example has its own.
+    matrix = matrix[example] if matrix.ndim == 3 else matrix
+    axes = image.ndim - 2
+    lengths = np.linalg.norm(matrix[:-1, :axes], axis=0)
+    is_known = len(lengths) == axes and np.isfinite(lengths).all() and (lengths > 0).all()
+    return tuple(map(float, lengths)) if is_known and not np.array_equal(matrix, np.eye(len(matrix))) else None
 
 
 def _affines(image: Tensor) -> list[np.ndarray] | list[None]:

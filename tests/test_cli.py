@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics, cli, images, metrics
+from captum_causalseg._cli import report as _cli_report
 from captum_causalseg._cli import run as _cli_run
 from captum_causalseg._cli.grid import Grids
 from captum_causalseg._cli.places import find_roi
@@ -96,6 +97,38 @@ def test_a_scan_gets_its_map_in_its_own_space(place, roi):
     np.testing.assert_array_equal(found.affine, scan.affine)
     expected = TreatmentEffectStatistics.load("out/statistics.npz").to_map("effect", 2)[0, 0]
     np.testing.assert_allclose(found.get_fdata(), expected, rtol=1e-6)
+
+
+def test_distances_of_a_scan_are_in_millimeters_along_a_straight_line(place, monkeypatch):
+    folder, name = place
+    profiles = []
+    plot = _cli_report.plot_profile
+    monkeypatch.setattr(_cli_report, "plot_profile", lambda profile, **more: profiles.append(profile) or plot(profile, **more))
+    drawn = []
+    monkeypatch.setattr(_cli_run, "plot_effects", lambda *args, **more: drawn.append(plot_effects(*args, **more)) or drawn[-1])
+    assert cli.main(on_scan(name)) == 0
+    # Its slices along the first axis have pixels of 1 x 3 mm.
+    height, width = (getattr(drawn[0].axes[2].get_position(), side) for side in ("height", "width"))
+    inches = drawn[0].get_size_inches()
+    assert width * inches[0] / (height * inches[1]) == pytest.approx(8 * 3 / 16)
+    stats = TreatmentEffectStatistics.load("out/statistics.npz")
+    labels, region = stats.feature_mask[0][0, 0].numpy(), np.argwhere(nibabel.load("truth.nii.gz").get_fdata() == 2)
+    edges = np.array([1.0, 1.0, 3.0])
+    found = profiles[0].units.set_index("unit")
+    assert len(found) > 5
+    for unit, distance in found["distance"].items():
+        apart = (np.argwhere(labels == unit)[:, None] - region) * edges
+        assert distance == pytest.approx(np.sqrt((apart**2).sum(-1)).min())
+    half, most = profiles[0].radius(0.5), profiles[0].radius(0.9)
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"within {half:.4g} mm of the region of interest, 90 % within {most:.4g} mm" in html
+
+
+def test_distances_in_a_picture_are_in_pixels(place):
+    folder, name = place
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "4")) == 0
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"within \d+ pixels of the region of interest, 90 % within \d+ pixels", html)
 
 
 def test_the_boundary_is_that_of_the_predicted_class():

@@ -722,3 +722,25 @@ def test_invert_refuses():
         images.invert(values, image, transforms.SpatialPad((8, 8)))
     with pytest.raises(ValueError, match="transform: it is not what made the image: "):
         images.invert(values, image, transforms.Compose([transforms.Flipd("image", 0)]))
+
+
+def test_spacing_is_the_length_of_a_step_whichever_way_the_axes_run():
+    turned = torch.tensor([[0.0, -0.7, 0.0, 9.0], [0.5, 0.0, 0.0, -4.0], [0.0, 0.0, -3.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    scan = torch.rand(2, 1, 4, 5, 6)
+    assert images.spacing_of(MetaTensor(scan, affine=turned)) == pytest.approx((0.5, 0.7, 3.0))
+    assert images.spacing_of(MetaTensor(scan[..., 0], affine=turned)) == pytest.approx((0.5, 0.7))
+    collated = MetaTensor(scan, affine=turned)
+    collated.affine = torch.stack([turned, torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))])
+    assert images.spacing_of(collated, 1) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match=r"example: expected an integer from 0 to 1, got 2"):
+        images.spacing_of(collated, 2)
+    with pytest.raises(TypeError, match=r"image: expected a tensor of real numbers, got str"):
+        images.spacing_of("scan.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "affine", [torch.eye(4), torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0])), torch.full((4, 4), torch.nan)]
+)
+def test_an_affine_that_says_nothing_is_no_spacing(affine):
+    assert images.spacing_of(MetaTensor(torch.rand(1, 1, 4, 5, 6), affine=affine)) is None
+    assert images.spacing_of(torch.rand(1, 1, 4, 5, 6)) is None

@@ -137,6 +137,15 @@ def test_a_volume_with_spacing_by_hand():
     assert profile.radius(0.5) == 3
     assert profile.radius(0.51) == 9
 
+    in_mm = perception_profile(statistics, roi, spacing=(1, 1, 3.0), length_unit="mm")
+    assert in_mm.distance_unit == "mm"
+    axes = plot_profile(in_mm).axes[2]
+    assert axes.get_xlabel() == "distance from the region of interest (mm)"
+    assert axes.get_title() == "Half of the mass lies within 3 mm, 90 % within 15 mm"
+    assert plot_profile(profile).axes[2].get_title() == "Half of the mass lies within 3, 90 % within 15"
+    with pytest.raises(ValueError, match="length_unit: it is the unit of spacing, which was not given; got 'mm'"):
+        perception_profile(statistics, roi, length_unit="mm")
+
     in_bins = perception_profile(statistics, roi, spacing=(1, 1, 3.0), bin_width=(2, 2, 6))
     assert in_bins.units["distance"].tolist() == [0.5, 1.5, 2.5]
     assert in_bins.units["bin"].tolist() == [1, 2, 3]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_causalseg._image_files import read_file
 from captum_causalseg.bundle import Bundle
-from captum_causalseg.images import check_same_grid, invert, load_label
+from captum_causalseg.images import check_same_grid, invert, load_label, spacing_of
 
 __all__ = ["Grids", "grids_of_bundle", "is_picture"]
 
@@ -72,6 +72,11 @@ class Grids:
     def has_geometry(self) -> bool:
         """Whether maps can be written so that they open over the file."""
         return self.known and not self.picture and hasattr(self.own, "affine")
+
+    @property
+    def prepared_spacing(self) -> tuple[float, ...] | None:
+        """Edges of a prepared voxel in millimeters; ``None`` where they are not known."""
+        return None if self.picture else spacing_of(self.prepared)
 
     @property
     def noun(self) -> str:

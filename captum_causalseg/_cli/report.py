@@ -238,13 +238,17 @@ def _profile_section(case: CommandCase, options: argparse.Namespace, statistics:
     if not bool(statistics.select(statistics.hypotheses, case.output).any()):
         said = "Every part touches the region of interest or cannot reach it through the network: there is no distance to tell."
         return page.section(heading, page.paragraph(said))
-    profile = perception_profile(statistics, case.roi, case.output)
+    spacing = case.grids.prepared_spacing
+    noun = f"{case.grids.noun} of the prepared image" if case.grids.differ else case.grids.noun
+    straight: dict[str, Any] = {}
+    if spacing is not None:
+        noun, straight = "mm", {"spacing": spacing, "length_unit": "mm", "metric": "euclidean"}
+    profile = perception_profile(statistics, case.roi, case.output, **straight)
     said = "No part of the image was found to have an effect."
     if profile.mass > 0:
-        noun = f"{case.grids.noun} of the prepared image" if case.grids.differ else case.grids.noun
         said = (
-            f"Half of the summed effects lie within {profile.radius(0.5):g} {noun} of the region of interest, 90 % within "
-            f"{profile.radius(0.9):g}."
+            f"Half of the summed effects lie within {profile.radius(0.5):.4g} {noun} of the region of interest, 90 % within "
+            f"{profile.radius(0.9):.4g} {noun}."
         )
     return page.section(
         heading,

@@ -176,6 +176,7 @@ def _effect_pictures(
     raises, lowers = sign_words(options.metric)
     arguments: tuple[Any, ...] = (case.image.cpu(), statistics, case.roi, case.output)
     shared: dict[str, Any] = {"score_name": score_in_words(options.metric), "words": (raises, lowers)}
+    shared["spacing"] = case.grids.prepared_spacing
     return {
         "effects": plot_effects(*arguments, title=case.name, **shared),
         "intervals": plot_effects(*arguments, panels=("lower", "upper"), **shared),

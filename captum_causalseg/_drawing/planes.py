@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType
 from captum_causalseg._masks import check_roi, mask_source, plain_tensor, roi_of_batch
 from captum_causalseg.evaluation._unit_space import check_example
+from captum_causalseg.images import spacing_of
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Output", "Plane", "View", "chosen_slices", "peak", "pixel_spacing", "shown_outputs", "view_of"]
@@ -141,13 +142,7 @@ def pixel_spacing(image: Tensor, spacing: float | Sequence[float] | None, exampl
     """One length per spatial axis: as given, as the affine of a MetaTensor says, or 1."""
     axes = image.ndim - 2
     if spacing is None:
-        affine = getattr(image, "affine", None)
-        if not isinstance(affine, Tensor):
-            return (1.0,) * axes
-        # Collated by a data loader, each example has its own. Rotations and flips leave the length of the columns alone.
-        matrix = (affine[example] if affine.ndim == 3 else affine).detach().cpu().double().numpy()
-        lengths = np.linalg.norm(np.asarray(matrix)[:-1, :axes], axis=0)
-        return tuple(map(float, lengths)) if len(lengths) == axes and (lengths > 0).all() else (1.0,) * axes
+        return spacing_of(image, example) or (1.0,) * axes
     lengths = np.full(axes, spacing) if np.ndim(spacing) == 0 else np.asarray(spacing)
     if lengths.shape != (axes,) or lengths.dtype.kind not in "fiu" or not (np.isfinite(lengths) & (lengths > 0)).all():
         raise ValueError(f"spacing: expected a positive number or {axes} of them (one per spatial axis), got {spacing!r}")

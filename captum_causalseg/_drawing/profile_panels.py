@@ -88,8 +88,8 @@ def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, na
         axes.stairs(
             table["noise_mass"], edges, color="black", linestyle="--", linewidth=1.2, label="noise alone", baseline=None
         )
-    unit = {"pixel": " (pixels)", "spacing": " (in the unit of the spacing)", "bin": " (bins)"}[profile.distance_unit]
-    axes.set_xlabel("distance from the region of interest" + unit)
+    units = {"pixel": "pixels", "spacing": "in the unit of the spacing", "bin": "bins"}
+    axes.set_xlabel(f"distance from the region of interest ({units.get(profile.distance_unit, profile.distance_unit)})")
     axes.set_ylabel(f"sum of |effect| on the {score_name}")
     cumulative = axes.twinx()
     if profile.mass > 0:
@@ -102,7 +102,8 @@ def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, na
         # What lies beyond the last mass is empty paper.
         last = table.loc[table["mass"] > 0, "upper"].iloc[-1]
         axes.set_xlim(right=last + width)
-        axes.set_title(f"Half of the mass lies within {radii[0]:.4g}, 90 % within {radii[1]:.4g}", fontsize=11)
+        unit = "" if profile.distance_unit in units else f" {profile.distance_unit}"
+        axes.set_title(f"Half of the mass lies within {radii[0]:.4g}{unit}, 90 % within {radii[1]:.4g}{unit}", fontsize=11)
         for radius in radii:
             cumulative.axvline(radius, color="0.25", linewidth=0.8, linestyle=":")
     cumulative.set_ylim(0, 105)

@@ -27,7 +27,7 @@ from captum_causalseg.cohort._bytes import digest_of_file
 from captum_causalseg.cohort.fingerprint import described, differences, digest, modules_of, of_call
 from captum_causalseg.cohort.folder import file_of_part, fresh_place, written_beside
 from captum_causalseg.evaluation._unit_space import UnitSpace, unit_labels
-from captum_causalseg.images import save_map
+from captum_causalseg.images import save_map, spacing_of
 from captum_causalseg.interventions.whole import untimed
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
@@ -363,7 +363,7 @@ def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple
     rois = target.roi_masks((*inputs, *extra))
     if rois is None or tuple(rois.shape[2:]) != tuple(spatial):
         return found
-    spacing = _spacing(inputs[0])
+    spacing = spacing_of(inputs[0])
     per_roi = []
     for roi in rois[0]:
         space = UnitSpace(unit_labels(statistics, 0), roi.as_subclass(Tensor), spacing, None, "chebyshev")
@@ -371,18 +371,6 @@ def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple
         per_roi.append(place.to_numpy())
     # The outputs are (C, R), (C,) or (R,): the last axis is the regions'.
     return np.tile(np.stack(per_roi, axis=1), (1, found.shape[1] // len(per_roi)))
-
-
-def _spacing(image: Tensor) -> list[float] | None:
-    """Edges of a voxel in millimeters, of an image with geometry."""
-    affine = getattr(image, "affine", None)
-    if affine is None:
-        return None
-    matrix = torch.as_tensor(affine, dtype=torch.float64, device="cpu")
-    matrix = matrix[0] if matrix.ndim == 3 else matrix
-    axes = image.ndim - 2
-    found: list[float] = matrix[:3, :axes].norm(dim=0).tolist()
-    return found
 
 
 def _is_batch(image: Tensor, target: Any) -> bool:

@@ -57,8 +57,8 @@ class PerceptionProfile:
         concentration: Gini coefficient of ``|effect|`` over the units: 0 where all are alike, toward 1 where few have all. NaN
             without mass.
         bin_width: width of a bin, in the unit of the distances.
-        distance_unit: ``"pixel"``; ``"spacing"`` (distances in the unit of ``spacing``); ``"bin"`` (bin widths per axis were
-            given, distances count bins).
+        distance_unit: ``"pixel"``; the ``length_unit`` that was given with a spacing, such as ``"mm"``, without one ``"spacing"``; ``"bin"`` (bin
+            widths per axis were given, distances count bins).
         alpha: the false discovery rate at which roles were given; ``None`` for the sign alone.
     """
 

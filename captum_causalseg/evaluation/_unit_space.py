@@ -25,6 +25,7 @@ class UnitSpace:
     Args:
         labels: ``(C, *spatial)`` ids of the units; equal ids in several channels are one unit.
         beside: ids of units that the default width of a bin is not taken from.
+        length_unit: what the spacing is measured in.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class UnitSpace:
         bin_width: float | Sequence[float] | None,
         metric: Metric,
         beside: np.ndarray | None = None,
+        length_unit: str | None = None,
     ) -> None:
         spatial = labels.shape[1:]
         axes = len(spatial)
@@ -44,7 +46,9 @@ class UnitSpace:
         step = np.ones(axes) if spacing is None else _lengths("spacing", spacing, axes)
         self.ids, unit = np.unique(labels, return_inverse=True)
         index = unit.reshape(labels.shape) + 1
-        self.distance_unit = "pixel" if spacing is None else "spacing"
+        if length_unit is not None and spacing is None:
+            raise ValueError(f"length_unit: it is the unit of spacing, which was not given; got {length_unit!r}")
+        self.distance_unit = "pixel" if spacing is None else length_unit or "spacing"
         scale, self.bin_width = step, 1.0
         if bin_width is None:
             counted = np.ones(len(self.ids), bool) if beside is None else ~np.isin(self.ids, beside)

@@ -31,6 +31,7 @@ def perception_profile(
     spacing: float | Sequence[float] | None = None,
     bin_width: float | Sequence[float] | None = None,
     metric: Metric = "chebyshev",
+    length_unit: str | None = None,
 ) -> PerceptionProfile:
     """Summarize one example's effects on one RoI by distance, direction, sign and size.
 
@@ -50,11 +51,13 @@ def perception_profile(
         alpha: units have a role if their effect differs from 0 at this false discovery rate (Benjamini and Hochberg, over the units
             of this example and output that can reach the RoI), else they are ``"null"``, as are those whose standard error is
             infinite. ``None``: by the sign alone, ``"null"`` is exactly 0.
-        spacing: edge of a pixel, one number or one per axis; distances and displacements are in its unit. 1 by default.
+        spacing: edge of a pixel, one number or one per axis; distances and displacements are in its unit. 1 by default;
+            :func:`captum_causalseg.images.spacing_of` has that of a scan.
         bin_width: in the unit of ``spacing``; by default the edge of the blocks (of the bounding boxes of the units that can reach
             the RoI or touch it, the median, along the axis where it is longest). One per axis for blocks that are not cubes: distances are then measured in bins,
             axis by axis, and the width is 1.
         metric: ``"chebyshev"`` (largest difference along an axis), ``"euclidean"`` or ``"cityblock"``.
+        length_unit: what ``spacing`` is measured in, such as ``"mm"``; pictures say so.
 
     Returns:
         A :class:`PerceptionProfile`.
@@ -110,7 +113,7 @@ def perception_profile(
         # Infinite standard errors have a p-value of 1.
         sure = units["p_value"] <= alpha
         role = np.select([sure & (units["effect"] > 0), sure & (units["effect"] < 0)], ROLES[:2], ROLES[2])
-    space = UnitSpace(unit_labels(statistics, row), roi, spacing, bin_width, metric, beside=outside)
+    space = UnitSpace(unit_labels(statistics, row), roi, spacing, bin_width, metric, outside, length_unit)
     return _profile(units.assign(role=role), space, alpha, int(np.isin(outside, space.ids).sum()))
 
 
@@ -123,6 +126,7 @@ def profile_of_map(
     spacing: float | Sequence[float] | None = None,
     bin_width: float | Sequence[float] | None = None,
     metric: Metric = "chebyshev",
+    length_unit: str | None = None,
 ) -> PerceptionProfile:
     """The profile of any map of effects, without error bars: another method's, or one that was only saved as a picture.
 
@@ -139,6 +143,7 @@ def profile_of_map(
         spacing: edge of a pixel, one number or one per axis.
         bin_width: width of a bin, one number or one per axis; the edge of the blocks by default.
         metric: ``"chebyshev"``, ``"euclidean"`` or ``"cityblock"``.
+        length_unit: what ``spacing`` is measured in.
 
     Returns:
         A :class:`PerceptionProfile`; its units' status is ESTIMATED.
@@ -167,7 +172,7 @@ def profile_of_map(
         labels = regions.grid(values.shape, block_size).numpy()
     else:
         labels = integer_map("feature_mask", feature_mask, values.shape)
-    space = UnitSpace(labels[None], roi, spacing, bin_width, metric)
+    space = UnitSpace(labels[None], roi, spacing, bin_width, metric, None, length_unit)
 
     ids, first, unit = np.unique(labels, return_index=True, return_inverse=True)
     of_unit = values.ravel()[first]
