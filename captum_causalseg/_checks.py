@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "ANY",
@@ -46,6 +46,7 @@ __all__ = [
     "integer",
     "listed",
     "mapping",
+    "misfit",
     "nearest",
     "number",
     "one_of",
@@ -540,6 +541,23 @@ def renamed(**names: str) -> Iterator[None]:
             if said.startswith((f"{inner}:", f"{inner}[")):
                 raise type(error)(outer + said.removeprefix(inner)) from error.__cause__
         raise
+
+
+def misfit(function: Callable[..., Any], count: int) -> str | None:
+    """Why a function, or a module's ``forward``, cannot take so many positional arguments; None if it can, or if nobody can tell."""
+    if isinstance(function, nn.Module):
+        if function._forward_pre_hooks:
+            return None  # which may change them
+        function = function.forward
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def _unexpected(name: str, whose: str, parameters: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._checks import listed
+
 __all__ = [
     "absent_classes",
     "batch_error",
@@ -102,7 +104,7 @@ def roi_of_batch(roi: Tensor, spatial: torch.Size, n: int, is_argument: bool) ->
         raise ValueError(batch_error("roi", masks.shape[0], n))
     empty = (~masks.flatten(2).any(-1)).nonzero().tolist()
     if empty:
-        raise ValueError(f"roi: it is empty for (example, RoI) {empty}")
+        raise ValueError(f"roi: it is empty for (example, RoI) [{listed(empty)}]")
     return masks
 
 

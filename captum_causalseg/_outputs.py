@@ -6,16 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_causalseg._masks import is_one_hot
 from captum_causalseg._queries import refuse_queries
 
-__all__ = ["HardOutput", "find_logits", "first_image", "resized", "with_channels"]
+__all__ = ["HardOutput", "find_logits", "first_image", "no_batch_axis", "resized", "spatial_axes_of", "with_channels"]
 
 logger = logging.getLogger(__name__)
 
+_CONVOLUTIONS = {
+    1: (nn.Conv1d, nn.ConvTranspose1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d),
+}
 _OUTPUT_NAMES = ("out", "logits", "pred")
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -64,6 +69,20 @@ def first_image(inputs: tuple[Any, ...]) -> Tensor:
             return value
     came = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in inputs) or "nothing"
     raise ValueError(f"inputs: expected an image batch (N, C, *spatial) as the first tensor, got {came}")
+
+
+def no_batch_axis(image: Tensor) -> str:
+    """What to say of one image in the place of a batch."""
+    return (
+        f"inputs: expected (N, C, *spatial) with {image.ndim - 1} spatial axes, got {tuple(image.shape)}; add the batch axis with "
+        "image[None]"
+    )
+
+
+def spatial_axes_of(model: Any) -> int | None:
+    """How many spatial axes a model's first convolution has; None if it has no convolutions, or they cannot be seen."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((axes for module in modules for axes, kinds in _CONVOLUTIONS.items() if isinstance(module, kinds)), None)
 
 
 def with_channels(found: Tensor, image: Tensor) -> Tensor:

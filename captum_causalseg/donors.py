@@ -29,6 +29,7 @@ from captum_causalseg._checks import (
     one_of,
     renamed,
     sequence,
+    shown,
     tensor_of,
 )
 from captum_causalseg._donor_images import (
@@ -415,9 +416,10 @@ def as_donor_source(baselines: Any, images: Tensor) -> DonorSource:
         return PatchBank(baselines.expand(shape[0], *images.shape[1:]), placement="aligned")
     if isinstance(baselines, numbers.Real) and not isinstance(baselines, bool):
         return _constant(baselines)
-    raise TypeError(
-        f"baselines: expected a donor source (PatchBank, ...), a number, a tensor or None, got {type(baselines).__name__}"
-    )
+    came = type(baselines).__name__
+    if isinstance(baselines, (list, np.ndarray)):
+        came = f"{shown(baselines)}; images are a PatchBank(images)"
+    raise TypeError(f"baselines: expected a donor source (PatchBank, ...), a number, a tensor or None, got {came}")
 
 
 def _constant(value: Any) -> Constant:

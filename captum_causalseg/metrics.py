@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, TEXT, check_all, checked, instance, one_of
 from captum_causalseg._mask_scores import (
     depth_weights,
     detected_share,
@@ -64,10 +65,24 @@ class Metric:
     inside_roi: bool = False
     larger_is_better: bool = True
 
+    def __post_init__(self) -> None:
+        check_all(
+            vars(self),
+            name=TEXT,
+            function=FUNCTION,
+            domain=one_of(*get_args(Domain)),
+            needs_reference=BOOLEAN,
+            surrogate=TEXT,
+            options=instance(frozenset),
+            inside_roi=BOOLEAN,
+            larger_is_better=BOOLEAN,
+        )
+
 
 METRICS: dict[str, Metric] = {}
 
 
+@checked(surrogate=NONE | TEXT)
 def register(
     name: str,
     function: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -97,13 +112,11 @@ def register(
         >>> metrics.register("coverage", coverage, needs_reference=False)
         >>> del metrics.METRICS["coverage"]
     """
+    twin = name if surrogate is None else surrogate
+    metric = Metric(name, function, domain, needs_reference, twin, inside_roi=inside_roi, larger_is_better=larger_is_better)
     if name in METRICS:
         raise ValueError(f"name: a metric called {name!r} exists already")
-    if domain not in get_args(Domain):
-        raise ValueError(f"domain: expected one of {get_args(Domain)}, got {domain!r}")
-    METRICS[name] = Metric(
-        name, function, domain, needs_reference, surrogate or name, inside_roi=inside_roi, larger_is_better=larger_is_better
-    )
+    METRICS[name] = metric
 
 
 def sum_inside(values: Tensor, roi: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-import numbers
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -10,7 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._checks import FUNCTION, NONE, TEXT, integer, number
+from captum_causalseg._checks import (
+    FUNCTION,
+    NONE,
+    SEED,
+    TEXT,
+    Check,
+    checked,
+    integer,
+    misfit,
+    number,
+    one_of,
+    sequence,
+    tensor_of,
+)
 from captum_causalseg._flat import refusing_gradient
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg._masks import (
@@ -26,7 +39,15 @@ from captum_causalseg._masks import (
     refuse_other_classes,
     roi_of_batch,
 )
-from captum_causalseg._outputs import HardOutput, find_logits, first_image, resized, with_channels
+from captum_causalseg._outputs import (
+    HardOutput,
+    find_logits,
+    first_image,
+    no_batch_axis,
+    resized,
+    spatial_axes_of,
+    with_channels,
+)
 from captum_causalseg._sampling import one_by_one, seeded
 from captum_causalseg._scoring import (
     find_metric,
@@ -45,6 +66,17 @@ __all__ = ["SegmentationTarget"]
 logger = logging.getLogger(__name__)
 
 Activation = Literal["auto", "sigmoid", "softmax", "none"]
+
+_MODEL = Check("a torch.nn.Module or a callable", callable, by_type=True)
+_SCORING = {
+    "model": _MODEL,
+    "activation": one_of("auto", "sigmoid", "softmax", "none"),
+    "threshold": number(),
+    "empty_score": number(0, 1),
+    "output": NONE | TEXT | integer() | FUNCTION,
+    "n_samples": NONE | integer(1),
+    "seed": SEED,
+}
 
 
 class SegmentationTarget(nn.Module):
@@ -112,6 +144,7 @@ class SegmentationTarget(nn.Module):
     roi: Tensor | None
     reference: Tensor | None
 
+    @checked(_SCORING)
     def __init__(
         self,
         model: nn.Module | Callable[..., Any],
@@ -126,13 +159,6 @@ class SegmentationTarget(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not callable(model):
-            raise TypeError(f"model: expected a torch.nn.Module or a callable, got {type(model).__name__}")
-        if activation not in ("auto", "sigmoid", "softmax", "none"):
-            raise ValueError(f'activation: expected "auto", "sigmoid", "softmax" or "none", got {activation!r}')
-        number()("threshold", threshold)
-        number(0, 1)("empty_score", empty_score)
-        (NONE | TEXT | integer() | FUNCTION)("output", output)
         self.model = model
         self.metric = metric
         self._metric = find_metric(metric)
@@ -140,11 +166,6 @@ class SegmentationTarget(nn.Module):
         self.threshold = float(threshold)
         self.empty_score = float(empty_score)
         self.output = output
-        for name, value, least in (("n_samples", n_samples, 1), ("seed", seed, 0)):
-            if (value is not None or name == "seed") and (
-                isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least
-            ):
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
         self.n_samples, self.seed = n_samples, int(seed)
         # Whether the model's answers differ, once they have been compared.
         self._varies: bool | None = None
@@ -166,6 +187,7 @@ class SegmentationTarget(nn.Module):
             self.training = getattr(model, "training", False)
 
     @classmethod
+    @checked(_SCORING)
     def from_prediction(
         cls,
         model: nn.Module | Callable[..., Any],
@@ -194,7 +216,11 @@ class SegmentationTarget(nn.Module):
             raise TypeError("reference: from_prediction takes the model's own prediction; use the constructor instead")
         probe = cls(model, metric="volume", **{k: v for k, v in options.items() if k not in ("metric", "roi")})
         probe._hard.counts_itself = True
-        args = (inputs if isinstance(inputs, tuple) else (inputs,)) + _as_tuple(additional_forward_args)
+        given, more = inputs if isinstance(inputs, tuple) else (inputs,), _as_tuple(additional_forward_args)
+        reason = misfit(model, len(given) + len(more))
+        if reason and more and misfit(model, len(given)) is None:
+            raise TypeError(f"additional_forward_args: the model cannot be called with {len(more)} of them: {reason}")
+        args = given + more
         reference = probe.predict(*args)
         target = cls(model, reference=reference, **options)
         target._resolved, target._hard = probe._resolved, probe._hard
@@ -233,6 +259,7 @@ class SegmentationTarget(nn.Module):
                 logger.info("n_samples: the model gives the same answer twice, so one is enough")
         return self._varies
 
+    @checked(noise=sequence(integer(), 1))
     def sampled(self, noise: Sequence[int], *inputs: Any) -> Tensor:
         """Scores as of :meth:`forward`, each example with random numbers of its own choice.
 
@@ -260,6 +287,10 @@ class SegmentationTarget(nn.Module):
         """The arguments of a call without the masks among them (``roi="argument"``, ``reference="argument"``)."""
         return self._take_masks(inputs)[0]
 
+    @checked(
+        logits=tensor_of("real", "(N, C, *spatial)", (3, math.inf), may_be_empty=False),
+        roi=NONE | tensor_of("boolean", "(N or 1, R, *spatial)", (3, math.inf)),
+    )
     def score(self, logits: Tensor, *inputs: Any, roi: Tensor | None = None) -> Tensor:
         """The scores of logits ``(N, C, *spatial)`` that were computed elsewhere, for a call with these arguments.
 
@@ -318,6 +349,7 @@ class SegmentationTarget(nn.Module):
             logits = in_single_precision(logits)
             return hard_labels(logits, *self._resolve(logits), self.threshold).bool()
 
+    @checked(metric=NONE | TEXT)
     def surrogate(self, metric: str | None = None) -> "SegmentationTarget":
         """The same target with the differentiable twin of its metric (``dice`` becomes ``soft_dice``), for gradients.
 
@@ -335,13 +367,14 @@ class SegmentationTarget(nn.Module):
         twin = self._twin()
         if metric is not None or isinstance(self.metric, str):
             twin._modules.pop("metric", None)
-            twin.metric = metric or self._metric.surrogate
+            twin.metric = self._metric.surrogate if metric is None else metric
             twin._metric = find_metric(twin.metric)
             if twin._metric.domain == "labels":
                 raise ValueError(f"metric: {twin.metric!r} is scored on hard labels and has no gradient")
             twin._check_reference()
         return twin
 
+    @checked(_SCORING)
     def with_scoring(
         self, *, metric: str, activation: Activation, threshold: float, empty_score: float
     ) -> "SegmentationTarget":
@@ -359,6 +392,7 @@ class SegmentationTarget(nn.Module):
             seed=self.seed,
         )
 
+    @checked(_SCORING)
     def with_model(self, model: nn.Module | Callable[..., Any]) -> "SegmentationTarget":
         """The same target around another form of the same model (compiled, say)."""
         twin = self._twin()
@@ -408,9 +442,7 @@ class SegmentationTarget(nn.Module):
 
     def roi_masks(self, inputs: tuple[Any, ...]) -> Tensor | None:
         """The RoIs for a call with these positional arguments, ``(N or 1, R, *spatial)``; ``None`` for the whole image."""
-        inputs, roi, _ = self._take_masks(inputs)
-        image = first_image(inputs)
-        return None if roi is None else roi_of_batch(roi, image.shape[2:], image.shape[0], self._roi_source == "argument")
+        return self._masks_of_call(inputs)[1]
 
     def output_axes(self, n_axes: int, spatial: Sequence[int]) -> tuple[str, ...]:
         """Names of the ``n_axes`` axes of the scores after the first: ``"class"``, ``"roi"``; ``"score"`` for one's own metric.
@@ -468,9 +500,28 @@ class SegmentationTarget(nn.Module):
         inputs, roi, reference = self._take_masks(inputs)
         image = first_image(inputs)
         n, spatial = image.shape[0], image.shape[2:]
-        masks = None if roi is None else roi_of_batch(roi, spatial, n, self._roi_source == "argument")
-        truth = None if reference is None else reference_of_batch(reference, spatial, n, self._reference_source == "argument")
+        if self._lacks_batch_axis(image, roi, reference):
+            raise ValueError(no_batch_axis(image))
+        try:
+            masks = None if roi is None else roi_of_batch(roi, spatial, n, self._roi_source == "argument")
+            truth = (
+                None if reference is None else reference_of_batch(reference, spatial, n, self._reference_source == "argument")
+            )
+        except ValueError as error:
+            if self._lacks_batch_axis(image, roi, reference, failed=True):
+                raise ValueError(no_batch_axis(image)) from error
+            raise
         return roi, masks, truth, spatial
+
+    def _lacks_batch_axis(self, image: Tensor, *masks: Tensor | None, failed: bool = False) -> bool:
+        """Whether what came is surely ``(C, *spatial)``, by the model's convolutions and the masks; a failure says it, too."""
+        given = [mask for mask in masks if mask is not None]
+        fits = any(image.shape[1:] in (mask.shape, mask.shape[1:]) for mask in given)
+        # Of masks of another shape, or with one axis less in 3D (a stack, one per channel), nothing can be said.
+        axes = None if given and not fits else spatial_axes_of(self.model)
+        if axes is not None:
+            return axes == image.ndim - 1 and (fits or failed)
+        return fits and failed and image.ndim == 3
 
     def _sampled_logits(
         self, noise: Sequence[int], sample: int, inputs: tuple[Any, ...], reference: Tensor | None, masks: bool = True
@@ -483,7 +534,13 @@ class SegmentationTarget(nn.Module):
     def _logits(self, inputs: tuple[Any, ...], reference: Tensor | None) -> Tensor:
         """The logits, for a call with this reference, which tells how many classes label maps have."""
         image = first_image(inputs)
-        found = with_channels(find_logits(self.model(*inputs), self.output, image), image)
+        try:
+            found = with_channels(find_logits(self.model(*inputs), self.output, image), image)
+        except (RuntimeError, ValueError) as error:
+            lacks = not isinstance(error, torch.OutOfMemoryError)
+            if lacks and self._lacks_batch_axis(image, self.roi, self.reference, failed=True):
+                raise ValueError(no_batch_axis(image)) from error
+            raise
         whole = reference if self._shared_reading is None else self._shared_reading
         logits = self._hard.read(found, whole, image.ndim - 2)
         return resized(logits, image.shape[2:], hard=self._hard.dtype is not None)

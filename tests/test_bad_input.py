@@ -232,9 +232,9 @@ DISTRIBUTION = r"^baselines: expected a tensor \(D, 1, 8, 8\), a distribution al
     [
         ("zero", TypeError, DONOR_KINDS + "str$"),
         (True, TypeError, DONOR_KINDS + "bool$"),
-        ([0], TypeError, DONOR_KINDS + "list$"),
+        ([0], TypeError, DONOR_KINDS + r"\[0\]; images are a PatchBank\(images\)$"),
         (1j, TypeError, DONOR_KINDS + "complex$"),
-        (np.zeros((1, 1, 8, 8)), TypeError, DONOR_KINDS + "ndarray$"),
+        (np.zeros((1, 1, 8, 8)), TypeError, DONOR_KINDS + r"an array .*; images are a PatchBank\(images\)$"),
         (PatchBank, TypeError, DONOR_KINDS),
         (NAN, ValueError, "^baselines: expected a finite number, got nan$"),
         (-INF, ValueError, "^baselines: expected a finite number, got -inf$"),

@@ -668,7 +668,7 @@ REFUSED_AT_ONCE = {
         "reference: expected an array of numbers or .*, got object",
     ),
     "sparse": ({"reference": torch.eye(8).to_sparse()}, TypeError, "reference: expected a dense tensor, got a sparse one"),
-    "seed": ({"seed": None}, ValueError, "seed: expected an integer of at least 0, got None"),
+    "seed": ({"seed": None}, ValueError, "seed: expected an integer, got None"),
     "no reference": ({"reference": None, "metric": "dice"}, ValueError, "reference: metric 'dice' compares with a reference"),
     "activation": ({"activation": "relu"}, ValueError, "activation: expected .*, got 'relu'"),
     "model": ({"model": None}, TypeError, "model: expected a torch.nn.Module or a callable, got NoneType"),

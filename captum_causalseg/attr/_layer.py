@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, one_of, renamed, sequence
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, one_of, renamed, sequence, shown
 from captum_causalseg._state import undisturbed
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr._problem import Call, Problem, check_masks, common_settings, prepare_call
@@ -159,6 +159,11 @@ def _donors(
     watch: dict[str, Any],
     sampling: bool,
 ) -> _Donors:
+    if isinstance(baselines, (list, np.ndarray)):
+        raise TypeError(
+            "layer_baselines: expected donor images or activations as a tensor, an ActivationBank, a number or another donor source, got "
+            f"{shown(baselines)}; stack images with torch.stack(images), or give an ActivationBank(images)"
+        )
     if _are_images(baselines, call.inputs):
         baselines = ActivationBank(baselines)
     if isinstance(baselines, ActivationBank):

@@ -1,6 +1,5 @@
 """The arguments of an attribution call, checked before any forward is spent and tied together."""
 
-import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
-from captum_causalseg._checks import integer
+from captum_causalseg._checks import integer, misfit
 from captum_causalseg._version import __version__
 from captum_causalseg.attr._exclusion import excluded_places, excluded_units, forbidden_places
 from captum_causalseg.donors import BoundDonors, as_donor_source
@@ -123,10 +122,11 @@ def prepare_call(forward_func: Callable[..., Any], inputs: Any, additional_forwa
     tensors = _check_inputs(inputs)
     n_examples = tensors[0].shape[0]
     arguments = _check_arguments(additional_forward_args, n_examples)
-    _check_call(forward_func, len(tensors), arguments)
+    _check_call(forward_func, tensors, arguments)
     image = next((t for t in tensors if t.ndim > 2), None)
     rois = None
     if isinstance(forward_func, SegmentationTarget) and image is not None:
+        forward_func.roi_masks((*tensors, *arguments))  # refuses what does not fit, before the masks are turned into arguments
         forward_func, arguments = forward_func.with_masks_as_arguments(n_examples, image.ndim - 2, arguments)
         rois = forward_func.roi_masks((*tensors, *arguments))
     return Call(forward_func, tensors, arguments, rois, torch.Size() if image is None else image.shape[2:])
@@ -231,18 +231,22 @@ def _check_arguments(additional_forward_args: Any, n_examples: int) -> tuple[Any
     return arguments
 
 
-def _check_call(forward_func: Callable[..., Any], n_inputs: int, arguments: tuple[Any, ...]) -> None:
+def _check_call(forward_func: Callable[..., Any], tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
     """Raise if a function cannot take so many arguments; modules say so only when they are called."""
-    try:
-        signature = inspect.signature(forward_func)
-    except (TypeError, ValueError):
+    n_inputs, n_more, function = len(tensors), len(arguments), forward_func
+    if isinstance(forward_func, SegmentationTarget):
+        function = forward_func.model
+        n_more = len(forward_func.model_inputs(*tensors, *arguments)) - n_inputs
+    reason = misfit(function, n_inputs + n_more)
+    if reason is None:
         return
-    try:
-        signature.bind(*[None] * (n_inputs + len(arguments)))
-    except TypeError as error:
-        raise TypeError(
-            f"forward_func: it cannot be called with {n_inputs} input(s) and {len(arguments)} additional_forward_args: {error}"
-        ) from error
+    if n_more and misfit(function, n_inputs) is None:
+        raise TypeError(f"additional_forward_args: forward_func cannot be called with {n_more} of them: {reason}")
+    if n_inputs > 1 and misfit(function, 1 + n_more) is None:
+        raise TypeError(f"inputs: forward_func cannot be called with {n_inputs} of them: {reason}")
+    raise TypeError(
+        f"forward_func: it cannot be called with {n_inputs} input(s) and {n_more} additional_forward_args: {reason}"
+    )
 
 
 def _block_sizes(tensors: tuple[Tensor, ...], is_tuple: bool, block_size: Any) -> list[tuple[int, ...]]:
