@@ -121,7 +121,7 @@ def test_distances_of_a_scan_are_in_millimeters_along_a_straight_line(place, mon
         assert distance == pytest.approx(np.sqrt((apart**2).sum(-1)).min())
     half, most = profiles[0].radius(0.5), profiles[0].radius(0.9)
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"within {half:.4g} mm of the region of interest, 90 % within {most:.4g} mm" in html
+    assert f"within {half:.4g} mm of the region of interest, 90 % within {most:.4g} mm, in a straight line." in html
 
 
 def test_distances_in_a_picture_are_in_pixels(place):

@@ -31,7 +31,7 @@ from captum_causalseg import (
     regions,
 )
 from captum_causalseg.attr._parts import merge_parts, only_part
-from captum_causalseg.cohort import Cohort, CohortError, explain_cohort
+from captum_causalseg.cohort import Cohort, CohortError, explain_cohort, plot_cohort_profile, summarize
 from captum_causalseg.cohort.fingerprint import described, differences, digest
 
 
@@ -423,6 +423,11 @@ def test_geometry_is_kept(tmp_path):
     assert units.loc[(4, 2, 2), "distance"] == 2.0
     assert units.loc[(2, 4, 2), "distance"] == 0.5
     assert units.loc[(2, 6, 4), "distance"] == 1.5
+    assert set(units["distance_unit"]) == {"mm"}
+    summary = summarize(cohort)
+    assert summary.distance_unit == "mm"
+    assert repr(summary) == f"CohortSummary(1 case, {len(summary.profile)} bins of {summary.bin_width:g} mm)"
+    assert plot_cohort_profile(summary).axes[0].get_xlabel() == "distance from the region of interest (mm)"
 
 
 def test_layers_and_components(tmp_path):
@@ -438,6 +443,8 @@ def test_layers_and_components(tmp_path):
     )
     assert len(layer.units(asked=True)) == 2 * 4
     assert layer.units()["distance"].isna().all()
+    assert layer.units()["distance_unit"].isna().all()
+    assert summarize(layer).distance_unit == ""
     parts = explain_cohort(
         make_cases(2),
         make_target,

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from scipy import optimize
 from scipy import stats as scipy_stats
 
@@ -530,7 +531,21 @@ def test_three_dimensions_and_bins_of_another_width(tmp_path):
     assert summary.profile["share"].tolist() == pytest.approx(np.mean([table["share"] for table in expected], axis=0))
 
 
+def test_cases_with_and_without_geometry_are_told_apart(tmp_path, caplog):
+    scan = MetaTensor(images(1, 3)[0], affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
+    cohort = study_of(
+        tmp_path / "study", [{"id": 0, "image": scan}, {"id": 1, "image": images(1, 4)[0]}], box_filter(9), columns=[]
+    )
+    units = cohort.units()
+    assert units.groupby("case")["distance_unit"].unique().map(list).to_dict() == {"0": ["mm"], "1": ["pixel"]}
+    summary = summarize(cohort)
+    assert summary.distance_unit == "mm, pixel"
+    assert "distances of some cases are in mm, of others in pixels" in caplog.text
+    assert plot_cohort_profile(summary).axes[0].get_xlabel() == "distance from the region of interest (mm, pixels)"
+
+
 def test_failed_cases_are_counted(near):
+    assert summarize(near).distance_unit == "pixel"
     summary = summarize(near)
     assert summary.cases.loc[0, ["n_cases", "n_finished", "n_failed"]].tolist() == [6, 5, 1]
     assert repr(summary) == "CohortSummary(5 cases (1 failed), 1 bins of 4)"

@@ -248,7 +248,7 @@ def _profile_section(case: CommandCase, options: argparse.Namespace, statistics:
     if profile.mass > 0:
         said = (
             f"Half of the summed effects lie within {profile.radius(0.5):.4g} {noun} of the region of interest, 90 % within "
-            f"{profile.radius(0.9):.4g} {noun}."
+            f"{profile.radius(0.9):.4g} {noun}" + (", in a straight line." if straight else ".")
         )
     return page.section(
         heading,

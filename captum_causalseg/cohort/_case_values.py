@@ -23,7 +23,7 @@ PARTS = ("channel", "token", "head")
 
 READ = (
     *("unit", "module", *PARTS, "type", "part", "order"),
-    *("status", "effect", "standard_error", "p_value", "observed_score", "distance"),
+    *("status", "effect", "standard_error", "p_value", "observed_score", "distance", "distance_unit"),
 )
 _COMPONENTS = ("module", *PARTS, "type", "part", "order")
 

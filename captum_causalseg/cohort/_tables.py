@@ -36,19 +36,23 @@ def width_of(members: Sequence[Member]) -> float:
     return float(np.quantile(known, 0.5, method="lower")) if len(known) else math.nan
 
 
-def read(members: Sequence[Member], bin_width: float, alpha: float) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Per case: its numbers, its bins, its modules. One case's units are in memory at a time."""
-    rows, bins, parts = [], [], []
+def read(
+    members: Sequence[Member], bin_width: float, alpha: float
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, list[str]]:
+    """Per case: its numbers, its bins, its modules; and the units of distances. One case's units are in memory at a time."""
+    rows, bins, parts, lengths = [], [], [], set()
     for row, member in enumerate(members):
         units = member.source.units(member.case, READ)
         keys = {"row": row, "group": member.group_number}
         rows.append(keys | {"case": member.case} | case_values(units, alpha))
+        if "distance_unit" in units:
+            lengths |= {*units["distance_unit"].dropna().unique()}
         if "module" in units:
             parts.append(components_of(units).assign(**keys))
         elif bin_width > 0:
             bins.append(by_bin(units, bin_width).assign(**keys))
     values = pd.DataFrame(rows).astype({"n_units": int})
-    return values, _together(bins, ("bin", "row", "group")), _together(parts, ("module", "row", "group"))
+    return values, _together(bins, ("bin", "row", "group")), _together(parts, ("module", "row", "group")), sorted(lengths)
 
 
 def _together(tables: list[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:

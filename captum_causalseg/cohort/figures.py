@@ -80,7 +80,8 @@ def plot_cohort_profile(
                 number, len(groups), min(0.14, 0.8 / len(groups))
             )
             _with_intervals(axes, place - summary.bin_width / 2, table, name, number)
-        axes.set_xlabel("distance from the region of interest")
+        unit = summary.distance_unit.replace("pixel", "pixels")
+        axes.set_xlabel("distance from the region of interest" + (f" ({unit})" if unit else ""))
         axes.set_ylabel(_PANELS[name].format(score=score_name))
         if name == "mean_effect":
             axes.axhline(0, color="0.4", linewidth=0.8)

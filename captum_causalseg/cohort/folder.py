@@ -150,7 +150,8 @@ class Cohort:
         """The rows of all units of finished cases, as of :meth:`TreatmentEffectStatistics.to_dataframe`.
 
         Besides: ``case`` (the id), ``asked`` (whether it is the output that ``target`` picked), ``distance`` (of the unit to the region
-        of interest; in millimeters for images with geometry, else in pixels; NaN where there is none).
+        of interest, between centers of voxels, along the axis where it is largest; NaN where there is none) and ``distance_unit``:
+        ``"mm"`` for images with geometry, else ``"pixel"``.
 
         Args:
             cases: their ids; all by default.

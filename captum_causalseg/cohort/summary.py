@@ -4,6 +4,7 @@ The case is the unit of analysis throughout. Units of one image share its model,
 independent observations, and a mean over all units of all cases would seem far better known than it is.
 """
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ from captum_causalseg.cohort.folder import Cohort, arrow
 from captum_causalseg.statistics import is_hypothesis
 
 __all__ = ["CohortSummary", "summarize"]
+
+logger = logging.getLogger(__name__)
 
 Folder = str | os.PathLike[str] | Cohort
 
@@ -83,6 +86,7 @@ class CohortSummary:
         bin_width: of the profile, in the unit of the distances; NaN without distances.
         level: coverage of the intervals.
         alpha: error rate at which units count as significant.
+        distance_unit: ``"mm"`` for images with geometry, else ``"pixel"``; empty without distances, ``"mm, pixel"`` where cases differ.
     """
 
     values: pd.DataFrame
@@ -95,6 +99,7 @@ class CohortSummary:
     bin_width: float
     level: float
     alpha: float
+    distance_unit: str = ""
     _members: tuple["Member", ...] = field(default=())
 
     def __repr__(self) -> str:
@@ -104,7 +109,9 @@ class CohortSummary:
             counts = [f"{name} {count}" for name, count in zip(self.groups, counts)]
         said = [f"by {', '.join(self.by)}: {'; '.join(counts)}" if self.by else counts[0]]
         if len(self.profile):
-            said.append(f"{self.profile['bin'].nunique()} bins of {self.bin_width:g}")
+            said.append(
+                f"{self.profile['bin'].nunique()} bins of {self.bin_width:g}{' mm' if self.distance_unit == 'mm' else ''}"
+            )
         if len(self.components):
             said.append(f"{self.components['module'].nunique()} modules")
         for (first, second), rows in self.comparison.groupby(["first", "second"], sort=False):
@@ -123,7 +130,7 @@ class CohortSummary:
 
         Returns:
             Columns ``by``, ``case``, ``unit`` (or ``module``, ``channel``, ...), ``status``, ``effect``, ``standard_error``,
-            ``distance`` (of units), ``p_value``, ``q_value``; in the order of the cases. ``table.attrs["n_tests"]`` is the number of p-values.
+            ``distance`` and ``distance_unit`` (of units), ``p_value``, ``q_value``; in the order of the cases. ``table.attrs["n_tests"]`` is the number of p-values.
 
         Raises:
             ValueError: ``alpha`` is not between 0 and 1, or the correction is unknown.
@@ -236,7 +243,9 @@ def summarize(
     modules = is_of_components(members)
     if bin_width is None:
         bin_width = math.nan if modules else width_of(members)
-    values, bins, parts = read(members, bin_width, alpha)
+    values, bins, parts, lengths = read(members, bin_width, alpha)
+    if len(lengths) > 1:
+        logger.warning("summarize: distances of some cases are in mm, of others in pixels; profile and radii mix them up")
 
     groups = list(counts.index)
     names = tuple(", ".join(word(part) for part in group) if columns else "all" for group in groups)
@@ -253,6 +262,7 @@ def summarize(
         bin_width=float(bin_width),
         level=level,
         alpha=alpha,
+        distance_unit=", ".join(lengths),
         _members=tuple(members),
     )
 

@@ -350,6 +350,9 @@ def _unit_table(
     number = np.broadcast_to(np.arange(outputs), present.shape)[present]
     table["asked"] = number == chosen
     table["distance"] = _distances(statistics, target, inputs, more)[present]
+    # Cases of one study may differ in it.
+    unit = pd.Series("pixel" if spacing_of(inputs[0]) is None else "mm", index=table.index, dtype="string")
+    table["distance_unit"] = unit.where(table["distance"].notna())
     return table
 
 
