@@ -263,6 +263,56 @@ class TreatmentEffectStatistics:
         # NaN is not at most anything.
         return self.adjusted_p_values(correction) <= alpha
 
+    @checked(example=integer(0))
+    def why_empty(self, target: TargetType = None, *, example: int = 0) -> str | None:
+        """Why the map of one example and output shows nothing, in words; ``None`` where it shows something.
+
+        A map is empty if no effect differs from 0 (:meth:`significant` at 0.05), and at least half of the units that can reach the RoI
+        did nothing: no draw changed the score, or screening gave them up (SCREENED). That is the usual case with a hard score of
+        exactly 1 or 0: it changes only where a pixel changes its label, and a well trained network is too sure of itself for that.
+        It is also empty if no unit was intervened on.
+
+        Args:
+            target: which output, as in ``attribute``; needed if there are several.
+            example: which example of the batch.
+
+        Returns:
+            A sentence without its period: what was found, and what to do about it where that is known.
+
+        Raises:
+            ValueError: ``target`` picks no output, or there is no such example.
+        """
+        integer(0, self.effect.shape[0] - 1)("example", example)
+        chosen = self.of_output(target)
+        tested, status = chosen.hypotheses[example], chosen.status[example]
+        n = int(tested.sum())
+        reaching = " that can reach the region of interest" if bool((status == Status.OUTSIDE_SUPPORT).any()) else ""
+        if n == 0:
+            if reaching:
+                return "no unit beside the region of interest can reach it through the model: the effects are exactly 0"
+            return "every unit touches the region of interest or was excluded: no effect is known"
+        # Of a single draw there is no variance.
+        still = tested & (chosen.effect[example] == 0) & ~(chosen.sample_variance[example] > 0)
+        quiet = still | (status == Status.SCREENED)
+        count = int(quiet.sum())
+        if 2 * count < n or bool(chosen.significant()[example].any()):
+            return None
+        said = f"no effect differs from 0: of {n} {'unit' if n == 1 else 'units'}{reaching}, {count} "
+        if bool((quiet == still).all()):
+            said += "did not change the score in any draw"
+        else:
+            threshold = self.settings.get("screening_threshold")
+            said += "changed the score by less than " + ("the screening threshold" if threshold is None else f"{threshold:g}")
+            said += " in the draws that they had"
+        metric, smooth = self.settings.get("metric"), self.settings.get("smooth_metric")
+        if smooth is not None:
+            score = float(chosen.observed_score[example])
+            value = f"exactly {score:.0f}" if score in (0, 1) else f"{score:.4g}"
+            said += f'. metric="{metric}" is {value} and changes only where a pixel changes its label; metric="{smooth}" on the same '
+            said += "target shows what happens before that"
+            return said + (", with AverageTreatmentEffect" if self.settings.get("sampling") == "paper" else "")
+        return said if bool((quiet == still).all()) else said + ". n_screening_draws=0 goes on measuring such units"
+
     @checked(field=one_of(*_FIELDS))
     def to_map(self, field: str = "effect", target: TargetType = None) -> Tensor | tuple[Tensor, ...]:
         """Paint one quantity over the inputs: every element of a unit carries the unit's value.

@@ -458,7 +458,7 @@ def test_what_is_not_known_or_nothing_is_said():
         return plot_effects(image, statistics, roi).get_supxlabel()
 
     assert "all effects are 0" in said("zero")
-    assert "no unit was intervened on" in said("all excluded")
+    assert "every unit touches the region of interest or was excluded" in said("all excluded").replace("\n", " ")
     assert "standard errors that are not known are drawn as the largest" in said("infinite")
     # As the largest, not as none.
     image, statistics, _ = odd_cases()["infinite"]

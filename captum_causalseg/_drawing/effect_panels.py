@@ -62,6 +62,7 @@ class Maps:
         fields = {"effect", "status", *(PANELS[name].field for name in panels if name != "image")}
         fields |= {"significant"} & set(panels)
         self.output = output
+        self.why_empty = statistics.why_empty(output.target, example=view.example)
         self.values = {field: view.map(statistics, field, output.target) for field in fields}
         status = self.values["status"]
         self.excluded = (status == Status.EXCLUDED) | (status == Status.ABSENT)
@@ -283,11 +284,13 @@ def _notes(maps: Sequence[Maps], panels: Sequence[str]) -> list[str]:
     shown = [name for name in panels if name != "image"]
     if not shown:
         return []
-    effects = np.concatenate([one.values["effect"].ravel() for one in maps])
     notes = []
-    if not np.isfinite(effects).any():
-        notes.append("no unit was intervened on")
-    elif not np.nan_to_num(effects).any():
+    # The reason is mostly the same for all.
+    empty = [one for one in maps if one.why_empty is not None]
+    for why in dict.fromkeys(one.why_empty for one in empty):
+        whose = [one.output.name for one in empty if one.why_empty == why and one.output.name]
+        notes.append(f"{', '.join(whose)}: {why}" if whose and len(whose) < len(maps) else str(why))
+    if not empty and not any(np.nan_to_num(one.values["effect"]).any() for one in maps):
         notes.append("all effects are 0")
     if any(one.excluded.any() for one in maps):
         notes.append("hatched: not intervened on")

@@ -1,5 +1,6 @@
 """What the faces share: the plan, the run, the statistics."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +21,22 @@ from captum_causalseg.engine.run import observe, run
 from captum_causalseg.interventions.evaluator import chosen_output
 from captum_causalseg.interventions.layer import as_they_lie
 from captum_causalseg.interventions.reach import Reach
+from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Intervention", "allowed_outputs", "estimate", "interventions", "output_axes", "paint", "reached_outputs"]
+__all__ = [
+    "Intervention",
+    "allowed_outputs",
+    "estimate",
+    "interventions",
+    "output_axes",
+    "paint",
+    "reached_outputs",
+    "tell_if_empty",
+]
+
+logger = logging.getLogger(__name__)
 
 # Moments of so many units times outputs take about a gigabyte: more is a segmentation map passed off as a score.
 _MOST_OUTPUTS = 20_000_000
@@ -160,6 +173,7 @@ def estimate(
         inputs_are_tuple=problem.is_tuple,
         output_axes=prepared.axes,
         settings=problem.settings
+        | _scored_by(problem.forward_func)
         | effort.settings()
         | {
             "sampling": plan.sampling,
@@ -199,6 +213,18 @@ def paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], tar
     return painted if statistics.inputs_are_tuple else painted[0]
 
 
+def tell_if_empty(statistics: TreatmentEffectStatistics, target: Any, name: str, return_statistics: bool) -> None:
+    """One line in the log about maps that show nothing; a warning to who sees nothing but the map."""
+    empty = {n: why for n in range(len(statistics.effect)) if (why := statistics.why_empty(target, example=n)) is not None}
+    if not empty:
+        return
+    which = "the map is empty"
+    if len(statistics.effect) > 1:
+        which = f"{len(empty)} of {len(statistics.effect)} maps are empty, that of example {next(iter(empty))}"
+    level = logging.INFO if return_statistics else logging.WARNING
+    logger.log(level, "%s: %s: %s", name, which, next(iter(empty.values())))
+
+
 def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
     """``(N, U, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
     return _per_output(problem, ~problem.excluded, n_outputs)
@@ -214,6 +240,17 @@ def output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
     if isinstance(problem.forward_func, SegmentationTarget):
         return problem.forward_func.output_axes(n_axes, problem.spatial)
     return ("output",) if n_axes == 1 else tuple(f"output_{axis}" for axis in range(n_axes))
+
+
+def _scored_by(forward_func: Any) -> dict[str, Any]:
+    """The name of the metric, and that of its differentiable twin where it is another one."""
+    if not isinstance(forward_func, SegmentationTarget):
+        return {}
+    metric = forward_func.metric
+    if not isinstance(metric, str):
+        return {"metric": getattr(metric, "__name__", type(metric).__name__)}
+    smooth = METRICS[metric].surrogate
+    return {"metric": metric, "smooth_metric": None if smooth == metric else smooth}
 
 
 def _plan(problem: Problem, effort: Effort) -> Plan:

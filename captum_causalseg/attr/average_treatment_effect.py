@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked
 from captum_causalseg.attr._effort import EFFORT, Effort
-from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
+from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint, tell_if_empty
 from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.donors import DonorSource
@@ -173,6 +173,7 @@ class AverageTreatmentEffect(PerturbationAttribution):
         )
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
+        tell_if_empty(statistics, target, self.get_name(), return_statistics)
         return (attributions, statistics) if return_statistics else attributions
 
     @checked(EFFORT)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked
 from captum_causalseg.attr._effort import EFFORT, Effort
-from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint
+from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint, tell_if_empty
 from captum_causalseg.attr._layer import LAYER, LayerBaselines, Layouts, prepare_layer
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.layout import UnitKind
@@ -145,6 +145,7 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         )
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = paint(statistics, problem.tensors, target)
+        tell_if_empty(statistics, target, self.get_name(), return_statistics)
         return (attributions, statistics) if return_statistics else attributions
 
     @checked(EFFORT, LAYER)

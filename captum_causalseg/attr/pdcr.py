@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked, instance, tensor_of
 from captum_causalseg.attr._effort import EFFORT, Effort
-from captum_causalseg.attr._estimate import estimate, paint
+from captum_causalseg.attr._estimate import estimate, paint, tell_if_empty
 from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.images import with_metadata
@@ -104,6 +104,7 @@ class PdCR(PerturbationAttribution):
         small = (statistics.effect.abs() < screening_threshold) | (statistics.status == Status.SCREENED)
         statistics.effect = torch.where(small, torch.zeros_like(statistics.effect), statistics.effect)
         attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
+        tell_if_empty(statistics, target, self.get_name(), return_statistics)
         return (attributions, statistics) if return_statistics else attributions
 
     @staticmethod
