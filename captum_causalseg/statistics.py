@@ -305,13 +305,18 @@ class TreatmentEffectStatistics:
             said += "changed the score by less than " + ("the screening threshold" if threshold is None else f"{threshold:g}")
             said += " in the draws that they had"
         metric, smooth = self.settings.get("metric"), self.settings.get("smooth_metric")
+        score = float(chosen.observed_score[example])
         if smooth is not None:
-            score = float(chosen.observed_score[example])
             value = f"exactly {score:.0f}" if score in (0, 1) else f"{score:.4g}"
             said += f'. metric="{metric}" is {value} and changes only where a pixel changes its label; metric="{smooth}" on the same '
             said += "target shows what happens before that"
+            said += ", if the reference holds the class in the region" if score == 0 else ""
             return said + (", with AverageTreatmentEffect" if self.settings.get("sampling") == "paper" else "")
-        return said if bool((quiet == still).all()) else said + ". n_screening_draws=0 goes on measuring such units"
+        if bool((quiet != still).any()):
+            return said + ". n_screening_draws=0 goes on measuring such units"
+        if metric is not None and score == 0:
+            said += f'. metric="{metric}" is exactly 0 whatever is replaced: does the reference hold the class in the region of interest?'
+        return said
 
     @checked(field=one_of(*_FIELDS))
     def to_map(self, field: str = "effect", target: TargetType = None) -> Tensor | tuple[Tensor, ...]:

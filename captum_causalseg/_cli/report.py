@@ -17,6 +17,7 @@ from captum_causalseg._cli.results import (
     axes_in_words,
     components_rows,
     counts,
+    emptiness,
     observed,
     score,
     score_in_words,
@@ -60,7 +61,7 @@ def effects_page(
     """Of ``explain``; ``pictures`` are ``effects``, ``intervals`` and, where there are components, ``components``."""
     sections = [
         _asked(case, options, f"{_score(options.metric)} there is {observed(case, statistics)}"),
-        _effects_section(case, options, pictures),
+        _effects_section(case, options, pictures, statistics),
         _strongest_section(case, options, statistics),
         _profile_section(case, options, statistics),
     ]
@@ -159,7 +160,7 @@ def refutation_page(
     sections = [
         _asked(case, options, f"{_score(options.metric)} there is {observed(case, statistics)}"),
         _refutation_section(report),
-        _effects_section(case, options, pictures),
+        _effects_section(case, options, pictures, statistics),
         _strongest_section(case, options, statistics),
         _computed(options, seconds, {"Forward passes of one image": report.n_forwards}, statistics.settings),
     ]
@@ -186,7 +187,9 @@ def _asked(case: CommandCase, options: argparse.Namespace, said: str, parts_of_i
     return page.section("What was asked", page.paragraph(question + sentence), page.facts(facts))
 
 
-def _effects_section(case: CommandCase, options: argparse.Namespace, pictures: Mapping[str, Any]) -> str:
+def _effects_section(
+    case: CommandCase, options: argparse.Namespace, pictures: Mapping[str, Any], statistics: TreatmentEffectStatistics
+) -> str:
     noun = _score_noun(options.metric)
     if sign_words(options.metric)[0] == "supports":
         reading = (
@@ -202,6 +205,7 @@ def _effects_section(case: CommandCase, options: argparse.Namespace, pictures: M
         )
     return page.section(
         "Effect of every part of the image",
+        *([] if (empty := emptiness(case, options, statistics)) is None else [page.paragraph(empty)]),
         page.paragraph(reading),
         page.picture(
             pictures["effects"], "The image with its region of interest, the effect of every unit, and its standard error"

@@ -20,6 +20,7 @@ __all__ = [
     "components_text",
     "counts",
     "effects_text",
+    "emptiness",
     "number",
     "observed",
     "score",
@@ -109,6 +110,16 @@ def counts(case: CommandCase, options: argparse.Namespace, statistics: Treatment
     )
 
 
+def emptiness(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str | None:
+    """Why the map shows nothing, if it does."""
+    why = statistics.why_empty(case.output)
+    if why is None:
+        return None
+    smooth = METRICS[options.metric].surrogate
+    said = f"The map is empty: {why}" + (f" (--metric {smooth})" if smooth != options.metric and smooth in why else "")
+    return said if said.endswith("?") else f"{said}."
+
+
 def axes_in_words(case: CommandCase) -> str:
     """What the numbers of a place are."""
     grids = case.grids
@@ -131,6 +142,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             "",
             f"places: {case.grids.in_words()}",
             f"units: {counts(case, options, statistics)}",
+            *([] if (why := emptiness(case, options, statistics)) is None else [why]),
             f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
         ]
     )

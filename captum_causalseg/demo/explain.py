@@ -157,8 +157,10 @@ def report(statistics: TreatmentEffectStatistics, case: Case, seconds: float) ->
     status = statistics.select(statistics.status, case.target)
     counts = ", ".join(f"{int((status == s).sum())} {s.name.lower()}" for s in Status if bool((status == s).any()))
     significant = int(statistics.select(statistics.significant(0.05), case.target).sum())
+    why = statistics.why_empty(case.target)
     lines += [
         "",
+        *([] if why is None else [f"the map is empty: {why}"]),
         f"blocks: {counts}; {significant} differ from 0 at a false discovery rate of 5 %",
         f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
     ]
