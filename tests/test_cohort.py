@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cohort_study import SHAPE, Unasked, images, load_model, make_cases, make_target, study
+from cohort_study import SHAPE, Unasked, images, load_model, make_cases, make_target, slow_target, study
 from monai.data import Dataset, MetaTensor
 from torch import nn
 
@@ -223,6 +223,24 @@ def test_a_kill_loses_nothing(tmp_path):
     assert (tmp_path / "s" / "manifest.jsonl").read_text().startswith(before)
     assert contents(tmp_path / "s") == contents(tmp_path / "t")
     assert not (tmp_path / "s" / ".unfinished").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_program_that_is_told_to_end_clears_up(tmp_path, number):
+    out = tmp_path / "s"
+    program = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cohort_study.py")), str(out), "local"])
+    while not (out / "manifest.jsonl").exists() or not (out / "manifest.jsonl").read_bytes():
+        assert program.poll() is None
+        time.sleep(0.05)
+    program.send_signal(number)
+    assert program.wait() == 128 + number
+    assert not (out / ".unfinished").exists()
+    done = len(Cohort(out).records())
+    assert 1 <= done < 8
+    # The tables are those of what is finished.
+    assert len(pd.read_parquet(out / "cases.parquet")) == done
+    assert Cohort(out).verify().empty
+    assert len(study(out, 8, make_target=slow_target).records()) == 8
 
 
 def test_a_line_cut_off_by_a_kill_is_done_again(tmp_path):

@@ -1,6 +1,7 @@
 """Functions and classes: whose they are, and what a function reads besides its arguments."""
 
 import dis
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
@@ -32,12 +33,11 @@ def package_of(module: str) -> str | None:
         return top
     found = sys.modules.get(module, sys.modules.get(top))
     file = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
-    if file is None or not any(Path(file).is_relative_to(place) for place in _places()):
+    if file is None or not _is_installed(file):
         return None
     version = getattr(sys.modules.get(top), "__version__", None)
     if not isinstance(version, str):
-        names = importlib.metadata.packages_distributions().get(top, [])
-        version = importlib.metadata.version(names[0]) if names else ""
+        version = _version_of(top)
     # What follows a plus is how it was built: of the same code, for another GPU.
     return f"{top} {version.partition('+')[0]}".strip()
 
@@ -105,7 +105,18 @@ def source_of(module: str) -> Path | None:
     return Path(file) if file is not None and Path(file).is_file() else None
 
 
-def _places() -> list[str]:
-    """Where packages are installed."""
-    found = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
-    return [*found, *site.getsitepackages(), site.getusersitepackages()]
+@functools.cache
+def _is_installed(file: str) -> bool:
+    places = [
+        *(sysconfig.get_path(name) for name in ("purelib", "platlib")),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    ]
+    return any(Path(file).is_relative_to(place) for place in places)
+
+
+@functools.cache
+def _version_of(package: str) -> str:
+    """Of an installed package that does not say it itself."""
+    names = importlib.metadata.packages_distributions().get(package, [])
+    return importlib.metadata.version(names[0]) if names else ""

@@ -239,8 +239,9 @@ class _Describer:
         return package and (name if name.startswith(f"{package}.") else f"{name} ({package})")
 
     def _once(self, value: Any, describe: Callable[[Any], Any]) -> Any:
+        # Not by its module: what a script calls __main__ has a name of its own where it is imported.
         if id(value) in self._met:
-            return f"{value.__module__}.{value.__qualname__} (above)"
+            return f"{value.__qualname__} (above)"
         self._met[id(value)] = value
         return describe(value)
 
@@ -290,7 +291,7 @@ class _Describer:
     def _function(self, function: FunctionType) -> Any:
         # Not its own word for it, which a decorator takes from the function within.
         named = self._named(function, str(function.__globals__.get("__name__")))
-        found: dict[str, Any] = {"function": named or f"{function.__module__}.{function.__qualname__}"}
+        found: dict[str, Any] = {"function": named or function.__qualname__}
         if named is None:
             found["code"] = self._code(function.__code__)
             reads = dict(resolved(function, chain) for chain in read_names(function))
@@ -319,7 +320,7 @@ class _Describer:
         return f"{digest_of_json(found)} (Python {sys.version_info.major}.{sys.version_info.minor})"
 
     def _class(self, one: type) -> Any:
-        found: dict[str, Any] = {"class": f"{one.__module__}.{one.__qualname__}"}
+        found: dict[str, Any] = {"class": one.__qualname__}
         if issubclass(one, enum.Enum):
             return found | {"members": {key: self._step(key, member.value) for key, member in one.__members__.items()}}
         bases = [self.of(base) for base in one.__bases__ if base is not object]
