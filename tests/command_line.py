@@ -23,6 +23,25 @@ class Named(torch.nn.Module):
     def forward(self, x):
         return dict(self.named_children())["=1+2"](x)
 
+class Attention(torch.nn.Module):
+    num_heads = 2
+    def __init__(self):
+        super().__init__()
+        self.values, self.project = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    def forward(self, x):
+        values = self.values(x).unflatten(2, (2, 2))
+        return self.project((values + values.mean(1, keepdim=True)).flatten(2))
+
+class Tokens(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(36)
+        self.patches, self.attention = torch.nn.Conv2d(1, 4, 8, stride=8), Attention()
+        self.expand = torch.nn.ConvTranspose2d(4, 2, 8, stride=8)
+    def forward(self, x):
+        tokens = self.attention(self.patches(x).flatten(2).transpose(1, 2))
+        return self.expand(tokens.transpose(1, 2).unflatten(2, (3, 4)))
+
 def three():
     torch.manual_seed(0)
     return torch.nn.Conv3d(1, 3, 3, padding=1)

@@ -231,6 +231,18 @@ def test_components_are_in_the_report_with_their_intervals(place):
     assert f"[{best.lower:+.4f}, {best.upper:+.4f}]" in row
 
 
+@pytest.mark.parametrize(("level", "modules", "count"), [("token", ["attention"], 12), ("head", ["attention.project"], 2)])
+def test_components_by_token_and_by_head(place, capsys, level, modules, count):
+    _, name = place
+    more = ["--donors", "donors", "--label", "mask.png", "--metric", "soft_dice", "--level", level]
+    layers = ["--layers", "attention" if level == "token" else "*"]
+    assert cli.main(on_picture(name, *more, *layers, command="components", model="Tokens")) == 0
+    table = pd.read_csv("out/components.csv")
+    assert table["module"].unique().tolist() == modules
+    assert sorted(table[level]) == list(range(count))
+    assert f"{modules[0]} / {level} {table[level][0]}" in capsys.readouterr().out
+
+
 def test_names_of_modules_are_no_formulas_in_a_spreadsheet(place):
     _, name = place
     assert cli.main(on_picture(name, command="components", model="Named")) == 0

@@ -776,6 +776,41 @@ def test_channels_are_pooled_one_by_one(tmp_path):
     assert "0 / 2" in [label.get_text() for label in plot_cohort_components(summary).axes[0].get_yticklabels()]
 
 
+@pytest.mark.parametrize(("level", "count"), [("token", 16), ("head", 2)])
+def test_tokens_and_heads_are_pooled_one_by_one(tmp_path, level, count):
+    class Heads(torch.nn.Module):
+        num_heads = 2
+
+        def __init__(self):
+            super().__init__()
+            self.values, self.project = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.project(self.values(x).unflatten(2, (2, 2)).sin().flatten(2))
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.heads = torch.nn.Conv2d(1, 4, 4, stride=4), Heads()
+            self.expand = torch.nn.ConvTranspose2d(4, 1, 4, stride=4)
+
+        def forward(self, x):
+            tokens = self.heads(self.patches(x).flatten(2).transpose(1, 2))
+            return self.expand(tokens.transpose(1, 2).unflatten(2, (SHAPE[0] // 4, SHAPE[1] // 4)))
+
+    torch.manual_seed(1)
+    model = Net()
+
+    def make_target(case):
+        return SegmentationTarget(model, roi=ROI, reference=torch.ones(1, *SHAPE), metric="probability_mean", activation="none")
+
+    options = {"level": level, "baselines": images(4, 9), "n_draws": 2, "n_screening_draws": 0, "show_progress": False}
+    layers = "heads.project"
+    cohort = explain_cohort(cases_of(3), make_target, method=component_effects, out=tmp_path, layers=layers, **options)
+    table = summarize(cohort).components
+    assert table[["module", level, "n_cases"]].values.tolist() == [[layers, number, 3] for number in range(count)]
+
+
 # Arguments.
 
 

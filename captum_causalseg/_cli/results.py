@@ -10,6 +10,7 @@ import pandas as pd
 
 from captum_causalseg._cli.case import CommandCase
 from captum_causalseg._cli.files import place_name
+from captum_causalseg._drawing.component_bars import name_of
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
@@ -164,8 +165,7 @@ def components_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
     digits = _digits(table["effect"])
     rows: list[tuple[str, ...]] = []
     for row in chains(table).head(_MOST_ROWS).to_dict("records"):
-        part = next((row[name] for name in ("channel", "token", "head") if name in row), None)
-        name = row["module"] if part is None else f"{row['module']} / {part}"
+        name = name_of(row)
         name += f" (+{row['length'] - 1})" if row["length"] > 1 else ""
         interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
         rows.append((name, row["type"], row["part"], number(row["effect"], digits), interval))

@@ -1,5 +1,8 @@
 """Bars of the effects of a network's parts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,7 +10,15 @@ from matplotlib.figure import Figure
 from captum_causalseg._drawing.pictures import ROLES, check_words, literal, short
 from captum_causalseg._names import printable
 
-__all__ = ["plot_components"]
+__all__ = ["name_of", "plot_components"]
+
+
+def name_of(row: Mapping[Any, Any]) -> str:
+    """Of a row of the table: the module, and which channel, token or head of it."""
+    if "channel" in row:
+        return f"{row['module']} / {row['channel']}"
+    part = next((name for name in ("token", "head") if name in row), None)
+    return str(row["module"]) if part is None else f"{row['module']} / {part} {row[part]}"
 
 
 def plot_components(
@@ -61,8 +72,7 @@ def plot_components(
     shown = table[(table["example"] == example) & table["effect"].notna()].sort_values("order", kind="stable")
     if shown.empty:
         raise ValueError(f"example: the table has no effects of example {example}")
-    named = next((name for name in ("channel", "token", "head") if name in shown), None)
-    names = shown["module"] + ("" if named is None else " / " + shown[named].astype(str))
+    names = [name_of(row) for row in shown.to_dict("records")]
     shown = shown.assign(name=names).assign(chain=shown.groupby(["part", "effect", "standard_error"], sort=False).ngroup())
     bars = shown.groupby("chain", sort=False).agg(
         **{column: (column, "first") for column in ("name", "part", "order", "effect", "lower", "upper")},
