@@ -37,6 +37,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         with cleared_away_when_ended(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(?!captum_causalseg)")
+            # A name in letters that matplotlib's font does not have is whole on the page and in what is printed.
+            warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
             status = 0
             if options.command == "demo":
                 said = _demo(options)

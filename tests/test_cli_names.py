@@ -23,8 +23,8 @@ pytest.importorskip("PIL.Image")
 from command_line import make_place, on_picture, on_scan, status_of
 
 # A patient's name in Latin-1, a formula of matplotlib's that cannot be parsed, one of a spreadsheet's, and letters beyond ASCII.
-ODD = os.fsdecode(b"=M\xfcller $\\nope$ \xc3\xbc")
-SHOWN = r"=M\xfcller $\nope$ ü"
+ODD = os.fsdecode(b"=M\xfcller $\\nope$ \xc3\xbc\xe8\x84\x91")
+SHOWN = r"=M\xfcller $\nope$ ü脑"
 
 
 STEPS = [
@@ -91,7 +91,9 @@ def test_any_name_works_where_the_locale_knows_no_letters(place):
     environment = surroundings(LC_ALL="C", PYTHONUTF8="0")
     done = subprocess.run(command, capture_output=True, timeout=300, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
-    check_names(done.stdout.decode("ascii"), folder, SHOWN.replace("\u00fc", r"\xfc"))
+    # Matplotlib's font does not have the last letter, which is no news to anyone.
+    assert b"Glyph" not in done.stderr
+    check_names(done.stdout.decode("ascii"), folder, SHOWN.encode("ascii", "backslashreplace").decode())
 
 
 @pytest.mark.parametrize("model", ["TorchScript", "bundle"])
