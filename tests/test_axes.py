@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_causalseg.interventions.axes import AxisTrace, channel_axes, composition, is_of_batch
+from captum_causalseg.interventions.axes import channel_axes, composition, is_of_batch
+from captum_causalseg.interventions.axis_trace import AxisTrace
 from captum_causalseg.interventions.layouts import follow, read_layout
 from captum_causalseg.layout import Layout, unit_mask
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm, normalization, pooling, upsampling
 
-from captum_causalseg.interventions.axes import Axes, AxisTrace, channel_axes, composition, is_of_batch, projected
+from captum_causalseg.interventions.axes import Axes, channel_axes, composition, is_of_batch, projected
+from captum_causalseg.interventions.axis_trace import AxisTrace
 from captum_causalseg.interventions.layer import Activation
 from captum_causalseg.layout import Layout
 
