@@ -133,7 +133,9 @@ def plot_effects(
     """The image with the RoI, every unit's effect on the RoI's score, and how sure it is; for images and volumes.
 
     Effects are drawn on a diverging scale centered on 0 (red supports, blue harms), the more opaque the larger. The scale ends at the
-    99.5th percentile of ``|effect|``. Units that were not intervened on are hatched; those that cannot reach the RoI lie beyond a
+    99.5th percentile of ``|effect|``. Where far units have an effect, as through normalization over the whole image, a line on the scale
+    shows their median, the background to compare with, and a gray band where half of them lie
+    (:func:`~captum_causalseg.evaluation.profile.background_effect`; needs ``roi``). Units that were not intervened on are hatched; those that cannot reach the RoI lie beyond a
     dashed line.
 
     A volume has a row for each of the three planes through the middle of the unit with the largest ``|effect|`` (dotted lines show
@@ -291,7 +293,8 @@ def plot_profile(
     Pie: the shares of supporting (red), harming (blue) and null units (gray). Bar: how the mass ``sum |effect|`` divides into
     both signs. Histogram: the effects that are not 0, gray where they are not significant (by the profile's ``alpha``), with
     counts on a logarithmic scale. Right: the mass per bin of distance, stacked by sign; the dashed steps are the mass that noise
-    alone would have (left out where it is not known); the line is the share of the mass up to that distance.
+    alone would have (left out where it is not known); the line is the share of the mass up to that distance. Where far units have an
+    effect, dotted lines show it, in the histogram and as the mass that it would make in every unit.
 
     Args:
         profile: of :func:`captum_causalseg.evaluation.profile.perception_profile` or ``profile_of_map``.

@@ -254,9 +254,12 @@ def _profile_section(case: CommandCase, options: argparse.Namespace, statistics:
             f"Half of the summed effects lie within {profile.radius(0.5):.4g} {noun} of the region of interest, 90 % within "
             f"{profile.radius(0.9):.4g} {noun}" + (", in a straight line." if straight else ".")
         )
+    background = profile.background
+    beside = "" if background is None or background.effect == 0 else str(background).replace("b", "B", 1)
     return page.section(
         heading,
         page.paragraph(said),
+        *([page.paragraph(f"{beside}. Effects of that size say nothing of a place in particular.")] if beside else []),
         page.picture(
             plot_profile(profile, score_name=score_in_words(options.metric), words=sign_words(options.metric)),
             "Shares of effects of either sign, and effects by distance",

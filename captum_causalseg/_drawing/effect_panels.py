@@ -23,6 +23,7 @@ from captum_causalseg._drawing.pictures import (
 )
 from captum_causalseg._drawing.planes import Output, Plane, View, chosen_slices, peak
 from captum_causalseg._drawing.sheet import Scale, grid
+from captum_causalseg.evaluation.profile import BackgroundEffect, background_effect
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
 __all__ = ["PANELS", "effects_figure", "volume_figure"]
@@ -62,6 +63,13 @@ class Maps:
         fields = {"effect", "status", *(PANELS[name].field for name in panels if name != "image")}
         fields |= {"significant"} & set(panels)
         self.output = output
+        # Units that lie in another input have no distance from the region.
+        placed = output.roi is not None and view.slot == 0
+        self.background = (
+            background_effect(statistics, output.roi, output.target, example=view.example, spacing=view.spacing)
+            if placed and output.roi is not None
+            else None
+        )
         self.why_empty = statistics.why_empty(output.target, example=view.example)
         self.values = {field: view.map(statistics, field, output.target) for field in fields}
         status = self.values["status"]
@@ -83,6 +91,11 @@ class Scales:
 
     def _largest(self, field: str) -> float:
         return round_up(robust_maximum(np.concatenate([np.abs(one.values[field]).ravel() for one in self._maps])))
+
+    @property
+    def backgrounds(self) -> list[BackgroundEffect]:
+        """What far places do to each output, if they do something."""
+        return [one.background for one in self._maps if one.background is not None and one.background.effect != 0]
 
     def of(self, panel: Panel) -> tuple[Normalize, str, str, list[float]]:
         """The scale, its color map, at which end it goes on, and its ticks."""
@@ -256,6 +269,11 @@ def _draw_bar(bar_axes: Axes, drawn: Axes, panel: Panel, scales: Scales, beside:
     bar.minorticks_off()
     # The scale is drawn opaque, the map by size.
     bar.solids.set_alpha(1)  # type: ignore[union-attr]
+    if panel.kind == _SIGNED:
+        across, along = (bar_axes.axhline, bar_axes.axhspan) if upright else (bar_axes.axvline, bar_axes.axvspan)
+        for background in scales.backgrounds:
+            along(background.lower, background.upper, color="black", alpha=0.3, linewidth=0)
+            across(background.effect, color="black", linewidth=1.6)
     if panel.kind == _PROBABILITY:
         (bar_axes.invert_yaxis if upright else bar_axes.invert_xaxis)()
 
@@ -292,6 +310,10 @@ def _notes(maps: Sequence[Maps], panels: Sequence[str]) -> list[str]:
         notes.append(f"{', '.join(whose)}: {why}" if whose and len(whose) < len(maps) else str(why))
     if not empty and not any(np.nan_to_num(one.values["effect"]).any() for one in maps):
         notes.append("all effects are 0")
+    if any(PANELS[name].kind == _SIGNED for name in shown):
+        for one in maps:
+            if one.background is not None and one.background.effect != 0:
+                notes.append(f"line on the scale{f', {one.output.name}' if one.output.name else ''}: {one.background}")
     if any(one.excluded.any() for one in maps):
         notes.append("hatched: not intervened on")
     if any(one.outside.any() for one in maps):

@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_causalseg._names import printable
 
 __all__ = [
+    "BACKGROUND",
     "EFFECTS",
     "ERRORS",
     "PALETTES",
@@ -39,6 +40,7 @@ __all__ = [
 # ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
 # apart by its lightness and its dark edge.
 EFFECTS, ERRORS = "RdBu_r", "Purples"
+BACKGROUND = "#b8860b"
 ROLES = {"supporting": "#b2182b", "harming": "#2166ac", "null": "0.8"}
 
 

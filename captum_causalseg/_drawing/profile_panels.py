@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from captum_causalseg._drawing.pictures import ROLES, check_words
+from captum_causalseg._drawing.pictures import BACKGROUND, ROLES, check_words
 from captum_causalseg.evaluation.profile import PerceptionProfile
 
 __all__ = ["histogram", "mass_by_distance", "named_roles", "pie", "ratio"]
@@ -66,6 +66,9 @@ def histogram(axes: Axes, profile: PerceptionProfile, score_name: str, names: di
         axes.set_ylim(bottom=0.7)
         axes.legend(frameon=False, fontsize=9)
     axes.axvline(0, color="0.3", linewidth=0.8)
+    if profile.background is not None and profile.background.effect != 0:
+        axes.axvline(profile.background.effect, color=BACKGROUND, linestyle=":", linewidth=2, label="background")
+        axes.legend(frameon=False, fontsize=9)
     axes.set_xlabel(f"effect on the {score_name}")
     axes.set_ylabel("units")
     axes.set_title(f"{len(units)} effects other than 0", fontsize=11)
@@ -91,6 +94,10 @@ def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, na
     units = {"pixel": "pixels", "spacing": "in the unit of the spacing", "bin": "bins"}
     axes.set_xlabel(f"distance from the region of interest ({units.get(profile.distance_unit, profile.distance_unit)})")
     axes.set_ylabel(f"sum of |effect| on the {score_name}")
+    if profile.background is not None and profile.background.effect != 0:
+        level = table["n_units"] * abs(profile.background.effect)
+        edges = np.append(table["upper"] - width, table["upper"].iloc[-1])
+        axes.stairs(level, edges, color=BACKGROUND, linestyle=":", linewidth=2, label="background in every unit", baseline=None)
     cumulative = axes.twinx()
     if profile.mass > 0:
         axes.set_ylim(top=1.08 * max(table["mass"].max(), np.nan_to_num(table["noise_mass"]).max()))

@@ -6,10 +6,17 @@ Models and images with known causes are in :mod:`captum_causalseg.evaluation.pla
 from captum_causalseg.evaluation.comparison import Comparison, compare
 from captum_causalseg.evaluation.faithfulness import Curve, Faithfulness, FaithfulnessMetric
 from captum_causalseg.evaluation.influence import InfluenceMatrix, influence_matrix
-from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile, profile_of_map
+from captum_causalseg.evaluation.profile import (
+    BackgroundEffect,
+    PerceptionProfile,
+    background_effect,
+    perception_profile,
+    profile_of_map,
+)
 from captum_causalseg.evaluation.refute import Refutation, RefutationReport, refute
 
 __all__ = [
+    "BackgroundEffect",
     "Comparison",
     "Curve",
     "Faithfulness",
@@ -18,6 +25,7 @@ __all__ = [
     "PerceptionProfile",
     "Refutation",
     "RefutationReport",
+    "background_effect",
     "compare",
     "influence_matrix",
     "perception_profile",

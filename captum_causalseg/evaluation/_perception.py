@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from captum_causalseg.evaluation._background import BackgroundEffect
+
 __all__ = ["ROLES", "PerceptionProfile", "energies", "known_errors"]
 
 ROLES = ("supporting", "harming", "null")
@@ -47,6 +49,8 @@ class PerceptionProfile:
         counts: number of units per role: ``"supporting"``, ``"harming"``, ``"null"``.
         shares: the same as fractions of the units that can reach the RoI, the rows of ``units``.
         n_outside: how many further units there are that cannot reach it.
+        background: what replacing any far place does (:func:`background_effect`): the level that effects stand out from where a
+            network normalizes over the whole image. ``None`` where there are too few units.
         supporting_mass: sum of the positive effects.
         harming_mass: minus the sum of the negative effects (>= 0).
         anisotropy: 0 where the mass depends on the distance alone, up to 1 where it lies along a single line. It is the
@@ -68,6 +72,7 @@ class PerceptionProfile:
     counts: dict[str, int]
     shares: dict[str, float]
     n_outside: int
+    background: BackgroundEffect | None
     supporting_mass: float
     harming_mass: float
     anisotropy: float

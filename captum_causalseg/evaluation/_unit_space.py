@@ -11,7 +11,17 @@ from torch import Tensor
 from captum_causalseg._masks import check_roi
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
-__all__ = ["Array", "Metric", "UnitSpace", "check_example", "distance_to", "integer_map", "to_numpy", "unit_labels"]
+__all__ = [
+    "Array",
+    "Metric",
+    "UnitSpace",
+    "check_example",
+    "distance_to",
+    "integer_map",
+    "to_numpy",
+    "unit_distances",
+    "unit_labels",
+]
 
 Array = Tensor | np.ndarray
 Metric = Literal["chebyshev", "euclidean", "cityblock"]
@@ -64,6 +74,19 @@ class UnitSpace:
         self.bins = np.ceil(self.distance / self.bin_width - 1e-9).astype(np.int64)
         center = np.array(ndimage.center_of_mass(np.broadcast_to(1.0, labels.shape), index, number))[:, 1:]
         self.displacement = (center - np.array(ndimage.center_of_mass(self.roi))) * step
+
+
+def unit_distances(
+    labels: np.ndarray, roi: Array, spacing: float | Sequence[float] | None, metric: Metric
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of the units in ``labels`` ``(C, *spatial)`` and their smallest distances from the RoI, as :class:`UnitSpace` has them."""
+    spatial = labels.shape[1:]
+    if metric not in _METRICS:
+        raise ValueError(f"metric: expected one of {_METRICS}, got {metric!r}")
+    step = np.ones(len(spatial)) if spacing is None else _lengths("spacing", spacing, len(spatial))
+    ids, unit = np.unique(labels, return_inverse=True)
+    reach = np.broadcast_to(distance_to(_roi(roi, spatial), step, metric), labels.shape)
+    return ids, np.asarray(ndimage.minimum(reach, unit.reshape(labels.shape) + 1, np.arange(len(ids)) + 1))
 
 
 def distance_to(roi: np.ndarray, spacing: np.ndarray, metric: Metric) -> np.ndarray:

@@ -13,12 +13,21 @@ from scipy import linalg
 
 from captum_causalseg import regions
 from captum_causalseg._captum import TargetType
+from captum_causalseg.evaluation._background import BackgroundEffect, background_effect, of_units
 from captum_causalseg.evaluation._perception import ROLES, PerceptionProfile, energies, known_errors
 from captum_causalseg.evaluation._unit_space import Array, Metric, UnitSpace, check_example, integer_map, to_numpy, unit_labels
 from captum_causalseg.evaluation.influence import InfluenceMatrix, influence_matrix
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
-__all__ = ["InfluenceMatrix", "PerceptionProfile", "influence_matrix", "perception_profile", "profile_of_map"]
+__all__ = [
+    "BackgroundEffect",
+    "InfluenceMatrix",
+    "PerceptionProfile",
+    "background_effect",
+    "influence_matrix",
+    "perception_profile",
+    "profile_of_map",
+]
 
 
 def perception_profile(
@@ -91,6 +100,7 @@ def perception_profile(
         values[row].numpy().copy()
         for values in (chosen.effect, chosen.standard_error, chosen.status, chosen.adjusted_p_values(), chosen.hypotheses)
     )
+    measured = pd.Series(effect.copy(), index=statistics.unit_ids.numpy())
     dropped = status == Status.SCREENED
     effect[dropped], error[dropped] = 0.0, 0.0
     units = pd.DataFrame(
@@ -114,7 +124,7 @@ def perception_profile(
         sure = units["p_value"] <= alpha
         role = np.select([sure & (units["effect"] > 0), sure & (units["effect"] < 0)], ROLES[:2], ROLES[2])
     space = UnitSpace(unit_labels(statistics, row), roi, spacing, bin_width, metric, outside, length_unit)
-    return _profile(units.assign(role=role), space, alpha, int(np.isin(outside, space.ids).sum()))
+    return _profile(units.assign(role=role), space, alpha, int(np.isin(outside, space.ids).sum()), measured)
 
 
 def profile_of_map(
@@ -196,11 +206,13 @@ def profile_of_map(
             "role": np.select([effect > 0, effect < 0], ROLES[:2], ROLES[2]),
         }
     )
-    return _profile(units, space, None, 0)
+    return _profile(units, space, None, 0, units.set_index("unit")["effect"])
 
 
-def _profile(units: pd.DataFrame, space: UnitSpace, alpha: float | None, n_outside: int) -> PerceptionProfile:
-    """From units with effects and roles, and where they lie."""
+def _profile(
+    units: pd.DataFrame, space: UnitSpace, alpha: float | None, n_outside: int, measured: pd.Series
+) -> PerceptionProfile:
+    """From units with effects and roles, and where they lie; ``measured`` are effects by unit, those of screened ones too."""
     units = units[units["unit"].isin(space.ids)]
     if units.empty:
         raise ValueError("statistics: no unit of the first input was intervened on")
@@ -223,6 +235,7 @@ def _profile(units: pd.DataFrame, space: UnitSpace, alpha: float | None, n_outsi
         counts=counts,
         shares={name: count / len(units) for name, count in counts.items()},
         n_outside=n_outside,
+        background=of_units(measured[units["unit"]].to_numpy(), units["distance"].to_numpy()),
         supporting_mass=float(effect[effect > 0].sum()),
         harming_mass=float(np.abs(effect[effect < 0]).sum()),
         anisotropy=_anisotropy(units["effect"].abs(), displacement, units["bin"]),
