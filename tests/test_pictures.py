@@ -203,7 +203,7 @@ def test_what_is_no_number_is_dark_and_does_not_set_the_scale():
 
 
 def test_units_of_a_channel_are_shown_with_it():
-    statistics = statistics_of([[0.1, 0.2]], np.zeros((2, 2), int), channels=2)
+    statistics = statistics_of([[0.1, 0.2]], np.array([[0, 0], [1, 1]]), channels=2)
     statistics.feature_mask = (torch.tensor([0, 1]).view(1, 2, 1, 1).expand(1, 2, 2, 2),)
     statistics.unit_ids = torch.tensor([0, 1])
     image = torch.rand(1, 2, 2, 2)
