@@ -3,7 +3,7 @@
     python benchmarks/cohort.py [--quick] [--repeats 2] [--write FILE]
 
 Everything runs on one thread per worker. Cases are the demo's network on a slice of its brain, 240 x 208, RoI 32 x 32; always the same slice
-under several names, so that workers have equal work. Nothing is tried out with a clock (``untimed``), as in any study.
+under several names, so that workers have equal work.
 
 - *Workers*: ``explain_cohort`` on Ray actors of one CPU each, one and two in turn, in an order that alternates. A worker waits in its first case
   until all are up: the clock runs from then until the last case is noted. What comes before is start-up, and is reported apart.
@@ -47,7 +47,6 @@ from torch import Tensor, nn
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
 from captum_causalseg.cohort import Cohort, explain_cohort
 from captum_causalseg.demo import load_brain_slices, load_demo_network
-from captum_causalseg.interventions.whole import untimed
 
 LABEL = 1
 ROI_START, ROI_SIZE = (96, 144), 32
@@ -208,10 +207,7 @@ def overhead(options: argparse.Namespace) -> list[str]:
         began = time.perf_counter()
         model = load_demo_network()
         for case in named(image, n_cases):
-            with untimed():
-                _, kept = AverageTreatmentEffect(made(case, model)).attribute(
-                    case["image"][None], **asked, return_statistics=True
-                )
+            _, kept = AverageTreatmentEffect(made(case, model)).attribute(case["image"][None], **asked, return_statistics=True)
             del kept
         return time.perf_counter() - began
 
@@ -447,18 +443,17 @@ def volume(options: argparse.Namespace) -> list[str]:
     free = mask.unique()[~torch.isin(mask.unique(), touching)]
     exclude = ~torch.isin(mask, free[:4]) | roi
     began = time.perf_counter()
-    with untimed():
-        _, few = AverageTreatmentEffect(target).attribute(
-            *(image[None].as_tensor(), donors, LABEL),
-            block_size=block,
-            n_draws=2 if options.quick else 6,
-            n_screening_draws=0,
-            sampling="uniform",
-            support=None,
-            exclude=exclude,
-            perturbations_per_eval=batch,
-            return_statistics=True,
-        )
+    _, few = AverageTreatmentEffect(target).attribute(
+        *(image[None].as_tensor(), donors, LABEL),
+        block_size=block,
+        n_draws=2 if options.quick else 6,
+        n_screening_draws=0,
+        sampling="uniform",
+        support=None,
+        exclude=exclude,
+        perturbations_per_eval=batch,
+        return_statistics=True,
+    )
     rate = few.n_forwards / (time.perf_counter() - began)
     all_forwards = len(free) * n_draws + 2
     say(f"  instance norm: {rate:.2f} forwards per second, {few.settings['forwards']}")

@@ -6,8 +6,7 @@ Every part of a grid is set to 0 once, in batches of the same size: by ``Average
 screening, one draw, so that every intervention is a forward of the whole image), by Captum's ``FeatureAblation`` and ``Occlusion`` and by
 MONAI's ``OcclusionSensitivity`` (which fills with the image's mean). All score the same ``SegmentationTarget``; the bare network is run as
 given, on as many batches of ready-made images, without any score. ``torch.utils.benchmark`` measures; in every round all are run once
-in turn, and ratios are medians over rounds. Ours tries out both memory formats once per network, in the first run, which is not timed; the
-bare network and the others run in the format given.
+in turn, and ratios are medians over rounds. All run in the format given.
 """
 
 import argparse

@@ -9,24 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._batches import rows
+from captum_causalseg._state import RANDOM_STATES
+
 __all__ = ["one_by_one", "seeded"]
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed torch (CPU and CUDA), numpy and random with a key of integers within the block, and put their states back."""
+    """Seed torch (CPU and CUDA), numpy and random with a key of integers within the block, and put their states back.
+
+    These states are the whole process's: other threads that want them seeded wait.
+    """
     states = np.random.SeedSequence(key).generate_state(4, np.uint32)
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(states[0]) << 31 | int(states[1]) >> 1)
-            np.random.seed(int(states[2]))
-            random.seed(int(states[3]))
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+    with RANDOM_STATES:
+        python_state, numpy_state = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(int(states[0]) << 31 | int(states[1]) >> 1)
+                np.random.seed(int(states[2]))
+                random.seed(int(states[3]))
+                yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def one_by_one(
@@ -44,14 +51,9 @@ def one_by_one(
         ``(N, ...)``.
     """
     found = []
-    for example, key in enumerate(keys):
+    for row, key in zip(rows(inputs, n_examples), keys):
         # Copies: what a model does to its inputs in place must not reach the next sample.
-        row = [
-            value[example : example + 1].clone()
-            if isinstance(value, Tensor) and value.ndim and len(value) == n_examples
-            else value
-            for value in inputs
-        ]
+        copies = [value.clone() if isinstance(value, Tensor) and value.ndim else value for value in row]
         with seeded(*key):
-            found.append(function(*row))
+            found.append(function(*copies))
     return torch.cat(found)

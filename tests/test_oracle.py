@@ -314,26 +314,23 @@ def test_leaving_out_what_cannot_reach_the_rois_changes_no_effect(spatial, n, me
     assert local.settings["forwards"]["interventions"] == 5 * len(planned)
 
 
-def test_a_model_that_takes_its_own_memory_format_only_is_explained():
-    """The trial of channels-last is no reason to fail."""
-
-    class Views(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Conv2d(3, 6, 5, padding=2), nn.Conv2d(6, 2, 3, padding=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            return self.second(y.view(len(y), -1).sin().view(y.shape))
-
-    torch.manual_seed(0)
-    model, image = Views().eval(), torch.rand(1, 3, 16, 16)
-    face = AverageTreatmentEffect(SegmentationTarget.from_prediction(model, image, roi=regions.box((16, 16), 6, 4)))
-    arguments = {"baselines": PatchBank(torch.rand(9, 3, 16, 16)), "block_size": 2, "n_screening_draws": 0, "target": 1}
-    _, stats = face.attribute(image, **arguments, n_draws=30, return_statistics=True, **PLAIN)
-    assert stats.settings["forwards"].get("memory format", 0) > 0
-    few = face.attribute(image, **arguments, n_draws=2, **PLAIN)
-    assert few.abs().max() > 0
+def test_the_memory_format_changes_nothing_but_last_digits_and_is_noted():
+    spatial = (24, 20)
+    model, images, labels, donors = case(spatial, 3, 2)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].stride(1) == 1))
+    face = AverageTreatmentEffect(
+        SegmentationTarget(model, roi=regions.box(spatial, start=8, size=6), reference=labels, metric="soft_dice")
+    )
+    arguments = {"baselines": PatchBank(donors), "block_size": 4, "n_draws": 5, "target": 1, "return_statistics": True}
+    plain = face.attribute(images, **arguments)[1]
+    assert not any(seen)
+    assert plain.settings["memory_format"] == "contiguous"
+    seen.clear()
+    found = face.attribute(images, **arguments, memory_format=torch.channels_last)[1]
+    assert sum(seen) > len(seen) / 2
+    assert found.settings["memory_format"] == "channels_last"
+    torch.testing.assert_close(found.effect, plain.effect, atol=1e-5, rtol=0, equal_nan=True)
 
 
 def test_a_drained_bank_is_exact():

@@ -132,37 +132,45 @@ class Drifting(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [lambda model: Noisy(model, 0.01), Drifting])
-def test_a_model_that_is_not_a_function_of_its_input_fails_the_placebo(kind):
+def test_a_model_that_is_not_a_function_of_its_input_cannot_even_be_explained(kind):
     target, images, donors = case(2, metric="logit_mean")
     unsound = target.with_model(kind(target.model))
-    report = refute(AverageTreatmentEffect(unsound), images, donors, 1, refuters=["placebo"], n_draws=2)
-    (found,) = report.refutations
-    assert found.verdict == "fail"
-    assert found.statistic > 1e-4
-    assert not report.passed
-    assert "have an effect, up to" in found.message
+    for explainer in (AverageTreatmentEffect(unsound), LayerAverageTreatmentEffect(unsound, unsound.model.model[0])):
+        with pytest.raises(ValueError, match="the same image was answered twice"):
+            refute(explainer, images, donors, 1, refuters=["placebo"], n_draws=2)
 
 
-def test_a_layer_that_is_not_a_function_of_its_input_fails_the_placebo():
+def shifted(face, by, *arguments):
+    """An explainer whose effects are all wrong by so much, per output."""
+
+    class Shifted(face):
+        def attribute(self, *given, **options):
+            attributions, statistics = super().attribute(*given, **options)
+            statistics.effect = statistics.effect + torch.as_tensor(by, dtype=statistics.effect.dtype)
+            return attributions, statistics
+
+    return Shifted(*arguments)
+
+
+def test_effects_that_are_wrong_fail_the_placebo():
     target, images, donors = case(2, metric="logit_mean")
-    unsound = target.with_model(Noisy(target.model, 0.01))
-    report = refute(
-        LayerAverageTreatmentEffect(unsound, unsound.model.model[0]), images, donors, 1, refuters=["placebo"], n_draws=2
-    )
-    assert report["placebo"].verdict == "fail"
+    for face, *arguments in ((AverageTreatmentEffect, target), (LayerAverageTreatmentEffect, target, target.model[0])):
+        report = refute(shifted(face, 1e-3, *arguments), images, donors, 1, refuters=["placebo"], n_draws=2)
+        (found,) = report.refutations
+        assert found.verdict == "fail"
+        assert found.statistic == pytest.approx(1e-3)
+        assert not report.passed
+        assert "have an effect, up to" in found.message
 
 
 def test_only_the_output_that_the_target_picks_is_tested():
     def scores(x):
         total = x.amax((1, 2, 3))
-        return torch.stack([total, total + torch.rand(len(x), dtype=x.dtype)], 1)
+        return torch.stack([total, 2 * total], 1)
 
-    verdicts = [
-        refute(AverageTreatmentEffect(scores), torch.rand(2, 1, 8, 8), 0.0, output, refuters=["placebo"], block_size=4)[
-            "placebo"
-        ]
-        for output in (0, 1)
-    ]
+    explainer = shifted(AverageTreatmentEffect, [0.0, 0.1], scores)
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    verdicts = [refute(explainer, images, 0.0, output, refuters=["placebo"], block_size=4)["placebo"] for output in (0, 1)]
     assert [(one.verdict, one.n_units) for one in verdicts] == [("pass", 8), ("fail", 8)]
 
 
@@ -276,8 +284,16 @@ def test_exact_effects_must_be_equal_whatever_the_seed():
     found = run_on_table(table, "seed", n_draws=10)["seed"]
     assert (found.verdict, found.statistic, found.n_units) == ("pass", 1.0, 6)
     target, images, donors = case(2, metric="logit_mean")
-    unsound = AverageTreatmentEffect(target.with_model(Drifting(target.model)))
-    found = refute(unsound, images, donors, 1, refuters=["seed"], n_draws=40, n_screening_draws=0)["seed"]
+
+    class WithItsSeed(AverageTreatmentEffect):
+        """Effects that depend on the seed though all donors are used."""
+
+        def attribute(self, *given, seed=0, **options):
+            attributions, statistics = super().attribute(*given, seed=seed, **options)
+            statistics.effect = statistics.effect * (1 + 0.01 * seed)
+            return attributions, statistics
+
+    found = refute(WithItsSeed(target), images, donors, 1, refuters=["seed"], n_draws=40, n_screening_draws=0)["seed"]
     assert (found.verdict, found.statistic) == ("fail", 0.0)
     assert found.message.startswith("two seeds disagree in ")
 

@@ -383,7 +383,9 @@ def test_masks_are_those_of_each_inputs_own_shape():
     assert excluded_ids(statistics_of(face, (image, other), ("roi", mask))) == [[5, 9, 21]]
     assert excluded_ids(statistics_of(face, (image, other), (CORNER[2], mask))) == [[3, 21]]
     # The one with spatial axes is the segmented one, wherever it stands.
-    target = SegmentationTarget(lambda clicks, image: image + clicks.mean(), ROI[2], random(8, 8) > 0, "soft_dice")
+    target = SegmentationTarget(
+        lambda clicks, image: image + clicks.mean(1).view(-1, 1, 1, 1), ROI[2], random(8, 8) > 0, "soft_dice"
+    )
     clicks = random(1, 2, seed=5)
     assert excluded_ids(statistics_of(AverageTreatmentEffect(target), (clicks, image), "roi")) == [[7, 11]]
     assert excluded_ids(statistics_of(AverageTreatmentEffect(target), (clicks, image), (None, "roi"))) == [[7, 11]]

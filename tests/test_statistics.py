@@ -252,6 +252,6 @@ def test_settings_are_short_and_survive_a_file(tmp_path):
         (image, image), baselines=(torch.rand(3, 1, 8, 8), 0.5), block_size=(4, 4), n_draws=2, return_statistics=True
     )
     assert stats.settings["baselines"] == ["Tensor (3, 1, 8, 8)", 0.5]
-    assert stats.settings["block_size"] == [4, 4]
+    assert stats.settings["block_size"] == [[4, 4], [4, 4]]
     stats.save(tmp_path / "s.npz")
     assert TreatmentEffectStatistics.load(tmp_path / "s.npz").settings == stats.settings

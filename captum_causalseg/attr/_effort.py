@@ -1,12 +1,14 @@
 """The arguments that say how donors are drawn, how the model is run and when to stop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from captum_causalseg._checks import BOOLEAN, FRACTION, NONE, SEED, integer, number, one_of, sequence
+from captum_causalseg.interventions.evaluator import EachAlone
+from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["EFFORT", "Effort"]
 
@@ -25,6 +27,7 @@ EFFORT = {
     "alpha": FRACTION,
     "compile": BOOLEAN,
     "autocast": one_of(torch.bfloat16, torch.float16, None),
+    "memory_format": one_of(torch.channels_last, torch.channels_last_3d, torch.contiguous_format, None),
 }
 """What the arguments of ``attribute`` and ``plan`` that say how donors are drawn have to be."""
 
@@ -55,6 +58,12 @@ class Effort:
     def seeds(self) -> tuple[int, ...]:
         """One for all examples, or one per example."""
         return tuple(self.seed) if isinstance(self.seed, Sequence) else (self.seed,)
+
+    def executed(self, forward_func: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as it is run: with one perturbation at a time, every image alone."""
+        if self.perturbations_per_eval > 1:
+            return forward_func
+        return forward_func.with_each_alone() if isinstance(forward_func, SegmentationTarget) else EachAlone(forward_func)
 
     @property
     def has_goal(self) -> bool:

@@ -18,9 +18,10 @@ from captum_causalseg.attr._reach import everything_reaches, find_reach
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
-from captum_causalseg.interventions.evaluator import chosen_output
+from captum_causalseg.interventions.evaluator import ModelEvaluator, chosen_output
 from captum_causalseg.interventions.layer import as_they_lie
 from captum_causalseg.interventions.reach import Reach
+from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
@@ -83,7 +84,6 @@ def estimate(
     problem: Problem, effort: Effort, target: TargetType, show_progress: bool, description: str
 ) -> TreatmentEffectStatistics:
     """Carry the interventions out and gather what they say."""
-    plan = _plan(problem, effort)
     bar = progress(desc=description) if show_progress else None
     reported = 0
 
@@ -97,12 +97,13 @@ def estimate(
     n, u = problem.n_examples, len(problem.units)
     try:
         with undisturbed(problem.forward_func):
-            prepared = _prepare(problem, effort, plan, target)
+            prepared = _prepare(problem, effort, _plan(problem, effort), target)
             plan, evaluator = prepared.plan, prepared.reach.evaluator
             batch_size = _batch_size(problem, effort, prepared.reach)
             wanted = int(plan.active.any(1).sum())
-            if plan.sampling != "paper":
-                evaluator.tune(batch_size, wanted * plan.n_draws)
+            witness = _witness(plan, evaluator, batch_size)
+            if witness is not None:
+                witness.before()
             # Differences between two ways of computing the same score are no effects: what is compared is computed alike.
             baseline = prepared.observed
             if evaluator.differs:
@@ -124,6 +125,8 @@ def estimate(
                 goal=goal,
                 on_progress=on_progress,
             )
+            if witness is not None:
+                witness.after()
     finally:
         if bar is not None:
             bar.close()
@@ -176,7 +179,10 @@ def estimate(
         | _scored_by(problem.forward_func)
         | effort.settings()
         | {
+            "n_screening_draws": plan.n_screening_draws if plan.screens else 0,
             "sampling": plan.sampling,
+            "support": None if "support" in problem.evaluator.switched_off else effort.support,
+            "batch_size": outcome.batch_size,
             "window": None if prepared.reach.window is None else list(prepared.reach.window),
             "forwards": forwards,
             "switched_off": dict(problem.evaluator.switched_off),
@@ -186,9 +192,9 @@ def estimate(
 
 def interventions(problem: Problem, effort: Effort, target: TargetType) -> list[Intervention]:
     """All interventions that would be made if no unit were screened out, in order."""
-    plan = _plan(problem, effort)
-    if plan.sampling == "stratified" or effort.support is not None:
-        with undisturbed(problem.forward_func):
+    with undisturbed(problem.forward_func):
+        plan = _plan(problem, effort)
+        if plan.sampling == "stratified" or effort.support is not None:
             plan = _prepare(problem, effort, plan, target).plan
     planned = []
     for row in np.flatnonzero(plan.active.any(1)).tolist():
@@ -271,6 +277,17 @@ def _plan(problem: Problem, effort: Effort) -> Plan:
     )
 
 
+def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness | None:
+    """Who sees whether the model's answers can be compared; None where no interventions are made."""
+    active = np.flatnonzero(plan.active.any(1))
+    if not len(active):
+        return None
+    row = int(active[0])
+    donors = plan.draws(row).donors(COMPANY)
+    examples, units = (np.full(len(donors), values[row]) for values in (plan.example, plan.unit))
+    return Witness(evaluator, examples, units, donors, batch_size)
+
+
 def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -> _Prepared:
     """Observe, find out what can reach the RoIs, and rank the donors."""
     observed = observe(problem.evaluator, problem.n_examples)
@@ -284,6 +301,7 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
     axes = output_axes(problem, len(output_shape))
     index = chosen_output(target, problem.n_examples, output_shape, axes, problem.spatial)
     problem.evaluator.local_scores()
+    refuse_examples_that_mix(problem.evaluator)
     reach = everything_reaches(problem)
     if effort.support is not None:
         reach = find_reach(problem, effort.perturbations_per_eval * problem.n_examples)

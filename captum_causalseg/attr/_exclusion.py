@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_causalseg.interventions.units import Units
 
-__all__ = ["Exclude", "excluded_places", "excluded_units", "forbidden_places"]
+__all__ = ["Exclude", "excluded_places", "excluded_units", "exclusion_in_words", "forbidden_places"]
 
 Exclude: TypeAlias = Literal["roi"] | Tensor | tuple[Literal["roi"] | Tensor | None, ...] | None
 
@@ -24,6 +24,19 @@ def excluded_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | No
     if len(exclude) != len(tensors):
         raise ValueError(f"exclude: expected one per input ({len(tensors)}), got {len(exclude)}")
     return [_places(f"exclude[{slot}]", exclude[slot], tensor.shape[2:], rois) for slot, tensor in enumerate(tensors)]
+
+
+def exclusion_in_words(exclude: Any, places: list[Tensor | None]) -> Any:
+    """What was excluded, for the statistics: ``"roi"``, a mask by its shape, or None where nothing was; of a tuple, per input."""
+
+    def one(asked: Any, place: Tensor | None) -> str | None:
+        if place is None:
+            return None
+        return "roi" if isinstance(asked, str) else f"mask {tuple(place.shape[2:])}"
+
+    if isinstance(exclude, tuple):
+        return [one(asked, place) for asked, place in zip(exclude, places)]
+    return next((one(exclude, place) for place in places if place is not None), None)
 
 
 def excluded_units(units: Units, places: list[Tensor | None], n_rois: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from captum_causalseg.attr._estimate import allowed_outputs, output_axes
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.interventions.layer import as_they_lie
+from captum_causalseg.interventions.repeatability import refuse_unrepeatable
 
 __all__ = ["backpropagate"]
 
@@ -23,6 +24,8 @@ def backpropagate(problem: Problem, target: TargetType, n_steps: int) -> Any:
     n = problem.n_examples
     # In float64 on the CPU: the sums over units are then exact to rounding and the same every time.
     values = [tensor.detach().cpu().double() for tensor in problem.tensors]
+    with undisturbed(problem.forward_func):
+        refuse_unrepeatable(problem.evaluator)
     with undisturbed(problem.forward_func, gradients=True):
         leaves = [tensor.detach().clone().requires_grad_() for tensor in problem.tensors]
         with torch.set_grad_enabled(n_steps == 1):

@@ -15,7 +15,7 @@ from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._checks import integer, misfit
 from captum_causalseg._version import __version__
-from captum_causalseg.attr._exclusion import excluded_places, excluded_units, forbidden_places
+from captum_causalseg.attr._exclusion import excluded_places, excluded_units, exclusion_in_words, forbidden_places
 from captum_causalseg.donors import BoundDonors, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
@@ -45,7 +45,7 @@ class Problem:
         excluded: ``(N, U, R)``: units that are left as they are for the sake of RoI ``r``; ``R`` is 1 where RoIs do not matter.
         rois: boolean ``(N or 1, R, *spatial)``; None for the whole image, or where the function has no RoI.
         spatial: spatial shape of the image that is segmented.
-        settings: what was asked for, to be kept with the statistics.
+        settings: what is intervened on and how, to be kept with the statistics.
         paired: a donor of one tensor belongs to the same donor of the others.
         more_forwards: images that went through the model already.
         layouts: of the tensors as they lie, whose channels are first here; empty for those that lie so.
@@ -165,7 +165,8 @@ def prepare(
     block_sizes = _block_sizes(tensors, isinstance(inputs, tuple), block_size)
     units = Units(_feature_masks(tensors, feature_mask, block_size, block_sizes), [tensor.shape for tensor in tensors])
     n_rois = 1 if rois is None else rois.shape[1]
-    excluded = excluded_units(units, excluded_places(exclude, tensors, rois), n_rois)
+    places = excluded_places(exclude, tensors, rois)
+    excluded = excluded_units(units, places, n_rois)
     if whole_blocks_only:
         excluded = excluded | _remainders(units, block_sizes)[None, :, None]
     lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
@@ -177,9 +178,19 @@ def prepare(
         raise ValueError(
             f"exclude: every unit of example {lost[0]} is excluded; choose smaller units, a smaller RoI, or pass exclude=None"
         )
+    given = _baselines(baselines, tensors)
+    sources = [as_donor_source(source, tensor) for source, tensor in zip(given, tensors)]
     donors = tuple(
-        as_donor_source(source, tensor).bind(tensor, forbidden)
-        for source, tensor, forbidden in zip(_baselines(baselines, tensors), tensors, forbidden_places(exclude, tensors, rois))
+        source.bind(tensor, forbidden)
+        for source, tensor, forbidden in zip(sources, tensors, forbidden_places(exclude, tensors, rois))
+    )
+    # As they were given, or what was taken where nothing was.
+    named = [source if asked is None else asked for source, asked in zip(sources, given)]
+    described = common_settings(
+        units="block" if feature_mask is None else "feature_mask",
+        block_size=None if feature_mask is not None else block_sizes if isinstance(inputs, tuple) else block_sizes[0],
+        baselines=tuple(named) if isinstance(baselines, tuple) else named[0],
+        exclude=exclusion_in_words(exclude, places),
     )
     return Problem(
         tensors=tensors,
@@ -193,7 +204,7 @@ def prepare(
         excluded=excluded,
         rois=rois,
         spatial=call.spatial,
-        settings=common_settings(block_size=block_size, baselines=baselines, exclude=exclude),
+        settings=described | (execution or Execution()).settings(),
     )
 
 

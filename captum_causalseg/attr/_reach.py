@@ -6,6 +6,7 @@ from torch import Tensor
 from captum_causalseg.attr._problem import Problem
 from captum_causalseg.interventions.reach import Reach, probe
 from captum_causalseg.interventions.units import paste
+from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["everything_reaches", "find_reach"]
 
@@ -23,9 +24,21 @@ def find_reach(problem: Problem, batch_size: int) -> Reach:
     """Probe the model; the forwards that it takes are added to what the evaluator has spent."""
     local = problem.evaluator.local_scores()
     if local is None or problem.rois is None:
-        # One's own metric may look anywhere, and nothing lies outside the whole image.
+        problem.evaluator.switched_off["support"] = _why_everything(problem)
         return everything_reaches(problem)
     return probe(problem.evaluator, local, [_collage(problem, k) for k in range(_N_COLLAGES)], batch_size)
+
+
+def _why_everything(problem: Problem) -> str:
+    """Why it is not asked what reaches the RoI."""
+    target = problem.forward_func
+    if not isinstance(target, SegmentationTarget):
+        return "where a plain function looks is not known; a SegmentationTarget has an RoI"
+    if problem.rois is None:
+        return "without an RoI nothing lies outside it"
+    if problem.evaluator.noise_population > 1:
+        return "the model answers differently each time, and a part of the image would meet other noise"
+    return "the metric may look beyond the RoI"
 
 
 def _collage(problem: Problem, k: int) -> list[Tensor]:

@@ -102,6 +102,7 @@ class AverageTreatmentEffect(PerturbationAttribution):
         alpha: float = 0.05,
         compile: bool = False,
         autocast: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> Any:
         """Estimate every unit's average treatment effect.
 
@@ -139,7 +140,8 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 no donor is cut from the RoI of the segmented image itself, nor from that place of an input for which ``"roi"`` is
                 given.
             perturbations_per_eval: interventions per example in one forward pass (of windows, as many as have that many pixels);
-                halved when memory runs out.
+                halved when memory runs out. With 1, every image goes through the model alone, which is right for models that mix
+                the images of a batch.
             seed: of the draws. They depend on the seed and the unit's id alone, so that examples, models and repeated calls
                 meet the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not
                 repeat it with the examples).
@@ -154,6 +156,9 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 the last digit.
             autocast: run the model in this precision (``torch.bfloat16``). **Not exact**: effects change by what the model's output
                 changes; see the documentation's page on benchmarks for how much that was.
+            memory_format: ``torch.channels_last`` (in volumes, its 3D form): intervened images lie pixel by pixel in memory, which
+                some convolutional networks are faster on, above all if their weights do as well
+                (``model.to(memory_format=torch.channels_last)``). Not exact to the last digit. ``None``: channel by channel.
 
         Returns:
             Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect,
@@ -168,8 +173,9 @@ class AverageTreatmentEffect(PerturbationAttribution):
             *(precision, decide, alpha),
         )
         problem = prepare(
-            *(self.forward_func, inputs, self._donors(baselines), additional_forward_args, feature_mask, block_size, exclude),
-            execution=Execution(compile, autocast),
+            *(effort.executed(self.forward_func), inputs, self._donors(baselines), additional_forward_args),
+            *(feature_mask, block_size, exclude),
+            execution=Execution(compile, autocast, memory_format),
         )
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
@@ -201,7 +207,8 @@ class AverageTreatmentEffect(PerturbationAttribution):
         """
         effort = Effort(n_draws, n_screening_draws, 0.0, perturbations_per_eval, seed, sampling, support)
         problem = prepare(
-            self.forward_func, inputs, self._donors(baselines), additional_forward_args, feature_mask, block_size, exclude
+            *(effort.executed(self.forward_func), inputs, self._donors(baselines), additional_forward_args),
+            *(feature_mask, block_size, exclude),
         )
         return interventions(problem, effort, target)
 

@@ -141,7 +141,8 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
             *(precision, decide, alpha),
         )
         problem = self._prepare(
-            *(inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout)
+            *(effort, inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input),
+            *(units, block_size, layout),
         )
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         attributions = paint(statistics, problem.tensors, target)
@@ -170,12 +171,14 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation."""
         effort = Effort(n_draws, n_screening_draws, 0.0, perturbations_per_eval, seed, sampling, support)
         problem = self._prepare(
-            *(inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout)
+            *(effort, inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input),
+            *(units, block_size, layout),
         )
         return interventions(problem, effort, target)
 
     def _prepare(
         self,
+        effort: Effort,
         inputs: Any,
         layer_baselines: Any,
         additional_forward_args: Any,
@@ -187,6 +190,13 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
     ) -> Problem:
         layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
         return prepare_layer(
-            *(self.forward_func, self.layer, self.device_ids, inputs, layer_baselines, additional_forward_args),
+            *(
+                effort.executed(self.forward_func),
+                self.layer,
+                self.device_ids,
+                inputs,
+                layer_baselines,
+                additional_forward_args,
+            ),
             *(layer_mask, at_input, kind, block_size, layout),
         )

@@ -89,8 +89,9 @@ class PdCR(PerturbationAttribution):
         Only ``n_draws`` differs: it counts the fine draws, which come on top of the screening draws.
         """
         baselines = self.baselines if baselines is None else baselines
+        effort = Effort(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, paper=True)
         problem = prepare(
-            self.forward_func,
+            effort.executed(self.forward_func),
             inputs,
             baselines,
             additional_forward_args,
@@ -99,7 +100,6 @@ class PdCR(PerturbationAttribution):
             "roi",
             whole_blocks_only=True,
         )
-        effort = Effort(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, paper=True)
         statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
         small = (statistics.effect.abs() < screening_threshold) | (statistics.status == Status.SCREENED)
         statistics.effect = torch.where(small, torch.zeros_like(statistics.effect), statistics.effect)

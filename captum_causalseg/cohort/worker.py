@@ -28,7 +28,6 @@ from captum_causalseg.cohort.fingerprint import described, differences, digest, 
 from captum_causalseg.cohort.folder import file_of_part, fresh_place, written_beside
 from captum_causalseg.evaluation._unit_space import UnitSpace, unit_labels
 from captum_causalseg.images import save_map, spacing_of
-from captum_causalseg.interventions.whole import untimed
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
 
@@ -278,7 +277,7 @@ class Worker:
     ) -> TreatmentEffectStatistics:
         explainer = self._recipe.method(target)
         bar = {"show_progress": True} if self._recipe.show_units else {}
-        with untimed(), only_part(task.part, task.n_parts) if task.n_parts > 1 else nullcontext():
+        with only_part(task.part, task.n_parts) if task.n_parts > 1 else nullcontext():
             _, statistics = explainer.attribute(self._given(inputs), **arguments, return_statistics=True, **bar)
         if not isinstance(statistics, TreatmentEffectStatistics):
             raise TypeError(
@@ -290,8 +289,7 @@ class Worker:
         named = dict(arguments)
         if "target" in named:
             named["output"] = named.pop("target")
-        with untimed():
-            return component_effects(target, self._given(inputs), **named, show_progress=self._recipe.show_units)
+        return component_effects(target, self._given(inputs), **named, show_progress=self._recipe.show_units)
 
     def _given(self, inputs: tuple[Tensor, ...]) -> Any:
         return inputs if isinstance(self._recipe.image_key, tuple) else inputs[0]

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._batches import rows
 from captum_causalseg._captum import TargetType
 from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.donors import BoundDonors
-from captum_causalseg.interventions.units import Frame, Units, gather
+from captum_causalseg.interventions.units import NO_UNIT, Frame, Units, gather
 from captum_causalseg.statistics import target_index
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["ModelEvaluator", "checked_scores", "chosen_output"]
+__all__ = ["NO_UNIT", "EachAlone", "ModelEvaluator", "checked_scores", "chosen_output"]
 
 # Random states that draws are taken from: so many that what they have in common does not matter beside the draws' own spread, and
 # few enough to be run without intervention once each.
@@ -73,24 +74,42 @@ class ModelEvaluator(ABC):
         """Scores ``(B, K)`` of the inputs as they are."""
 
     @abstractmethod
-    def baseline(self, examples: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` without intervention, computed as those with one."""
+    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` with each unit replaced by its donor; nothing is replaced for :data:`NO_UNIT`."""
 
     @abstractmethod
-    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` with each unit replaced by its donor."""
+    def _answers(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+        """What these scores are computed from: logits ``(B, C, *spatial)``, or the scores themselves ``(B, ...)``."""
 
     @abstractmethod
     def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
         """What a segmentation target is scored from, ``(B, C, *spatial)``, with these in the place of :attr:`tensors`."""
 
     @abstractmethod
-    def tune(self, batch_size: int, n_interventions: int) -> None:
-        """Settle how the model is run, before so many interventions."""
-
-    @abstractmethod
     def _fit_to_window(self) -> None:
         """Bring what a subclass holds besides to the window that the evaluator is on from now on."""
+
+    @property
+    def answers_are_logits(self) -> bool:
+        """Whether :meth:`answers` are logits, and not scores."""
+        return self._local is not None and self.noise_population == 1
+
+    def answers(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+        """What the model says to interventions, ``(B, P)``: logits around the regions of interest, where scores are made of these."""
+        if self.noise_population > 1:
+            return self(examples, units, donors)
+        return self._near(self._answers(examples, units, donors))
+
+    def answers_without(self, examples: np.ndarray) -> Tensor:
+        """The same of the inputs as they are, from one batch of them ``(B, P)``."""
+        if self._local is not None:
+            return self._near(self.logits_of_inputs(gather(self.inputs, examples), examples))
+        scores = self.forward_func(*gather(self.inputs, examples), *gather(self.arguments, examples))
+        return self._near(checked_scores(scores, len(examples), self.output_shape))
+
+    def baseline(self, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` without intervention, computed as those with one."""
+        return self(examples, np.full(len(examples), NO_UNIT), np.zeros((len(examples), len(self.tensors)), dtype=np.int64))
 
     @property
     def differs(self) -> bool:
@@ -226,6 +245,9 @@ class ModelEvaluator(ABC):
         local = twin.local_scores(*call)
         return None if local is None else local.cropped(window.starts, window.size)
 
+    def _near(self, answers: Tensor) -> Tensor:
+        return (answers if self._local is None else self._local.near(answers)).reshape(len(answers), -1)
+
     def _frames_in(self, window: Frame, spatial: torch.Size) -> list[Frame | None] | None:
         """Per tensor, which part of it the window is; ``None`` where there is none."""
         return window.frames(self.inputs, spatial)
@@ -235,6 +257,26 @@ class ModelEvaluator(ABC):
         checked = checked_scores(scores, n, self.output_shape)
         self.output_shape = tuple(checked.shape[1:])
         return checked.flatten(1) if checked.ndim > 1 else checked[:, None]
+
+
+class EachAlone:
+    """A forward function that is given every example alone, whatever the batch.
+
+    Args:
+        forward_func: inputs and additional arguments to scores ``(N, ...)``.
+    """
+
+    takes_batches = False
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The scores of each example, ``(N, ...)``."""
+        scores: list[Tensor] = []
+        for row in rows(inputs, len(inputs[0])):
+            scores.append(checked_scores(self.forward_func(*row), 1, tuple(scores[0].shape[1:]) if scores else None))
+        return torch.cat(scores)
 
 
 def checked_scores(scores: Any, batch: int, output_shape: tuple[int, ...] | None) -> Tensor:

@@ -73,7 +73,7 @@ def scores_of_activation(
             found = Activation(value, layouts)
             return found.with_tensors(by_device[found.tensors[0].device])
 
-        with _watched(layer, at_input, substitute):
+        with _watched(layer, at_input, substitute, any_thread=device_ids is not None):
             return forward_func(*gather(inputs, examples), *gather(arguments, examples))
 
     return scores

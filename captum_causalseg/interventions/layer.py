@@ -5,8 +5,10 @@ Two ways to the same scores. *Hooked*: the examples are repeated, once per inter
 upstream of the layer is computed once per batch of interventions and not once per intervention.
 """
 
+import functools
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -99,13 +101,20 @@ class _Visits:
 
 
 @contextmanager
-def _watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any]) -> Iterator[None]:
-    """Pass what the layer returns (or its positional arguments) through ``visit``; the hook is gone whatever happens."""
+def _watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any], any_thread: bool = False) -> Iterator[None]:
+    """Pass what the layer returns (or its positional arguments) through ``visit``; the hook is gone whatever happens.
+
+    Only where this thread runs it: others may explain the same model at the same time. With ``any_thread`` all of them count, as
+    those that ``DataParallel`` runs replicas in have to.
+    """
+    mine = threading.get_ident()
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return visit(output)
+        return visit(output) if any_thread or threading.get_ident() == mine else None
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not any_thread and threading.get_ident() != mine:
+            return None
         replaced = visit(args if len(args) != 1 else args[0])
         return replaced if replaced is None or isinstance(replaced, tuple) else (replaced,)
 
@@ -137,6 +146,8 @@ def record(
 ) -> tuple[Activation, Any]:
     """Run ``forward_func`` once; the layer's activation for the whole batch, and what the function returned.
 
+    Where the function runs the model image by image, the activation is put together from its calls.
+
     Raises:
         ValueError: the layer is not called, or more than once: then there is no one activation to intervene on.
     """
@@ -145,8 +156,14 @@ def record(
             f"layer: {type(layer).__name__} cannot be intervened on: hooks do not run inside TorchScript; give the eager module"
         )
     visits = _Visits()
-    with torch.no_grad(), _watched(layer, at_input, visits.add):
+    with torch.no_grad(), _watched(layer, at_input, visits.add, any_thread=device_ids is not None):
         returned = forward_func(*inputs)
+    if len(visits.values) == 1:
+        (values,) = visits.values.values()
+        each = _of_each_example(values, len(inputs[0]))
+        if each:
+            together = [torch.cat(slot) for slot in zip(*(activation.tensors for activation in each))]
+            return Activation(each[0].with_tensors(together)), returned
     calls = {len(values) for values in visits.values.values()}
     if not calls:
         script = " (hooks do not run inside TorchScript; give the eager module)" if _scripted(forward_func, layer) else ""
@@ -169,6 +186,16 @@ def record(
     home = parts[0].tensors[0].device
     joined = [torch.cat([part.tensors[slot].to(home) for part in parts]) for slot in range(len(parts[0].tensors))]
     return Activation(parts[0].with_tensors(joined)), returned
+
+
+def _of_each_example(values: Sequence[Any], n_examples: int) -> list[Activation]:
+    """The activations of ``n`` examples that went through the model alone; empty if they did not."""
+    found = [Activation(value) for value in values]
+    sizes = [activation.tensors[0].shape[:1] for activation in found]
+    if len(found) == n_examples + 1:
+        # A batch that the model turned out not to take, and that came as far as the layer, goes before.
+        found, sizes = found[1:], sizes[1:]
+    return found if n_examples > 1 and sizes == [(1,)] * n_examples else []
 
 
 class LayerActivation(ModelEvaluator):
@@ -212,7 +239,8 @@ class LayerActivation(ModelEvaluator):
         self._observed = self._checked(observed, len(inputs[0]))
         # Replicas run in threads of their own, which vmap does not reach; and vmap switches autocast off, which shifts scores.
         self._use_vmap = use_vmap and device_ids is None and not _autocasts(inputs[0].device)
-        self._compared = False
+        # How many rows of a batch vmap has been compared on.
+        self._compared = 0
         reason = _no_window(activation.layouts)
         if reason is not None:
             self.switched_off["window"] = reason
@@ -226,24 +254,26 @@ class LayerActivation(ModelEvaluator):
         """Scores ``(B, K)`` without intervention, from the pass that recorded the activation."""
         return self._observed[torch.as_tensor(examples, device=self._observed.device)]
 
-    def baseline(self, examples: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` without intervention, computed as those with one."""
-        return self._hooked(examples, gather(self.tensors, examples))
-
     def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` with each unit of the activation replaced by its donor."""
+        """Scores ``(B, K)`` with each unit of the activation replaced by its donor; nothing is replaced for NO_UNIT."""
+        return self._scores(self._answers(examples, units, donors), examples)
+
+    @property
+    def answers_are_logits(self) -> bool:
+        """Whether :meth:`answers` are logits, and not scores."""
+        return isinstance(self.forward_func, SegmentationTarget) and self.noise_population == 1
+
+    def _answers(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Any:
+        """Logits of a segmentation target, or else scores."""
         replaced = gather(self.tensors, examples)
         paste(replaced, self.units, self._donors, examples, units, self.spread(donors), self.frames)
-        scores = self._vmapped(examples, replaced) if self._use_vmap else None
-        return self._hooked(examples, replaced) if scores is None else scores
+        raw = self._vmapped(examples, replaced) if self._use_vmap else None
+        return self._raw_hooked(examples, replaced) if raw is None else raw
 
     def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
         """What a segmentation target is scored from, with these tensors as the layer's activation."""
         logits: Tensor = self._raw_hooked(examples, list(tensors))
         return logits
-
-    def tune(self, batch_size: int, n_interventions: int) -> None:
-        """Nothing to try: upstream of the layer everything is computed as the model has it."""
 
     def spread(self, donors: np.ndarray) -> np.ndarray:
         """Donor numbers for every tensor ``(B, slots)``: paired donors have theirs in the first column."""
@@ -255,14 +285,27 @@ class LayerActivation(ModelEvaluator):
 
     def _fit_to_window(self) -> None:
         self._activation = self._activation.replaced(self.crop(self.tensors))
-        self._compared = False
+        self._compared = 0
 
-    def _hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor:
-        return self._scores(self._raw_hooked(examples, replaced), examples)
+    @functools.cached_property
+    def _takes_batches(self) -> bool:
+        """Whether several interventions can go through the model at once; tried without them, where it is not known."""
+        target = self.forward_func
+        if not isinstance(target, SegmentationTarget):
+            return bool(getattr(target, "takes_batches", True))
+        if target.takes_batches is None:
+            twice = np.zeros(2, dtype=np.int64)
+            self.logits_of_inputs(gather(self.inputs, twice), twice)
+            self.spent["trying a batch"] += 2
+        return bool(target.takes_batches)
 
     def _raw_hooked(self, examples: np.ndarray, replaced: list[Tensor]) -> Any:
+        if len(examples) > 1 and not self._takes_batches:
+            one_by_one = (slice(row, row + 1) for row in range(len(examples)))
+            return torch.cat([self._raw_hooked(examples[row], [tensor[row] for tensor in replaced]) for row in one_by_one])
         inputs, arguments = gather(self.inputs, examples), gather(self._model_arguments, examples)
-        with _watched(self._layer, self._at_input, self._substitute(replaced)):
+        parallel = self._device_ids is not None
+        with _watched(self._layer, self._at_input, self._substitute(replaced), any_thread=parallel):
             return self._raw(inputs, arguments)
 
     def _raw(self, inputs: list[Tensor], arguments: list[Any]) -> Any:
@@ -287,7 +330,7 @@ class LayerActivation(ModelEvaluator):
         return lambda value: Activation(value, layouts).with_tensors(by_device[Activation(value).tensors[0].device])
 
     def _vmapped(self, examples: np.ndarray, replaced: list[Tensor]) -> Tensor | None:
-        """The scores by vmap, or None (from now on) if the model does not go with it."""
+        """What :meth:`_raw_hooked` returns by vmap, or None (from now on) if the model does not go with it."""
         parts, order = [], []
         for example in np.unique(examples).tolist():
             rows = np.flatnonzero(examples == example)
@@ -303,7 +346,7 @@ class LayerActivation(ModelEvaluator):
                 return None
             if not self._agrees(raw, examples[rows], mine):
                 return None
-            parts.append(self._scores(raw, examples[rows]))
+            parts.append(raw)
             order.append(rows)
         back = torch.as_tensor(np.argsort(np.concatenate(order)), device=parts[0].device)
         return torch.cat(parts)[back]
@@ -330,9 +373,11 @@ class LayerActivation(ModelEvaluator):
 
     def _agrees(self, raw: Tensor, examples: np.ndarray, replaced: list[Tensor]) -> bool:
         """Whether the first batch agrees with the hooked run on a few of its rows; if not, vmap is not used."""
-        if self._compared:
-            return True
         few = np.unique(np.linspace(0, len(examples) - 1, 2).astype(int))
+        # A single row says nothing of several.
+        if len(few) <= self._compared:
+            return True
+        self.spent["vmap compared"] += len(few)
         rows = torch.as_tensor(few, device=replaced[0].device)
         plain = self._raw_hooked(examples[few], [tensor.index_select(0, rows) for tensor in replaced])
         found = raw.index_select(0, rows.to(raw.device))
@@ -345,7 +390,7 @@ class LayerActivation(ModelEvaluator):
         if not largest <= digits * float(plain.double().abs().max()):
             self._give_up(f"vmap gives other values than the model itself, by {largest:.3g}")
             return False
-        self._compared = True
+        self._compared = len(few)
         return True
 
     def _give_up(self, reason: str, error: Exception | None = None) -> None:

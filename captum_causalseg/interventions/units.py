@@ -13,7 +13,10 @@ from captum_causalseg._donor_reading import box_at
 from captum_causalseg._local_scores import crop
 from captum_causalseg.donors import BoundDonors
 
-__all__ = ["Frame", "Piece", "Units", "gather", "paste"]
+__all__ = ["NO_UNIT", "Frame", "Piece", "Units", "gather", "paste"]
+
+NO_UNIT = -1
+"""In the place of a unit: nothing is replaced."""
 
 
 def gather(values: Sequence[Any], examples: np.ndarray) -> list[Any]:
@@ -239,13 +242,13 @@ class Units:
     def boxes(
         self, slot: int, examples: np.ndarray, which: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Of the rows ``(B,)`` whose unit lies in this input: their numbers, kinds, corners and sizes ``(b, d)``.
+        """Of the rows ``(B,)`` whose unit lies in this input: their numbers, kinds, corners and sizes ``(b, d)``; of NO_UNIT none.
 
         Units of one kind differ in place and size only; an irregular one, or one of some channels, is of a kind of its own.
         """
         kinds, corners, sizes = self._layout(slot)
         at = (examples if len(kinds) > 1 else np.zeros_like(examples)), which
-        rows = np.flatnonzero(kinds[at] >= 0)
+        rows = np.flatnonzero((kinds[at] >= 0) & (which != NO_UNIT))
         at = at[0][rows], at[1][rows]
         return rows, kinds[at], corners[at], sizes[at]
 

@@ -1,0 +1,181 @@
+"""Whether a model's answers can be compared: the same image has to give the same one, alone and among others, before and after."""
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg.interventions.evaluator import NO_UNIT, ModelEvaluator
+from captum_causalseg.interventions.rounding import relative_tolerance
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["COMPANY", "Witness", "refuse_examples_that_mix", "refuse_unrepeatable"]
+
+COMPANY = 3
+"""So many interventions are put into a batch with the observed image."""
+
+
+class Witness:
+    """An observed image that is answered again and again while interventions are made.
+
+    An effect is a difference between two answers of a model. If they differ for another reason than the intervention, all effects
+    are wrong, and nothing in their spread shows it: a shift that is common to all draws of a unit has no variance between them. So
+    the observed image is answered twice alone, and in a batch with interventions; all of this again when the interventions are
+    over. What a segmentation target is scored from is compared (the logits around the regions of interest), because a hard score
+    hides what moves no pixel yet, and shows a last digit that moves one.
+
+    Args:
+        evaluator: computes the scores of interventions.
+        examples, units, donors: a few interventions, ``(B,)``, ``(B,)`` and ``(B, slots)``; the image is the first one's.
+        batch_size: images per forward pass.
+
+    Raises:
+        ValueError: from any of the methods: the model is random, changes as it is run, or mixes the images of a batch.
+    """
+
+    def __init__(
+        self, evaluator: ModelEvaluator, examples: np.ndarray, units: np.ndarray, donors: np.ndarray, batch_size: int
+    ) -> None:
+        self._evaluator, self._batch_size = evaluator, batch_size
+        self._company = [values[:COMPANY] for values in (examples, units, donors)]
+        self._alone: Tensor | None = None
+
+    def before(self) -> None:
+        """Look before the interventions."""
+        self._alone = self._answer_alone()
+        again = self._answer_alone()
+        if _differ(again, self._alone):
+            _refuse_random(self._evaluator, again, self._alone)
+        self._look_at_batches()
+
+    def after(self) -> None:
+        """Look when they are over."""
+        assert self._alone is not None
+        last = self._answer_alone()
+        if _differ(last, self._alone):
+            changed = _worded(self._evaluator, last, self._alone)
+            raise ValueError(
+                f"forward_func: the observed image was answered again when all interventions were made, and {changed}: the model "
+                "changes as it is run (weights or buffers that its forward moves, a counter, a cache) or is random now and then, and "
+                f"the effects would be those of that. {_remedy(self._evaluator)}"
+            )
+        self._look_at_batches()
+
+    def _answer_alone(self) -> Tensor:
+        example, _, donor = (values[:1] for values in self._company)
+        return _counted(self._evaluator, self._evaluator.answers, example, np.array([NO_UNIT]), np.zeros_like(donor))
+
+    def _answer_among_others(self) -> Tensor:
+        """The image's answers ``(b, P)`` at several places of a batch with interventions."""
+        examples, units, donors = (np.repeat(values, 2, axis=0) for values in self._company)
+        units[1::2], donors[1::2], examples[1::2] = NO_UNIT, 0, examples[0]
+        while True:
+            rows = slice(0, min(self._batch_size, len(examples)))
+            try:
+                return _counted(self._evaluator, self._evaluator.answers, examples[rows], units[rows], donors[rows])[1::2]
+            except torch.OutOfMemoryError:
+                if rows.stop <= 1:
+                    raise
+            self._batch_size = rows.stop // 2
+
+    def _look_at_batches(self) -> None:
+        assert self._alone is not None
+        if self._batch_size == 1:
+            return
+        among = self._answer_among_others()
+        for row in torch.split(among, 1):
+            if _differ(row, self._alone):
+                if _differ(self._answer_among_others(), among):
+                    _refuse_random(self._evaluator, row, self._alone)
+                _refuse_mixing(self._evaluator, row, self._alone)
+
+
+def refuse_examples_that_mix(evaluator: ModelEvaluator) -> None:
+    """Raise where the examples of one batch mix: what is observed then belongs to no image.
+
+    Raises:
+        ValueError: an example is answered otherwise beside another one than alone.
+    """
+    if len(evaluator.inputs[0]) == 1 or evaluator.noise_population > 1:
+        return  # alone, or answered one by one
+    alone, both = (_counted(evaluator, evaluator.answers_without, np.array(rows)) for rows in ([0], [1, 0]))
+    if _differ(both[1:], alone):
+        again = _counted(evaluator, evaluator.answers_without, np.array([0]))
+        if _differ(again, alone):
+            _refuse_random(evaluator, again, alone)
+        _refuse_mixing(evaluator, both[1:], alone)
+
+
+def refuse_unrepeatable(evaluator: ModelEvaluator) -> None:
+    """Raise where the inputs as they are get another answer each time, or another one alone than together.
+
+    For methods that make no interventions.
+
+    Raises:
+        ValueError: the model is random, changes as it is run, or mixes the images of a batch.
+    """
+    first, again = (_counted(evaluator, evaluator.answers_without, np.array([0])) for _ in range(2))
+    if _differ(again, first):
+        _refuse_random(evaluator, again, first)
+    refuse_examples_that_mix(evaluator)
+
+
+def _counted(evaluator: ModelEvaluator, answers: Callable[..., Tensor], examples: np.ndarray, *others: np.ndarray) -> Tensor:
+    found = answers(examples, *others)
+    evaluator.spent["answered again"] += len(examples)
+    return found.detach().clone()
+
+
+def _refuse_random(evaluator: ModelEvaluator, other: Tensor, alone: Tensor) -> NoReturn:
+    raise ValueError(
+        f"forward_func: the same image was answered twice, and {_worded(evaluator, other, alone)}: the model is random, or changes "
+        "as it is run (a counter, a cache, buffers or weights that its forward moves), and effects would be those of its noise. "
+        f"{_remedy(evaluator)}"
+    )
+
+
+def _refuse_mixing(evaluator: ModelEvaluator, other: Tensor, alone: Tensor) -> NoReturn:
+    raise ValueError(
+        "forward_func: an image was answered alone and in a batch with others, and "
+        f"{_worded(evaluator, other, alone)}: the model mixes the images of a batch (batch norm with the batch's own statistics, "
+        "attention across the batch), and effects would be partly those of the other images. Put it into evaluation mode, or give "
+        "perturbations_per_eval=1, which runs every image alone"
+    )
+
+
+def _differ(found: Tensor, expected: Tensor) -> bool:
+    """Whether answers ``(B, P)`` differ by more than rounding; values that are not finite have to be the same."""
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    difference = torch.where(same, 0.0, (found.double() - expected.double()).abs())
+    return not bool((difference <= _allowed(expected)).all())
+
+
+def _allowed(values: Tensor) -> float:
+    if not values.is_floating_point():
+        return 0.0
+    largest = torch.where(values.isfinite(), values, 0.0).abs().amax() if values.numel() else torch.zeros(())
+    return relative_tolerance([values]) * float(largest)
+
+
+def _worded(evaluator: ModelEvaluator, found: Tensor, expected: Tensor) -> str:
+    what = "its logits in the RoI" if evaluator.answers_are_logits else "its scores"
+    if bool((found.isfinite() != expected.isfinite()).any()):
+        return f"{what} were NaN or infinite in one of the two"
+    return f"{what} differ by up to {float((found.double() - expected.double()).abs().nan_to_num(0.0).max()):.3g}"
+
+
+def _remedy(evaluator: ModelEvaluator) -> str:
+    target = evaluator.forward_func
+    if not isinstance(target, SegmentationTarget):
+        return (
+            "Switch the randomness off (evaluation mode, no dropout), or wrap the model in SegmentationTarget(..., n_samples=8), "
+            "which gives observed and intervened images the same random numbers"
+        )
+    if target.n_samples is None:
+        return (
+            "If it is random on purpose, give SegmentationTarget(..., n_samples=8), by which observed and intervened images meet the "
+            "same random numbers; if not, switch the randomness off (evaluation mode, no dropout)"
+        )
+    return "n_samples= cannot help: the random numbers do not come from the global generators of torch, numpy or random, which it seeds"

@@ -1,0 +1,562 @@
+"""Effects are differences between answers of a model: one that answers otherwise for another reason is refused, and is told why."""
+
+import functools
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    GradientTreatmentEffect,
+    LayerAverageTreatmentEffect,
+    PatchBank,
+    PdCR,
+    SegmentationTarget,
+    component_effects,
+    regions,
+)
+
+SIZE = 16
+ROI = regions.box((SIZE, SIZE), 4, 8)
+FACES = [AverageTreatmentEffect, PdCR]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return self.last(self.between(self.first(x)).relu())
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class Noisy(Plain):
+    def between(self, hidden: Tensor) -> Tensor:
+        return hidden + 0.1 * torch.randn_like(hidden)
+
+
+class OfItsOwnGenerator(Plain):
+    """Random numbers that no seed of torch, numpy or random reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = torch.Generator().manual_seed(0)
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return hidden + 0.1 * torch.randn(hidden.shape, generator=self.source)
+
+
+class Counting(Plain):
+    """A little brighter at each call."""
+
+    def between(self, hidden: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return hidden + 0.01 * self.calls
+
+
+class Drifting(Plain):
+    """Its weights move as it runs, at first too little to be seen."""
+
+    def between(self, hidden: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls > 5:
+            with torch.no_grad():
+                self.last.weight.mul_(1.001)
+        return hidden
+
+
+class Mixing(Plain):
+    """Normalizes with the statistics of the batch at hand, in evaluation mode as well."""
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return functional.batch_norm(hidden, None, None, training=True)
+
+
+class Attending(Plain):
+    """Every image looks at all images of the batch."""
+
+    def between(self, hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(1)
+        return (torch.softmax(flat @ flat.T / flat.shape[1] ** 0.5, 1) @ flat).view_as(hidden)
+
+
+class NoisyByPlace(Plain):
+    """The same noise in each call, another one at each place of the batch."""
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return hidden + 0.1 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+
+
+RANDOM = [Noisy, OfItsOwnGenerator, Counting]
+MIXING = [Mixing, Attending, NoisyByPlace]
+
+
+def target_of(model, **options) -> SegmentationTarget:
+    given = {"roi": ROI, "reference": random(SIZE, SIZE, seed=3) > 0.5, "metric": "soft_dice"} | options
+    return SegmentationTarget(model, **given)
+
+
+def statistics(target, images=None, face=AverageTreatmentEffect, **options):
+    bank = PatchBank(random(9, 1, SIZE, SIZE, seed=9))
+    given = {"baselines": bank, "block_size": 4, "n_draws": 6, "target": 1, "return_statistics": True}
+    return face(target).attribute(random(1, 1, SIZE, SIZE) if images is None else images, **given | options)[1]
+
+
+def of_layer(target, layer, images=None, **options):
+    given = {"layer_baselines": random(9, 1, SIZE, SIZE, seed=9), "n_draws": 6, "target": 1, "return_statistics": True}
+    images = random(1, 1, SIZE, SIZE) if images is None else images
+    return LayerAverageTreatmentEffect(target, layer).attribute(images, **given | options)[1]
+
+
+# --- Refused -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("support", ["auto", None])
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("model", RANDOM)
+def test_a_random_model_is_refused(model, face, support):
+    options = {"support": support} if face is AverageTreatmentEffect else {}
+    with pytest.raises(ValueError, match=r"^forward_func: the same image was answered twice.*logits.*random.*n_samples=8"):
+        statistics(target_of(model()), face=face, **options)
+
+
+@pytest.mark.parametrize("model", RANDOM)
+def test_a_random_function_is_refused(model):
+    model = model()
+    with pytest.raises(ValueError, match=r"^forward_func: the same image was answered twice.*scores.*SegmentationTarget"):
+        statistics(lambda x: model(x).mean((2, 3)))
+
+
+def test_noise_that_moves_no_hard_label_is_noise_all_the_same():
+    class Certain(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.tensor([-50.0, 50.0]).view(2, 1, 1)
+
+    target = target_of(Certain(), metric="dice")
+    assert float(target(random(1, 1, SIZE, SIZE)).diff(dim=0).sum()) == 0
+    with pytest.raises(ValueError, match="answered twice"):
+        statistics(target)
+
+
+def test_what_changes_later_is_refused_afterwards():
+    with pytest.raises(ValueError, match=r"answered again when all interventions were made.*changes as it is run"):
+        statistics(target_of(Drifting()), support=None, sampling="uniform", n_screening_draws=0)
+
+
+@pytest.mark.parametrize("model", RANDOM)
+def test_layers_of_random_models_are_refused(model):
+    model = model()
+    with pytest.raises(ValueError, match="answered twice"):
+        of_layer(target_of(model), model.first, support=None)
+
+
+@pytest.mark.parametrize("model", [*RANDOM])
+def test_gradients_of_random_models_are_refused(model):
+    with pytest.raises(ValueError, match="answered twice"):
+        GradientTreatmentEffect(target_of(model())).attribute(random(1, 1, SIZE, SIZE), 0.0, target=1, block_size=4)
+
+
+def test_what_n_samples_cannot_seed_is_refused():
+    with pytest.raises(ValueError, match=r"answered twice.*n_samples= cannot help"):
+        statistics(target_of(OfItsOwnGenerator(), n_samples=2))
+    assert statistics(target_of(Noisy(), n_samples=2)).effect.nan_to_num().abs().max() > 0
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("model", MIXING)
+def test_a_model_that_mixes_the_batch_is_refused(model, face):
+    with pytest.raises(ValueError, match=r"alone and in a batch.*mixes the images.*perturbations_per_eval=1"):
+        statistics(target_of(model()), face=face)
+
+
+@pytest.mark.parametrize("model", MIXING)
+def test_examples_that_mix_are_refused(model):
+    images = random(3, 1, SIZE, SIZE)
+    with pytest.raises(ValueError, match=r"alone and in a batch.*mixes the images"):
+        statistics(target_of(model()), images)
+    model = model()
+    with pytest.raises(ValueError, match=r"alone and in a batch.*mixes the images"):
+        of_layer(target_of(model), model.first, images)
+    with pytest.raises(ValueError, match=r"alone and in a batch.*mixes the images"):
+        GradientTreatmentEffect(target_of(model)).attribute(images, 0.0, target=1, block_size=4)
+
+
+def test_a_function_that_mixes_the_batch_is_refused():
+    model = Mixing()
+    with pytest.raises(ValueError, match=r"alone and in a batch.*scores.*mixes the images"):
+        statistics(lambda x: model(x).mean((2, 3)))
+
+
+# --- Not refused ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("model", MIXING)
+def test_one_by_one_they_are_explained_as_they_answer_alone(model, wrapped):
+    def made(model):
+        return target_of(model) if wrapped else lambda x: model(x)[:, :, 4:12, 4:12].mean((2, 3))
+
+    class Alone(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.model(one) for one in x.split(1)])
+
+    images = random(2, 1, SIZE, SIZE)
+    options = {"exclude": None} if wrapped else {}
+    expected = statistics(made(Alone(model())), images, **options)
+    found = statistics(made(model()), images, perturbations_per_eval=1, **options)
+    torch.testing.assert_close(found.effect, expected.effect, rtol=0, atol=1e-6)
+    assert float(found.effect.abs().max()) > 0
+    # Of layers as well.
+    model = model()
+    alone = Alone(model)
+    single = torch.cat(
+        [of_layer(made(alone), model.first, image, perturbations_per_eval=1).effect for image in images.split(1)]
+    )
+    both = of_layer(made(model), model.first, images, perturbations_per_eval=1).effect
+    torch.testing.assert_close(both, single, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("support", ["auto", None])
+@pytest.mark.parametrize("n", [1, 3])
+def test_forwards_are_counted(n, support):
+    model = Plain()
+    found = statistics(target_of(model), random(n, 1, SIZE, SIZE), support=support)
+    assert found.n_forwards == model.seen == sum(found.settings["forwards"].values())
+    # Twice alone and in a batch of six before, once alone and in a batch after; of several examples, one beside another, too.
+    assert found.settings["forwards"]["answered again"] == 2 + 6 + 1 + 6 + (3 if n > 1 else 0)
+
+
+def test_where_nothing_is_intervened_on_nothing_is_compared():
+    model = Plain()
+    far = torch.zeros(64, 64, dtype=torch.bool)
+    far[:8, :8] = True
+    only_far = torch.ones(64, 64, dtype=torch.int64)
+    only_far[40:, 40:] = 0
+    target = target_of(model, roi=far, reference=random(64, 64, seed=3) > 0.5)
+    found = statistics(
+        target, random(1, 1, 64, 64), feature_mask=only_far, block_size=None, baselines=0.0, exclude=only_far == 1
+    )
+    assert "answered again" not in found.settings["forwards"]
+
+
+def test_memory_that_runs_out_is_no_difference():
+    class Hungry(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+
+    found, fed = (statistics(target_of(model()), support=None) for model in (Hungry, Plain))
+    torch.testing.assert_close(found.effect, fed.effect, equal_nan=True)
+
+
+# --- Models that take one image at a time ------------------------------------------------------------------------------------------------
+
+
+class OneImage(Plain):
+    """Written for a single image; says so, or just takes the first."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__()
+        self.says, self.refused = says, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            self.refused += 1
+            if self.says == "raises":
+                raise NotImplementedError("batch size > 1 is not supported")
+            x = x[:1]
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("says", ["raises", "takes the first"])
+def test_models_for_a_single_image_are_run_image_by_image(says, n, caplog):
+    images = random(n, 1, SIZE, SIZE)
+    model = OneImage(says)
+    caplog.set_level("INFO")
+    found, expected = statistics(target_of(model), images), statistics(target_of(Plain()), images)
+    torch.testing.assert_close(found.effect, expected.effect, rtol=0, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(found.standard_error, expected.standard_error, rtol=0, atol=1e-6, equal_nan=True)
+    assert torch.equal(found.status, expected.status)
+    assert found.settings["window"] == expected.settings["window"]
+    assert model.refused == 1
+    assert sum("one image at a time" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("units", ["channel", "layer"])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("says", ["raises", "takes the first"])
+def test_layers_of_models_for_a_single_image(says, n, units):
+    images = random(n, 1, SIZE, SIZE)
+    model, plain = OneImage(says), Plain()
+    found = of_layer(target_of(model), model.first, images, units=units)
+    expected = of_layer(target_of(plain), plain.first, images, units=units)
+    torch.testing.assert_close(found.effect, expected.effect, rtol=0, atol=1e-6)
+
+
+def test_layers_of_models_for_a_single_image_without_vmap():
+    class Looking(OneImage):
+        def between(self, hidden: Tensor) -> Tensor:
+            return hidden * 2 if float(hidden.detach().mean()) > 1e9 else hidden
+
+    model, plain = Looking("takes the first"), Plain()
+    found = of_layer(target_of(model), model.first)
+    assert "vmap" in found.settings["switched_off"]
+    torch.testing.assert_close(found.effect, of_layer(target_of(plain), plain.first).effect, rtol=0, atol=1e-6)
+    table = component_effects(
+        target_of(Looking("raises")), random(1, 1, SIZE, SIZE), baselines=random(9, 1, SIZE, SIZE, seed=9), output=1
+    )
+    assert set(table["module"]) == {"first", "last"}
+
+
+def test_captums_methods_run_them_image_by_image():
+    from captum.attr import IntegratedGradients
+
+    images = random(2, 1, SIZE, SIZE)
+    found, expected = (
+        IntegratedGradients(target_of(model)).attribute(images, target=1, n_steps=5) for model in (OneImage("raises"), Plain())
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_fault_is_no_matter_of_the_batch():
+    class Broken(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError(f"broken for {len(x)}")
+
+    with pytest.raises(RuntimeError, match="broken for 2"):
+        target_of(Broken())(random(2, 1, SIZE, SIZE))
+
+    class BreaksLater(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 1 and self.seen > 4:
+                raise RuntimeError("later")
+            return super().forward(x)
+
+    target = target_of(BreaksLater())
+    assert target.takes_batches is None
+    target(random(6, 1, SIZE, SIZE))
+    assert target.takes_batches
+    with pytest.raises(RuntimeError, match="later"):
+        target(random(2, 1, SIZE, SIZE))
+
+
+# --- Models that functions hide ------------------------------------------------------------------------------------------------------
+
+
+class Normed(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm2d(4), nn.Dropout(0.5)
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return self.drop(self.norm(hidden))
+
+
+GLOBAL = Normed()
+
+
+def run_global(x: Tensor) -> Tensor:
+    return through_another_function(x)
+
+
+def through_another_function(x: Tensor) -> Tensor:
+    return GLOBAL(x)
+
+
+class Predictor:
+    def __init__(self, model: nn.Module) -> None:
+        self.networks = {"first": [model]}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.networks["first"][0](x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self(x)
+
+
+def in_closure(model):
+    return lambda x: model(x)
+
+
+def in_default(model):
+    return lambda x, model=model: model(x)
+
+
+def in_keyword_default(model):
+    return lambda x, *, model=model: model(x)
+
+
+HIDDEN = {
+    "closure": in_closure,
+    "closure in a closure": lambda model: in_closure(in_closure(model)),
+    "default": in_default,
+    "keyword default": in_keyword_default,
+    "partial": lambda model: functools.partial(lambda net, x: net(x), model),
+    "keyword of a partial": lambda model: functools.partial(lambda x, net: net(x), net=model),
+    "partial of a bound method": lambda model: functools.partial(model.forward),
+    "object": Predictor,
+    "method of an object": lambda model: Predictor(model).predict,
+    "global": lambda model: run_global,
+}
+
+
+@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize("how", HIDDEN)
+def test_models_in_functions_are_looked_at_for_training_mode(how, scored):
+    model = GLOBAL if how == "global" else Normed()
+    model.train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    function = HIDDEN[how](model)
+    forward = target_of(function) if scored else lambda x: function(x).mean((2, 3))
+    with pytest.warns(UserWarning, match="training mode"):
+        found = statistics(forward)
+    twin = Normed().eval()
+    expected = statistics(target_of(twin) if scored else lambda x: twin(x).mean((2, 3)))
+    assert torch.equal(found.effect.nan_to_num(), expected.effect.nan_to_num())
+    assert model.training
+    assert model.norm.training
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+# --- Threads -------------------------------------------------------------------------------------------------------------------------
+
+
+class Meeting(Normed):
+    """Two threads are inside at once: the first to come waits for the second, which stays longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_is_in, self.second_is_in, self.first_is_done = (threading.Event() for _ in range(3))
+        self.modes: set[bool] = set()
+
+    def between(self, hidden: Tensor) -> Tensor:
+        if threading.current_thread().name == "first":
+            self.first_is_in.set()
+            assert self.second_is_in.wait(30)
+        elif threading.current_thread().name == "second":
+            self.second_is_in.set()
+            assert self.first_is_done.wait(30)
+        self.modes |= {module.training for module in self.modules()}
+        return super().between(hidden)
+
+
+def in_two_threads(first, second, model: Meeting) -> list:
+    results: list = [None, None]
+
+    def run_first() -> None:
+        try:
+            results[0] = first()
+        except Exception as error:
+            results[0] = error
+        finally:
+            model.first_is_done.set()
+
+    def run_second() -> None:
+        assert model.first_is_in.wait(30)
+        try:
+            results[1] = second()
+        except Exception as error:
+            results[1] = error
+        finally:
+            model.second_is_in.set()
+
+    threads = [threading.Thread(target=run_first, name="first"), threading.Thread(target=run_second, name="second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+@pytest.mark.filterwarnings("ignore:The model is in training mode:UserWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_threads_may_share_a_model(training):
+    model = Meeting().train(training)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # Without windows: in two threads at once, a model that waits is called for whole images only.
+    found = in_two_threads(*(functools.partial(statistics, target_of(model), support=None) for _ in range(2)), model)
+    expected = statistics(target_of(Normed().eval()), support=None)
+    for one in found:
+        assert torch.equal(one.effect.nan_to_num(), expected.effect.nan_to_num())
+    assert model.modes == {False}
+    assert all(module.training == training for module in model.modules())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_threads_may_intervene_on_different_layers_of_one_model():
+    model = Meeting().eval()
+    found = in_two_threads(
+        lambda: of_layer(target_of(model), model.first, support=None),
+        lambda: of_layer(target_of(model), model.norm, support=None),
+        model,
+    )
+    plain = Normed().eval()
+    for one, layer in zip(found, (plain.first, plain.norm)):
+        torch.testing.assert_close(one.effect, of_layer(target_of(plain), layer, support=None).effect, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The model is in training mode:UserWarning")
+def test_dropout_cannot_be_on_and_off_at_once():
+    model = Meeting().train()
+    first, second = in_two_threads(
+        lambda: statistics(target_of(model, n_samples=2), support=None),
+        lambda: statistics(target_of(model), support=None),
+        model,
+    )
+    assert isinstance(second, RuntimeError)
+    assert "one after the other" in str(second)
+    assert not isinstance(first, Exception)
+    assert model.drop.training
+
+
+@pytest.mark.filterwarnings("ignore:The model is in training mode:UserWarning")
+@pytest.mark.parametrize("ask", ["attribute", "plan"])
+def test_common_random_numbers_leave_no_trace(ask):
+    model = Normed().train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    face = AverageTreatmentEffect(target_of(model, n_samples=2))
+    getattr(face, ask)(random(1, 1, SIZE, SIZE), 0.0, target=1, block_size=4, sampling="uniform", support=None)
+    assert all(module.training for module in model.modules())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_common_random_numbers_are_each_threads_own():
+    model, expected = Noisy(), None
+    found = []
+
+    def run() -> None:
+        found.append(statistics(target_of(model, n_samples=2)).effect)
+
+    expected = statistics(target_of(model, n_samples=2)).effect
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    state = torch.get_rng_state()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 4
+    assert all(torch.equal(one.nan_to_num(), expected.nan_to_num()) for one in found)
+    assert torch.equal(torch.get_rng_state(), state)
