@@ -906,7 +906,7 @@ def test_pdcr_never_looks_for_the_support():
     assert not is_outside(stats)
     assert stats.settings["window"] is None
     assert stats.settings["support"] is None
-    assert set(stats.settings["forwards"]) == {"observed", "interventions"}
+    assert set(stats.settings["forwards"]) == {"observed", "interventions", "answered again"}
 
 
 # Layers
