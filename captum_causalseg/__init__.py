@@ -4,24 +4,31 @@ Replace a region by natural donors, see how the score of a region of interest mo
 effect with its uncertainty. The method is PdCR (arXiv 2602.20511).
 """
 
-from captum_causalseg import baselines, donors, evaluation, metrics, regions
+import importlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
 from captum_causalseg._version import __version__
-from captum_causalseg.activations import ActivationBank
-from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
-from captum_causalseg.attr.causal_support import causal_support
-from captum_causalseg.attr.components import component_effects
-from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
-from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
-from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
-from captum_causalseg.attr.pdcr import PdCR
-from captum_causalseg.bundle import Bundle, load_bundle
-from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
-from captum_causalseg.evaluation.comparison import Comparison, compare
-from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
-from captum_causalseg.evaluation.refute import RefutationReport, refute
-from captum_causalseg.layout import Layout
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
-from captum_causalseg.target import SegmentationTarget
+
+if TYPE_CHECKING:
+    from captum_causalseg import baselines, donors, evaluation, metrics, regions
+    from captum_causalseg.activations import ActivationBank
+    from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+    from captum_causalseg.attr.causal_support import causal_support
+    from captum_causalseg.attr.components import component_effects
+    from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
+    from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
+    from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
+    from captum_causalseg.attr.pdcr import PdCR
+    from captum_causalseg.bundle import Bundle, load_bundle
+    from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
+    from captum_causalseg.evaluation.comparison import Comparison, compare
+    from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
+    from captum_causalseg.evaluation.refute import RefutationReport, refute
+    from captum_causalseg.layout import Layout
+    from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+    from captum_causalseg.target import SegmentationTarget
 
 __all__ = [
     "ActivationBank",
@@ -56,3 +63,52 @@ __all__ = [
     "refute",
     "regions",
 ]
+
+# Where each public name comes from. It is imported when it is first asked for: `causalseg --help` waits for no torch.
+_PLACES = {
+    "ActivationBank": "captum_causalseg.activations",
+    "AverageTreatmentEffect": "captum_causalseg.attr.average_treatment_effect",
+    "Blur": "captum_causalseg.donors",
+    "Bundle": "captum_causalseg.bundle",
+    "Comparison": "captum_causalseg.evaluation.comparison",
+    "Constant": "captum_causalseg.donors",
+    "DonorSource": "captum_causalseg.donors",
+    "GradientTreatmentEffect": "captum_causalseg.attr.gradient_treatment_effect",
+    "LayerAverageTreatmentEffect": "captum_causalseg.attr.layer_average_treatment_effect",
+    "LayerGradientTreatmentEffect": "captum_causalseg.attr.layer_gradient_treatment_effect",
+    "Layout": "captum_causalseg.layout",
+    "PatchBank": "captum_causalseg.donors",
+    "PdCR": "captum_causalseg.attr.pdcr",
+    "PerceptionProfile": "captum_causalseg.evaluation.profile",
+    "RefutationReport": "captum_causalseg.evaluation.refute",
+    "SameImage": "captum_causalseg.donors",
+    "SegmentationTarget": "captum_causalseg.target",
+    "Status": "captum_causalseg.statistics",
+    "TreatmentEffectStatistics": "captum_causalseg.statistics",
+    "causal_support": "captum_causalseg.attr.causal_support",
+    "compare": "captum_causalseg.evaluation.comparison",
+    "component_effects": "captum_causalseg.attr.components",
+    "load_bundle": "captum_causalseg.bundle",
+    "perception_profile": "captum_causalseg.evaluation.profile",
+    "refute": "captum_causalseg.evaluation.refute",
+}
+
+
+def _public(name: str) -> object:
+    """A public name of the table, or a module of the package, imported at its first use."""
+    if name in _PLACES:
+        value = getattr(importlib.import_module(_PLACES[name]), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:
+    # Hidden from type checkers, which would take any name for one of ours.
+    __getattr__ = _public

@@ -3,9 +3,10 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["encodable", "native", "printable", "write_csv"]
 
@@ -52,7 +53,7 @@ def native(name: str) -> str:
     return name
 
 
-def write_csv(table: pd.DataFrame, path: str | Path) -> None:
+def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a table in UTF-8 without its index, so that spreadsheets show texts and compute none.
 
     Texts that begin with ``=``, ``+``, ``-``, ``@``, a tab or a line break get a ``'`` before them, unless they are numbers; columns

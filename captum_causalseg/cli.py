@@ -1,4 +1,7 @@
-"""The command line: ``causalseg explain | components | compare | refute | cohort | demo``."""
+"""The command line: ``causalseg explain | components | compare | refute | cohort | demo``.
+
+Nothing here imports torch before the arguments are read: ``--help`` answers at once.
+"""
 
 import argparse
 import contextlib
@@ -14,6 +17,7 @@ from captum_causalseg._cli.errors import InputError
 from captum_causalseg._cli.streams import watched_streams
 from captum_causalseg._files import Ended, cleared_away_when_ended
 from captum_causalseg._names import printable
+from captum_causalseg._version import __version__
 
 __all__ = ["main"]
 
@@ -89,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Which parts of an image made a model segment a region the way it did, and how sure are we?",
         epilog="causalseg COMMAND --help says more of each.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="command")
     add_commands(commands)
     add_cohort(commands)
