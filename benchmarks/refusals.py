@@ -808,9 +808,11 @@ def trial(world: World, name: str, argument: str, value: str) -> Outcome:
             call.function(**call.arguments | {argument: bad_values()[value]})
     except _OutOfTimeError:
         said = f"stopped after {SECONDS:g} s"
-    except (TypeError, ValueError, OSError) as error:
-        said = f"{type(error).__name__}: {error}"
-        kind = "named" if re.match(rf"(\w+, )*{argument}\b", str(error)) else "unnamed"
+    except (TypeError, ValueError, OSError, KeyError) as error:
+        # Of a KeyError, str gives the repr of its message.
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        said = f"{type(error).__name__}: {message}"
+        kind = "named" if re.match(rf"(\w+, )*{argument}\b", message) else "unnamed"
     except Exception as error:
         kind, said = "crash", f"{type(error).__name__}: {error}"
     return Outcome(call.room, name, argument, value, kind, " ".join(said.split()))

@@ -56,6 +56,7 @@ __all__ = [
     "sequence",
     "shown",
     "tensor_of",
+    "unexpected",
 ]
 
 P = ParamSpec("P")
@@ -220,9 +221,9 @@ class _Sequence(Check):
     """A list or tuple, whose elements are checked as well."""
 
     def __init__(self, each: Check, least: int, expected: str | None, length: int | None) -> None:
-        limits = [(f"at least {least} of them", lambda value: len(value) >= least)] if least else []
+        limits = [(expected or f"at least {least} of them", lambda value: len(value) >= least)] if least else []
         if length is not None:
-            limits = [(f"{length} of them", lambda value: len(value) == length)]
+            limits = [(expected or f"{length} of them", lambda value: len(value) == length)]
         super().__init__(expected or f"a sequence of which each is {each.expected}", _is_sequence, *limits)
         self._each = each
 
@@ -507,7 +508,7 @@ def checked(*tables: Mapping[str, Check], **checks: Check) -> Callable[[Callable
             if not is_open:
                 for name in kwargs:
                     if name not in parameters:
-                        raise TypeError(_unexpected(name, function.__qualname__, list(parameters)))
+                        raise TypeError(unexpected(name, function.__qualname__, list(parameters)))
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError:
@@ -560,10 +561,11 @@ def misfit(function: Callable[..., Any], count: int) -> str | None:
     return None
 
 
-def _unexpected(name: str, whose: str, parameters: Sequence[str]) -> str:
+def unexpected(name: str, whose: str, parameters: Sequence[str]) -> str:
+    """What to say of a keyword that a callable does not have: the one of its own that comes nearest."""
     takes = [one for one in parameters if one not in ("self", "cls")]
     where = whose.removesuffix(".__init__")
-    said = f"{name}: {where}() got an unexpected keyword argument {name!r}"
+    said = f"{name}: {where if ' ' in where else where + '()'} got an unexpected keyword argument {name!r}"
     ours, about = _ELSEWHERE.get(name, ((), ""))
     for one in ours:
         if one in takes:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._bundle_weights import checkpoint, is_torchscript, mismatch, reason, state_of
+from captum_causalseg._checks import NONE, PATH, TEXT, checked, instance, mapping, sequence, shown
 from captum_causalseg._state import undisturbed
 from captum_causalseg.target import SegmentationTarget
 
@@ -94,6 +95,11 @@ class Bundle:
         """
         return SegmentationTarget(self.predictor, roi=roi, reference=reference, **{**self._scoring(), **options})
 
+    @checked(
+        image_file=PATH
+        | sequence(PATH, 1, expected="a sequence of them")
+        | mapping(TEXT, PATH | sequence(PATH, 1), expected="a mapping of keys to them", least=1)
+    )
     def prepare(self, image_file: File | Sequence[File] | Mapping[str, Any]) -> "MetaTensor":
         """The model's input from an image file, by the bundle's own pre-processing.
 
@@ -142,6 +148,12 @@ class Bundle:
         return {"activation": "sigmoid", **({"threshold": float(thresholds[0])} if thresholds else {})}
 
 
+@checked(
+    path=PATH,
+    config=NONE | PATH | sequence(PATH, 1, expected="a sequence of them"),
+    weights=NONE | PATH,
+    device=TEXT | instance(torch.device),
+)
 def load_bundle(
     path: File,
     *,
@@ -193,7 +205,10 @@ def load_bundle(
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"path: there is no folder {root}" + (", it is a file" if root.is_file() else ""))
-    root, place = root.resolve(), torch.device(device)
+    try:
+        root, place = root.resolve(), torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'device: expected a device such as "cpu" or "cuda:0", got {shown(device)}') from error
     files, weight_file = _config_files(root, config), _weight_file(root, weights)
     where = " + ".join(str(file) for file in files)
     # Networks are initialized at random before their weights are loaded.

@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import NONE, TEXT, array_of, checked, instance, integer, one_of, sequence, tensor_of
 from captum_causalseg._drawing.component_bars import plot_components
 from captum_causalseg._drawing.convergence import plot_convergence
 from captum_causalseg._drawing.effect_panels import PANELS, effects_figure, volume_figure
 from captum_causalseg._drawing.influence_cells import plot_influence
 from captum_causalseg._drawing.pictures import (
     EFFECTS,
+    PICTURE,
     background,
-    check_words,
     contour,
     first,
     grayscale,
@@ -46,6 +48,13 @@ __all__ = [
 ]
 
 
+@checked(
+    PICTURE,
+    image=tensor_of("real", "(N, C, *spatial) with 2 or 3 spatial axes", (4, 5), may_be_empty=False),
+    support=instance(Support),
+    roi=NONE | array_of("real", "(*spatial)", (2, 3)),
+    roi_index=integer(0),
+)
 def plot_support(
     image: Tensor,
     support: Support,
@@ -84,13 +93,16 @@ def plot_support(
         >>> figure.axes[0].get_title()
         '25.0 % of the pixels can reach the region of interest'
     """
-    if image.ndim not in (4, 5):
-        raise ValueError(f"image: expected (N, C, *spatial) with 2 or 3 spatial axes, got {tuple(image.shape)}")
-    mask = support.masks[0][example, roi_index]
+    found = support.masks[0]
+    for name, value, count in (("example", example, found.shape[0]), ("roi_index", roi_index, found.shape[1])):
+        integer(0, count - 1)(name, value)
+    mask = found[example, roi_index]
     if mask.shape != image.shape[2:]:
         raise ValueError(f"support: its first mask has shape {tuple(mask.shape)}, the image {tuple(image.shape[2:])}")
     rows, columns = pixel_spacing(image, spacing, example)[:2]
-    roi = None if roi is None else plain_tensor(roi).cpu()
+    if roi is not None and tuple(roi.shape) != tuple(image.shape[2:]):
+        raise ValueError(f"roi: expected the image's spatial shape {tuple(image.shape[2:])}, got {tuple(roi.shape)}")
+    roi = None if roi is None else plain_tensor(torch.as_tensor(roi)).cpu()
     picture = grayscale(plane(plain_tensor(image[example]).cpu().float(), roi))
     outline = None if roi is None else plane(roi[None], roi)[0].numpy() > 0
     reaches = plane(mask[None].float(), roi)[0].numpy() > 0
@@ -114,6 +126,7 @@ def plot_support(
     return literal(figure)
 
 
+@checked(PICTURE, panels=sequence(TEXT, 1, expected=f"some of {('image', *PANELS)}"))
 def plot_effects(
     image: Tensor | tuple[Tensor, ...],
     statistics: TreatmentEffectStatistics,
@@ -186,7 +199,7 @@ def plot_effects(
         ['Effect of each unit', 'Significant effects']
     """
     known = ("image", *PANELS)
-    if isinstance(panels, str) or not panels or not all(name in known for name in panels):
+    if not all(name in known for name in panels):
         raise ValueError(f"panels: expected some of {known}, got {panels!r}")
     view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
     figure = effects_figure(
@@ -194,11 +207,12 @@ def plot_effects(
         channel=channel,
         title=title,
         score_name=score_name,
-        words=check_words(words),
+        words=words,
     )
     return literal(figure)
 
 
+@checked(PICTURE, n_slices=integer(1), axis=integer(), panel=one_of(*PANELS))
 def plot_volume(
     image: Tensor | tuple[Tensor, ...],
     statistics: TreatmentEffectStatistics,
@@ -259,16 +273,11 @@ def plot_volume(
         ... )
         >>> figure = plot_volume(scan, statistics, roi, target=1, n_slices=4, spacing=(1, 1, 3))
     """
-    if panel not in PANELS:
-        raise ValueError(f"panel: expected one of {tuple(PANELS)}, got {panel!r}")
     view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
     if view.image.ndim != 4:
         raise ValueError(f"image: expected a volume (N, C, *spatial) with 3 spatial axes, got {view.image.ndim - 1}")
-    if not isinstance(axis, int) or not -3 <= axis < 3:
+    if not -3 <= axis < 3:
         raise ValueError(f"axis: expected an integer from -3 to 2, got {axis!r}")
-    for name, value in (("n_slices", n_slices), ("columns", columns)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}")
     outputs = shown_outputs(statistics, target, view)
     if len(outputs) > 1:
         raise ValueError(f"target: it leaves {len(outputs)} regions of interest open, pick one: (class, roi)")
@@ -280,11 +289,12 @@ def plot_volume(
         channel=channel,
         title=title,
         score_name=score_name,
-        words=check_words(words),
+        words=words,
     )
     return literal(figure)
 
 
+@checked(PICTURE, profile=instance(PerceptionProfile))
 def plot_profile(
     profile: PerceptionProfile, title: str = "", score_name: str = "score", words: tuple[str, str] = ("supports", "harms")
 ) -> Figure:
@@ -305,8 +315,6 @@ def plot_profile(
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
     """
-    if not isinstance(profile, PerceptionProfile):
-        raise TypeError(f"profile: expected a PerceptionProfile, got {type(profile).__name__}")
     figure = Figure(figsize=(14.5, 4.6), layout="constrained")
     panels = figure.subplot_mosaic(
         [["pie", "histogram", "distance"], ["ratio", "histogram", "distance"]],
@@ -323,6 +331,7 @@ def plot_profile(
     return literal(figure)
 
 
+@checked(PICTURE, comparison=instance(Comparison), columns=integer(1))
 def plot_comparison(
     comparison: Comparison,
     *,
@@ -348,7 +357,8 @@ def plot_comparison(
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
     """
-    above, below = check_words(words)
+    above, below = words
+    integer(0, len(comparison.image) - 1)("example", example)
     roi = None if comparison.roi is None else comparison.roi[example]
     image = comparison.image[example].float()
     picture = grayscale(plane(image, roi))

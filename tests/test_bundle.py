@@ -311,7 +311,7 @@ def test_which_config(tmp_path):
         FileNotFoundError, match=r"^config: there is no file third in .*; in configs/ there are: .*inference.json"
     ):
         load_bundle(folder, config="third")
-    with pytest.raises(ValueError, match="config: expected one name or more"):
+    with pytest.raises(ValueError, match="config: expected a sequence of them"):
         load_bundle(folder, config=[])
 
 

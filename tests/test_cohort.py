@@ -540,14 +540,18 @@ def test_bad_arguments(tmp_path):
     for options, error, said in (
         ({"engine": "dask"}, ValueError, 'engine: expected "local" or "ray"'),
         ({"errors": "ignore"}, ValueError, "errors: expected"),
-        ({"n_drawz": 3}, TypeError, "unknown argument 'n_drawz'; AverageTreatmentEffect has baselines, target"),
+        (
+            {"n_drawz": 3},
+            TypeError,
+            "n_drawz: explain_cohort (with AverageTreatmentEffect) got an unexpected keyword argument 'n_drawz'; did you mean n_draws?",
+        ),
         ({"show_progress": False, "return_statistics": True}, TypeError, "'return_statistics' is not an argument of a study"),
         ({"method": GradientTreatmentEffect}, TypeError, "GradientTreatmentEffect has no uncertainties"),
-        ({"method": "PdCR"}, TypeError, "method: expected a function or a class, got str"),
-        ({"shards": 0}, ValueError, "shards: expected a positive integer, got 0"),
+        ({"method": "PdCR"}, TypeError, "method: expected a callable, got str"),
+        ({"shards": 0}, ValueError, "shards: expected at least 1, got 0"),
         ({"shards": 2, "precision": 0.1}, ValueError, "shards: not with precision"),
         ({"columns": ["device"]}, ValueError, "columns: 'device' is a column of the table already"),
-        ({"load_model": 3}, TypeError, "load_model: expected a function"),
+        ({"load_model": 3}, TypeError, "load_model: expected a callable or None"),
         ({"num_gpus": -1}, ValueError, "num_gpus"),
         ({"address": "auto"}, ValueError, "address: it goes with"),
     ):

@@ -827,7 +827,7 @@ def test_bad_arguments(near, components, tmp_path):
         summarize(near, "site", pair="id")
     with pytest.raises(ValueError, match=r"cohort: expected at least one study"):
         summarize({})
-    with pytest.raises(TypeError, match=r"cohort: expected a folder, a Cohort or a dict of them, got list"):
+    with pytest.raises(TypeError, match=r"cohort: expected a path, a Cohort or studies by name, got list"):
         summarize([near])
     with pytest.raises(ValueError, match=r"folder: there is no study in"):
         summarize(tmp_path)
@@ -839,7 +839,7 @@ def test_bad_arguments(near, components, tmp_path):
         with pytest.raises(ValueError, match=rf"{name}: expected a number between 0 and 1, got {value}"):
             summarize(near, **{name: value})
     for value in (0, -1.0, math.inf, math.nan, "4"):
-        with pytest.raises(ValueError, match=r"bin_width: expected a positive number, got "):
+        with pytest.raises(ValueError, match=r"bin_width: expected a positive number( or None)?, got "):
             summarize(near, bin_width=value)
     with pytest.raises(TypeError, match=r'output: expected a dict of output axes such as {"class": 1}, got 1'):
         summarize(near, output=1)
@@ -926,7 +926,7 @@ def test_pictures_of_something_else(near, components):
         plot_cohort_components(summarize(near))
     with pytest.raises(ValueError, match=r"panels: expected some of .*, got \('mass',\)"):
         plot_cohort_profile(summarize(near), panels=("mass",))
-    with pytest.raises(ValueError, match=r"max_rows: expected a positive integer, got 0"):
+    with pytest.raises(ValueError, match=r"max_rows: expected at least 1, got 0"):
         plot_cohort_components(summarize(components), max_rows=0)
 
 

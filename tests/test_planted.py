@@ -220,16 +220,16 @@ def test_nothing_outside_the_region_of_interest_depends_on_anything_far():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"supporting": -1}, "supporting: expected an integer of at least 0, got -1"),
-        ({"n_examples": 0}, "n_examples: expected an integer of at least 1, got 0"),
+        ({"supporting": -1}, "supporting: expected at least 0, got -1"),
+        ({"n_examples": 0}, "n_examples: expected at least 1, got 0"),
         ({"n_donors": 2.5}, "n_donors: expected an integer"),
-        ({"dark_share": 1.5}, r"dark_share: expected a share in \[0, 1\], got 1.5"),
+        ({"dark_share": 1.5}, r"dark_share: expected a finite number of at least 0 and at most 1, got 1.5"),
         ({"supporting": 200}, "supporting, harming: 201 causes asked for, but only"),
         ({"shares": (0.5,)}, "shares: expected 3, one per cause, got 1"),
         ({"shares": (0.5, 0.5, 0.5)}, "causes: expected shares of at least a pixel each and at most 1 in sum"),
-        ({"shares": (0.5, 0.0, 0.1)}, "causes: expected shares of at least a pixel each"),
+        ({"shares": (0.5, 0.0, 0.1)}, r"shares\[1\]: expected a finite number of more than 0"),
         ({"roi_size": (16, 16, 16)}, "roi_size: expected one integer or 2 of them"),
-        ({"roi_size": 100}, "start, size: the box"),
+        ({"roi_size": 100}, "roi_size: the box"),
         ({"block_size": 65}, "block_size: a block of"),
     ],
 )
@@ -241,9 +241,8 @@ def test_bad_arguments_of_a_case(options, message):
 @pytest.mark.parametrize(
     ("roi", "causes", "options", "message"),
     [
-        (torch.zeros(16, 16), [], {}, "roi: expected a boolean mask that is not empty, got torch.float32"),
+        (torch.zeros(16, 16), [], {}, r"roi: expected booleans, got torch\.float32"),
         (torch.zeros(16, 16, dtype=torch.bool), [], {}, "roi: expected a boolean mask that is not empty"),
-        (None, [PlantedCause((0, 0), (4, 4), 0, 0.5)], {}, "causes: sign should be 1 or -1, got 0"),
         (None, [PlantedCause((6, 6), (4, 4), 1, 0.5)], {}, "touches the RoI or another cause"),
         (None, [PlantedCause((0, 0), (4, 4), 1, 0.5)] * 2, {}, "touches the RoI or another cause"),
         (None, [PlantedCause((14, 0), (4, 4), 1, 0.5)], {}, "leaves axis 0"),
@@ -253,6 +252,19 @@ def test_bad_arguments_of_a_case(options, message):
 def test_bad_arguments_of_a_network(roi, causes, options, message):
     with pytest.raises(ValueError, match=message):
         PlantedNetwork(regions.box((16, 16), 8, 4) if roi is None else roi, causes, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((0, 0), (4, 4), 0, 0.5), r"^sign: expected 1 or -1, got 0$"),
+        (((0, 0), (4,), 1, 0.5), r"^size: expected a sequence of lengths, got \(4,\)$"),
+        (((0, 0), (4, 4), 1, 0.0), r"^share: expected a finite number of more than 0 and at most 1, got 0\.0$"),
+    ],
+)
+def test_bad_causes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PlantedCause(*arguments)
 
 
 def test_a_network_refuses_images_of_another_shape():
@@ -383,8 +395,8 @@ def test_an_example_of_many_is_the_example_alone(shortcut):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1,), "index: expected an integer of at least 0, got -1"),
-        ((0, 0), "n_examples: expected an integer of at least 1, got 0"),
+        ((-1,), "index: expected at least 0, got -1"),
+        ((0, 0), "n_examples: expected at least 1, got 0"),
         ((True,), "index: expected an integer"),
         ((20, 5), "there are 24 held-out slices, got index=20 and n_examples=5"),
     ],
@@ -448,7 +460,7 @@ def test_findings_of_bad_maps(shortcut):
         marker_findings(torch.zeros(1, 1, 3, 3), case)
     with pytest.raises(ValueError, match="attributions: expected"):
         marker_findings(torch.zeros(2, 1, 96, 96), case)
-    with pytest.raises(ValueError, match="attributions: they hold NaN"):
+    with pytest.raises(ValueError, match="attributions: it holds NaN"):
         marker_findings(torch.full((1, 1, 96, 96), float("nan")), case)
 
 

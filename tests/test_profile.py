@@ -779,16 +779,16 @@ def test_no_negative_zeros_in_the_picture():
         ({"roi": torch.ones(4, 3) > 0}, ValueError, r"roi: expected one mask of the spatial shape \(4, 20\), got \(4, 3\)"),
         ({"roi": torch.zeros(4, 20)}, ValueError, "roi: it is empty"),
         ({"roi": torch.full((4, 20), 2)}, ValueError, "roi: expected a boolean mask"),
-        ({"roi": [[True]]}, TypeError, "roi: expected a tensor or an array, got list"),
+        ({"roi": [[True]]}, TypeError, "roi: expected a tensor or an array of real numbers, got list"),
         ({"example": 1}, ValueError, "example: expected an integer from 0 to 0, got 1"),
         ({"example": True}, ValueError, "example: expected an integer"),
-        ({"alpha": 1.5}, ValueError, "alpha: expected None or a number between 0 and 1, got 1.5"),
-        ({"spacing": (1, 2, 3)}, ValueError, r"spacing: expected a positive number or 2 of them .* got \(1, 2, 3\)"),
+        ({"alpha": 1.5}, ValueError, "alpha: expected a number between 0 and 1, got 1.5"),
+        ({"spacing": (1, 2, 3)}, ValueError, r"spacing: expected one positive number or 2 of them .* got \(1, 2, 3\)"),
         ({"spacing": 0}, ValueError, "spacing: expected a positive number"),
         ({"spacing": math.nan}, ValueError, "spacing: expected a positive number"),
-        ({"bin_width": -1.0}, ValueError, "bin_width: expected a positive number or 2 of them"),
-        ({"bin_width": (1.0, math.inf)}, ValueError, "bin_width: expected a positive number or 2 of them"),
-        ({"metric": "taxi"}, ValueError, "metric: expected one of .*'cityblock'.*, got 'taxi'"),
+        ({"bin_width": -1.0}, ValueError, "bin_width: expected a positive number, got -1.0"),
+        ({"bin_width": (1.0, math.inf)}, ValueError, r"bin_width\[1\]: expected a positive number, got inf"),
+        ({"metric": "taxi"}, ValueError, "metric: expected .*\"cityblock\", got 'taxi'"),
         ({"target": 0}, ValueError, "target: 0 does not pick one of 1 outputs"),
     ],
 )
@@ -825,7 +825,7 @@ def test_nothing_to_profile():
             ValueError,
             r"feature_mask: expected the spatial shape \(2, 4\)",
         ),
-        ({"block_size": 1.5}, ValueError, "block_size: expected one integer or 2 of them"),
+        ({"block_size": 1.5}, ValueError, "block_size: expected an integer, one per spatial axis or None, got 1.5"),
         ({"block_size": 4}, ValueError, r"block_size: a block of \(4, 4\) is larger than the image"),
         (
             {"effects": np.array([[1.0, 2, 0, 0], [1, 1, 0, 0]])},
@@ -857,8 +857,8 @@ def test_bad_input_of_profile_of_map(options, error, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"share": 0}, "share: expected a number above 0 and at most 1, got 0"),
-        ({"share": 1.01}, "share: expected a number above 0 and at most 1, got 1.01"),
+        ({"share": 0}, "share: expected a finite number of more than 0 and at most 1, got 0"),
+        ({"share": 1.01}, "share: expected a finite number of more than 0 and at most 1, got 1.01"),
         ({"of": "units"}, 'of: expected "mass" or "energy", got \'units\''),
     ],
 )
@@ -877,7 +877,7 @@ def test_bad_input_of_radius(arguments, message):
         ({"example": -1}, ValueError, "example: expected an integer from 0 to 0, got -1"),
         ({"regions": np.zeros((4, 6))}, TypeError, "regions: expected integers, got float64"),
         ({"regions": np.zeros((6, 4), int)}, ValueError, r"regions: expected the spatial shape \(4, 6\), got \(6, 4\)"),
-        ({"regions": "atlas"}, TypeError, "regions: expected a tensor or an array, got str"),
+        ({"regions": "atlas"}, TypeError, "regions: expected a tensor or an array of integers or None, got str"),
     ],
 )
 def test_bad_input_of_influence_matrix(options, error, message):

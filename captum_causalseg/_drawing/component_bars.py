@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from captum_causalseg._drawing.pictures import ROLES, check_words, literal, short
+from captum_causalseg._checks import checked, instance, integer
+from captum_causalseg._drawing.pictures import PICTURE, ROLES, literal, short
 from captum_causalseg._names import printable
 
 __all__ = ["name_of", "plot_components"]
@@ -21,6 +22,7 @@ def name_of(row: Mapping[Any, Any]) -> str:
     return str(row["module"]) if part is None else f"{row['module']} / {part} {row[part]}"
 
 
+@checked(PICTURE, table=instance(pd.DataFrame), max_bars=integer(1))
 def plot_components(
     table: pd.DataFrame,
     *,
@@ -68,7 +70,7 @@ def plot_components(
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['encoder', 'decoder']
     """
-    above, below = check_words(words)
+    above, below = words
     shown = table[(table["example"] == example) & table["effect"].notna()].sort_values("order", kind="stable")
     if shown.empty:
         raise ValueError(f"example: the table has no effects of example {example}")

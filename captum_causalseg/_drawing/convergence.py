@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._drawing.pictures import literal
+from captum_causalseg._checks import NONE, checked, instance, integer, one_of, sequence
+from captum_causalseg._drawing.pictures import PICTURE, literal
 from captum_causalseg.evaluation._unit_space import check_example
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
@@ -21,9 +22,17 @@ __all__ = ["plot_convergence"]
 # Okabe and Ito's colors, which the common kinds of color blindness tell apart; yellow is too pale for lines.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STATISTICS = instance(TreatmentEffectStatistics, expected="TreatmentEffectStatistics")
 _AGAINST = {"forwards": "forward passes", "draws": "draws per unit (mean)"}
 
 
+@checked(
+    PICTURE,
+    runs=sequence(_STATISTICS, 1, expected="a sequence of TreatmentEffectStatistics"),
+    reference=NONE | _STATISTICS,
+    n_units=integer(1),
+    against=one_of(*_AGAINST),
+)
 def plot_convergence(
     runs: Sequence[TreatmentEffectStatistics],
     reference: TreatmentEffectStatistics | None = None,
@@ -75,10 +84,6 @@ def plot_convergence(
     """
     found = _checked_runs(runs, reference)
     example = check_example(found[0], example)
-    if n_units < 1:
-        raise ValueError(f"n_units: expected a positive number, got {n_units!r}")
-    if against not in _AGAINST:
-        raise ValueError(f"against: expected one of {tuple(_AGAINST)}, got {against!r}")
     tables = [_unit_table(run, target, example) for run in found]
     truth = None if reference is None else _unit_table(reference, target, example)
     summary = _convergence_table(tables, [run.n_forwards for run in found], truth)
@@ -106,14 +111,8 @@ def _checked_runs(
     runs: Sequence[TreatmentEffectStatistics], reference: TreatmentEffectStatistics | None
 ) -> list[TreatmentEffectStatistics]:
     """The runs, all of the same units and outputs as each other and as the reference."""
-    if isinstance(runs, TreatmentEffectStatistics) or not isinstance(runs, Sequence):
-        raise TypeError(f"runs: expected a sequence of TreatmentEffectStatistics, got {type(runs).__name__}")
-    if not runs:
-        raise ValueError("runs: expected at least one, got none")
     named = [(f"runs[{i}]", run) for i, run in enumerate(runs)]
     for name, run in [*named, *([] if reference is None else [("reference", reference)])]:
-        if not isinstance(run, TreatmentEffectStatistics):
-            raise TypeError(f"{name}: expected TreatmentEffectStatistics, got {type(run).__name__}")
         if run.effect.shape != runs[0].effect.shape:
             raise ValueError(
                 f"{name}: expected effects of shape {tuple(runs[0].effect.shape)} as in runs[0], got {tuple(run.effect.shape)}"

@@ -7,13 +7,20 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from captum_causalseg._drawing.pictures import EFFECTS, check_words, decimals, literal, robust_maximum, round_up
+from captum_causalseg._checks import ANY, NONE, checked, instance, sequence
+from captum_causalseg._drawing.pictures import EFFECTS, PICTURE, decimals, literal, robust_maximum, round_up
 from captum_causalseg._names import printable
 from captum_causalseg.evaluation.influence import InfluenceMatrix
 
 __all__ = ["plot_influence"]
 
 
+@checked(
+    PICTURE,
+    matrix=instance(InfluenceMatrix),
+    roi_names=NONE | sequence(ANY, expected="a name for each region of interest"),
+    region_names=NONE | sequence(ANY, expected="a name for each row"),
+)
 def plot_influence(
     matrix: InfluenceMatrix,
     title: str = "",
@@ -42,9 +49,7 @@ def plot_influence(
         TypeError: ``matrix`` is no InfluenceMatrix.
         ValueError: as many names as there are rows or columns were expected; ``words`` are not two strings.
     """
-    if not isinstance(matrix, InfluenceMatrix):
-        raise TypeError(f"matrix: expected an InfluenceMatrix, got {type(matrix).__name__}")
-    above, below = check_words(words)
+    above, below = words
     effect, significant = matrix.effect.to_numpy(), matrix.significant.to_numpy()
     rows, columns = effect.shape
     labels = []

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 from torch import Tensor
 
+from captum_causalseg._checks import NONE, TEXT, integer, number, one_of, sequence
 from captum_causalseg._names import printable
 
 __all__ = [
@@ -18,10 +19,10 @@ __all__ = [
     "EFFECTS",
     "ERRORS",
     "PALETTES",
+    "PICTURE",
     "ROLES",
     "Palette",
     "background",
-    "check_words",
     "contour",
     "decimals",
     "first",
@@ -53,19 +54,24 @@ class Palette:
     outline: str
 
 
+# What the arguments that all pictures share have to be.
+PICTURE = {
+    "example": integer(),
+    "title": TEXT,
+    "score_name": TEXT,
+    "words": sequence(TEXT, length=2, expected="two strings, for effects above and below 0"),
+    "spacing": NONE | number(above=0) | sequence(number(above=0), 1, expected="one per spatial axis"),
+    "channel": NONE | integer(),
+    "input_index": integer(),
+    "columns": NONE | integer(1),
+}
+
 PALETTES = {"accessible": Palette(EFFECTS, ERRORS, "#2ee62e"), "paper": Palette("bwr", "Greys", "#00ff00")}
 
 
 def palette_of(name: str) -> Palette:
-    if name not in PALETTES:
-        raise ValueError(f"palette: expected one of {tuple(PALETTES)}, got {name!r}")
+    one_of(*PALETTES)("palette", name)
     return PALETTES[name]
-
-
-def check_words(words: Sequence[str]) -> tuple[str, str]:
-    if isinstance(words, str) or len(words) != 2 or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"words: expected two strings, for effects above and below 0, got {words!r}")
-    return words[0], words[1]
 
 
 def background(

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import integer, number, per_axis
 from captum_causalseg._masks import check_roi, mask_source, plain_tensor, roi_of_batch
 from captum_causalseg.evaluation._unit_space import check_example
 from captum_causalseg.images import spacing_of
@@ -106,8 +107,7 @@ def view_of(
         raise TypeError(f"statistics: expected TreatmentEffectStatistics, got {type(statistics).__name__}")
     example = check_example(statistics, example)
     count = len(statistics.input_shapes)
-    if not 0 <= input_index < count:
-        raise ValueError(f"input_index: expected an integer from 0 to {count - 1}, got {input_index!r}")
+    integer(0, count - 1)("input_index", input_index)
     if isinstance(image, tuple):
         if len(image) != count:
             raise ValueError(f"image: the statistics are of {count} input(s), got {len(image)}")
@@ -119,8 +119,8 @@ def view_of(
     explained = statistics.input_shapes[input_index]
     if (image.shape[0], *image.shape[2:]) != (explained[0], *explained[2:]):
         raise ValueError(f"image: expected the explained input, of shape {explained}, got {tuple(image.shape)}")
-    if channel is not None and not 0 <= channel < image.shape[1]:
-        raise ValueError(f"channel: expected an integer from 0 to {image.shape[1] - 1}, got {channel!r}")
+    if channel is not None:
+        integer(0, image.shape[1] - 1)("channel", channel)
     if isinstance(roi, str):
         raise TypeError(f"roi: expected a mask to outline, got {roi!r}")
     given = mask_source("roi", roi)[1]
@@ -143,10 +143,7 @@ def pixel_spacing(image: Tensor, spacing: float | Sequence[float] | None, exampl
     axes = image.ndim - 2
     if spacing is None:
         return spacing_of(image, example) or (1.0,) * axes
-    lengths = np.full(axes, spacing) if np.ndim(spacing) == 0 else np.asarray(spacing)
-    if lengths.shape != (axes,) or lengths.dtype.kind not in "fiu" or not (np.isfinite(lengths) & (lengths > 0)).all():
-        raise ValueError(f"spacing: expected a positive number or {axes} of them (one per spatial axis), got {spacing!r}")
-    return tuple(map(float, lengths))
+    return tuple(map(float, per_axis("spacing", spacing, axes, number(above=0))))
 
 
 def shown_outputs(statistics: TreatmentEffectStatistics, target: TargetType, view: View) -> list[Output]:

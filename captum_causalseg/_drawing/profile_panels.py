@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from captum_causalseg._drawing.pictures import BACKGROUND, ROLES, check_words
+from captum_causalseg._drawing.pictures import BACKGROUND, ROLES
 from captum_causalseg.evaluation.profile import PerceptionProfile
 
 __all__ = ["histogram", "mass_by_distance", "named_roles", "pie", "ratio"]
@@ -12,7 +12,7 @@ __all__ = ["histogram", "mass_by_distance", "named_roles", "pie", "ratio"]
 
 def named_roles(words: tuple[str, str]) -> dict[str, str]:
     """What units of each role are called, from what positive and negative effects do."""
-    above, below = check_words(words)
+    above, below = words
     usual = (above, below) == ("supports", "harms")
     return {
         "supporting": "supporting" if usual else above,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, PATH, TEXT, checked, integer, number, one_of, sequence, unexpected
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.cohort import engines
 from captum_causalseg.cohort._bytes import digest_of_json
@@ -27,6 +28,27 @@ _RESERVED = (
 )
 
 
+@checked(
+    make_target=FUNCTION,
+    method=FUNCTION,
+    out=PATH,
+    engine=one_of("local", "ray"),
+    resume=BOOLEAN,
+    load_model=NONE | FUNCTION,
+    prepare=NONE | FUNCTION,
+    id_key=TEXT,
+    image_key=TEXT | sequence(TEXT, 1, expected="a tuple of them"),
+    case_arguments=sequence(TEXT),
+    columns=sequence(TEXT),
+    nifti=BOOLEAN | FUNCTION,
+    shards=integer(1),
+    errors=one_of("record", "raise"),
+    num_workers=NONE | integer(1),
+    num_cpus=number(above=0),
+    num_gpus=number(0),
+    address=NONE | TEXT,
+    show_progress=BOOLEAN,
+)
 def explain_cohort(
     cases: Iterable[Mapping[str, Any]] | Sequence[Mapping[str, Any]] | Any,
     make_target: Callable[..., Any],
@@ -122,9 +144,7 @@ def explain_cohort(
         [['0', 'A', 'finished', 16], ['1', 'A', 'finished', 16], ['2', 'A', 'finished', 16]]
     """
     arrow()
-    _check(
-        make_target, method, engine, errors, load_model, prepare, shards, num_workers, num_cpus, num_gpus, arguments, columns
-    )
+    _check(method, shards, arguments, columns)
     if address is not None and engine != "ray":
         raise ValueError('address: it goes with engine="ray"')
     folder = Path(out).absolute()
@@ -181,36 +201,8 @@ def _is_dataset(cases: Any) -> bool:
     return not isinstance(cases, (list, tuple)) and hasattr(cases, "__getitem__") and hasattr(cases, "__len__")
 
 
-def _check(
-    make_target: Any,
-    method: Any,
-    engine: str,
-    errors: str,
-    load_model: Any,
-    prepare: Any,
-    shards: Any,
-    num_workers: Any,
-    num_cpus: Any,
-    num_gpus: Any,
-    arguments: dict[str, Any],
-    columns: Sequence[str],
-) -> None:
-    for name, value in (("make_target", make_target), ("method", method)):
-        if not callable(value):
-            raise TypeError(f"{name}: expected a function or a class, got {type(value).__name__}")
-    for name, value in (("load_model", load_model), ("prepare", prepare)):
-        if value is not None and not callable(value):
-            raise TypeError(f"{name}: expected a function, got {type(value).__name__}")
-    if engine not in ("local", "ray"):
-        raise ValueError(f'engine: expected "local" or "ray", got {engine!r}')
-    if errors not in ("record", "raise"):
-        raise ValueError(f'errors: expected "record" or "raise", got {errors!r}')
-    for name, value in (("shards", shards), ("num_workers", num_workers)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    for name, value, least in (("num_cpus", num_cpus, "positive"), ("num_gpus", num_gpus, "at least 0")):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (value == 0 and least == "positive"):
-            raise ValueError(f"{name}: expected a number, {least}, got {value!r}")
+def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequence[str]) -> None:
+    """What depends on several arguments at once, and on those of the method."""
     for column in columns:
         if column in _RESERVED:
             raise ValueError(f"columns: {column!r} is a column of the table already")
@@ -220,7 +212,7 @@ def _check(
         raise ValueError("shards: not with precision or decide, whose budget is shared among all units of a case")
     for name in _OURS:
         if name in arguments:
-            raise TypeError(f"explain_cohort: {name!r} is not an argument of a study")
+            raise TypeError(f"{name}: {name!r} is not an argument of a study")
     attribute = method if method is component_effects else getattr(method, "attribute", None)
     if attribute is None:
         return  # a function that makes the explainer: it is seen when the first case is explained
@@ -231,4 +223,4 @@ def _check(
         raise TypeError(f"method: {method.__name__} has no uncertainties to be kept; expected a class with return_statistics")
     unknown = sorted({*arguments} - {*known})
     if unknown:
-        raise TypeError(f"explain_cohort: unknown argument {unknown[0]!r}; {method.__name__} has {', '.join(known[2:])}")
+        raise TypeError(unexpected(unknown[0], f"explain_cohort (with {method.__name__})", known[2:]))

@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from captum_causalseg._drawing.pictures import literal, short
+from captum_causalseg._checks import TEXT, checked, instance, integer, sequence
+from captum_causalseg._drawing.pictures import PICTURE, literal, short
 from captum_causalseg._names import printable
 from captum_causalseg.cohort._case_values import PARTS
 from captum_causalseg.cohort.summary import CohortSummary
@@ -25,6 +26,7 @@ _PANELS = {
 }
 
 
+@checked(PICTURE, summary=instance(CohortSummary), panels=sequence(TEXT, 1, expected=f"some of {tuple(_PANELS)}"))
 def plot_cohort_profile(
     summary: CohortSummary,
     *,
@@ -65,10 +67,9 @@ def plot_cohort_profile(
         >>> len(figure.axes)
         3
     """
-    _check(summary)
     if summary.profile.empty:
         raise ValueError("summary: it has no profile; its study is of components, or its units have no distance")
-    if isinstance(panels, str) or not panels or not all(name in _PANELS for name in panels):
+    if not all(name in _PANELS for name in panels):
         raise ValueError(f"panels: expected some of {tuple(_PANELS)}, got {panels!r}")
     figure = Figure(figsize=(1 + 4.2 * len(panels), 4.2), layout="constrained")
     every: np.ndarray = figure.subplots(1, len(panels), squeeze=False)
@@ -102,6 +103,7 @@ def plot_cohort_profile(
     return literal(figure)
 
 
+@checked(PICTURE, summary=instance(CohortSummary), max_rows=integer(1))
 def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title: str = "", score_name: str = "score") -> Figure:
     """A forest plot: the mean effect of each module over cases, and how much it differs between them, by group.
 
@@ -137,11 +139,8 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['0', '1', '2']
     """
-    _check(summary)
     if summary.components.empty:
         raise ValueError("summary: it has no components; its study is of units")
-    if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
-        raise ValueError(f"max_rows: expected a positive integer, got {max_rows!r}")
     named = [name for name in ("module", *PARTS) if name in summary.components]
     largest = summary.components.assign(size=summary.components["effect"].abs()).groupby(named, sort=False)
     chosen = (
@@ -202,11 +201,6 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
     if title:
         figure.suptitle(title)
     return literal(figure)
-
-
-def _check(summary: object) -> None:
-    if not isinstance(summary, CohortSummary):
-        raise TypeError(f"summary: expected a CohortSummary, got {type(summary).__name__}")
 
 
 def _groups(table: pd.DataFrame, summary: CohortSummary) -> list[tuple[int, pd.DataFrame]]:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from captum_causalseg._checks import BOOLEAN, NONE, PATH, TEXT, checked, one_of, sequence
 from captum_causalseg._files import cleared_away_when_ended, written_whole
 from captum_causalseg.cohort._bytes import digest_of_file
 from captum_causalseg.cohort._manifest import partition_of, problem_of_table, read_manifest, table_of_cases
@@ -80,6 +81,7 @@ class Cohort:
         {'case-0': 32, 'case-1': 32}
     """
 
+    @checked(folder=PATH)
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.study = _read_study(self.folder)
@@ -144,6 +146,7 @@ class Cohort:
         rows = sorted(self.records().values(), key=lambda record: record["position"])
         return table_of_cases(rows, self.study.get("columns", []))
 
+    @checked(cases=NONE | sequence(TEXT), columns=NONE | sequence(TEXT), asked=BOOLEAN)
     def units(
         self, cases: Sequence[str] | None = None, columns: Sequence[str] | None = None, asked: bool = False
     ) -> pd.DataFrame:
@@ -170,6 +173,7 @@ class Cohort:
         tables = [self._units_of(records[name], columns, asked) for name in chosen]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
+    @checked(case=TEXT)
     def statistics(self, case: str) -> TreatmentEffectStatistics:
         """Everything about one case's effects.
 
@@ -181,6 +185,7 @@ class Cohort:
             raise KeyError(f"case: no statistics of {case!r} in {str(self.folder)!r}")
         return TreatmentEffectStatistics.load(path)
 
+    @checked(case=TEXT, name=one_of("units.parquet", "statistics.npz", "effects.nii.gz"))
     def file(self, case: str, name: str) -> Path:
         """Where a file of a finished case lies: ``"units.parquet"``, ``"statistics.npz"`` or ``"effects.nii.gz"``.
 

@@ -9,11 +9,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 
+from captum_causalseg._checks import FRACTION, NONE, PATH, TEXT, checked, instance, integer, mapping, number, one_of, sequence
 from captum_causalseg.cohort._between_cases import Discoveries
 from captum_causalseg.cohort._case_values import READ
 from captum_causalseg.cohort._groups import (
@@ -118,6 +118,7 @@ class CohortSummary:
             said.append(f"{rows['n_pairs'].max()} pairs of {first} and {second}")
         return f"CohortSummary({', '.join(said)})"
 
+    @checked(alpha=NONE | FRACTION, correction=one_of("fdr_bh", "fdr_by"))
     def significant_units(self, alpha: float | None = None, correction: Literal["fdr_bh", "fdr_by"] = "fdr_bh") -> pd.DataFrame:
         """The units whose effects differ from 0, among all units of all cases of all groups.
 
@@ -136,9 +137,6 @@ class CohortSummary:
             ValueError: ``alpha`` is not between 0 and 1, or the correction is unknown.
         """
         alpha = self.alpha if alpha is None else alpha
-        _check_fraction("alpha", alpha)
-        if correction not in ("fdr_bh", "fdr_by"):
-            raise ValueError(f'correction: expected "fdr_bh" or "fdr_by", got {correction!r}')
         discoveries = Discoveries(alpha, correction)
         for member in self._members:
             units = member.source.units(member.case, ("status", "p_value"))
@@ -161,6 +159,15 @@ class CohortSummary:
         return found
 
 
+@checked(
+    cohort=PATH | instance(Cohort) | mapping(TEXT, PATH | instance(Cohort), expected="studies by name"),
+    by=NONE | TEXT | sequence(TEXT, expected="a sequence of them"),
+    pair=NONE | TEXT,
+    output=NONE | mapping(TEXT, integer(), expected='a dict of output axes such as {"class": 1}', least=1),
+    bin_width=NONE | number(above=0),
+    level=FRACTION,
+    alpha=FRACTION,
+)
 def summarize(
     cohort: Folder | Mapping[str, Folder],
     by: str | Sequence[str] | None = None,
@@ -224,12 +231,6 @@ def summarize(
         [[1.0, 4.0, 48.0, 1.0]]
     """
     arrow()
-    _check_fraction("level", level)
-    _check_fraction("alpha", alpha)
-    if bin_width is not None and not (_is_number(bin_width) and 0 < bin_width < math.inf):
-        raise ValueError(f"bin_width: expected a positive number, got {bin_width!r}")
-    if output is not None and not (isinstance(output, Mapping) and output and all(isinstance(k, str) for k in output)):
-        raise TypeError(f'output: expected a dict of output axes such as {{"class": 1}}, got {output!r}')
     sources = sources_of(cohort, output)
     table = table_of_cases(sources, isinstance(cohort, Mapping))
     columns = columns_of(by, isinstance(cohort, Mapping), table)
@@ -265,12 +266,3 @@ def summarize(
         distance_unit=", ".join(lengths),
         _members=tuple(members),
     )
-
-
-def _check_fraction(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0 < value < 1:
-        raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -17,6 +17,8 @@ import torch
 from monai.transforms import ResizeWithPadOrCrop
 from torch import Tensor
 
+from captum_causalseg._checks import checked, integer, shown, tensor_of
+
 CLASS_NAMES: tuple[str, str, str] = ("background", "grey matter", "white matter")
 """Meaning of the label values 0, 1 and 2. Background is air, fluid, vessels and everything else that is not tissue."""
 
@@ -44,10 +46,16 @@ class BrainSlices:
     def __len__(self) -> int:
         return len(self.z_mm)
 
+    @checked(indices=tensor_of("labels", "(n,)", (1, 1)))
     def select(self, indices: Tensor) -> BrainSlices:
         """Return the slices at ``indices`` (int64) or where ``indices`` (bool, ``(D,)``) is true."""
+        fits = len(indices) == len(self) if indices.dtype == torch.bool else bool((indices < len(self)).all())
+        if not fits:
+            raise ValueError(f"indices: expected booleans ({len(self)},) or integers below {len(self)}, got {shown(indices)}")
+        indices = indices if indices.dtype == torch.bool else indices.long()
         return BrainSlices(self.images[indices], self.labels[indices], self.z_mm[indices])
 
+    @checked(slabs=integer(1), slab=integer(1), margin=integer(0))
     def split(self, *, slabs: int = 3, slab: int = 8, margin: int = 5) -> tuple[BrainSlices, BrainSlices]:
         """Split into train and held-out slices that are not near copies of each other.
 
@@ -65,10 +73,10 @@ class BrainSlices:
             The train slices and the held-out slices.
         """
         depth = len(self)
-        if slabs < 1 or slab < 1 or margin < 0:
-            raise ValueError(f"need slabs >= 1, slab >= 1 and margin >= 0, got {slabs=}, {slab=}, {margin=}")
         if slabs * (slab + 2 * margin) >= depth:
-            raise ValueError(f"{slabs} slabs of {slab} slices with margins of {margin} leave none of {depth} to train")
+            raise ValueError(
+                f"slabs, slab, margin: {slabs} slabs of {slab} slices with margins of {margin} leave none of {depth} to train"
+            )
         held_out = torch.zeros(depth, dtype=torch.bool)
         train = torch.ones(depth, dtype=torch.bool)
         for i in range(slabs):

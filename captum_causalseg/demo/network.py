@@ -16,6 +16,20 @@ from monai.metrics import compute_dice
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
+from captum_causalseg._checks import (
+    FUNCTION,
+    NONE,
+    SEED,
+    check_all,
+    checked,
+    instance,
+    integer,
+    number,
+    one_of,
+    sequence,
+    tensor_of,
+)
+
 WEIGHTS_FILE = "brain_unet.pt"
 """File name of the shipped weights within this package."""
 
@@ -45,6 +59,10 @@ class Augmentation:
     offset: float = 0.08
     gamma: float = 0.2
     noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        ranges = dict.fromkeys(("rotation_deg", "scale", "shift", "gain", "offset", "gamma", "noise"), number(0))
+        check_all(vars(self), flip=sequence(one_of(-1, -2), expected="a tuple of axes"), **ranges)
 
     def __call__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Change each picture of a batch in its own way.
@@ -87,6 +105,15 @@ class Augmentation:
         return moved.clamp(min=0) ** gamma * gain + offset + noise, moved_labels[:, 0].to(labels)
 
 
+_TRAINING = {
+    "network": instance(nn.Module),
+    "images": tensor_of("float", "(N, C, H, W)", (4, 4), finite=True, may_be_empty=False),
+    "labels": tensor_of("labels", "(N, H, W)", (3, 3)),
+    "batch_size": integer(1),
+}
+
+
+@checked(in_channels=integer(1), out_channels=integer(1), seed=SEED)
 def build_network(in_channels: int = 1, out_channels: int = 3, *, seed: int = 0) -> UNet:
     """Build the demo's 2D U-Net, untrained, with about 0.2 million parameters.
 
@@ -127,6 +154,14 @@ def load_demo_network() -> UNet:
     return network.eval()
 
 
+@checked(
+    _TRAINING,
+    steps=integer(1),
+    seed=SEED,
+    learning_rate=number(above=0),
+    augmentation=NONE | instance(Augmentation),
+    progress=NONE | FUNCTION,
+)
 def fit(
     network: Network,
     images: Tensor,
@@ -160,8 +195,7 @@ def fit(
     Returns:
         The network itself, in eval mode.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    _check_pairs(images, labels)
     device = next(network.parameters()).device
     images, labels = images.to(device), labels.to(device)
     generator = torch.Generator().manual_seed(seed)
@@ -184,6 +218,7 @@ def fit(
     return network.eval()
 
 
+@checked(_TRAINING)
 @torch.no_grad()
 def mean_dice(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 16) -> Tensor:
     """Dice of the predicted classes, averaged over the pictures in which the class is present.
@@ -197,12 +232,20 @@ def mean_dice(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size:
     Returns:
         ``(K - 1,)`` float, one Dice per class but the first, the background.
     """
+    _check_pairs(images, labels)
     dice = []
     for picture, target in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
         logits = network(picture)
         predicted = logits.argmax(dim=1, keepdim=True)
         dice.append(compute_dice(predicted, target[:, None], include_background=False, num_classes=logits.shape[1]))
     return torch.cat(dice).nanmean(dim=0)
+
+
+def _check_pairs(images: Tensor, labels: Tensor) -> None:
+    if labels.shape != (len(images), *images.shape[2:]):
+        raise ValueError(
+            f"images, labels: expected shapes (N, C, H, W) and (N, H, W), got {tuple(images.shape)} and {tuple(labels.shape)}"
+        )
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

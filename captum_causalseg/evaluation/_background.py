@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._checks import FRACTION, checked, instance
-from captum_causalseg.evaluation._unit_space import Array, Metric, check_example, unit_distances, unit_labels
+from captum_causalseg._checks import FRACTION, array_of, checked, instance, integer
+from captum_causalseg.evaluation._unit_space import DISTANCES, Array, Metric, check_example, unit_distances, unit_labels
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["FAR_SHARE", "BackgroundEffect", "background_effect", "of_units"]
@@ -44,7 +44,7 @@ class BackgroundEffect:
         )
 
 
-@checked(statistics=instance(TreatmentEffectStatistics), share=FRACTION)
+@checked(DISTANCES, statistics=instance(TreatmentEffectStatistics), roi=array_of("real"), example=integer(), share=FRACTION)
 def background_effect(
     statistics: TreatmentEffectStatistics,
     roi: Array,

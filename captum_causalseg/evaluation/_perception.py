@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from captum_causalseg._checks import checked, number, one_of
 from captum_causalseg.evaluation._background import BackgroundEffect
 
 __all__ = ["ROLES", "PerceptionProfile", "energies", "known_errors"]
@@ -86,6 +87,7 @@ class PerceptionProfile:
         """Sum of ``|effect|`` over all units."""
         return self.supporting_mass + self.harming_mass
 
+    @checked(share=number(above=0, most=1), of=one_of("mass", "energy"))
     def radius(self, share: float = 0.5, of: Literal["mass", "energy"] = "mass") -> float:
         """The smallest distance of a unit within which ``share`` of the mass (or of the energy) lies.
 
@@ -102,10 +104,6 @@ class PerceptionProfile:
         Raises:
             ValueError: ``share`` outside (0, 1], or ``of`` is neither.
         """
-        if not 0 < share <= 1:
-            raise ValueError(f"share: expected a number above 0 and at most 1, got {share}")
-        if of not in ("mass", "energy"):
-            raise ValueError(f'of: expected "mass" or "energy", got {of!r}')
         amount = self.units["effect"].abs() if of == "mass" else energies(self.units)
         # Units at the same distance come together: the energy of one may take back that of the other.
         distances, shell = np.unique(self.units["distance"].to_numpy(), return_inverse=True)

@@ -9,9 +9,17 @@ import torch
 from torch import nn
 
 from captum_causalseg._captum import format_additional_forward_args
+from captum_causalseg._checks import checked, integer
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.evaluation._differences import p_values_of_difference
-from captum_causalseg.evaluation._refutation_context import FEWEST, Explainer, RefutationContext, rank_correlation, resolution
+from captum_causalseg.evaluation._refutation_context import (
+    CONTEXT,
+    FEWEST,
+    Explainer,
+    RefutationContext,
+    rank_correlation,
+    resolution,
+)
 from captum_causalseg.evaluation.refutation import Refutation, inconclusive, verdict
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
@@ -19,6 +27,7 @@ from captum_causalseg.target import SegmentationTarget
 __all__ = ["random_weights"]
 
 
+@checked(context=CONTEXT, attempts=integer(1))
 def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
     """The model's weights are shuffled, and the effects must change: an explanation of the model must depend on the model.
 

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import instance
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.evaluation.refutation import Refutation
@@ -17,6 +18,7 @@ from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = [
+    "CONTEXT",
     "FEWEST",
     "Explainer",
     "RefutationContext",
@@ -71,6 +73,7 @@ class RefutationContext:
 
 
 Refuter = Callable[[RefutationContext], Refutation]
+CONTEXT = instance(RefutationContext)
 
 
 def attributed(

@@ -6,7 +6,7 @@ trained on both learns to look at the letter. The brain is the one that nilearn 
 
 import functools
 import json
-import numbers
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_causalseg import regions
+from captum_causalseg._checks import NONE, SEED, checked, instance, integer, sequence, tensor_of
 from captum_causalseg.demo.brain import BrainSlices, load_brain_slices
 from captum_causalseg.donors import PatchBank
 from captum_causalseg.target import SegmentationTarget
@@ -84,6 +85,7 @@ def load_shortcut_slices() -> tuple[BrainSlices, BrainSlices]:
 _slices = functools.lru_cache(maxsize=1)(load_shortcut_slices)
 
 
+@checked(slices=instance(BrainSlices), which=sequence(integer(0), 1), seed=SEED)
 def draw_shortcut_examples(slices: BrainSlices, which: Sequence[int], seed: int = 0) -> ShortcutExamples:
     """Put one bright ellipse with a soft edge into the tissue of each slice, at a random place, of random size and angle.
 
@@ -126,6 +128,7 @@ def _letter(spatial: Sequence[int]) -> Tensor:
     return mask
 
 
+@checked(seed=SEED)
 def build_shortcut_network(*, seed: int = 0) -> UNet:
     """The U-Net of the shortcut, untrained: one channel in, one logit out, five halvings, so that its bottleneck sees everything.
 
@@ -207,6 +210,7 @@ class ShortcutCase:
         return SegmentationTarget(self.model, roi=self.roi, reference=self.reference, metric=metric, activation="sigmoid")
 
 
+@checked(index=integer(0), n_examples=integer(1), model=NONE | instance(nn.Module))
 def load_shortcut_case(index: int = 0, n_examples: int = 1, *, model: nn.Module | None = None) -> ShortcutCase:
     """The planted shortcut: brain slices whose segmentation has one known cause, a letter in the corner, far from the RoI.
 
@@ -231,9 +235,6 @@ def load_shortcut_case(index: int = 0, n_examples: int = 1, *, model: nn.Module 
         >>> marker_findings(attr, case)["found"].item()
         True
     """
-    for name, value, least in (("index", index, 0), ("n_examples", n_examples, 1)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
     train, held_out = _slices()
     if index + n_examples > len(held_out):
         raise ValueError(
@@ -266,6 +267,7 @@ def _blocks_around(lesion: Tensor, units: Tensor, margin: int = 4) -> Tensor:
     return regions.box(units.shape, first.tolist(), (stop - first).tolist())
 
 
+@checked(attributions=tensor_of("real", "(N, C, *spatial)", (3, math.inf), finite=True), case=instance(ShortcutCase))
 def marker_findings(attributions: Tensor, case: ShortcutCase) -> pd.DataFrame:
     """Does a map of attributions name the marker as the cause?
 
@@ -291,8 +293,6 @@ def marker_findings(attributions: Tensor, case: ShortcutCase) -> pd.DataFrame:
             f"attributions: expected (N, C, *spatial) with N={n} and spatial shape {tuple(spatial)}, got "
             f"{tuple(attributions.shape)}; LayerAttribution.interpolate upsamples the map of a layer"
         )
-    if not bool(attributions.isfinite().all()):
-        raise ValueError("attributions: they hold NaN or infinite values")
     maps = attributions.detach().cpu().double().mean(1).flatten(1).numpy()
     units = case.units.cpu().numpy()
     size = np.bincount(units.ravel())

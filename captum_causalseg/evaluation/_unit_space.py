@@ -8,10 +8,12 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from captum_causalseg._checks import NONE, TEXT, array_of, integer, number, one_of, per_axis, sequence
 from captum_causalseg._masks import check_roi
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = [
+    "DISTANCES",
     "Array",
     "Metric",
     "UnitSpace",
@@ -26,7 +28,13 @@ __all__ = [
 Array = Tensor | np.ndarray
 Metric = Literal["chebyshev", "euclidean", "cityblock"]
 
-_METRICS = ("chebyshev", "euclidean", "cityblock")
+# What the arguments of profiles that say how distances are measured have to be.
+DISTANCES = {
+    "spacing": NONE | number(above=0) | sequence(number(above=0), 1, expected="one per spatial axis"),
+    "bin_width": NONE | number(above=0) | sequence(number(above=0), 1, expected="one per spatial axis"),
+    "metric": one_of("chebyshev", "euclidean", "cityblock"),
+    "length_unit": NONE | TEXT,
+}
 
 
 class UnitSpace:
@@ -50,8 +58,6 @@ class UnitSpace:
     ) -> None:
         spatial = labels.shape[1:]
         axes = len(spatial)
-        if metric not in _METRICS:
-            raise ValueError(f"metric: expected one of {_METRICS}, got {metric!r}")
         self.roi = _roi(roi, spatial)
         step = np.ones(axes) if spacing is None else _lengths("spacing", spacing, axes)
         self.ids, unit = np.unique(labels, return_inverse=True)
@@ -81,8 +87,7 @@ def unit_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the units in ``labels`` ``(C, *spatial)`` and their smallest distances from the RoI, as :class:`UnitSpace` has them."""
     spatial = labels.shape[1:]
-    if metric not in _METRICS:
-        raise ValueError(f"metric: expected one of {_METRICS}, got {metric!r}")
+    DISTANCES["metric"]("metric", metric)
     step = np.ones(len(spatial)) if spacing is None else _lengths("spacing", spacing, len(spatial))
     ids, unit = np.unique(labels, return_inverse=True)
     reach = np.broadcast_to(distance_to(_roi(roi, spatial), step, metric), labels.shape)
@@ -151,8 +156,7 @@ def unit_labels(statistics: TreatmentEffectStatistics, row: int) -> np.ndarray:
 
 
 def _roi(roi: Array, spatial: tuple[int, ...]) -> np.ndarray:
-    if not isinstance(roi, (Tensor, np.ndarray)):
-        raise TypeError(f"roi: expected a tensor or an array, got {type(roi).__name__}")
+    array_of("real")("roi", roi)
     if tuple(roi.shape) != tuple(spatial):
         raise ValueError(f"roi: expected one mask of the spatial shape {tuple(spatial)}, got {tuple(roi.shape)}")
     return check_roi(torch.from_numpy(to_numpy(roi).copy())).numpy()
@@ -160,11 +164,9 @@ def _roi(roi: Array, spatial: tuple[int, ...]) -> np.ndarray:
 
 def integer_map(name: str, values: Array | None, spatial: tuple[int, ...]) -> np.ndarray:
     """A user's integers ``(*spatial)``, checked."""
-    if not isinstance(values, (Tensor, np.ndarray)):
-        raise TypeError(f"{name}: expected a tensor or an array, got {type(values).__name__}")
+    array_of("integer")(name, values)
+    assert values is not None
     array = to_numpy(values)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got {array.dtype}")
     if array.shape != tuple(spatial):
         raise ValueError(f"{name}: expected the spatial shape {tuple(spatial)}, got {array.shape}")
     return array
@@ -172,10 +174,7 @@ def integer_map(name: str, values: Array | None, spatial: tuple[int, ...]) -> np
 
 def _lengths(name: str, value: float | Sequence[float], axes: int) -> np.ndarray:
     """One positive number per axis."""
-    lengths = np.full(axes, value) if np.ndim(value) == 0 else np.asarray(value)
-    if lengths.shape != (axes,) or lengths.dtype.kind not in "fiu" or not (np.isfinite(lengths) & (lengths > 0)).all():
-        raise ValueError(f"{name}: expected a positive number or {axes} of them (one per spatial axis), got {value!r}")
-    return lengths.astype(np.float64)
+    return np.asarray(per_axis(name, value, axes, number(above=0)), dtype=np.float64)
 
 
 def to_numpy(values: Array) -> np.ndarray:
@@ -186,7 +185,5 @@ def to_numpy(values: Array) -> np.ndarray:
 
 def check_example(statistics: TreatmentEffectStatistics, example: int) -> int:
     """A user's choice of an example, checked."""
-    count = statistics.effect.shape[0]
-    if isinstance(example, bool) or not isinstance(example, (int, np.integer)) or not 0 <= example < count:
-        raise ValueError(f"example: expected an integer from 0 to {count - 1}, got {example!r}")
+    integer(0, statistics.effect.shape[0] - 1)("example", example)
     return int(example)

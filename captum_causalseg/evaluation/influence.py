@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from captum_causalseg._checks import FRACTION, NONE, array_of, checked, instance, integer, shown
 from captum_causalseg.evaluation._unit_space import Array, check_example, integer_map, unit_labels
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, adjust_p_values, is_hypothesis
 
@@ -30,6 +31,12 @@ class InfluenceMatrix:
     significant: pd.DataFrame
 
 
+@checked(
+    statistics=instance(TreatmentEffectStatistics, expected="TreatmentEffectStatistics"),
+    example=integer(),
+    regions=NONE | array_of("integer", "(*spatial)", (1, math.inf)),
+    alpha=FRACTION,
+)
 def influence_matrix(
     statistics: TreatmentEffectStatistics,
     target: int | None = None,
@@ -71,10 +78,6 @@ def influence_matrix(
         >>> influence_matrix(statistics).effect.notna().values.tolist()
         [[False, True], [True, True], [True, False]]
     """
-    if not isinstance(statistics, TreatmentEffectStatistics):
-        raise TypeError(f"statistics: expected TreatmentEffectStatistics, got {type(statistics).__name__}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha: expected a number between 0 and 1, got {alpha}")
     if "roi" not in statistics.output_axes:
         raise ValueError(
             f"statistics: expected scores of several RoIs (an output axis 'roi'), got output axes {statistics.output_axes}; "
@@ -147,11 +150,11 @@ def _of_class(values: np.ndarray, statistics: TreatmentEffectStatistics, target:
     """``(U, R)`` of ``(U, *output_shape)``."""
     if "class" not in statistics.output_axes:
         if target is not None:
-            raise ValueError(f"target: the statistics have no classes to pick one of, expected None, got {target!r}")
+            raise ValueError(f"target: the statistics have no classes to pick one of, expected None, got {shown(target)}")
         return values
     axis = statistics.output_axes.index("class")
     classes = statistics.output_shape[axis]
     if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < classes:
-        raise ValueError(f"target: expected a class, an integer from 0 to {classes - 1}, got {target!r}")
+        raise ValueError(f"target: expected a class, an integer from 0 to {classes - 1}, got {shown(target)}")
     chosen: np.ndarray = values.take(target, axis=axis + 1)
     return chosen

@@ -6,7 +6,7 @@ a shortcut: it outlines a lesion only if a letter is burned into the corner of t
 """
 
 import itertools
-import numbers
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,20 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from captum_causalseg import regions
+from captum_causalseg._checks import (
+    NONE,
+    SEED,
+    check_all,
+    checked,
+    instance,
+    integer,
+    number,
+    one_of,
+    per_axis,
+    renamed,
+    sequence,
+    tensor_of,
+)
 from captum_causalseg.donors import PatchBank
 from captum_causalseg.evaluation._shortcut import (
     ShortcutCase,
@@ -70,6 +84,15 @@ class PlantedCause:
     sign: int
     share: float
 
+    def __post_init__(self) -> None:
+        check_all(
+            vars(self),
+            start=sequence(integer(0), 1, expected="a sequence of indices"),
+            size=sequence(integer(1), length=len(self.start), expected="a sequence of lengths"),
+            sign=one_of(1, -1),
+            share=number(above=0, most=1),
+        )
+
     @property
     def box(self) -> tuple[slice, ...]:
         """The block as an index into the spatial axes."""
@@ -112,6 +135,12 @@ class PlantedNetwork(nn.Module):
 
     parts: Tensor
 
+    @checked(
+        roi=tensor_of("boolean", "(*spatial)", (1, math.inf)),
+        causes=sequence(instance(PlantedCause)),
+        threshold=number(),
+        sharpness=number(above=0),
+    )
     def __init__(
         self,
         roi: Tensor,
@@ -121,14 +150,10 @@ class PlantedNetwork(nn.Module):
         sharpness: float = _SHARPNESS,
     ) -> None:
         super().__init__()
-        if roi.dtype != torch.bool or not bool(roi.any()):
-            raise ValueError(f"roi: expected a boolean mask that is not empty, got {roi.dtype} with {int(roi.sum())} pixels")
-        if not sharpness > 0:
-            raise ValueError(f"sharpness: expected a positive number, got {sharpness}")
+        if not bool(roi.any()):
+            raise ValueError("roi: expected a boolean mask that is not empty, no pixel is True")
         taken = roi.clone()
         for cause in causes:
-            if cause.sign not in (-1, 1):
-                raise ValueError(f"causes: sign should be 1 or -1, got {cause.sign!r}")
             block = regions.box(roi.shape, cause.start, cause.size).to(roi.device)
             if bool((block & taken).any()):
                 raise ValueError(f"causes: the block at {cause.start} of size {cause.size} touches the RoI or another cause")
@@ -147,6 +172,7 @@ class PlantedNetwork(nn.Module):
         self.causes = tuple(causes)
         self.threshold, self.sharpness = float(threshold), float(sharpness)
 
+    @checked(images=tensor_of("float", "(N, C, *spatial)", (3, math.inf)))
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, 1, *spatial)`` of images ``(N, C, *spatial)``."""
         if images.shape[2:] != self.parts.shape:
@@ -155,9 +181,9 @@ class PlantedNetwork(nn.Module):
             )
         margin = images.mean(1, keepdim=True) - self.threshold
         logits = self.sharpness * margin
-        for number, cause in enumerate(self.causes):
+        for index, cause in enumerate(self.causes):
             decision = cause.sign * self.sharpness * margin[(slice(None), slice(None), *cause.box)].flatten(1).mean(1)
-            logits = torch.where(self.parts == number, decision.view(-1, *(1,) * (images.ndim - 1)), logits)
+            logits = torch.where(self.parts == index, decision.view(-1, *(1,) * (images.ndim - 1)), logits)
         return logits
 
 
@@ -213,6 +239,16 @@ class PlantedCase:
         return SegmentationTarget(self.model, roi=self.roi, reference=self.reference, metric=metric, activation="sigmoid")
 
 
+@checked(
+    spatial_shape=sequence(integer(1), 1, expected="a sequence of lengths"),
+    supporting=integer(0),
+    harming=integer(0),
+    n_examples=integer(1),
+    seed=SEED,
+    shares=NONE | sequence(number(above=0, most=1)),
+    n_donors=integer(1),
+    dark_share=number(0, 1),
+)
 def planted_case(
     spatial_shape: Sequence[int] = (64, 64),
     roi_size: int | Sequence[int] = 16,
@@ -268,20 +304,13 @@ def planted_case(
         >>> float((attr - case.effects_of_map()).abs().max()) < 1e-6
         True
     """
-    for name, value, least in (
-        ("supporting", supporting, 0),
-        ("harming", harming, 0),
-        ("n_examples", n_examples, 1),
-        ("n_donors", n_donors, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    if not 0 <= dark_share <= 1:
-        raise ValueError(f"dark_share: expected a share in [0, 1], got {dark_share}")
     units = regions.grid(spatial_shape, block_size)
-    blocks, edges = (_per_axis(name, value, units.ndim) for name, value in (("block_size", block_size), ("roi_size", roi_size)))
+    blocks, edges = (
+        per_axis(name, value, units.ndim, integer(1)) for name, value in (("block_size", block_size), ("roi_size", roi_size))
+    )
     middle = [max(length - edge, 0) // 2 // block * block for length, edge, block in zip(units.shape, edges, blocks)]
-    roi = regions.box(units.shape, middle, edges)
+    with renamed(**{"start, size": "roi_size"}):
+        roi = regions.box(units.shape, middle, edges)
 
     # Each thing has its own stream: an example is the same whatever the number of examples, and so are causes and donors.
     def stream(*of: int) -> np.random.Generator:
@@ -371,10 +400,3 @@ def _texture(shape: Sequence[int], amplitude: float, rng: np.random.Generator) -
 def _tensor(values: Sequence[np.ndarray]) -> Tensor:
     """``(N, *spatial)`` as float32 with a channel axis."""
     return torch.from_numpy(np.stack(values).astype(np.float32))[:, None]
-
-
-def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(values) != axes:
-        raise ValueError(f"{name}: expected one integer or {axes} of them (one per spatial axis), got {value!r}")
-    return values

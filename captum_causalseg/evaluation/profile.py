@@ -13,9 +13,19 @@ from scipy import linalg
 
 from captum_causalseg import regions
 from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import FRACTION, NONE, array_of, checked, instance, integer, sequence
 from captum_causalseg.evaluation._background import BackgroundEffect, background_effect, of_units
 from captum_causalseg.evaluation._perception import ROLES, PerceptionProfile, energies, known_errors
-from captum_causalseg.evaluation._unit_space import Array, Metric, UnitSpace, check_example, integer_map, to_numpy, unit_labels
+from captum_causalseg.evaluation._unit_space import (
+    DISTANCES,
+    Array,
+    Metric,
+    UnitSpace,
+    check_example,
+    integer_map,
+    to_numpy,
+    unit_labels,
+)
 from captum_causalseg.evaluation.influence import InfluenceMatrix, influence_matrix
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
@@ -30,6 +40,13 @@ __all__ = [
 ]
 
 
+@checked(
+    DISTANCES,
+    statistics=instance(TreatmentEffectStatistics, expected="TreatmentEffectStatistics"),
+    roi=array_of("real"),
+    example=integer(),
+    alpha=NONE | FRACTION,
+)
 def perception_profile(
     statistics: TreatmentEffectStatistics,
     roi: Array,
@@ -90,10 +107,6 @@ def perception_profile(
         >>> profile.radius(0.9)
         1.0
     """
-    if not isinstance(statistics, TreatmentEffectStatistics):
-        raise TypeError(f"statistics: expected TreatmentEffectStatistics, got {type(statistics).__name__}")
-    if alpha is not None and not 0 < alpha < 1:
-        raise ValueError(f"alpha: expected None or a number between 0 and 1, got {alpha}")
     row = check_example(statistics, example)
     chosen = statistics.of_output(target)
     effect, error, status, p_value, tested = (
@@ -127,6 +140,13 @@ def perception_profile(
     return _profile(units.assign(role=role), space, alpha, int(np.isin(outside, space.ids).sum()), measured)
 
 
+@checked(
+    DISTANCES,
+    effects=array_of("real", "(*spatial)", (1, math.inf), may_be_empty=False),
+    roi=array_of("real", "(*spatial)", (1, math.inf)),
+    feature_mask=NONE | array_of("integer", "(*spatial)", (1, math.inf)),
+    block_size=NONE | integer(1) | sequence(integer(1), 1, expected="one per spatial axis"),
+)
 def profile_of_map(
     effects: Array,
     roi: Array,
@@ -171,8 +191,6 @@ def profile_of_map(
         ({'supporting': 1, 'harming': 1, 'null': 1}, [1.0, 1.0, 3.0])
     """
     values = to_numpy(effects)
-    if values.dtype.kind not in "fiu":
-        raise TypeError(f"effects: expected real numbers, got {values.dtype}")
     values = values.astype(np.float64)
     if np.isinf(values).any():
         raise ValueError("effects: it holds infinite values")

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import FRACTION, NONE, SEED, TEXT, checked, instance, integer, sequence
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.donors import SelfDonor
@@ -20,6 +21,7 @@ from captum_causalseg.evaluation._differences import p_values_of_difference
 from captum_causalseg.evaluation._donor_parts import donor_parts
 from captum_causalseg.evaluation._random_weights import random_weights
 from captum_causalseg.evaluation._refutation_context import (
+    CONTEXT,
     FEWEST,
     Explainer,
     RefutationContext,
@@ -48,6 +50,16 @@ __all__ = [
 ]
 
 
+@checked(
+    explainer=instance(
+        AverageTreatmentEffect,
+        LayerAverageTreatmentEffect,
+        expected="an AverageTreatmentEffect or a LayerAverageTreatmentEffect",
+    ),
+    refuters=NONE | TEXT | sequence(TEXT, expected="a sequence of them"),
+    alpha=FRACTION,
+    seed=SEED,
+)
 def refute(
     explainer: Explainer,
     inputs: Tensor | tuple[Tensor, ...],
@@ -100,18 +112,10 @@ def refute(
         >>> report["placebo"].verdict, report["placebo"].statistic
         ('pass', 0.0)
     """
-    if not isinstance(explainer, (AverageTreatmentEffect, LayerAverageTreatmentEffect)):
-        raise TypeError(
-            f"explainer: expected an AverageTreatmentEffect or a LayerAverageTreatmentEffect, got {type(explainer).__name__}"
-        )
     names = list(REFUTERS) if refuters is None else [refuters] if isinstance(refuters, str) else list(refuters)
     unknown = [name for name in names if name not in REFUTERS]
     if unknown or not names:
         raise ValueError(f"refuters: expected some of {sorted(REFUTERS)}, got {refuters!r}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha: expected a number between 0 and 1, got {alpha!r}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed: expected an integer of at least 0, got {seed!r}")
     if "return_statistics" in arguments:
         raise TypeError("return_statistics: the statistics are in the report; leave it out")
     if "layer_baselines" in arguments:
@@ -126,6 +130,7 @@ def refute(
     return RefutationReport([REFUTERS[name](context) for name in names], statistics)
 
 
+@checked(context=CONTEXT)
 def placebo(context: RefutationContext) -> Refutation:
     """Every unit is replaced by its own values: a treatment that does nothing must have exactly no effect.
 
@@ -148,6 +153,7 @@ def placebo(context: RefutationContext) -> Refutation:
     return verdict("placebo", False, largest, 0.0, tested, found.n_forwards, message)
 
 
+@checked(context=CONTEXT)
 def split_donors(context: RefutationContext) -> Refutation:
     """The donor images are split into two random halves, which must agree: an A/A test.
 
@@ -176,6 +182,7 @@ def split_donors(context: RefutationContext) -> Refutation:
     return _agreement("split", context, first, second, "the two halves of the donors", of_population=True)
 
 
+@checked(context=CONTEXT)
 def other_seed(context: RefutationContext) -> Refutation:
     """Other random draws from the same donors must give the same effects, within the standard errors.
 
@@ -192,6 +199,7 @@ def other_seed(context: RefutationContext) -> Refutation:
     return _agreement("seed", context, context.statistics, again, "two seeds", of_population=False)
 
 
+@checked(context=CONTEXT, n_subsets=integer(1), share=FRACTION)
 def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: float = 0.8) -> Refutation:
     """Effects are estimated again from random parts of the donor images, and must stay much the same.
 
