@@ -841,7 +841,7 @@ def test_bad_arguments(near, components, tmp_path):
     for value in (0, -1.0, math.inf, math.nan, "4"):
         with pytest.raises(ValueError, match=r"bin_width: expected a positive number( or None)?, got "):
             summarize(near, bin_width=value)
-    with pytest.raises(TypeError, match=r'output: expected a dict of output axes such as {"class": 1}, got 1'):
+    with pytest.raises(TypeError, match=r'output: expected a dict of output axes such as {"class": 1} or None, got 1'):
         summarize(near, output=1)
     with pytest.raises(ValueError, match=r"output: the units of case 'case-0' have no output axis 'class'"):
         summarize(components, output={"class": 1})
