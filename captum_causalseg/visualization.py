@@ -146,8 +146,8 @@ def plot_effects(
     """The image with the RoI, every unit's effect on the RoI's score, and how sure it is; for images and volumes.
 
     Effects are drawn on a diverging scale centered on 0 (red supports, blue harms), the more opaque the larger. The scale ends at the
-    99.5th percentile of ``|effect|``. Where far units have an effect, as through normalization over the whole image, a line on the scale
-    shows their median, the background to compare with, and a gray band where half of them lie
+    99.5th percentile of ``|effect|``. Where everything reaches the RoI, as through normalization over the whole image, a line on the scale
+    shows the median effect of the farthest units, the background to compare with, and a gray band where half of them lie
     (:func:`~captum_causalseg.evaluation.profile.background_effect`; needs ``roi``). Units that were not intervened on are hatched; those that cannot reach the RoI lie beyond a
     dashed line.
 
@@ -303,8 +303,8 @@ def plot_profile(
     Pie: the shares of supporting (red), harming (blue) and null units (gray). Bar: how the mass ``sum |effect|`` divides into
     both signs. Histogram: the effects that are not 0, gray where they are not significant (by the profile's ``alpha``), with
     counts on a logarithmic scale. Right: the mass per bin of distance, stacked by sign; the dashed steps are the mass that noise
-    alone would have (left out where it is not known); the line is the share of the mass up to that distance. Where far units have an
-    effect, dotted lines show it, in the histogram and as the mass that it would make in every unit.
+    alone would have (left out where it is not known); the line is the share of the mass up to that distance. Where everything
+    reaches the RoI, dotted lines show the effect of far units, in the histogram and as the mass that it would make in every unit.
 
     Args:
         profile: of :func:`captum_causalseg.evaluation.profile.perception_profile` or ``profile_of_map``.

@@ -48,12 +48,14 @@ def test_it_is_the_median_of_the_farthest_quarter_by_hand():
     assert profile_of_map(effects[None], roi, block_size=1).background == found
 
 
-def test_what_cannot_reach_the_region_is_not_far():
+def test_where_far_places_cannot_reach_the_region_there_is_none():
+    """The farthest that can are neighbors, whose effects are their own."""
     effects = [0.0, *[0.1] * 40, *[0.0] * 100]
-    padded, roi = row(effects, [0] * 41 + [int(Status.OUTSIDE_SUPPORT)] * 100)
-    crop, small = row(effects[:41])
-    assert background_effect(padded, roi) == background_effect(crop, small)
-    assert background_effect(crop, small).effect == pytest.approx(0.1)
+    statistics, roi = row(effects, [0] * 41 + [int(Status.OUTSIDE_SUPPORT)] * 100)
+    assert background_effect(statistics, roi) is None
+    assert perception_profile(statistics, roi).background is None
+    everything, small = row(effects[:41])
+    assert background_effect(everything, small).effect == pytest.approx(0.1)
 
 
 def test_few_units_or_none_farther_than_others_have_none():
@@ -108,4 +110,18 @@ def test_a_local_network_has_none():
     image, roi, statistics = explained(nn.BatchNorm2d(1))
     found = background_effect(statistics, roi, 1)
     assert found is None or found.effect == 0
+    assert "background" not in plot_effects(image, statistics, roi, 1).get_supxlabel()
+
+
+def test_a_local_network_all_of_whose_units_in_reach_matter_has_none():
+    torch.manual_seed(0)
+    roi = regions.box((40, 40), 16, 8)
+    model = nn.Conv2d(1, 2, 9, padding=4).eval()
+    image = torch.rand(1, 1, 40, 40)
+    target = SegmentationTarget(model, roi=roi, reference=roi.long(), metric="soft_dice")
+    bank = PatchBank(torch.rand(12, 1, 40, 40))
+    _, statistics = AverageTreatmentEffect(target).attribute(image, bank, 1, block_size=2, n_draws=6, return_statistics=True)
+    assert bool((statistics.status == Status.OUTSIDE_SUPPORT).any())
+    assert int(statistics.of_output(1).hypotheses.sum()) == 48
+    assert background_effect(statistics, roi, 1) is None
     assert "background" not in plot_effects(image, statistics, roi, 1).get_supxlabel()

@@ -8,7 +8,7 @@ import numpy as np
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import FRACTION, array_of, checked, instance, integer
 from captum_causalseg.evaluation._unit_space import DISTANCES, Array, Metric, check_example, unit_distances, unit_labels
-from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
 __all__ = ["FAR_SHARE", "BackgroundEffect", "background_effect", "of_units"]
 
@@ -60,8 +60,9 @@ def background_effect(
     Where a network normalizes over the whole image (instance, group and layer norm do), every place reaches the region of interest
     (RoI) through the mean and the variance, whatever it shows. Effects of that size say nothing of a place in particular. Units
     far from the RoI, most of them air or other tissue, show how large they are: this is the median effect of the farthest quarter
-    of the units that can reach the RoI (:attr:`TreatmentEffectStatistics.hypotheses`), those at the same distance included. Of screened
-    units the mean of their few draws counts. A local network's far units do nothing, and the background is 0.
+    of the units that were intervened on, those at the same distance included. Of screened units the mean of their few draws counts.
+    Where units are known not to reach the RoI at all, far places do nothing, and the farthest of the others are neighbors of the RoI
+    whose effects are their own: there is no background then.
 
     Args:
         statistics: what ``attribute(..., return_statistics=True)`` returned. Of several inputs the first counts.
@@ -73,7 +74,8 @@ def background_effect(
         metric: ``"chebyshev"``, ``"euclidean"`` or ``"cityblock"``.
 
     Returns:
-        A :class:`BackgroundEffect`; ``None`` where fewer than 8 units are far, or none is farther than the others.
+        A :class:`BackgroundEffect`; ``None`` where some units cannot reach the RoI, where fewer than 8 units are far, or where none
+        is farther than the others.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -97,12 +99,18 @@ def background_effect(
     ids, distance = unit_distances(unit_labels(statistics, row), roi, spacing, metric)
     chosen = statistics.of_output(target)
     place = np.searchsorted(statistics.unit_ids.numpy(), ids)
+    n_outside = int((chosen.status[row].numpy()[place] == Status.OUTSIDE_SUPPORT).sum())
     tested = chosen.hypotheses[row].numpy()[place]
-    return of_units(chosen.effect[row].numpy()[place][tested], distance[tested], share)
+    return of_units(chosen.effect[row].numpy()[place][tested], distance[tested], n_outside, share)
 
 
-def of_units(effect: np.ndarray, distance: np.ndarray, share: float = FAR_SHARE) -> BackgroundEffect | None:
-    """Of units ``(U,)`` that can reach the region, with their distances from it; None where none are farther than others."""
+def of_units(effect: np.ndarray, distance: np.ndarray, n_outside: int, share: float = FAR_SHARE) -> BackgroundEffect | None:
+    """Of units ``(U,)`` that can reach the region, with their distances from it.
+
+    ``None`` where there are others that cannot (so many), where few are far, or none is farther than the others.
+    """
+    if n_outside:
+        return None
     known = np.isfinite(effect) & np.isfinite(distance)
     effect, distance = effect[known], distance[known]
     if len(effect) < _FEWEST:

@@ -51,7 +51,7 @@ class PerceptionProfile:
         shares: the same as fractions of the units that can reach the RoI, the rows of ``units``.
         n_outside: how many further units there are that cannot reach it.
         background: what replacing any far place does (:func:`background_effect`): the level that effects stand out from where a
-            network normalizes over the whole image. ``None`` where there are too few units.
+            network normalizes over the whole image. ``None`` where there are too few units, or some that cannot reach the RoI.
         supporting_mass: sum of the positive effects.
         harming_mass: minus the sum of the negative effects (>= 0).
         anisotropy: 0 where the mass depends on the distance alone, up to 1 where it lies along a single line. It is the

@@ -253,7 +253,7 @@ def _profile(
         counts=counts,
         shares={name: count / len(units) for name, count in counts.items()},
         n_outside=n_outside,
-        background=of_units(measured[units["unit"]].to_numpy(), units["distance"].to_numpy()),
+        background=of_units(measured[units["unit"]].to_numpy(), units["distance"].to_numpy(), n_outside),
         supporting_mass=float(effect[effect > 0].sum()),
         harming_mass=float(np.abs(effect[effect < 0]).sum()),
         anisotropy=_anisotropy(units["effect"].abs(), displacement, units["bin"]),
