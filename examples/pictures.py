@@ -1,6 +1,6 @@
-"""The pictures of ``docs/_static/pictures``: every kind that ``captum_causalseg.visualization`` draws of effects.
+"""The pictures of ``docs/_static/pictures``: every kind that ``captum_causalseg.visualization`` draws of effects, and a profile.
 
-Of a brain slice and the demo's network; the volume is of the same brain, its model one of two lines. About two minutes on
+Of a brain slice and the demo's network; the volume is of the same brain, its model one of two lines. About three minutes on
 one core. Needs nilearn::
 
     python examples/pictures.py --out docs/_static/pictures
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, perception_profile, regions
 from captum_causalseg.demo import CLASS_NAMES, load_brain_slices, load_demo_network
-from captum_causalseg.visualization import plot_convergence, plot_effects, plot_volume
+from captum_causalseg.visualization import plot_convergence, plot_effects, plot_profile, plot_volume
 
 GRAY_MATTER = CLASS_NAMES.index("grey matter")
 SCORE = "RoI's Dice [0, 1]"
@@ -52,6 +52,17 @@ def of_a_slice(out: Path) -> None:
     save(plot_convergence(runs, target=GRAY_MATTER, score_name=SCORE), out / "convergence.png")
 
 
+def of_a_profile(out: Path) -> None:
+    """Of the whole slice, as the demo explains it: effects reach further than the part that the other pictures show."""
+    train, held_out = load_brain_slices().split()
+    image, reference = held_out.images[12:13], held_out.labels[12]
+    roi = regions.box(image.shape[2:], (184, 88), 32)
+    ate = AverageTreatmentEffect(SegmentationTarget(load_demo_network(), roi=roi, reference=reference))
+    _, statistics = ate.attribute(image, PatchBank(train.images), GRAY_MATTER, n_draws=20, return_statistics=True)
+    profile = perception_profile(statistics, roi, GRAY_MATTER)
+    save(plot_profile(profile, "The demo's network, occipital cortex", "RoI's Dice"), out / "profile.png")
+
+
 def of_a_volume(out: Path) -> None:
     # Every second slice of a part of the brain: voxels of 1 x 1 x 2 mm, the slices last.
     scan = load_brain_slices().images[40:88:2, 0, 90:154, 60:124].permute(1, 2, 0)[None, None].contiguous()
@@ -74,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     of_a_slice(options.out)
+    of_a_profile(options.out)
     of_a_volume(options.out)
 
 

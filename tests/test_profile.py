@@ -715,7 +715,24 @@ def test_the_pictures_of_a_profile_show_its_numbers(tmp_path):
     assert [p.get_y() for p in bars] == pytest.approx([0, 0, 0.4, 0.1])
     assert distance.get_title() == "Half of the mass lies within 1, 90 % within 5"
     assert distance.get_xlabel() == "distance from the region of interest (pixels)"
-    assert "noise alone" in [t.get_text() for t in distance.get_legend().get_texts()]
+    assert "noise alone" in words_of_legend(figure)
+
+
+def words_of_legend(figure):
+    """Of the panel of distances; it belongs to the second axis, so that the line does not cross it."""
+    second = next(a for a in figure.axes if a.get_ylabel().startswith("share of the mass"))
+    return [t.get_text() for t in second.get_legend().get_texts()]
+
+
+def test_the_legend_of_distances_lies_on_white_above_bars_and_line():
+    """Bars have its own colors: on them its entries could not be seen."""
+    statistics, roi = row([0.1, -0.2, 9.0, 0.4, 0.0])
+    figure = plot_profile(perception_profile(statistics, roi))
+    last = figure.axes[-1]
+    assert last.get_ylabel().startswith("share of the mass")
+    assert last.get_legend().get_frame_on()
+    assert last.get_legend().get_frame().get_alpha() >= 0.9
+    assert last.get_zorder() >= max(a.get_zorder() for a in figure.axes)
 
 
 @pytest.mark.parametrize("effects", [[[0.0, 0.0, 0.0]], [[0.0, 1e-7, 0.0]], [[0.0, 3e4, -0.1]]])
@@ -725,7 +742,7 @@ def test_pictures_of_odd_profiles_can_be_drawn(effects, tmp_path):
     figure.savefig(tmp_path / "profile.png")
     distance = next(a for a in figure.axes if a.get_xlabel().startswith("distance"))
     assert distance.get_xlabel().endswith("(bins)")
-    assert "noise alone" not in [t.get_text() for t in distance.get_legend().get_texts()]
+    assert "noise alone" not in words_of_legend(figure)
 
 
 def test_the_picture_of_influence_marks_what_is_significant_and_hatches_what_is_unknown(tmp_path):

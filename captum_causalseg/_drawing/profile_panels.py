@@ -115,4 +115,5 @@ def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, na
             cumulative.axvline(radius, color="0.25", linewidth=0.8, linestyle=":")
     cumulative.set_ylim(0, 105)
     cumulative.set_ylabel("share of the mass up to there (%)")
-    axes.legend(frameon=False, fontsize=9, loc="center right")
+    # Above the bars and the line, on white: bars of the legend's own colors may lie behind it.
+    cumulative.legend(*axes.get_legend_handles_labels(), fontsize=9, loc="center right", framealpha=0.9, edgecolor="none")
