@@ -6,8 +6,8 @@ The same network, image, region of interest, blocks, donors and score for both (
 ``paper_loop.py``: block by block, 3 donors, then 50; it scores nothing but the region of interest. Ours is ``attribute`` with its defaults
 apart from ``n_draws`` and ``n_screening_draws``. Of the settings tried, the one with the fewest forwards is timed whose error, simulated
 over many seeds from the scores of all interventions, is at most 0.9 of the paper's; then both are run for real, in turn, and the errors
-reported are those of the timed runs. Everything that ``attribute`` does is timed: finding the support, ranking, trying out memory
-formats. An error is the root mean square over all blocks and seeds, in Dice points of 100.
+reported are those of the timed runs. Everything that ``attribute`` does is timed: finding the support, ranking, answering the observed
+image again. An error is the root mean square over all blocks and seeds, in Dice points of 100.
 
 A network with global operations is reached from everywhere; its blocks are a random sample, the same for both.
 """
