@@ -45,7 +45,7 @@ def test_the_demo_writes_what_it_says(quick, tmp_path, capsys):
     assert f"{best.start_0:.0f}-{best.stop_0 - 1:.0f}" in line.replace(" ", "")
     assert best.effect > 0
     for name, count in table[table["class"] == 1]["status"].value_counts().items():
-        assert f"{count} {name.lower()}" in printed.out
+        assert f"{count} {name.lower().replace('_', ' ')}" in printed.out
 
 
 def test_help_reads_well(capsys):

@@ -155,7 +155,8 @@ def report(statistics: TreatmentEffectStatistics, case: Case, seconds: float) ->
                 f"   {row.effect:+.4f}  [{row.lower:+.4f}, {row.upper:+.4f}]"
             )
     status = statistics.select(statistics.status, case.target)
-    counts = ", ".join(f"{int((status == s).sum())} {s.name.lower()}" for s in Status if bool((status == s).any()))
+    words = {one: one.name.lower().replace("_", " ") for one in Status}
+    counts = ", ".join(f"{int((status == one).sum())} {word}" for one, word in words.items() if bool((status == one).any()))
     significant = int(statistics.select(statistics.significant(0.05), case.target).sum())
     why = statistics.why_empty(case.target)
     lines += [
