@@ -3,7 +3,7 @@
     python benchmarks/refusals.py [--only ROOM] [--accepted] [--unnamed] [--write FILE]
 
 There is one valid call of every public function, constructor and method; of each, one argument at a time is replaced. A **refusal** is a
-TypeError, a ValueError or an OSError (for files that are not there); anything else that is raised is a **crash**. A refusal is
+TypeError, a ValueError, an OSError (for files that are not there) or a KeyError (for cases that are not); anything else that is raised is a **crash**. A refusal is
 **named** if its message opens with the argument's name. The share of named ones is among all that was raised, crashes included. What is
 accepted is not judged here, for much of it is good (0 draws to screen with, an empty title); ``--accepted`` lists it, to be read,
 ``--unnamed`` lists what was raised without a name.
@@ -62,6 +62,7 @@ LEFT_OUT = {
                 "Comparison",
                 "PerceptionProfile",
                 "RefutationReport",
+                "evaluation.BackgroundEffect",
                 "evaluation.Curve",
                 "evaluation.InfluenceMatrix",
             ),
@@ -440,6 +441,20 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "component_effects": lambda w: _call(
         "attr", ccs.component_effects, target=w.target, inputs=w.image, baselines=w.donors, output=1, n_draws=3
     ),
+    "Layout": lambda w: _call("attr", ccs.Layout, axes="NLC", grid=(2, 2)),
+    **{
+        f"Layout.{name}": functools.partial(
+            lambda name, w: _call("attr", getattr(ccs.Layout("NLC", grid=(2, 2), first=1), name), shape=(1, 5, 4)), name
+        )
+        for name in ("check", "spatial", "special_tokens")
+    },
+    **{
+        f"Layout.{name}": functools.partial(
+            lambda name, w: _call("attr", getattr(ccs.Layout("NLC"), name), tensor=_seeded(1, 5, 4)), name
+        )
+        for name in ("as_it_lies", "channels_first")
+    },
+    "Layout.n_units": lambda w: _call("attr", ccs.Layout("NLC").n_units, units="token", shape=(1, 5, 4)),
     # Donors.
     "ActivationBank": lambda w: _call("donors", ccs.ActivationBank, images=w.donors),
     "Blur": lambda w: _call("donors", ccs.Blur),
@@ -474,6 +489,11 @@ CALLS: dict[str, Callable[[World], Call]] = {
             )
         },
     ),
+    "TreatmentEffectStatistics.adjusted_p_values": lambda w: _call("statistics", w.statistics.adjusted_p_values),
+    "TreatmentEffectStatistics.on_image": lambda w: _call("statistics", w.statistics.on_image, spatial_shape=(SIZE, SIZE)),
+    "TreatmentEffectStatistics.why_empty": lambda w: _call("statistics", w.statistics.why_empty, target=1),
+    "statistics.adjust_p_values": lambda w: _call("statistics", ccs.statistics.adjust_p_values, p_values=np.array([0.1, 0.2])),
+    "statistics.is_hypothesis": lambda w: _call("statistics", ccs.statistics.is_hypothesis, status=w.statistics.status),
     "TreatmentEffectStatistics.confidence_interval": lambda w: _call("statistics", w.statistics.confidence_interval),
     "TreatmentEffectStatistics.load": lambda w: _call("statistics", ccs.TreatmentEffectStatistics.load, path=w.saved),
     "TreatmentEffectStatistics.of_output": lambda w: _call("statistics", w.statistics.of_output, target=1),
@@ -513,6 +533,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "images.load_image": lambda w: _call("images", ccs.images.load_image, path=w.scan),
     "images.load_label": lambda w: _call("images", ccs.images.load_label, path=w.mask_file),
     "images.save_map": lambda w: _call("images", ccs.images.save_map, path="map.nii", values=w.volume, like=w.scan),
+    "images.spacing_of": lambda w: _call("images", ccs.images.spacing_of, image=w.image),
     "images.with_metadata": lambda w: _call("images", ccs.images.with_metadata, values=_seeded(1, 1, 8, 8), like=w.prepared[0]),
     "load_bundle": lambda w: _call("bundle", ccs.load_bundle, path=w.bundle_folder),
     "Bundle.prepare": lambda w: _call("bundle", w.bundle.prepare, image_file=w._picture),
@@ -598,6 +619,9 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "evaluation.influence_matrix": lambda w: _call(
         "evaluation", profile.influence_matrix, statistics=w.statistics_of_rois, target=1
     ),
+    "evaluation.background_effect": lambda w: _call(
+        "evaluation", profile.background_effect, statistics=w.statistics, roi=w.roi, target=1
+    ),
     "evaluation.profile_of_map": lambda w: _call(
         "evaluation", profile.profile_of_map, effects=torch.ones(SIZE, SIZE), roi=w.roi, block_size=4
     ),
@@ -651,6 +675,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     # Cohorts.
     "cohort.Cohort": lambda w: _call("cohort", type(w.study), folder=w.study.folder),
     "cohort.Cohort.statistics": lambda w: _call("cohort", w.study.statistics, case="case 0"),
+    "cohort.Cohort.file": lambda w: _call("cohort", w.study.file, case="case 0", name="units.parquet"),
     "cohort.Cohort.units": lambda w: _call("cohort", w.study.units),
     "cohort.CohortSummary.significant_units": lambda w: _call("cohort", w.summary.significant_units),
     "cohort.explain_cohort": lambda w: _call("cohort", explain_cohort, **w.study_arguments),
@@ -682,54 +707,56 @@ CALLS: dict[str, Callable[[World], Call]] = {
 # --- Bad values ------------------------------------------------------------------------------------------------------
 
 
-def bad_values() -> dict[str, Any]:
-    """What callers give by mistake, newly made; some of it is good somewhere."""
-    image = _seeded(1, 1, SIZE, SIZE)
-    return {
-        "None": None,
-        "True": True,
-        "-1": -1,
-        "0": 0,
-        "1.5": 1.5,
-        "nan": float("nan"),
-        "inf": float("inf"),
-        "-inf": float("-inf"),
-        "10**12": 10**12,
-        "2j": 2j,
-        "''": "",
-        "'nope'": "nope",
-        "b'nope'": b"nope",
-        "[]": [],
-        "()": (),
-        "[-1, 'a']": [-1, "a"],
-        "(1, 2, 3, 4, 5, 6, 7)": (1, 2, 3, 4, 5, 6, 7),
-        "{}": {},
-        "{'a': 1}": {"a": 1},
-        "object()": object(),
-        "int": int,
-        "range(3)": range(3),
-        "a path that is not there": Path("not") / "there.png",
-        "a module": nn.Identity(),
-        "a function": lambda: None,
-        "tensor(1.)": torch.tensor(1.0),
-        "tensor without elements": torch.rand(0),
-        "tensor (12, 12)": image[0, 0],
-        "tensor (3, 12, 12)": _seeded(3, SIZE, SIZE),
-        "tensor (1, 1, 5, 7)": _seeded(1, 1, 5, 7),
-        "tensor (3, 1, 12, 12)": _seeded(3, 1, SIZE, SIZE),
-        "tensor (1, 4, 12, 12)": _seeded(1, 4, SIZE, SIZE),
-        "tensor (1, 1, 2, 12, 12)": _seeded(1, 1, 2, SIZE, SIZE),
-        "integer tensor": (100 * image).int(),
-        "boolean tensor, all False": torch.zeros(SIZE, SIZE, dtype=torch.bool),
-        "complex tensor": image + 0j,
-        "tensor with NaN": image / 0 * 0,
-        "list of tensors": [image, image],
-        "tuple of tensors": (image, image),
-        "nested lists": image.tolist(),
-        "array (2, 3)": np.ones((2, 3)),
-        "array of strings": np.array([["a", "b"]]),
-        "data frame": pd.DataFrame({"a": [1]}),
-    }
+def _image() -> Tensor:
+    return _seeded(1, 1, SIZE, SIZE)
+
+
+BAD_VALUES: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "True": lambda: True,
+    "-1": lambda: -1,
+    "0": lambda: 0,
+    "1.5": lambda: 1.5,
+    "nan": lambda: float("nan"),
+    "inf": lambda: float("inf"),
+    "-inf": lambda: float("-inf"),
+    "10**12": lambda: 10**12,
+    "2j": lambda: 2j,
+    "''": lambda: "",
+    "'nope'": lambda: "nope",
+    "b'nope'": lambda: b"nope",
+    "[]": lambda: [],
+    "()": lambda: (),
+    "[-1, 'a']": lambda: [-1, "a"],
+    "(1, 2, 3, 4, 5, 6, 7)": lambda: (1, 2, 3, 4, 5, 6, 7),
+    "{}": lambda: {},
+    "{'a': 1}": lambda: {"a": 1},
+    "object()": lambda: object(),
+    "int": lambda: int,
+    "range(3)": lambda: range(3),
+    "a path that is not there": lambda: Path("not") / "there.png",
+    "a module": lambda: nn.Identity(),
+    "a function": lambda: lambda: None,
+    "tensor(1.)": lambda: torch.tensor(1.0),
+    "tensor without elements": lambda: torch.rand(0),
+    "tensor (12, 12)": lambda: _image()[0, 0],
+    "tensor (3, 12, 12)": lambda: _seeded(3, SIZE, SIZE),
+    "tensor (1, 1, 5, 7)": lambda: _seeded(1, 1, 5, 7),
+    "tensor (3, 1, 12, 12)": lambda: _seeded(3, 1, SIZE, SIZE),
+    "tensor (1, 4, 12, 12)": lambda: _seeded(1, 4, SIZE, SIZE),
+    "tensor (1, 1, 2, 12, 12)": lambda: _seeded(1, 1, 2, SIZE, SIZE),
+    "integer tensor": lambda: (100 * _image()).int(),
+    "boolean tensor, all False": lambda: torch.zeros(SIZE, SIZE, dtype=torch.bool),
+    "complex tensor": lambda: _image() + 0j,
+    "tensor with NaN": lambda: _image() / 0 * 0,
+    "list of tensors": lambda: [_image(), _image()],
+    "tuple of tensors": lambda: (_image(), _image()),
+    "nested lists": lambda: _image().tolist(),
+    "array (2, 3)": lambda: np.ones((2, 3)),
+    "array of strings": lambda: np.array([["a", "b"]]),
+    "data frame": lambda: pd.DataFrame({"a": [1]}),
+}
+"""What callers give by mistake, made anew for each trial; some of it is good somewhere."""
 
 
 # --- Running them ----------------------------------------------------------------------------------------------------
@@ -758,7 +785,8 @@ def _at_most(seconds: float) -> Iterator[None]:
         raise _OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again after as long: what is raised while an object is deleted, Python passes over.
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield
     finally:
@@ -805,7 +833,7 @@ def trial(world: World, name: str, argument: str, value: str) -> Outcome:
     kind, said = "accepted", ""
     try:
         with _at_most(SECONDS):
-            call.function(**call.arguments | {argument: bad_values()[value]})
+            call.function(**call.arguments | {argument: BAD_VALUES[value]()})
     except _OutOfTimeError:
         said = f"stopped after {SECONDS:g} s"
     except (TypeError, ValueError, OSError, KeyError) as error:
@@ -820,7 +848,7 @@ def trial(world: World, name: str, argument: str, value: str) -> Outcome:
 
 def all_trials(world: World) -> list[tuple[str, str, str, str]]:
     """Room, callable, argument and bad value, of everything that can be tried."""
-    values = list(bad_values())
+    values = list(BAD_VALUES)
     found = []
     for name, made in CALLS.items():
         call = made(world)
@@ -881,8 +909,8 @@ def main() -> None:
         "",
         machine(options),
         "",
-        f"Each argument of {int(table.loc['all', 'callables'])} public callables replaced by each of {len(bad_values())} bad values, one at a "
-        f"time; {seconds:.0f} s. Named: a TypeError, ValueError or OSError whose message opens with the argument's name; crash: any other "
+        f"Each argument of {int(table.loc['all', 'callables'])} public callables replaced by each of {len(BAD_VALUES)} bad values, one at a "
+        f"time; {seconds:.0f} s. Named: a TypeError, ValueError, OSError or KeyError whose message opens with the argument's name; crash: any other "
         "exception. The share is of all that was raised.",
         "",
         "| room | callables | trials | accepted | refused by name | refused without | crashed | share by name |",

@@ -112,7 +112,7 @@ def nearest(name: str, names: Iterable[str], most: int = _MOST_LISTED) -> list[s
     known = list(dict.fromkeys(names))
     lowered = {one.lower(): one for one in known}
     # Of dotted names, the last parts are what people remember.
-    inside = [one for one in known if name and name.lower() in one.lower()]
+    inside = [one for one in known if len(name) > 2 and name.lower() in one.lower()]
     alike = [lowered[one] for one in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
     return list(dict.fromkeys([*alike, *inside]))[:most]
 

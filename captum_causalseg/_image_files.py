@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captum_causalseg._checks import shown
 from captum_causalseg._dicom import dicom_reader, is_dicom
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def oriented(image: "MetaTensor", orientation: str | None) -> "MetaTensor":
     pairs = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
     if sorted(pairs.get(letter, "") for letter in str(orientation)) != ["AP", "RL", "SI"]:
         raise ValueError(
-            f'orientation: expected one of R/L, of A/P and of S/I in any order, such as "RAS", got {orientation!r}'
+            f'orientation: expected one of R/L, of A/P and of S/I in any order, such as "RAS", got {shown(orientation)}'
         )
     return Orientation(axcodes=orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")))(image)
 

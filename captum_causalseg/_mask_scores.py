@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from captum_causalseg._checks import shown
 from captum_causalseg._local_scores import hull
 
 __all__ = ["depth_weights", "detected_share", "outline_agreement", "outline_distance", "pairwise", "per_pixel", "uniform_share"]
@@ -195,7 +196,7 @@ def _spacing(spacing: float | Sequence[float] | None, n_spatial: int) -> np.ndar
     given = np.asarray(1.0 if spacing is None else spacing, dtype=float)
     if given.shape not in ((), (n_spatial,)) or not (np.isfinite(given) & (given > 0)).all():
         raise ValueError(
-            f"spacing: expected one positive number or {n_spatial} of them (one per spatial axis), got {spacing!r}"
+            f"spacing: expected one positive number or {n_spatial} of them (one per spatial axis), got {shown(spacing)}"
         )
     return np.broadcast_to(given, (n_spatial,)).copy()
 

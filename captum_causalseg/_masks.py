@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._checks import listed
+from captum_causalseg._checks import listed, shown
 
 __all__ = [
     "absent_classes",
@@ -28,7 +28,7 @@ def mask_source(name: str, mask: Any) -> tuple[str, Tensor | None]:
     """Where a mask comes from (``"given"``, ``"argument"`` or ``"none"``), and the mask if it was given."""
     if isinstance(mask, str):
         if mask != "argument":
-            raise ValueError(f'{name}: expected a mask, None or "argument", got {mask!r}')
+            raise ValueError(f'{name}: expected a mask, None or "argument", got {shown(mask)}')
         return "argument", None
     if mask is None:
         return "none", None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captum_causalseg._checks import shown
 from captum_causalseg._masks import is_one_hot
 from captum_causalseg._queries import refuse_queries
 
@@ -35,7 +36,7 @@ def find_logits(returned: Any, output: Any, image: Tensor | None = None) -> Tens
     if isinstance(returned, Tensor) and isinstance(output, (str, int)):
         # Its first axis are the examples, its attributes are no outputs.
         raise TypeError(
-            f"output: the model returns a tensor, which holds no other to choose from; expected None or a callable, got {output!r}"
+            f"output: the model returns a tensor, which holds no other to choose from; expected None or a callable, got {shown(output)}"
         )
     if callable(output):
         found = output(returned)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_causalseg._checks import shown
 from captum_causalseg.metrics import METRICS, Metric
 
 __all__ = [
@@ -28,7 +29,7 @@ def find_metric(metric: str | Callable[..., Tensor]) -> Metric:
     """
     if isinstance(metric, str):
         if metric not in METRICS:
-            raise ValueError(f"metric: expected one of {sorted(METRICS)} or a callable, got {metric!r}")
+            raise ValueError(f"metric: expected one of {sorted(METRICS)} or a callable, got {shown(metric)}")
         return METRICS[metric]
     if not callable(metric):
         raise TypeError(f"metric: expected a name or a callable, got {type(metric).__name__}")

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from captum_causalseg import regions
+from captum_causalseg._checks import NONE, TEXT, check_all, checked, integer, one_of, sequence, tensor_of
 
 __all__ = ["AXES", "UNIT_KINDS", "Layout", "UnitKind", "unit_mask"]
 
 AXES = ("NC*", "N*C", "NLC")
 UnitKind = Literal["channel", "token", "head", "block", "channel_block", "layer"]
+_SHAPE = sequence(integer(0), 2, expected="the shape of an activation (N, ...)")
 UNIT_KINDS = ("channel", "token", "head", "block", "channel_block", "layer")
 
 
@@ -52,25 +54,23 @@ class Layout:
     heads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.axes not in AXES:
-            raise ValueError(f'axes: expected "NC*", "N*C" or "NLC", got {self.axes!r}')
+        check_all(
+            vars(self),
+            axes=one_of(*AXES),
+            grid=NONE | sequence(integer(1), 1, expected="a tuple of lengths, one per spatial axis"),
+            first=integer(0),
+            heads=NONE | integer(1),
+        )
         if self.grid is not None:
-            if not isinstance(self.grid, (tuple, list)):
-                raise TypeError(f"grid: expected a tuple of lengths, one per spatial axis, got {self.grid!r}")
             object.__setattr__(self, "grid", tuple(self.grid))
             if self.axes != "NLC":
                 raise ValueError(
                     f'grid: it goes with axes="NLC"; of {self.axes!r} the activation has the grid as axes of its own'
                 )
-            if not self.grid or not all(_positive(length) for length in self.grid):
-                raise ValueError(f"grid: expected positive lengths, got {self.grid!r}")
-        if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 0:
-            raise ValueError(f"first: expected a number of tokens of at least 0, got {self.first!r}")
         if self.first and self.grid is None:
             raise ValueError("first: it says where the grid begins, so it goes with grid")
-        if self.heads is not None and not _positive(self.heads):
-            raise ValueError(f"heads: expected a positive integer, got {self.heads!r}")
 
+    @checked(shape=_SHAPE, name=TEXT)
     def check(self, shape: Sequence[int], name: str = "layout") -> None:
         """Raise unless an activation of this shape can have this layout."""
         shape = tuple(shape)
@@ -87,18 +87,22 @@ class Layout:
         if self.heads is not None and channels % self.heads:
             raise ValueError(f"{name}: {self.heads} heads do not divide the {channels} channels of the activation {shape}")
 
+    @checked(tensor=tensor_of(None, "(N, ...)", (2, math.inf)))
     def channels_first(self, tensor: Tensor) -> Tensor:
         """``(N, C, *spatial)`` of an activation (or a mask) as it lies; tokens are one spatial axis."""
         return tensor if self.axes == "NC*" else tensor.movedim(-1, 1).contiguous()
 
+    @checked(tensor=tensor_of(None, "(N, C, ...)", (2, math.inf)))
     def as_it_lies(self, tensor: Tensor) -> Tensor:
         """The inverse of :meth:`channels_first`."""
         return tensor if self.axes == "NC*" else tensor.movedim(1, -1).contiguous()
 
+    @checked(shape=_SHAPE)
     def spatial(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Lengths of the spatial axes of an activation of this shape; of tokens, how many there are."""
         return tuple(shape[2:]) if self.axes == "NC*" else tuple(shape[1:-1])
 
+    @checked(shape=_SHAPE)
     def special_tokens(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Which tokens of an activation of this shape lie on no grid; none where the grid is not known."""
         if self.grid is None:
@@ -106,8 +110,15 @@ class Layout:
         stop = self.first + math.prod(self.grid)
         return tuple(i for i in range(shape[1]) if not self.first <= i < stop)
 
+    @checked(
+        units=one_of(*UNIT_KINDS),
+        shape=_SHAPE,
+        block_size=NONE | integer(1) | sequence(integer(1), 1, expected="one per spatial axis"),
+    )
     def n_units(self, units: UnitKind, shape: Sequence[int], block_size: int | tuple[int, ...] | None = None) -> int:
         """How many units of this kind an activation of this shape has."""
+        if block_size is None and units in ("block", "channel_block"):
+            raise ValueError(f"block_size: units={units!r} needs it, in positions of the grid")
         channels = shape[1 if self.axes == "NC*" else -1]
         return int(unit_mask(self, units, (shape[0], channels, *self.spatial(shape)), block_size).max()) + 1
 
@@ -179,10 +190,6 @@ def _grid_of(layout: Layout) -> tuple[int, ...]:
             'layout: which grid the tokens lie on is not known; give Layout("NLC", grid=(rows, columns), first=...)'
         )
     return layout.grid
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _times(lengths: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, PATH, array_of, checked, integer, number, per_axis, sequence, tensor_of
+from captum_causalseg._checks import NONE, PATH, array_of, checked, integer, number, per_axis, sequence, shown, tensor_of
 from captum_causalseg.images import check_same_grid, load_label
 
 __all__ = ["boundary", "box", "component", "from_file", "from_label", "from_mask", "grid", "predicted", "supervoxels"]
@@ -111,7 +111,7 @@ def from_label(label_map: Array, value: int) -> Tensor:
         raise ValueError(f"label_map: expected whole numbers, got {values.dtype}, some of them fractions")
     found = values == value
     if not found.any():
-        raise ValueError(f"value: the label map holds {_listed(values)}, got {value!r}")
+        raise ValueError(f"value: the label map holds {_listed(values)}, got {shown(value)}")
     return torch.from_numpy(np.ascontiguousarray(found))
 
 

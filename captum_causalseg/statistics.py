@@ -372,6 +372,7 @@ class TreatmentEffectStatistics:
         )
 
     @checked(spatial_shape=sequence(integer(1), 1))
+    @checked(spatial_shape=sequence(integer(1), 1, expected="a sequence of lengths"))
     def on_image(self, spatial_shape: Sequence[int]) -> "TreatmentEffectStatistics":
         """The same effects of a layer's tokens or blocks, with the units laid out on the image: for maps and pictures of them.
 

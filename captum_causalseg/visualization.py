@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._checks import NONE, TEXT, array_of, checked, instance, integer, one_of, sequence, tensor_of
+from captum_causalseg._checks import NONE, TEXT, array_of, checked, instance, integer, one_of, sequence, shown, tensor_of
 from captum_causalseg._drawing.component_bars import plot_components
 from captum_causalseg._drawing.convergence import plot_convergence
 from captum_causalseg._drawing.effect_panels import PANELS, effects_figure, volume_figure
@@ -200,7 +200,7 @@ def plot_effects(
     """
     known = ("image", *PANELS)
     if not all(name in known for name in panels):
-        raise ValueError(f"panels: expected some of {known}, got {panels!r}")
+        raise ValueError(f"panels: expected some of {known}, got {shown(panels)}")
     view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
     figure = effects_figure(
         *(statistics, view, shown_outputs(statistics, target, view), tuple(panels), palette_of(palette)),
@@ -277,7 +277,7 @@ def plot_volume(
     if view.image.ndim != 4:
         raise ValueError(f"image: expected a volume (N, C, *spatial) with 3 spatial axes, got {view.image.ndim - 1}")
     if not -3 <= axis < 3:
-        raise ValueError(f"axis: expected an integer from -3 to 2, got {axis!r}")
+        raise ValueError(f"axis: expected an integer from -3 to 2, got {shown(axis)}")
     outputs = shown_outputs(statistics, target, view)
     if len(outputs) > 1:
         raise ValueError(f"target: it leaves {len(outputs)} regions of interest open, pick one: (class, roi)")

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._checks import integer, number, per_axis
+from captum_causalseg._checks import integer, number, per_axis, shown
 from captum_causalseg._masks import check_roi, mask_source, plain_tensor, roi_of_batch
 from captum_causalseg.evaluation._unit_space import check_example
 from captum_causalseg.images import spacing_of
@@ -122,7 +122,7 @@ def view_of(
     if channel is not None:
         integer(0, image.shape[1] - 1)("channel", channel)
     if isinstance(roi, str):
-        raise TypeError(f"roi: expected a mask to outline, got {roi!r}")
+        raise TypeError(f"roi: expected a mask to outline, got {shown(roi)}")
     given = mask_source("roi", roi)[1]
     masks = None
     if given is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg._checks import shown
 from captum_causalseg.interventions.units import Units
 
 __all__ = ["Exclude", "excluded_places", "excluded_units", "exclusion_in_words", "forbidden_places"]
@@ -78,7 +79,7 @@ def _places(name: str, given: Any, spatial: torch.Size, rois: Tensor | None) -> 
         return None
     if isinstance(given, str):
         if given != "roi":
-            raise ValueError(f'{name}: expected "roi", a boolean mask or None, got {given!r}')
+            raise ValueError(f'{name}: expected "roi", a boolean mask or None, got {shown(given)}')
         if rois is not None and rois.shape[2:] != spatial:
             raise ValueError(
                 f"{name}: expected a boolean mask or None, the RoI of spatial shape {tuple(rois.shape[2:])} has no place in an input of "

@@ -165,7 +165,8 @@ def _donors(
             f"{shown(baselines)}; stack images with torch.stack(images), or give an ActivationBank(images)"
         )
     if _are_images(baselines, call.inputs):
-        baselines = ActivationBank(baselines)
+        with renamed(images="layer_baselines"):
+            baselines = ActivationBank(baselines)
     if isinstance(baselines, ActivationBank):
         others = _shared_arguments(call)
 
@@ -177,12 +178,14 @@ def _donors(
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
         state = watch["at_input"], layouts, kinds, tuple(map(_comparable, others)), _state_of(call.forward_func)
         banks, count = baselines.recorded(layer, state, run, tensors)
-        return _Donors(tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors)), (None,) * len(tensors), True, count)
+        with renamed(baselines="layer_baselines"):
+            bound = tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors))
+        return _Donors(bound, (None,) * len(tensors), True, count)
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
     if len(given) != len(tensors):
         raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
     sources: list[DonorSource] = []
-    bound: list[BoundDonors] = []
+    found: list[BoundDonors] = []
     for one, tensor, layout in zip(given, tensors, layouts):
         if layout is not None and layout.axes != "NC*" and isinstance(one, Tensor) and one.ndim:
             wanted = tuple(layout.as_it_lies(tensor[:1]).shape[1:])
@@ -195,8 +198,8 @@ def _donors(
             raise ValueError(f"layer_baselines: expected a finite number, got {one}")
         with renamed(baselines="layer_baselines"):
             sources.append(as_donor_source(0.0 if one is None else one, tensor))
-            bound.append(sources[-1].bind(tensor))
-    return _Donors(tuple(bound), tuple(source if source.of_the_image else None for source in sources), False, 0)
+            found.append(sources[-1].bind(tensor))
+    return _Donors(tuple(found), tuple(source if source.of_the_image else None for source in sources), False, 0)
 
 
 def _layouts(

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from captum_causalseg._checks import TEXT, checked, instance, integer, sequence
+from captum_causalseg._checks import TEXT, checked, instance, integer, sequence, shown
 from captum_causalseg._drawing.pictures import PICTURE, literal, short
 from captum_causalseg._names import printable
 from captum_causalseg.cohort._case_values import PARTS
@@ -70,7 +70,7 @@ def plot_cohort_profile(
     if summary.profile.empty:
         raise ValueError("summary: it has no profile; its study is of components, or its units have no distance")
     if not all(name in _PANELS for name in panels):
-        raise ValueError(f"panels: expected some of {tuple(_PANELS)}, got {panels!r}")
+        raise ValueError(f"panels: expected some of {tuple(_PANELS)}, got {shown(panels)}")
     figure = Figure(figsize=(1 + 4.2 * len(panels), 4.2), layout="constrained")
     every: np.ndarray = figure.subplots(1, len(panels), squeeze=False)
     groups = _groups(summary.profile, summary)

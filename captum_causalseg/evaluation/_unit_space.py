@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, TEXT, array_of, integer, number, one_of, per_axis, sequence
+from captum_causalseg._checks import NONE, TEXT, array_of, integer, number, one_of, per_axis, sequence, shown
 from captum_causalseg._masks import check_roi
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -63,7 +63,7 @@ class UnitSpace:
         self.ids, unit = np.unique(labels, return_inverse=True)
         index = unit.reshape(labels.shape) + 1
         if length_unit is not None and spacing is None:
-            raise ValueError(f"length_unit: it is the unit of spacing, which was not given; got {length_unit!r}")
+            raise ValueError(f"length_unit: it is the unit of spacing, which was not given; got {shown(length_unit)}")
         self.distance_unit = "pixel" if spacing is None else length_unit or "spacing"
         scale, self.bin_width = step, 1.0
         if bin_width is None:

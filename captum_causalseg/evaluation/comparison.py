@@ -148,7 +148,7 @@ def compare(
         raise ValueError(f"methods: the name {CONTROL!r} is taken by the control")
     chosen = metric_names(metrics)
     estimation, judging = (baselines, held_out) if held_out is not None else _split(baselines, seed)
-    with renamed(target="output", forward_func="target"):
+    with renamed(target="output", forward_func="target", **({} if held_out is None else {"baselines": "held_out"})):
         judge = Faithfulness(
             *(target, inputs, judging, output, additional_forward_args),
             **(

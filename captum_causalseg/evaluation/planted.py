@@ -85,9 +85,9 @@ class PlantedCause:
     share: float
 
     def __post_init__(self) -> None:
+        check_all(vars(self), start=sequence(integer(0), 1, expected="a sequence of indices"))
         check_all(
             vars(self),
-            start=sequence(integer(0), 1, expected="a sequence of indices"),
             size=sequence(integer(1), length=len(self.start), expected="a sequence of lengths"),
             sign=one_of(1, -1),
             share=number(above=0, most=1),

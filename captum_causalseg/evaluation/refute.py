@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._checks import FRACTION, NONE, SEED, TEXT, checked, instance, integer, sequence
+from captum_causalseg._checks import FRACTION, NONE, SEED, TEXT, checked, instance, integer, sequence, shown
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.donors import SelfDonor
@@ -115,7 +115,7 @@ def refute(
     names = list(REFUTERS) if refuters is None else [refuters] if isinstance(refuters, str) else list(refuters)
     unknown = [name for name in names if name not in REFUTERS]
     if unknown or not names:
-        raise ValueError(f"refuters: expected some of {sorted(REFUTERS)}, got {refuters!r}")
+        raise ValueError(f"refuters: expected some of {sorted(REFUTERS)}, got {shown(refuters)}")
     if "return_statistics" in arguments:
         raise TypeError("return_statistics: the statistics are in the report; leave it out")
     if "layer_baselines" in arguments:
