@@ -55,6 +55,7 @@ __all__ = [
     "renamed",
     "sequence",
     "shown",
+    "shown_path",
     "tensor_of",
     "unexpected",
 ]
@@ -93,6 +94,12 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, (numbers.Number, os.PathLike, slice, torch.dtype, np.generic)):
         return _cut(repr(value))
     return _cut(repr(value)) if isinstance(value, type) else type(value).__name__
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path as an error message shows it: of a long one the end, which tells the file."""
+    text = os.fspath(path)
+    return repr(text if len(text) <= _MOST_CHARACTERS else f"...{text[3 - _MOST_CHARACTERS :]}")
 
 
 def refusal(name: str, expected: str, got: Any, hint: str = "") -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._checks import ArgumentTypeError, array_of, shown
+from captum_causalseg._checks import ArgumentTypeError, array_of, shown_path
 from captum_causalseg._image_files import read_file
 
 __all__ = ["BankImages", "ChosenImages", "DatasetImages", "FolderImages", "SizedImages", "check_images", "random_parts"]
@@ -62,9 +62,9 @@ def check_images(name: str, images: Any, are_items: bool = False) -> None:
 
 def _refuse_path(name: str, path: Any) -> None:
     if not Path(path).expanduser().exists():
-        raise FileNotFoundError(f"{name}: there is no file {shown(os.fspath(path))}")
+        raise FileNotFoundError(f"{name}: there is no file {shown_path(path)}")
     raise ArgumentTypeError(
-        f"{name}: expected an image (C, *spatial), got the path {shown(os.fspath(path))}; PatchBank.from_folder reads the files of a "
+        f"{name}: expected an image (C, *spatial), got the path {shown_path(path)}; PatchBank.from_folder reads the files of a "
         "folder, images.load_image(path)[0] a single one"
     )
 

@@ -242,7 +242,7 @@ def test_bad_arguments_of_seg_hires_grad_cam():
     hard = SegmentationTarget(net, roi=roi, reference=torch.zeros(SHAPES[2], dtype=torch.long))
     with pytest.raises(ValueError, match="forward_func: its score has no gradient"):
         SegHiResGradCam(hard, net.act).attribute(image, target=1)
-    with pytest.raises(TypeError, match="forward_func: it cannot be called with 2 input"):
+    with pytest.raises(TypeError, match="inputs: forward_func cannot be called with 2 of them"):
         SegHiResGradCam(net.forward, net.act).attribute((image, image), target=1)
     with pytest.raises(ValueError, match="forward_func: the gradient of its score holds NaN"):
         SegHiResGradCam(lambda x: (net(x) * 0).flatten(1).sum(1).sqrt(), net.act).attribute(image)

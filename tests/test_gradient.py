@@ -470,7 +470,8 @@ def test_a_bank_recorded_for_interventions_serves_the_gradient():
     seen = []
     model.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
     LayerGradientTreatmentEffect(target, model.first).attribute(images, layer_baselines=bank, target=1, n_steps=3)
-    assert seen == [2] * (1 + 1 + 3)
+    # Before the gradients: recorded once, answered twice alone, and compared alone and beside each other.
+    assert seen == [2] + [1, 1] + [1, 2] + [2] * (1 + 3)
 
 
 def test_captums_noise_tunnel_runs_on_it():
