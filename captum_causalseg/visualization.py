@@ -30,7 +30,7 @@ from captum_causalseg._drawing.pictures import (
 )
 from captum_causalseg._drawing.planes import pixel_spacing, shown_outputs, view_of
 from captum_causalseg._drawing.profile_panels import histogram, mass_by_distance, named_roles, pie, ratio
-from captum_causalseg._masks import plain_tensor
+from captum_causalseg._masks import check_roi, plain_tensor
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.profile import PerceptionProfile
 from captum_causalseg.interventions.support import Support
@@ -102,7 +102,7 @@ def plot_support(
     rows, columns = pixel_spacing(image, spacing, example)[:2]
     if roi is not None and tuple(roi.shape) != tuple(image.shape[2:]):
         raise ValueError(f"roi: expected the image's spatial shape {tuple(image.shape[2:])}, got {tuple(roi.shape)}")
-    roi = None if roi is None else plain_tensor(torch.as_tensor(roi)).cpu()
+    roi = None if roi is None else check_roi(plain_tensor(torch.as_tensor(roi)).cpu())
     picture = grayscale(plane(plain_tensor(image[example]).cpu().float(), roi))
     outline = None if roi is None else plane(roi[None], roi)[0].numpy() > 0
     reaches = plane(mask[None].float(), roi)[0].numpy() > 0

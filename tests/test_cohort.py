@@ -548,6 +548,8 @@ def test_bad_arguments(tmp_path):
         ({"show_progress": False, "return_statistics": True}, TypeError, "'return_statistics' is not an argument of a study"),
         ({"method": GradientTreatmentEffect}, TypeError, "GradientTreatmentEffect has no uncertainties"),
         ({"method": "PdCR"}, TypeError, "method: expected a callable, got str"),
+        ({"cases": 3}, TypeError, "cases: expected an iterable of dicts or a data set of them, got int"),
+        ({"cases": {"id": 1}}, TypeError, "cases: expected an iterable of dicts or a data set of them, got dict"),
         ({"shards": 0}, ValueError, "shards: expected at least 1, got 0"),
         ({"shards": 2, "precision": 0.1}, ValueError, "shards: not with precision"),
         ({"columns": ["device"]}, ValueError, "columns: 'device' is a column of the table already"),

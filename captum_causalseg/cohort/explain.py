@@ -7,7 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, PATH, TEXT, checked, integer, number, one_of, sequence, unexpected
+from captum_causalseg._checks import (
+    BOOLEAN,
+    FUNCTION,
+    NONE,
+    PATH,
+    TEXT,
+    Check,
+    checked,
+    integer,
+    number,
+    one_of,
+    sequence,
+    unexpected,
+)
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.cohort import engines
 from captum_causalseg.cohort._bytes import digest_of_json
@@ -28,7 +41,13 @@ _RESERVED = (
 )
 
 
+def _holds_cases(cases: Any) -> bool:
+    is_one = isinstance(cases, (str, bytes, Mapping))
+    return not is_one and (hasattr(cases, "__iter__") or (hasattr(cases, "__getitem__") and hasattr(cases, "__len__")))
+
+
 @checked(
+    cases=Check("an iterable of dicts or a data set of them", _holds_cases, by_type=True),
     make_target=FUNCTION,
     method=FUNCTION,
     out=PATH,
