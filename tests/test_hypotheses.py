@@ -49,7 +49,8 @@ class Scene:
 def network(d: int = 2, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1]
-    model = nn.Sequential(conv(1, 6, 5, padding=2), nn.ReLU(), conv(6, 2, 5, padding=2)).double().eval()
+    width = 6 if d < 3 else 2  # in volumes each channel costs a second
+    model = nn.Sequential(conv(1, width, 5, padding=2), nn.ReLU(), conv(width, 2, 5, padding=2)).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))

@@ -3,10 +3,10 @@
 import argparse
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import captum
-import monai
 import pandas as pd
 import torch
 
@@ -297,7 +297,8 @@ def _refutation_section(report: RefutationReport) -> str:
 
 def _computed(options: argparse.Namespace, seconds: float, facts: Mapping[str, object], settings: Mapping[str, Any]) -> str:
     versions = {"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}
-    versions |= {"monai": monai.__version__}
+    # Not asked of the module, which takes seconds to import.
+    versions |= {"monai": version("monai")}
     shown = {"Command": command_line(options), **facts, "Seconds": f"{seconds:.1f}"}
     rest = {name: value for name, value in settings.items() if name != "versions"}
     shown |= _in_words({"seed": options.seed} | rest | {"versions": versions})
