@@ -48,6 +48,7 @@ __all__ = [
     "mapping",
     "misfit",
     "nearest",
+    "no_module",
     "number",
     "one_of",
     "per_axis",
@@ -122,6 +123,13 @@ def nearest(name: str, names: Iterable[str], most: int = _MOST_LISTED) -> list[s
     inside = [one for one in known if len(name) > 2 and name.lower() in one.lower()]
     alike = [lowered[one] for one in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
     return list(dict.fromkeys([*alike, *inside]))[:most]
+
+
+def no_module(name: str, names: Iterable[str]) -> str:
+    """What to say of a module's name (or pattern) that none has: those that come nearest, or a few of all."""
+    names = list(names)
+    alike = nearest(name.strip("*?"), names)
+    return f"no module is named {shown(name)}; " + (f"did you mean {listed(alike)}?" if alike else f"there are {listed(names)}")
 
 
 def _cut(text: str) -> str:

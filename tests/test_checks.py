@@ -169,6 +169,16 @@ def test_of_many_a_few_are_listed():
     assert listed(map(str, range(8))) == "0, 1, 2, 3, 4 and 3 more"
 
 
+def test_a_module_that_is_not_there():
+    names = [f"encoder.{i}.conv" for i in range(40)]
+    assert _checks.no_module("encodr.3.conv", names).startswith(
+        "no module is named 'encodr.3.conv'; did you mean encoder.3.conv, "
+    )
+    assert _checks.no_module("x*", names).endswith(
+        "; there are encoder.0.conv, encoder.1.conv, encoder.2.conv, encoder.3.conv, encoder.4.conv and 35 more"
+    )
+
+
 def test_the_nearest_names_come_first():
     names = [f"encoder.{i}.conv" for i in range(40)] + ["decoder.up.conv", "bottleneck"]
     assert nearest("botleneck", names) == ["bottleneck"]

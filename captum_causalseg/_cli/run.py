@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from captum_causalseg import regions
+from captum_causalseg._checks import no_module
 from captum_causalseg._cli.case import CommandCase, read_case
 from captum_causalseg._cli.errors import InputError, naming, naming_arguments
 from captum_causalseg._cli.report import comparison_page, components_page, effects_page, refutation_page
@@ -238,8 +239,7 @@ def _check_layers(case: CommandCase, options: argparse.Namespace) -> None:
     if not modules:
         raise InputError(f"{option}: the network is a single module, it has no parts")
     if pattern is not None and not fnmatch.filter(modules, pattern):
-        shown = ", ".join([*modules][:20]) + (", ..." if len(modules) > 20 else "")
-        raise InputError(f"{option}: no module is named {pattern!r}; there are {shown}")
+        raise InputError(f"{option}: {no_module(pattern, modules)}")
 
 
 def _component_table(case: CommandCase, options: argparse.Namespace, layers: str | None, level: Any) -> pd.DataFrame:

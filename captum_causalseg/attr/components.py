@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
-from captum_causalseg._checks import NONE, TEXT, checked, instance, listed, mapping, nearest, one_of, renamed, sequence, shown
+from captum_causalseg._checks import NONE, TEXT, checked, instance, mapping, no_module, one_of, renamed, sequence
 from captum_causalseg._state import undisturbed
 from captum_causalseg.activations import ActivationBank
 from captum_causalseg.attr._effort import EFFORT
@@ -213,9 +213,7 @@ def _named(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
         if not fnmatch.filter(every, pattern):
-            alike = nearest(pattern.strip("*?"), every)
-            there = f"did you mean {listed(alike)}?" if alike else f"there are {listed(every)}"
-            raise ValueError(f"layers: no module is named {shown(pattern)}; {there}")
+            raise ValueError(f"layers: {no_module(pattern, every)}")
     return {name: module for name, module in every.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
