@@ -45,10 +45,13 @@ SLOW = {
     "test_planted",
     "test_profile",
     "test_refute",
+    "test_refusals",
     "test_repeatability",
+    "test_stochastic",
     "test_support_on_models",
     "test_transformer_layers",
     "test_undisturbed",
+    "test_window",
 }
 
 
