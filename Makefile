@@ -75,6 +75,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # What pre-commit runs before each commit: .pre-commit-config.yaml.
 hooks: $(INSTALLED)

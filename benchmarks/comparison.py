@@ -19,7 +19,7 @@ from monai.networks.nets import UNet
 from torch import Tensor
 
 from captum_causalseg import DonorSource, SegmentationTarget, compare
-from captum_causalseg.demo.explain import Case, brain_case, picture_case
+from captum_causalseg.demo.cases import Case, brain_case, picture_case
 from captum_causalseg.evaluation import faithfulness
 from captum_causalseg.evaluation.planted import load_shortcut_case
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from captum_causalseg import AverageTreatmentEffect, GradientTreatmentEffect, SegmentationTarget, regions
 from captum_causalseg.demo import load_brain_slices
-from captum_causalseg.demo.explain import Case, brain_case, picture_case
+from captum_causalseg.demo.cases import Case, brain_case, picture_case
 from captum_causalseg.demo.network import fit
 from captum_causalseg.donors import DonorSource
 

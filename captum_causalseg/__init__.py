@@ -13,7 +13,6 @@ from captum_causalseg._version import __version__
 
 if TYPE_CHECKING:
     from captum_causalseg import baselines, donors, evaluation, metrics, regions
-    from captum_causalseg.activations import ActivationBank
     from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
     from captum_causalseg.attr.causal_support import causal_support
     from captum_causalseg.attr.components import component_effects
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
     from captum_causalseg.attr.pdcr import PdCR
     from captum_causalseg.bundle import Bundle, load_bundle
-    from captum_causalseg.donors import Blur, Constant, DonorSource, PatchBank, SameImage
+    from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, PatchBank, SameImage
     from captum_causalseg.evaluation.comparison import Comparison, compare
     from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
     from captum_causalseg.evaluation.refute import RefutationReport, refute
@@ -66,7 +65,7 @@ __all__ = [
 
 # Where each public name comes from. It is imported when it is first asked for: `causalseg --help` waits for no torch.
 _PLACES = {
-    "ActivationBank": "captum_causalseg.activations",
+    "ActivationBank": "captum_causalseg.donors",
     "AverageTreatmentEffect": "captum_causalseg.attr.average_treatment_effect",
     "Blur": "captum_causalseg.donors",
     "Bundle": "captum_causalseg.bundle",

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_causalseg import regions
 from captum_causalseg._checks import NONE, TEXT, check_all, checked, integer, one_of, sequence, tensor_of
+from captum_causalseg.boxes import number_blocks
 
 __all__ = ["AXES", "UNIT_KINDS", "Layout", "UnitKind", "unit_mask"]
 
@@ -173,7 +173,7 @@ def unit_mask(layout: Layout, units: UnitKind, shape: Sequence[int], block_size:
     if not spatial:
         raise ValueError(f"block_size: the activation {tuple(shape)} has no spatial axes")
     assert block_size is not None
-    blocks = regions.grid(spatial if layout.axes != "NLC" else _grid_of(layout), block_size)
+    blocks = number_blocks(spatial if layout.axes != "NLC" else _grid_of(layout), block_size)
     if layout.axes == "NLC":
         placed = torch.full(spatial, -1, dtype=torch.int64, device="cpu")
         placed[layout.first : layout.first + blocks.numel()] = blocks.flatten()

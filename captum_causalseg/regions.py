@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from captum_causalseg._checks import NONE, PATH, array_of, checked, integer, number, per_axis, sequence, shown, tensor_of
+from captum_causalseg.boxes import number_blocks
 from captum_causalseg.images import check_same_grid, load_label
 
 __all__ = ["boundary", "box", "component", "from_file", "from_label", "from_mask", "grid", "predicted", "supervoxels"]
@@ -229,15 +230,7 @@ def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tenso
         tensor([[0, 0, 1, 1, 2],
                 [0, 0, 1, 1, 2]])
     """
-    shape = tuple(int(length) for length in spatial_shape)
-    sizes = per_axis("block_size", block_size, len(shape), integer(1))
-    if any(size > length for size, length in zip(sizes, shape)):
-        raise ValueError(f"block_size: a block of {sizes} is larger than the image of {shape}")
-    units = torch.zeros(shape, dtype=torch.int64, device="cpu")
-    for axis, (length, size) in enumerate(zip(shape, sizes)):
-        along = torch.arange(length, device="cpu") // size
-        units = units * math.ceil(length / size) + along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-    return units
+    return number_blocks(spatial_shape, block_size)
 
 
 @checked(mask=array_of("labels", may_be_empty=False))

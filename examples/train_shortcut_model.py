@@ -3,7 +3,7 @@
 Writes the weights and, beside them, a JSON file with how they came about and what they reach on held-out slices. The same seed and
 number of steps write the same weights, bit for bit, on the same machine with the same number of threads::
 
-    python examples/train_shortcut_model.py --out captum_causalseg/evaluation/shortcut_unet.pt
+    python examples/train_shortcut_model.py --out captum_causalseg/evaluation/planted/shortcut_unet.pt
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from captum_causalseg.evaluation.planted import (
     load_shortcut_slices,
 )
 
-DEFAULT_OUT = Path(__file__).resolve().parents[1] / "captum_causalseg" / "evaluation" / "shortcut_unet.pt"
+DEFAULT_OUT = Path(__file__).resolve().parents[1] / "captum_causalseg" / "evaluation" / "planted" / "shortcut_unet.pt"
 N_HELD_OUT = 24
 # Brightness and noise only: whatever moves the picture would move the marker.
 STILL = Augmentation(flip=(), rotation_deg=0, scale=0, shift=0, gain=0.1, offset=0.03, gamma=0.1, noise=0.02)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg.attr._estimate import Intervention
+from captum_causalseg.attr.estimate import Intervention
 
 Score = Callable[[int, tuple[Tensor, ...]], np.ndarray]
 """``(example, inputs of that example (1, C, *spatial)) -> scores (K,)``."""

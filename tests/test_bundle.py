@@ -212,7 +212,7 @@ def test_an_inferer_passes_further_arguments_on():
         def forward(self, image, factor):
             return torch.cat([image * factor, image], 1)
 
-    from captum_causalseg.bundle import _Inferred
+    from captum_causalseg.bundle.folder import _Inferred
 
     images = torch.rand(2, 1, 20, 20)
     found = _Inferred(Scaled(), SlidingWindowInferer((8, 8), overlap=0.5))(images, 3.0)

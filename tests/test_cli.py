@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics, cli, images, metrics
-from captum_causalseg._cli import report as _cli_report
-from captum_causalseg._cli import run as _cli_run
-from captum_causalseg._cli.grid import Grids
-from captum_causalseg._cli.places import find_roi
+from captum_causalseg.cli import report as _cli_report
+from captum_causalseg.cli import run as _cli_run
+from captum_causalseg.cli.grid import Grids
+from captum_causalseg.cli.places import find_roi
 from captum_causalseg.visualization import plot_effects
 
 nibabel = pytest.importorskip("nibabel")

@@ -14,10 +14,10 @@ import torch
 from matplotlib.figure import Figure
 
 from captum_causalseg import cli
-from captum_causalseg._cli import report as _cli_report
-from captum_causalseg._cli import run as _cli_run
-from captum_causalseg._cli.grid import Grids, grids_of_bundle
 from captum_causalseg.bundle import load_bundle
+from captum_causalseg.cli import report as _cli_report
+from captum_causalseg.cli import run as _cli_run
+from captum_causalseg.cli.grid import Grids, grids_of_bundle
 
 nibabel = pytest.importorskip("nibabel")
 pillow = pytest.importorskip("PIL.Image")

@@ -260,7 +260,7 @@ def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place,
 
 
 def cli_run():
-    from captum_causalseg._cli import run
+    from captum_causalseg.cli import run
 
     return run
 

@@ -30,7 +30,7 @@ from captum_causalseg import (
     component_effects,
     regions,
 )
-from captum_causalseg.attr._parts import merge_parts, only_part
+from captum_causalseg.attr.parts import merge_parts, only_part
 from captum_causalseg.cohort import Cohort, CohortError, explain_cohort, plot_cohort_profile, summarize
 from captum_causalseg.cohort.fingerprint import described, differences, digest
 

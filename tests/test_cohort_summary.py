@@ -22,15 +22,10 @@ from captum_causalseg.cohort import (
     plot_cohort_profile,
     summarize,
 )
-from captum_causalseg.cohort._between_cases import (
-    Discoveries,
-    mean_of_cases,
-    paired_difference,
-    random_effects,
-)
-from captum_causalseg.cohort._case_values import case_values, typical_width
-from captum_causalseg.evaluation._unit_space import UnitSpace
+from captum_causalseg.cohort.between_cases import Discoveries, mean_of_cases, paired_difference, random_effects
+from captum_causalseg.cohort.case_values import case_values, typical_width
 from captum_causalseg.evaluation.profile import perception_profile
+from captum_causalseg.evaluation.unit_space import UnitSpace
 from captum_causalseg.statistics import adjust_p_values
 
 SHAPE = (16, 16)

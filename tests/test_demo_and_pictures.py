@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from captum_causalseg import Status, TreatmentEffectStatistics, cli
-from captum_causalseg.demo import explain as demo
+from captum_causalseg.demo import cases as demo
 
 
 @pytest.fixture

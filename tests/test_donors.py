@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_causalseg import ActivationBank, Blur, Constant, PatchBank, SameImage, _donor_reading, regions
-from captum_causalseg._donor_places import BoundDonors, Request, skip_holes
-from captum_causalseg.donors import SelfDonor, as_donor_source
+from captum_causalseg import ActivationBank, Blur, Constant, PatchBank, SameImage, regions
+from captum_causalseg.donors import BoundDonors, SelfDonor, as_donor_source, gather
+from captum_causalseg.donors.gather import Request
+from captum_causalseg.donors.numbering import skip_holes
 
 SPATIAL = {1: (9,), 2: (7, 9), 3: (5, 6, 7)}
 
@@ -520,7 +521,7 @@ def assert_products_are_literal(bound, requests):
 @every_source
 @pytest.mark.parametrize("most", [1, 40, 2**22])
 def test_inner_products_are_the_sums_over_the_elements(monkeypatch, source, d, most):
-    monkeypatch.setattr(_donor_reading, "_MOST_VALUES", most)
+    monkeypatch.setattr(gather, "_MOST_VALUES", most)
     bound = source(d).bind(three_examples(d), rois(d, 3) if d else None)
     assert_products_are_literal(bound, some_requests(bound, d, {(2, 3, 2)[:d], (1, 2, 3)[:d]}))
 
@@ -562,13 +563,13 @@ def test_inner_products_hold_few_donors_at_once(monkeypatch, lazy, channels):
     bound = PatchBank(Lazy(another(2)) if lazy else another(2)).bind(three_examples(2))
     held = []
 
-    def noting(values, weights, *, summed=_donor_reading.weighted_sums):
+    def noting(values, weights, *, summed=gather.weighted_sums):
         held.append(values.numel())
         return summed(values, weights)
 
-    monkeypatch.setattr(_donor_reading, "_MOST_VALUES", 50)
-    monkeypatch.setattr("captum_causalseg._donor_reading.weighted_sums", noting)
-    monkeypatch.setattr("captum_causalseg._donor_places.weighted_sums", noting)
+    monkeypatch.setattr(gather, "_MOST_VALUES", 50)
+    monkeypatch.setattr("captum_causalseg.donors.source.weighted_sums", noting)
+    monkeypatch.setattr("captum_causalseg.donors.gather.weighted_sums", noting)
     bound.inner_products([Request(0, box((0, 0), (2, 3)), np.arange(60), torch.ones(channels, 2, 3))])
     assert sum(held) == 60 * 12
     assert max(held) == 48

@@ -17,7 +17,7 @@ from captum_causalseg import (
     TreatmentEffectStatistics,
     regions,
 )
-from captum_causalseg._cli.results import emptiness
+from captum_causalseg.cli.results import emptiness
 from captum_causalseg.visualization import plot_effects
 
 ROI = regions.box((16, 16), 4, 8)

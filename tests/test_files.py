@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import make_place, on_picture, status_of
 
-from captum_causalseg._files import Ended, cleared_away_when_ended, staged, written_whole
+from captum_causalseg.writing.files import Ended, cleared_away_when_ended, staged, written_whole
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from captum_causalseg import (
     SegmentationTarget,
     regions,
 )
-from captum_causalseg._donor_places import BoundDonors
 from captum_causalseg._state import undisturbed
+from captum_causalseg.donors import BoundDonors
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SPATIAL = {1: (11,), 2: (9, 12), 3: (6, 7, 5)}

@@ -24,9 +24,10 @@ from captum_causalseg import (
     refute,
     regions,
 )
-from captum_causalseg._cli.results import counts
+from captum_causalseg.cli.demo import report
+from captum_causalseg.cli.results import counts
 from captum_causalseg.cohort import explain_cohort, summarize
-from captum_causalseg.demo.explain import Case, report
+from captum_causalseg.demo.cases import Case
 from captum_causalseg.evaluation import Faithfulness, influence_matrix, perception_profile
 from captum_causalseg.statistics import CORRECTIONS, adjust_p_values, is_hypothesis
 

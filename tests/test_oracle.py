@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, PdCR, SegmentationTarget, Status, regions
-from captum_causalseg.attr._effort import Effort
-from captum_causalseg.attr._estimate import interventions
-from captum_causalseg.attr._problem import prepare
+from captum_causalseg.attr.effort import Effort
+from captum_causalseg.attr.estimate import interventions
+from captum_causalseg.attr.problem import prepare
 
 
 class Net(nn.Module):

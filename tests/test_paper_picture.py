@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captum_causalseg import PatchBank, PdCR, SegmentationTarget, Status, regions
-from captum_causalseg.demo.explain import _read_patches, _read_picture
+from captum_causalseg.demo.cases import _read_patches, _read_picture
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(

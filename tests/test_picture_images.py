@@ -20,9 +20,8 @@ from skimage.color import rgb2lab
 from skimage.transform import resize
 
 from captum_causalseg import regions
-from captum_causalseg._drawing import effect_panels, pictures
-from captum_causalseg._drawing.pictures import Palette
-from captum_causalseg.visualization import plot_convergence, plot_effects, plot_volume
+from captum_causalseg.visualization import effect_panels, pictures, plot_convergence, plot_effects, plot_volume
+from captum_causalseg.visualization.pictures import Palette
 
 IMAGES = Path(__file__).parent / "images"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "captum_visualization.py"

@@ -18,9 +18,9 @@ from picture_cases import case, statistics_of
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from captum_causalseg import Status, regions, visualization
-from captum_causalseg._drawing.pictures import PALETTES, grayscale, robust_maximum, round_up, scale_labels
-from captum_causalseg._drawing.planes import chosen_slices, peak
 from captum_causalseg.visualization import plot_effects, plot_volume
+from captum_causalseg.visualization.pictures import PALETTES, grayscale, robust_maximum, round_up, scale_labels
+from captum_causalseg.visualization.planes import chosen_slices, peak
 
 ALL = ("image", "effect", "standard_error", "lower", "upper", "significant", "p_value", "n_draws")
 GREEN = {name: to_rgb(palette.outline) for name, palette in PALETTES.items()}

@@ -307,7 +307,7 @@ def test_the_shipped_weights_reach_what_their_record_says(shortcut):
 
 
 def test_the_weights_are_small_and_plain():
-    file = resources.files("captum_causalseg.evaluation").joinpath("shortcut_unet.pt")
+    file = resources.files("captum_causalseg.evaluation.planted").joinpath("shortcut_unet.pt")
     with resources.as_file(file) as path:
         assert path.stat().st_size < 700_000
         torch.load(path, weights_only=True)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, Status, TreatmentEffectStatistics, regions
-from captum_causalseg.evaluation._unit_space import distance_to
-from captum_causalseg.evaluation.profile import influence_matrix, perception_profile, profile_of_map
+from captum_causalseg.evaluation.influence import influence_matrix
+from captum_causalseg.evaluation.profile import perception_profile, profile_of_map
+from captum_causalseg.evaluation.unit_space import distance_to
 from captum_causalseg.visualization import plot_influence, plot_profile
 
 HEATMAP = Path(__file__).parents[2] / "shared" / "data" / "paper_demo_heatmap.npz"

@@ -21,7 +21,7 @@ from captum_causalseg import (
     refute,
     regions,
 )
-from captum_causalseg._sampling import seeded
+from captum_causalseg.target.stochastic import seeded
 
 ROI = regions.box((8, 8), 0, 4)
 

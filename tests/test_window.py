@@ -26,8 +26,8 @@ from captum_causalseg import (
     regions,
     visualization,
 )
-from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.interventions import layer as layer_module
+from captum_causalseg.target.local_scores import LocalScores
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NAN = float("nan")

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked
-from captum_causalseg.attr._effort import EFFORT, Effort
-from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint, tell_if_empty
-from captum_causalseg.attr._exclusion import Exclude
-from captum_causalseg.attr._problem import prepare
+from captum_causalseg.attr.effort import EFFORT, Effort
+from captum_causalseg.attr.estimate import Intervention, estimate, interventions, paint, tell_if_empty
+from captum_causalseg.attr.exclusion import Exclude
+from captum_causalseg.attr.problem import prepare
 from captum_causalseg.donors import DonorSource
 from captum_causalseg.images import with_metadata
-from captum_causalseg.interventions.whole import Execution
+from captum_causalseg.interventions.inputs import Execution
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["AverageTreatmentEffect"]

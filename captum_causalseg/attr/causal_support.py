@@ -6,7 +6,7 @@ from torch import Tensor
 
 from captum_causalseg._checks import NONE, SEED, checked, instance, integer, sequence
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._problem import prepare_call
+from captum_causalseg.attr.problem import prepare_call
 from captum_causalseg.interventions.support import Support, find_support
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target import SegmentationTarget

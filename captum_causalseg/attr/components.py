@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._checks import NONE, TEXT, checked, instance, mapping, no_module, one_of, renamed, sequence
 from captum_causalseg._state import undisturbed
-from captum_causalseg.activations import ActivationBank
-from captum_causalseg.attr._effort import EFFORT
-from captum_causalseg.attr._layer import LAYOUT
-from captum_causalseg.attr._problem import prepare_call
+from captum_causalseg.attr.effort import EFFORT
+from captum_causalseg.attr.layer import LAYOUT
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect, LayerBaselines
+from captum_causalseg.attr.problem import prepare_call
+from captum_causalseg.donors import ActivationBank
 from captum_causalseg.interventions.axes import Axes, projected
 from captum_causalseg.interventions.layouts import Sighting, follow, read_layout, with_grid, with_heads
 from captum_causalseg.layout import Layout, UnitKind

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from captum_causalseg._captum import GradientAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked, integer
-from captum_causalseg.attr._exclusion import Exclude
-from captum_causalseg.attr._gradient import backpropagate
-from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
+from captum_causalseg.attr.exclusion import Exclude
+from captum_causalseg.attr.gradient import backpropagate
+from captum_causalseg.attr.problem import prepare
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.gradient import differentiable
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked
-from captum_causalseg.attr._effort import EFFORT, Effort
-from captum_causalseg.attr._estimate import Intervention, estimate, interventions, paint, tell_if_empty
-from captum_causalseg.attr._layer import LAYER, LayerBaselines, Layouts, prepare_layer
-from captum_causalseg.attr._problem import Problem
+from captum_causalseg.attr.effort import EFFORT, Effort
+from captum_causalseg.attr.estimate import Intervention, estimate, interventions, paint, tell_if_empty
+from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts, prepare_layer
+from captum_causalseg.attr.problem import Problem
 from captum_causalseg.layout import UnitKind
 
 __all__ = ["LayerAverageTreatmentEffect", "LayerBaselines"]

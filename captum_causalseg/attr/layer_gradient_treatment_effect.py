@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked, integer
-from captum_causalseg.attr._gradient import backpropagate
-from captum_causalseg.attr._layer import LAYER, LayerBaselines, Layouts, prepare_layer
+from captum_causalseg.attr.gradient import backpropagate
+from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts, prepare_layer
 from captum_causalseg.interventions.gradient import differentiable
 from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
 from captum_causalseg.layout import UnitKind

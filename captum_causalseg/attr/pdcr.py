@@ -10,10 +10,10 @@ from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked, instance, tensor_of
-from captum_causalseg.attr._effort import EFFORT, Effort
-from captum_causalseg.attr._estimate import estimate, paint, tell_if_empty
-from captum_causalseg.attr._problem import prepare
 from captum_causalseg.attr.average_treatment_effect import Baselines
+from captum_causalseg.attr.effort import EFFORT, Effort
+from captum_causalseg.attr.estimate import estimate, paint, tell_if_empty
+from captum_causalseg.attr.problem import prepare
 from captum_causalseg.images import with_metadata
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget

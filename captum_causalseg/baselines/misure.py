@@ -12,13 +12,8 @@ from torch.nn import functional
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import BOOLEAN, checked, instance, integer, number, per_axis
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._problem import Call
-from captum_causalseg.baselines._call import (
-    INTERPOLATION,
-    counting,
-    prepare_image,
-    scores_of_outputs,
-)
+from captum_causalseg.attr.problem import Call
+from captum_causalseg.baselines.call import INTERPOLATION, counting, prepare_image, scores_of_outputs
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target import SegmentationTarget

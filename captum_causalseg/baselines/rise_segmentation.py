@@ -11,12 +11,7 @@ from torch.nn import functional
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import BOOLEAN, SEED, checked, integer, number, per_axis
 from captum_causalseg._state import undisturbed
-from captum_causalseg.baselines._call import (
-    INTERPOLATION,
-    counting,
-    prepare_image,
-    scores_of_outputs,
-)
+from captum_causalseg.baselines.call import INTERPOLATION, counting, prepare_image, scores_of_outputs
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.evaluator import checked_scores
 from captum_causalseg.interventions.units import gather

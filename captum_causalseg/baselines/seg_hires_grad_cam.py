@@ -10,14 +10,14 @@ from torch.nn import functional
 
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
 from captum_causalseg._checks import BOOLEAN, checked, integer, one_of, per_axis
-from captum_causalseg._flat import has_gradient
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._layer import LAYER
-from captum_causalseg.attr._problem import prepare_call
-from captum_causalseg.baselines._call import scores_of_outputs
+from captum_causalseg.attr.layer import LAYER
+from captum_causalseg.attr.problem import prepare_call
+from captum_causalseg.baselines.call import scores_of_outputs
 from captum_causalseg.interventions.gradient import scores_of_activation
 from captum_causalseg.interventions.layer import record
 from captum_causalseg.interventions.units import gather
+from captum_causalseg.target.gradient import has_gradient
 
 __all__ = ["SegHiResGradCam"]
 

@@ -23,7 +23,7 @@ from captum_causalseg._checks import (
 )
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.cohort import engines
-from captum_causalseg.cohort._bytes import digest_of_json
+from captum_causalseg.cohort.digests import digest_of_json
 from captum_causalseg.cohort.driver import Driver
 from captum_causalseg.cohort.fingerprint import described, model_of, modules_of
 from captum_causalseg.cohort.folder import Cohort, arrow, locked

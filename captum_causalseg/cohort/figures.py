@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from captum_causalseg._checks import TEXT, checked, instance, integer, sequence, shown
-from captum_causalseg._drawing.pictures import PICTURE, literal, short
-from captum_causalseg._names import printable
-from captum_causalseg.cohort._case_values import PARTS
+from captum_causalseg.cohort.case_values import PARTS
 from captum_causalseg.cohort.summary import CohortSummary
+from captum_causalseg.visualization.pictures import PICTURE, literal, short
+from captum_causalseg.writing.names import printable
 
 __all__ = ["plot_cohort_components", "plot_cohort_profile"]
 

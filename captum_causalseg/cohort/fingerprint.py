@@ -28,12 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._donor_images import BankImages, ChosenImages, DatasetImages, as_tensor
-from captum_causalseg.activations import ActivationBank
-from captum_causalseg.cohort._bytes import DIGITS, add, digest_of_json, digest_of_source
-from captum_causalseg.cohort._code import imported, nested, package_of, read_names, resolved, source_of
-from captum_causalseg.cohort._models import attributes_of, digest_of_model, unwrapped
-from captum_causalseg.donors import PatchBank
+from captum_causalseg.cohort.code import imported, nested, package_of, read_names, resolved, source_of
+from captum_causalseg.cohort.digests import DIGITS, add, digest_of_json, digest_of_source
+from captum_causalseg.cohort.models import attributes_of, digest_of_model, unwrapped
+from captum_causalseg.donors import ActivationBank, PatchBank
+from captum_causalseg.donors.images import BankImages, ChosenImages, DatasetImages, as_tensor
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["described", "differences", "digest", "model_of", "modules_of", "of_call"]

@@ -15,11 +15,11 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from captum_causalseg._checks import BOOLEAN, NONE, PATH, TEXT, checked, one_of, sequence
-from captum_causalseg._files import cleared_away_when_ended, written_whole
-from captum_causalseg.cohort._bytes import digest_of_file
-from captum_causalseg.cohort._manifest import partition_of, problem_of_table, read_manifest, table_of_cases
+from captum_causalseg.cohort.digests import digest_of_file
 from captum_causalseg.cohort.fingerprint import differences
+from captum_causalseg.cohort.manifest import partition_of, problem_of_table, read_manifest, table_of_cases
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.writing.files import cleared_away_when_ended, written_whole
 
 __all__ = [
     "Cohort",

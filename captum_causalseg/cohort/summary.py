@@ -14,9 +14,10 @@ from typing import Literal
 import pandas as pd
 
 from captum_causalseg._checks import FRACTION, NONE, PATH, TEXT, checked, instance, integer, mapping, number, one_of, sequence
-from captum_causalseg.cohort._between_cases import Discoveries
-from captum_causalseg.cohort._case_values import READ
-from captum_causalseg.cohort._groups import (
+from captum_causalseg.cohort.between_cases import Discoveries
+from captum_causalseg.cohort.case_values import READ
+from captum_causalseg.cohort.folder import Cohort, arrow
+from captum_causalseg.cohort.groups import (
     Member,
     columns_of,
     is_of_components,
@@ -27,7 +28,7 @@ from captum_causalseg.cohort._groups import (
     there_are,
     word,
 )
-from captum_causalseg.cohort._tables import (
+from captum_causalseg.cohort.tables import (
     labeled,
     read,
     table_of_comparison,
@@ -36,7 +37,6 @@ from captum_causalseg.cohort._tables import (
     table_of_profile,
     width_of,
 )
-from captum_causalseg.cohort.folder import Cohort, arrow
 from captum_causalseg.statistics import is_hypothesis
 
 __all__ = ["CohortSummary", "summarize"]

@@ -18,18 +18,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._files import on_disk
-from captum_causalseg._names import encodable
 from captum_causalseg._version import __version__
-from captum_causalseg.attr._parts import merge_parts, only_part
 from captum_causalseg.attr.components import component_effects
-from captum_causalseg.cohort._bytes import digest_of_file
+from captum_causalseg.attr.parts import merge_parts, only_part
+from captum_causalseg.cohort.digests import digest_of_file
 from captum_causalseg.cohort.fingerprint import described, differences, digest, modules_of, of_call
 from captum_causalseg.cohort.folder import file_of_part, fresh_place, written_beside
-from captum_causalseg.evaluation._unit_space import UnitSpace, unit_labels
+from captum_causalseg.evaluation.unit_space import UnitSpace, unit_labels
 from captum_causalseg.images import save_map, spacing_of
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.writing.files import on_disk
+from captum_causalseg.writing.names import encodable
 
 __all__ = ["Loaded", "Outcome", "Recipe", "Task", "Worker"]
 

@@ -1,196 +1,22 @@
-"""The main job, end to end on real input: explain one segmentation and write what was found into a folder."""
+"""Moved: cases to :mod:`captum_causalseg.demo.cases`, what ``causalseg demo`` does with them to :mod:`captum_causalseg.cli.demo`; for programs written before."""
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from captum_causalseg.demo.cases import Case, brain_case, picture_case
 
-from captum_causalseg import regions
-from captum_causalseg._names import write_csv
-from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
-from captum_causalseg.demo.brain import CLASS_NAMES, load_brain_slices
-from captum_causalseg.demo.network import build_network, fit, load_demo_network
-from captum_causalseg.donors import DonorSource, PatchBank, SameImage
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
-from captum_causalseg.target import SegmentationTarget
-from captum_causalseg.visualization import plot_effects
+__all__ = ["Case", "brain_case", "explain", "picture_case", "report"]  # noqa: F822
 
-__all__ = ["Case", "brain_case", "explain", "picture_case", "report"]
-
-# In the held-out slice 10 mm above the anterior commissure: occipital cortex, where the network's Dice is 0.86.
-BRAIN_SLICE = 12
-BRAIN_ROI = ((184, 88), 32)
-# The paper's size of images and its RoI on the picture that it shows.
-PICTURE_SIZE = 256
-PICTURE_ROI = ((72, 88), 32)
-FIT_STEPS = 150
+warnings.warn(
+    "captum_causalseg.demo.explain is captum_causalseg.demo.cases and captum_causalseg.cli.demo now",
+    DeprecationWarning,
+    stacklevel=2,
+)
 
 
-@dataclass(frozen=True)
-class Case:
-    """Something to explain: one image, a model, where to look, and donors.
+def __getattr__(name: str) -> Any:
+    if name not in ("explain", "report"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from captum_causalseg.cli import demo
 
-    Args:
-        title: says what it is.
-        image: ``(1, C, H, W)``.
-        network: the model.
-        roi: boolean ``(H, W)``.
-        reference: label map ``(H, W)``.
-        donors: what blocks are replaced by.
-        target: the class that is explained; ``None`` for a single one.
-        class_name: what that class is called.
-    """
-
-    title: str
-    image: Tensor
-    network: nn.Module
-    roi: Tensor
-    reference: Tensor
-    donors: DonorSource
-    target: int | None
-    class_name: str
-
-
-def brain_case(box: tuple[tuple[int, ...], int] | None = None) -> Case:
-    """A held-out brain slice with an RoI on the cortex; donors from the slices that the network was trained on."""
-    train, held_out = load_brain_slices().split()
-    image, reference = held_out.images[BRAIN_SLICE : BRAIN_SLICE + 1], held_out.labels[BRAIN_SLICE]
-    start, size = box or BRAIN_ROI
-    return Case(
-        title=f"ICBM152 brain, axial slice at z = {held_out.z_mm[BRAIN_SLICE]:.0f} mm (held out)",
-        image=image,
-        network=load_demo_network(),
-        roi=regions.box(image.shape[2:], start, size),
-        reference=reference,
-        donors=PatchBank(train.images),
-        target=1,
-        class_name=CLASS_NAMES[1],
-    )
-
-
-def picture_case(
-    image_file: Path, label_file: Path, patches_file: Path | None, box: tuple[tuple[int, ...], int] | None, seed: int = 0
-) -> Case:
-    """A picture of one's own with its mask, such as the paper's; a small network is fitted to augmented copies of it.
-
-    Args:
-        image_file: an RGB picture; it is resized to 256 x 256, as in the paper.
-        label_file: a mask of the same size, 0 for background.
-        patches_file: an ``.npz`` file that holds 8-bit patches ``(D, h, w, 3)``; without one, donors are cut from the picture.
-        box: start and size of the RoI in the resized picture.
-        seed: of the fit.
-    """
-    image, label = _read_picture(image_file, "RGB"), _read_picture(label_file, "L")
-    if image.shape[1:] != label.shape[1:]:
-        raise ValueError(f"--label: it has {_size(label)} pixels, the picture {_size(image)}")
-    image = functional.interpolate(image[None], (PICTURE_SIZE,) * 2, mode="bilinear", align_corners=False, antialias=True)
-    label = functional.interpolate(label[None], (PICTURE_SIZE,) * 2, mode="nearest-exact")[0, 0] > 0
-    if not label.any() or label.all():
-        raise ValueError(f"--label: {label_file} is the same everywhere; expected a mask with 0 for background")
-    donors: DonorSource = SameImage() if patches_file is None else PatchBank(_read_patches(patches_file))
-    print(f"No trained network goes with this picture: fitting a small one to it, {FIT_STEPS} steps ...", flush=True)
-    network = fit(build_network(3, 1), image, label[None].long(), steps=FIT_STEPS, batch_size=4, seed=seed)
-    start, size = box or PICTURE_ROI
-    return Case(
-        title=f"{image_file.stem}, a network fitted to this picture",
-        image=image,
-        network=network,
-        roi=regions.box((PICTURE_SIZE,) * 2, start, size),
-        reference=label,
-        donors=donors,
-        target=None,
-        class_name="mask",
-    )
-
-
-def explain(case: Case, out: Path, *, n_draws: int = 20, seed: int = 0, show_progress: bool = True) -> str:
-    """Estimate the effect of every block on the RoI's Dice, write the results into ``out``, and return a short report."""
-    target = SegmentationTarget(case.network, roi=case.roi, reference=case.reference)
-    began = time.perf_counter()
-    _, statistics = AverageTreatmentEffect(target).attribute(
-        case.image,
-        baselines=case.donors,
-        target=case.target,
-        block_size=8,
-        n_draws=n_draws,
-        seed=seed,
-        show_progress=show_progress,
-        return_statistics=True,
-    )
-    seconds = time.perf_counter() - began
-    out.mkdir(parents=True, exist_ok=True)
-    figure = plot_effects(
-        *(case.image, statistics, case.roi, case.target),
-        title=f"{case.title}: {case.class_name}",
-        score_name="RoI's Dice [0, 1]",
-    )
-    figure.savefig(out / "effects.png", dpi=110)
-    table = statistics.to_dataframe()
-    write_csv(table, out / "effects.csv")
-    statistics.save(out / "statistics.npz")
-    return report(statistics, case, seconds)
-
-
-def report(statistics: TreatmentEffectStatistics, case: Case, seconds: float) -> str:
-    """The table that the demo prints."""
-    table = statistics.to_dataframe()
-    observed = float(statistics.of_output(case.target).observed_score)
-    if case.target is not None:
-        table = table[table["class"] == case.target]
-    table = table[table["status"] != Status.EXCLUDED.name].sort_values("effect")
-    lines = [
-        case.title,
-        f"Dice of {case.class_name} in the region of interest: {observed:.4f}",
-        "",
-        "strongest blocks       rows      columns     effect on the Dice [95 % interval]",
-    ]
-    for kind, rows in (("supports", table[table["effect"] > 0][::-1]), ("harms", table[table["effect"] < 0])):
-        for row in rows.head(4).itertuples():
-            lines.append(
-                f"  {kind:<12} {row.start_0:>8}-{row.stop_0 - 1:<4} {row.start_1:>6}-{row.stop_1 - 1:<4}"
-                f"   {row.effect:+.4f}  [{row.lower:+.4f}, {row.upper:+.4f}]"
-            )
-    status = statistics.select(statistics.status, case.target)
-    words = {one: one.name.lower().replace("_", " ") for one in Status}
-    counts = ", ".join(f"{int((status == one).sum())} {word}" for one, word in words.items() if bool((status == one).any()))
-    significant = int(statistics.select(statistics.significant(0.05), case.target).sum())
-    why = statistics.why_empty(case.target)
-    lines += [
-        "",
-        *([] if why is None else [f"the map is empty: {why}"]),
-        f"blocks: {counts}; {significant} differ from 0 at a false discovery rate of 5 %",
-        f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
-    ]
-    return "\n".join(lines)
-
-
-def _read_picture(file: Path, mode: str) -> Tensor:
-    """``(C, H, W)`` in [0, 1]."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as picture:
-            values = np.asarray(picture.convert(mode), dtype=np.float32) / 255
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{file}: cannot be read as a picture ({error})") from error
-    return torch.from_numpy(values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0).copy())
-
-
-def _read_patches(file: Path) -> Tensor:
-    """``(D, 3, h, w)`` in [0, 1]."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            patches = archive["patches" if "patches" in archive.files else archive.files[0]]
-    except (OSError, ValueError, IndexError) as error:
-        raise ValueError(f"{file}: cannot be read as an .npz file of patches ({error})") from error
-    if patches.ndim != 4 or patches.shape[-1] != 3 or patches.dtype != np.uint8:
-        raise ValueError(f"{file}: expected 8-bit patches of shape (D, h, w, 3), found {patches.dtype} {patches.shape}")
-    return torch.from_numpy(np.moveaxis(patches, -1, 1).astype(np.float32) / 255)
-
-
-def _size(picture: Tensor) -> str:
-    return f"{picture.shape[2]} x {picture.shape[1]}"
+    return getattr(demo, name)

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._checks import ANY, BOOLEAN, FUNCTION, NONE, SEED, TEXT, checked, integer, mapping, renamed, sequence
-from captum_causalseg._outputs import first_image
-from captum_causalseg.attr._exclusion import Exclude
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
-from captum_causalseg.evaluation._donor_parts import donor_parts
-from captum_causalseg.evaluation._replacements import Attributions
+from captum_causalseg.donors.split import donor_parts
 from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names
+from captum_causalseg.evaluation.replacements import Attributions
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.outputs import first_image
 
 __all__ = ["Comparison", "compare"]
 

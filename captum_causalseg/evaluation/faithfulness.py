@@ -36,8 +36,8 @@ from captum_causalseg._checks import (
     shown,
 )
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr._exclusion import Exclude
-from captum_causalseg.evaluation._replacements import Attributions, Replacements
+from captum_causalseg.attr.exclusion import Exclude
+from captum_causalseg.evaluation.replacements import Attributions, Replacements
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["METRICS", "Curve", "Faithfulness", "FaithfulnessMetric", "register"]

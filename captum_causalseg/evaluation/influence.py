@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from captum_causalseg._checks import FRACTION, NONE, array_of, checked, instance, integer, shown
-from captum_causalseg.evaluation._unit_space import Array, check_example, integer_map, unit_labels
+from captum_causalseg.evaluation.unit_space import Array, check_example, integer_map, unit_labels
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, adjust_p_values, is_hypothesis
 
 __all__ = ["InfluenceMatrix", "influence_matrix"]
@@ -69,7 +69,7 @@ def influence_matrix(
     Example:
         >>> import torch
         >>> from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, regions
-        >>> from captum_causalseg.evaluation.profile import influence_matrix
+        >>> from captum_causalseg.evaluation.influence import influence_matrix
         >>> rois = torch.stack([regions.box((4, 12), (0, start), 4) for start in (0, 8)])
         >>> target = SegmentationTarget(torch.nn.AvgPool2d(5, 1, 2), roi=rois, reference=rois[0], metric="logit_sum")
         >>> _, statistics = AverageTreatmentEffect(target).attribute(

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._batches import rows
 from captum_causalseg._captum import TargetType
-from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.interventions.units import NO_UNIT, Frame, Units, gather
 from captum_causalseg.statistics import target_index
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.batches import rows
+from captum_causalseg.target.local_scores import LocalScores
 
 __all__ = ["NO_UNIT", "EachAlone", "ModelEvaluator", "checked_scores", "chosen_output"]
 

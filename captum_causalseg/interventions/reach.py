@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._local_scores import LocalScores, hull
+from captum_causalseg.boxes import hull
 from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.inputs import WholeInput
 from captum_causalseg.interventions.layer import LayerActivation
 from captum_causalseg.interventions.support import Support, find_support
 from captum_causalseg.interventions.units import Frame, Units
-from captum_causalseg.interventions.whole import WholeInput
 from captum_causalseg.interventions.window import find_window
+from captum_causalseg.target.local_scores import LocalScores
 
 __all__ = ["Reach", "probe"]
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._donor_places import Box
-from captum_causalseg._sampling import one_by_one
+from captum_causalseg.boxes import Box
 from captum_causalseg.donors import BoundDonors, DonorSource
 from captum_causalseg.interventions.layer import Activation, LayerActivation, _watched, record
 from captum_causalseg.interventions.units import Units, gather, paste
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.stochastic import one_by_one
 
 __all__ = ["SampledLayerActivation", "record_one_by_one", "scores_of_one_answer"]
 

@@ -9,8 +9,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_causalseg._donor_reading import box_at
-from captum_causalseg._local_scores import crop
+from captum_causalseg.boxes import box_at, crop
 from captum_causalseg.donors import BoundDonors
 
 __all__ = ["NO_UNIT", "Frame", "Piece", "Units", "gather", "paste"]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._local_scores import LocalScores
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.interventions.units import Frame
+from captum_causalseg.target.local_scores import LocalScores
 
 __all__ = ["find_window"]
 

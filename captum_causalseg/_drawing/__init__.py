@@ -1,1 +1,0 @@
-"""The parts that :mod:`captum_causalseg.visualization` draws with."""

@@ -1,0 +1,342 @@
+"""What the faces share: the plan, the run, the statistics."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg._captum import TargetType, progress
+from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.effort import Effort
+from captum_causalseg.attr.parts import in_part
+from captum_causalseg.attr.problem import Problem
+from captum_causalseg.attr.ranking import rank_donors
+from captum_causalseg.attr.reach import everything_reaches, find_reach
+from captum_causalseg.engine.goal import Goal
+from captum_causalseg.engine.plan import Plan
+from captum_causalseg.engine.run import observe, run
+from captum_causalseg.interventions.evaluator import ModelEvaluator, chosen_output
+from captum_causalseg.interventions.layer import as_they_lie
+from captum_causalseg.interventions.reach import Reach
+from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
+from captum_causalseg.metrics import METRICS
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = [
+    "Intervention",
+    "allowed_outputs",
+    "estimate",
+    "interventions",
+    "output_axes",
+    "paint",
+    "reached_outputs",
+    "tell_if_empty",
+]
+
+logger = logging.getLogger(__name__)
+
+# Moments of so many units times outputs take about a gigabyte: more is a segmentation map passed off as a score.
+_MOST_OUTPUTS = 20_000_000
+# A window is small, but not so small that a batch of them costs more in bookkeeping than it saves.
+_MOST_PER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One planned intervention.
+
+    Args:
+        example: which example.
+        unit: the unit's id in the feature mask.
+        draw: 0 for the unit's first, and so on.
+        weight: of the draw in the estimate of the effect, ``sum(weight * (observed - intervened))``.
+        donors: per input that the unit reaches into, ``(input, donor image, corner)``: where the donor's bounding box begins in
+            the donor image (-1 for sources that have no images, such as a constant).
+    """
+
+    example: int
+    unit: int
+    draw: int
+    weight: float
+    donors: tuple[tuple[int, int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known before the first intervention."""
+
+    plan: Plan
+    observed: np.ndarray
+    output_shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    reach: Reach
+    outside: np.ndarray
+    """``(N, U, K)``"""
+    goal_outputs: np.ndarray
+    """``(N, K)``"""
+
+
+def estimate(
+    problem: Problem, effort: Effort, target: TargetType, show_progress: bool, description: str
+) -> TreatmentEffectStatistics:
+    """Carry the interventions out and gather what they say."""
+    bar = progress(desc=description) if show_progress else None
+    reported = 0
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal reported
+        if bar is not None:
+            bar.total = total
+            bar.update(done - reported)
+            reported = done
+
+    n, u = problem.n_examples, len(problem.units)
+    try:
+        with undisturbed(problem.forward_func):
+            prepared = _prepare(problem, effort, _plan(problem, effort), target)
+            plan, evaluator = prepared.plan, prepared.reach.evaluator
+            batch_size = _batch_size(problem, effort, prepared.reach)
+            wanted = int(plan.active.any(1).sum())
+            witness = _witness(plan, evaluator, batch_size)
+            if witness is not None:
+                witness.before()
+            # Differences between two ways of computing the same score are no effects: what is compared is computed alike.
+            baseline = prepared.observed
+            if evaluator.differs:
+                baseline = observe(evaluator, n, as_intervened=True)
+                evaluator.spent["observed again"] += n
+            goal = None
+            if effort.has_goal:
+                goal = Goal(
+                    *(effort.precision, effort.decide, effort.alpha, 0.95, prepared.goal_outputs),
+                    budget=effort.n_draws * wanted,
+                    most_draws=effort.most_draws,
+                )
+            outcome = run(
+                plan,
+                evaluator,
+                baseline,
+                batch_size=batch_size,
+                screening_threshold=effort.screening_threshold,
+                goal=goal,
+                on_progress=on_progress,
+            )
+            if witness is not None:
+                witness.after()
+    finally:
+        if bar is not None:
+            bar.close()
+
+    k = prepared.observed.shape[1]
+    where = plan.example, plan.unit
+    status = np.full((n, u, k), int(Status.ABSENT))
+    status[problem.units.present] = int(Status.EXCLUDED)
+    allowed = allowed_outputs(problem, k)[where]
+    status[where] = np.where(outcome.screened, int(Status.SCREENED), int(Status.ESTIMATED))
+    status[where] = np.where(allowed, status[where], int(Status.EXCLUDED))
+    outside = prepared.outside & (status != Status.EXCLUDED) & (status != Status.ABSENT)
+    status[outside] = int(Status.OUTSIDE_SUPPORT)
+    population = np.full((n, u), np.nan)
+    population[where] = [plan.draws(row).total for row in range(len(plan))]
+    shape = (n, u, *prepared.output_shape)
+
+    def spread(values: np.ndarray, missing: float) -> Tensor:
+        full = np.full((n, u, k), missing, dtype=values.dtype)
+        full[where] = values
+        return torch.from_numpy(full.reshape(shape))
+
+    effect = spread(outcome.mean, np.nan)
+    effect[torch.from_numpy(outside.reshape(shape))] = 0.0
+    decision = spread(outcome.decision.astype(np.int64), 0)
+    if effort.decide is not None:
+        # These effects are 0 for certain.
+        decision[torch.from_numpy(outside.reshape(shape))] = int(np.sign(-effort.decide))
+    forwards = {"observed": n, "interventions": outcome.n_forwards, **evaluator.spent}
+    if problem.more_forwards:
+        forwards["donors"] = problem.more_forwards
+    return TreatmentEffectStatistics(
+        effect=effect,
+        sample_variance=spread(outcome.variance, np.nan),
+        variance_factor=spread(outcome.factor, np.nan),
+        variance_freedom=spread(outcome.freedom, np.nan),
+        decision=decision,
+        n_draws=spread(outcome.n, 0),
+        population=torch.from_numpy(population),
+        status=torch.from_numpy(status.reshape(shape)),
+        observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.output_shape)),
+        unit_ids=torch.from_numpy(problem.units.ids),
+        feature_mask=as_they_lie(problem.units.masks, problem.layouts),
+        input_shapes=[tensor.shape for tensor in as_they_lie(problem.tensors, problem.layouts)],
+        layouts=problem.layouts,
+        n_forwards=sum(forwards.values()),
+        inputs_are_tuple=problem.is_tuple,
+        output_axes=prepared.axes,
+        settings=problem.settings
+        | _scored_by(problem.forward_func)
+        | effort.settings()
+        | {
+            "n_screening_draws": plan.n_screening_draws if plan.screens else 0,
+            "sampling": plan.sampling,
+            "support": None if "support" in problem.evaluator.switched_off else effort.support,
+            "batch_size": outcome.batch_size,
+            "window": None if prepared.reach.window is None else list(prepared.reach.window),
+            "forwards": forwards,
+            "switched_off": dict(problem.evaluator.switched_off),
+        },
+    )
+
+
+def interventions(problem: Problem, effort: Effort, target: TargetType) -> list[Intervention]:
+    """All interventions that would be made if no unit were screened out, in order."""
+    with undisturbed(problem.forward_func):
+        plan = _plan(problem, effort)
+        if plan.sampling == "stratified" or effort.support is not None:
+            plan = _prepare(problem, effort, plan, target).plan
+    planned = []
+    for row in np.flatnonzero(plan.active.any(1)).tolist():
+        example, unit = int(plan.example[row]), int(plan.unit[row])
+        pieces = problem.units.pieces(example, unit)
+        draws = plan.draws(row)
+        n = draws.end(1)
+        numbers = problem.evaluator.spread(draws.donors(n)).tolist()
+        for draw, (weight, number) in enumerate(zip(draws.weights(n).tolist(), numbers)):
+            donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, number[p.slot])) for p in pieces)
+            planned.append(Intervention(example, int(problem.units.ids[unit]), draw, weight, donors))
+    return planned
+
+
+def paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], target: Any) -> Any:
+    """The attribution: one output's effects over the inputs, 0 where nothing is known, in the inputs' dtype and device."""
+    maps = statistics.to_map("effect", target)
+    painted = tuple(
+        one.nan_to_num(0.0).to(device=tensor.device, dtype=tensor.dtype)
+        for one, tensor in zip(maps if isinstance(maps, tuple) else (maps,), inputs)
+    )
+    return painted if statistics.inputs_are_tuple else painted[0]
+
+
+def tell_if_empty(statistics: TreatmentEffectStatistics, target: Any, name: str, return_statistics: bool) -> None:
+    """One line in the log about maps that show nothing; a warning to who sees nothing but the map."""
+    empty = {n: why for n in range(len(statistics.effect)) if (why := statistics.why_empty(target, example=n)) is not None}
+    if not empty:
+        return
+    which = "the map is empty"
+    if len(statistics.effect) > 1:
+        which = f"{len(empty)} of {len(statistics.effect)} maps are empty, that of example {next(iter(empty))}"
+    level = logging.INFO if return_statistics else logging.WARNING
+    logger.log(level, "%s: %s: %s", name, which, next(iter(empty.values())))
+
+
+def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
+    """``(N, U, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
+    return _per_output(problem, ~problem.excluded, n_outputs)
+
+
+def reached_outputs(problem: Problem, reach: Reach, n_outputs: int) -> np.ndarray:
+    """``(N, U, K)``: which units can reach the RoI of an output."""
+    return _per_output(problem, reach.reaches, n_outputs)
+
+
+def output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
+    """Names of the axes of one example's scores."""
+    if isinstance(problem.forward_func, SegmentationTarget):
+        return problem.forward_func.output_axes(n_axes, problem.spatial)
+    return ("output",) if n_axes == 1 else tuple(f"output_{axis}" for axis in range(n_axes))
+
+
+def _scored_by(forward_func: Any) -> dict[str, Any]:
+    """The name of the metric, and that of its differentiable twin where it is another one."""
+    if not isinstance(forward_func, SegmentationTarget):
+        return {}
+    metric = forward_func.metric
+    if not isinstance(metric, str):
+        return {"metric": getattr(metric, "__name__", type(metric).__name__)}
+    smooth = METRICS[metric].surrogate
+    return {"metric": metric, "smooth_metric": None if smooth == metric else smooth}
+
+
+def _plan(problem: Problem, effort: Effort) -> Plan:
+    seeds = effort.seeds
+    if len(seeds) not in (1, problem.n_examples):
+        raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
+    example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2) & in_part(len(problem.units)))
+    return Plan(
+        example=example,
+        unit=unit,
+        key=problem.units.ids[unit],
+        population=problem.populations(example, unit),
+        active=np.ones((len(example), 1), dtype=bool),
+        n_draws=effort.n_first,
+        n_screening_draws=effort.n_screening_draws,
+        seed=seeds,
+        sampling="paper" if effort.paper else effort.sampling,
+    )
+
+
+def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness | None:
+    """Who sees whether the model's answers can be compared; None where no interventions are made."""
+    active = np.flatnonzero(plan.active.any(1))
+    if not len(active):
+        return None
+    row = int(active[0])
+    donors = plan.draws(row).donors(COMPANY)
+    examples, units = (np.full(len(donors), values[row]) for values in (plan.example, plan.unit))
+    return Witness(evaluator, examples, units, donors, batch_size)
+
+
+def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -> _Prepared:
+    """Observe, find out what can reach the RoIs, and rank the donors."""
+    observed = observe(problem.evaluator, problem.n_examples)
+    n_outputs = observed.shape[1]
+    if len(problem.units) * observed.size > _MOST_OUTPUTS:
+        raise ValueError(
+            f"forward_func: it returns {n_outputs} values per example, too many to follow each; wrap the model in a "
+            "SegmentationTarget, which scores a region"
+        )
+    output_shape = problem.evaluator.output_shape or ()
+    axes = output_axes(problem, len(output_shape))
+    index = chosen_output(target, problem.n_examples, output_shape, axes, problem.spatial)
+    problem.evaluator.local_scores()
+    refuse_examples_that_mix(problem.evaluator)
+    reach = everything_reaches(problem)
+    if effort.support is not None:
+        reach = find_reach(problem, effort.perturbations_per_eval * problem.n_examples)
+    outside = ~reached_outputs(problem, reach, n_outputs)
+    active = (allowed_outputs(problem, n_outputs) & ~outside)[plan.example, plan.unit]
+    plan = replace(plan, active=active)
+    asked = _outputs_of_goal(index.numpy(), output_shape, axes)
+    if plan.sampling == "stratified":
+        ranked = rank_donors(problem, reach.evaluator, plan, asked, effort.n_draws)
+        plan = replace(plan, sampling="uniform") if ranked is None else replace(plan, rankings=ranked[0])
+        if ranked is not None and ranked[1]:
+            problem.evaluator.spent["gradient"] += ranked[1] * problem.evaluator.runs_of_gradient
+    return _Prepared(plan, observed, output_shape, axes, reach, outside, asked)
+
+
+def _per_output(problem: Problem, per_roi: np.ndarray, n_outputs: int) -> np.ndarray:
+    """From ``(N, U, R or 1)`` to ``(N, U, K)``: the outputs are ``(C, R)``, ``(C,)`` or ``(R,)``."""
+    if callable(getattr(problem.forward_func, "metric", None)) or n_outputs % per_roi.shape[2]:
+        # Which score of a metric of the user's own belongs to which RoI is not known.
+        per_roi = np.all(per_roi, axis=2, keepdims=True)
+    return np.tile(per_roi, (1, 1, n_outputs // per_roi.shape[2]))
+
+
+def _outputs_of_goal(index: np.ndarray, output_shape: tuple[int, ...], axes: tuple[str, ...]) -> np.ndarray:
+    """``(N, K)``: the output that ``target`` picks, for every RoI."""
+    chosen = np.zeros((len(index), *output_shape), dtype=bool)
+    for n, position in enumerate(zip(*np.unravel_index(index, output_shape)) if output_shape else [()] * len(index)):
+        chosen[(n, *(slice(None) if name == "roi" else p for name, p in zip(axes, position)))] = True
+    return chosen.reshape(len(index), -1)
+
+
+def _batch_size(problem: Problem, effort: Effort, reach: Reach) -> int:
+    """As many windows as take the memory of so many whole images."""
+    size = effort.perturbations_per_eval * problem.n_examples
+    if reach.window is None:
+        return size
+    ratio = np.prod(problem.spatial) / np.prod(reach.window)
+    return max(size, min(int(size * ratio), _MOST_PER_BATCH))

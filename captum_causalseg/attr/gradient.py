@@ -1,0 +1,103 @@
+"""What the two gradient faces share: gradients, mean donors, and their product summed over each unit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg._captum import TargetType
+from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.estimate import allowed_outputs, output_axes
+from captum_causalseg.attr.problem import Problem
+from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
+from captum_causalseg.interventions.layer import as_they_lie
+from captum_causalseg.interventions.repeatability import refuse_unrepeatable
+from captum_causalseg.target.gradient import has_gradient
+
+__all__ = ["backpropagate"]
+
+
+def backpropagate(problem: Problem, target: TargetType, n_steps: int) -> Any:
+    """Every unit's ``<g, x - E b>``, painted over the problem's tensors; ``g`` at ``x``, or averaged on the path to it."""
+    n = problem.n_examples
+    # In float64 on the CPU: the sums over units are then exact to rounding and the same every time.
+    values = [tensor.detach().cpu().double() for tensor in problem.tensors]
+    with undisturbed(problem.forward_func):
+        refuse_unrepeatable(problem.evaluator)
+    with undisturbed(problem.forward_func, gradients=True):
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in problem.tensors]
+        with torch.set_grad_enabled(n_steps == 1):
+            scores = checked_scores(problem.scores(leaves), n, None)
+        shape = tuple(scores.shape[1:])
+        index = chosen_output(target, n, shape, output_axes(problem, len(shape)), problem.spatial)
+        used = problem.units.present & allowed_outputs(problem, int(np.prod(shape)))[np.arange(n), :, index.numpy()]
+        means = _mean_donors(problem, values, used)
+        if n_steps == 1:
+            gradients = _gradients(scores, index, leaves)
+        else:
+            gradients = [torch.zeros_like(value) for value in values]
+            for step in range(n_steps):
+                share = (step + 0.5) / n_steps
+                leaves = [
+                    torch.lerp(mean, value, share).to(device=tensor.device, dtype=tensor.dtype).requires_grad_()
+                    for mean, value, tensor in zip(means, values, problem.tensors)
+                ]
+                found = _gradients(checked_scores(problem.scores(leaves), n, shape), index, leaves)
+                gradients = [total + gradient / n_steps for total, gradient in zip(gradients, found)]
+    effects = np.zeros((n, len(problem.units)))
+    labels = [np.searchsorted(problem.units.ids, mask.numpy()) for mask in problem.units.masks]
+    for slot, value in enumerate(values):
+        products = (gradients[slot] * (value - means[slot])).numpy()
+        for example in range(n):
+            units = _labels_of(labels[slot], example, products.shape[1:])
+            effects[example] += np.bincount(units.ravel(), products[example].ravel(), minlength=effects.shape[1])
+    effects = np.where(used, effects, 0.0)
+    painted = [
+        torch.stack([torch.from_numpy(effects[e][_labels_of(labels[slot], e, tensor.shape[1:])]) for e in range(n)]).to(
+            device=tensor.device, dtype=tensor.dtype
+        )
+        for slot, tensor in enumerate(problem.tensors)
+    ]
+    painted = as_they_lie(painted, problem.layouts)
+    return tuple(painted) if problem.is_tuple else painted[0]
+
+
+def _mean_donors(problem: Problem, values: Sequence[Tensor], used: np.ndarray) -> list[Tensor]:
+    """The tensors with every unit in use ``(N, U)`` replaced by the mean of its donors."""
+    means = [value.clone() for value in values]
+    examples, units = np.nonzero(used)
+    problem.populations(examples, units)  # raises where there is no donor
+    for example, unit in zip(examples.tolist(), units.tolist()):
+        for piece in problem.units.pieces(example, unit):
+            mean = problem.donors[piece.slot].mean(example, piece.box).cpu()
+            if mean.shape[0] > 1:
+                mean = mean[piece.channels]
+            place = means[piece.slot][example][(piece.channels, *piece.box)]
+            place.copy_(mean if piece.mask is None else torch.where(piece.mask, mean, place))
+    return means
+
+
+def _gradients(scores: Tensor, index: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Of each example's chosen score with respect to the leaves, float64 on the CPU."""
+    chosen = scores.reshape(len(index), -1).gather(1, index.view(-1, 1).to(scores.device))
+    found = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True) if has_gradient(scores) else (None,)
+    if all(gradient is None for gradient in found):
+        raise ValueError(
+            "forward_func: its score has no gradient (it comes from hard labels, or is detached from what is attributed to); give "
+            "a differentiable score, such as SegmentationTarget.surrogate(), or estimate the effect by interventions "
+            "(AverageTreatmentEffect)"
+        )
+    gradients = [
+        torch.zeros(leaf.shape, dtype=torch.float64, device="cpu") if gradient is None else gradient.detach().cpu().double()
+        for gradient, leaf in zip(found, leaves)
+    ]
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        raise ValueError("forward_func: the gradient of its score holds NaN or infinite values")
+    return gradients
+
+
+def _labels_of(labels: np.ndarray, example: int, shape: Sequence[int]) -> np.ndarray:
+    """The units' positions in one example, for every element of it."""
+    return np.broadcast_to(labels[example if len(labels) > 1 else 0], tuple(shape))

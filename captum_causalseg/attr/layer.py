@@ -1,0 +1,331 @@
+"""The arguments of an attribution to a layer, checked and tied together."""
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, one_of, renamed, sequence, shown
+from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
+from captum_causalseg.donors import ActivationBank, BoundDonors, DonorSource, as_donor_source
+from captum_causalseg.interventions.axes import Axes
+from captum_causalseg.interventions.gradient import differentiable, scores_of_activation
+from captum_causalseg.interventions.layer import LayerActivation, channels_first, record
+from captum_causalseg.interventions.layouts import (
+    channels_first_by_type,
+    follow,
+    read_layout,
+    unclear,
+    with_grid,
+    with_heads,
+)
+from captum_causalseg.interventions.sampled_layer import SampledLayerActivation, record_one_by_one, scores_of_one_answer
+from captum_causalseg.interventions.units import Units
+from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, UnitKind, unit_mask
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["LAYER", "LAYOUT", "LayerBaselines", "Layouts", "prepare_layer"]
+
+LayerBaselines = ActivationBank | DonorSource | Tensor | float | tuple[Any, ...] | None
+Layouts = str | Layout | tuple[str | Layout, ...]
+
+LAYOUT = Check(
+    '"auto", "NC*", "N*C", "NLC" or a Layout',
+    lambda value: isinstance(value, Layout) or (isinstance(value, str) and value in ("auto", *AXES)),
+)
+LAYER = {
+    "forward_func": FUNCTION,
+    "layer": instance(nn.Module, expected="a torch.nn.Module"),
+    "device_ids": NONE | sequence(integer(0)),
+    "attribute_to_layer_input": BOOLEAN,
+    "units": one_of(*UNIT_KINDS),
+    "block_size": NONE | integer(1) | sequence(integer(1), expected="one per spatial axis"),
+    "layout": LAYOUT | sequence(LAYOUT, 1, expected="one per tensor of the activation"),
+}
+"""What the arguments that say which layer is meant, and which parts of it, have to be."""
+
+
+def prepare_layer(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    device_ids: Sequence[int] | None,
+    inputs: Any,
+    layer_baselines: Any,
+    additional_forward_args: Any,
+    layer_mask: Any,
+    at_input: Any,
+    kind: Any,
+    block_size: Any,
+    layout: Any,
+) -> Problem:
+    """Check every argument, run the model once to see the activation, and tie donors to it."""
+    if block_size is not None and (layer_mask is not None or kind not in ("block", "channel_block")):
+        raise ValueError('block_size: it goes with units="block" or "channel_block"')
+    if block_size is None and layer_mask is None and kind in ("block", "channel_block"):
+        raise ValueError(f"block_size: units={kind!r} needs it, in the activation's own pixels")
+    call = prepare_call(forward_func, inputs, additional_forward_args)
+    device_ids = device_ids if device_ids is not None else getattr(forward_func, "device_ids", None)
+    device_ids = device_ids or None  # a DataParallel without CUDA has none and calls its module
+    watch: dict[str, Any] = {"at_input": at_input, "device_ids": device_ids}
+    function = call.forward_func
+    with undisturbed(function):
+        everything = _fresh(call.inputs + call.arguments)
+        asked = isinstance(function, SegmentationTarget) and function.n_samples is not None and function._varies is None
+        sampling = function if isinstance(function, SegmentationTarget) and function.varies(*everything) else None
+        if sampling is None:
+            activation, observed = record(function, layer, everything, **watch)
+        else:
+            observed = function(*everything)
+            activation = record_one_by_one(sampling, layer, sampling.model_inputs(*everything), **watch)
+        _check_activation(activation.tensors, call.inputs[0].shape[0])
+        asked_of = "layer" if layer_mask is not None else kind
+        layouts, followed = _layouts(layout, asked_of, call, layer, activation.tensors, at_input, sampling is not None)
+        masks = None
+        if layer_mask is not None:
+            masks = channels_first(check_masks("layer_mask", layer_mask, activation.tensors, "activation"), layouts)
+        activation = activation.laid_out(layouts)
+        tensors = tuple(activation.tensors)
+        parts = Units(
+            _default_masks(tensors, layouts, kind, block_size) if masks is None else masks, [tensor.shape for tensor in tensors]
+        )
+        found = _donors(layer_baselines, layer, call, tensors, layouts, watch, sampling is not None)
+    given = layer, call.inputs, call.arguments, activation, observed, parts, found.bound
+    kind_of_donors: dict[str, Any] = {"at_input": at_input, "paired": found.paired}
+    if sampling is None:
+        evaluator = LayerActivation(function, *given, device_ids=device_ids, **kind_of_donors)
+    else:
+        evaluator = SampledLayerActivation(sampling, *given, found.own, **kind_of_donors)
+    if asked:
+        evaluator.spent["answers compared"] += 2
+    if followed:
+        evaluator.spent["layout"] += followed
+    described = common_settings(
+        layer=type(layer).__name__, units=kind if layer_mask is None else "layer_mask", block_size=block_size
+    )
+    described["layout"] = [None if one is None else one.described() for one in layouts]
+    watch["layouts"] = layouts
+    return Problem(
+        tensors=tensors,
+        is_tuple=activation.is_tuple,
+        forward_func=call.forward_func,
+        evaluator=evaluator,
+        scores=scores_of_activation(function, layer, call.inputs, call.arguments, **watch),
+        smooth_scores=lambda: scores_of_activation(
+            differentiable(function) if sampling is None else scores_of_one_answer(sampling.surrogate()),
+            *(layer, call.inputs, call.arguments),
+            **watch,
+        ),
+        units=parts,
+        layouts=layouts,
+        donors=found.bound,
+        excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
+        rois=call.rois,
+        spatial=call.spatial,
+        settings=described | common_settings(layer_baselines=layer_baselines),
+        paired=found.paired,
+        more_forwards=found.n_images,
+    )
+
+
+@dataclass(frozen=True)
+class _Donors:
+    """What units of a layer are replaced by.
+
+    Args:
+        bound: donors per tensor of the activation.
+        own: their sources, where they are made from the activation itself.
+        paired: whether donors of all tensors belong together.
+        n_images: how many images were run to record them.
+    """
+
+    bound: tuple[BoundDonors, ...]
+    own: tuple[DonorSource | None, ...]
+    paired: bool
+    n_images: int
+
+
+def _donors(
+    baselines: Any,
+    layer: nn.Module,
+    call: Call,
+    tensors: tuple[Tensor, ...],
+    layouts: tuple[Layout | None, ...],
+    watch: dict[str, Any],
+    sampling: bool,
+) -> _Donors:
+    if isinstance(baselines, (list, np.ndarray)):
+        raise TypeError(
+            "layer_baselines: expected donor images or activations as a tensor, an ActivationBank, a number or another donor source, got "
+            f"{shown(baselines)}; stack images with torch.stack(images), or give an ActivationBank(images)"
+        )
+    if _are_images(baselines, call.inputs):
+        with renamed(images="layer_baselines"):
+            baselines = ActivationBank(baselines)
+    if isinstance(baselines, ActivationBank):
+        others = _shared_arguments(call)
+
+        def run(images: tuple[Tensor, ...]) -> list[Tensor]:
+            fitting = tuple(image.to(like) for image, like in zip(images, call.inputs))
+            found = record(_model_of(call.forward_func, sampling), layer, fitting + others, **watch)[0]
+            return found.laid_out(layouts).tensors
+
+        kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
+        state = watch["at_input"], layouts, kinds, tuple(map(_comparable, others)), _state_of(call.forward_func)
+        banks, count = baselines.recorded(layer, state, run, tensors)
+        with renamed(baselines="layer_baselines"):
+            bound = tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors))
+        return _Donors(bound, (None,) * len(tensors), True, count)
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
+    if len(given) != len(tensors):
+        raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
+    sources: list[DonorSource] = []
+    found: list[BoundDonors] = []
+    for one, tensor, layout in zip(given, tensors, layouts):
+        if layout is not None and layout.axes != "NC*" and isinstance(one, Tensor) and one.ndim:
+            wanted = tuple(layout.as_it_lies(tensor[:1]).shape[1:])
+            if tuple(one.shape[1:]) != wanted:
+                raise ValueError(
+                    f"layer_baselines: expected activations (D, {', '.join(map(str, wanted))}), got shape {tuple(one.shape)}"
+                )
+            one = layout.channels_first(one)
+        if isinstance(one, numbers.Real) and not math.isfinite(one):
+            raise ValueError(f"layer_baselines: expected a finite number, got {one}")
+        with renamed(baselines="layer_baselines"):
+            sources.append(as_donor_source(0.0 if one is None else one, tensor))
+            found.append(sources[-1].bind(tensor))
+    return _Donors(tuple(found), tuple(source if source.of_the_image else None for source in sources), False, 0)
+
+
+def _layouts(
+    asked: Any, units: Any, call: Call, layer: nn.Module, tensors: Sequence[Tensor], at_input: bool, sampling: bool
+) -> tuple[tuple[Layout | None, ...], int]:
+    """The layout of every tensor of the activation, as it lies, and how many images were run to find them.
+
+    One that cannot be told is ``None`` where ``units`` do not need it.
+    """
+    given: list[Layout | None] = [*_given_layouts(asked, len(tensors))]
+    for place, (one, tensor) in enumerate(zip(given, tensors)):
+        if one is None and units != "head" and (tensor.ndim == 2 or channels_first_by_type(layer)):
+            given[place] = one = Layout("NC*")
+        if one is not None:
+            one.check(tensor.shape)
+    if all(one is not None and (one.axes != "NLC" or one.grid is not None) for one in given) and units != "head":
+        return tuple(given), 0
+    name, modules = _names(call.forward_func, layer)
+    few = [
+        value[:1].clone() if isinstance(value, Tensor) and value.ndim else value for value in (*call.inputs, *call.arguments)
+    ]
+    function = call.forward_func
+    if isinstance(function, SegmentationTarget):
+        few = list(function.model_inputs(*few))
+    seen = follow(lambda: _model_of(function, sampling)(*few), few, modules)
+    sighting = seen.get(name)
+    axes: Sequence[Axes] = () if sighting is None else sighting.taken if at_input else sighting.returned
+    found: list[Layout | None] = []
+    for place, (one, tensor) in enumerate(zip(given, tensors)):
+        known = axes[place] if len(axes) == len(tensors) else ()
+        if len(known) == tensor.ndim:
+            one = read_layout(known, len(call.spatial)) if one is None else with_grid(one, known, len(call.spatial))
+            if one is not None and units == "head":
+                one = with_heads(one, name, modules, seen, known)
+        if one is None and units != "layer":
+            raise ValueError(unclear(tensor.shape, f"{name} ({type(layer).__name__})" if name else type(layer).__name__))
+        found.append(one)
+    return tuple(found), 1
+
+
+def _given_layouts(asked: Any, n: int) -> tuple[Layout | None, ...]:
+    given = tuple(asked) if isinstance(asked, (tuple, list)) else (asked,) * n
+    if len(given) != n:
+        raise ValueError(f"layout: expected one per tensor of the activation ({n}), got {len(given)}")
+    return tuple(None if one == "auto" else one if isinstance(one, Layout) else Layout(one) for one in given)
+
+
+def _names(forward_func: Callable[..., Any], layer: nn.Module) -> tuple[str, dict[str, nn.Module]]:
+    """The layer's name, and all modules of the model by theirs; of a function, whose model cannot be seen, the layer alone."""
+    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    name = next((name for name, module in modules.items() if module is layer), None)
+    return ("", {"": layer}) if name is None else (name, modules)
+
+
+def _default_masks(
+    tensors: tuple[Tensor, ...], layouts: tuple[Layout | None, ...], kind: UnitKind, block_size: Any
+) -> list[Tensor]:
+    """Units of the asked kind, numbered on from tensor to tensor; a whole layer is one unit across all of them."""
+    masks: list[Tensor] = []
+    first = 0
+    for tensor, layout in zip(tensors, layouts):
+        # Of a whole layer, it does not matter.
+        mask = unit_mask(layout or Layout("NC*"), kind, tensor.shape, block_size)
+        masks.append(mask + first)
+        first = int(masks[-1].max()) + 1 if kind != "layer" else 0
+    return masks
+
+
+def _check_activation(tensors: Sequence[Tensor], n_examples: int) -> None:
+    for tensor in tensors:
+        if tensor.ndim < 2 or tensor.shape[0] != n_examples:
+            raise ValueError(
+                f"layer: expected an activation with one entry per example, (N, ...) with N={n_examples}, got {tuple(tensor.shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError("layer: its activation holds NaN or infinite values")
+
+
+def _are_images(baselines: Any, inputs: tuple[Tensor, ...]) -> bool:
+    given = baselines if isinstance(baselines, tuple) else (baselines,)
+    return len(given) == len(inputs) and all(
+        isinstance(one, Tensor) and one.ndim == image.ndim and one.shape[1:] == image.shape[1:]
+        for one, image in zip(given, inputs)
+    )
+
+
+def _shared_arguments(call: Call) -> tuple[Any, ...]:
+    """The additional arguments that donor images are run with: all that belong to no example; masks stay with the target."""
+    arguments = call.arguments
+    if isinstance(call.forward_func, SegmentationTarget):
+        arguments = call.forward_func.model_inputs(*call.inputs, *arguments)[len(call.inputs) :]
+    if any(isinstance(argument, Tensor) and argument.ndim > 0 for argument in arguments):
+        raise ValueError(
+            "layer_baselines: donor images cannot be run, for the model takes additional tensors with one entry per example, "
+            "and donors have none; give activations (D, ...), a number or another donor source over the activation"
+        )
+    return arguments
+
+
+def _comparable(argument: Any) -> Any:
+    """What a recording is looked up by; what cannot be looked up is always new."""
+    if isinstance(argument, Tensor):
+        return argument.item()
+    try:
+        hash(argument)
+    except TypeError:
+        return object()
+    return argument
+
+
+def _model_of(forward_func: Callable[..., Any], sampling: bool) -> Callable[..., Any]:
+    """What to run on donor images: a target's model, which needs no masks; one answer where they differ."""
+    if not isinstance(forward_func, SegmentationTarget):
+        return forward_func
+    return forward_func.answer if sampling else forward_func.logits
+
+
+def _state_of(forward_func: Callable[..., Any]) -> Any:
+    """Changes when the model's parameters or buffers do; always new for a function, whose model cannot be seen."""
+    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
+    if not isinstance(model, nn.Module):
+        return object()
+    tensors = [*model.parameters(), *model.buffers()]
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+
+
+def _fresh(values: tuple[Any, ...]) -> list[Any]:
+    """Copies, so that a model that works in place leaves the user's tensors alone."""
+    return [value.detach().clone() if isinstance(value, Tensor) else value for value in values]

@@ -1,0 +1,345 @@
+"""The arguments of an attribution call, checked before any forward is spent and tied together."""
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import captum
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg import regions
+from captum_causalseg._captum import format_additional_forward_args
+from captum_causalseg._checks import integer, misfit
+from captum_causalseg._version import __version__
+from captum_causalseg.attr.exclusion import excluded_places, excluded_units, exclusion_in_words, forbidden_places
+from captum_causalseg.donors import BoundDonors, as_donor_source
+from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
+from captum_causalseg.interventions.inputs import Execution, WholeInput
+from captum_causalseg.interventions.units import Units
+from captum_causalseg.layout import Layout
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare", "prepare_call"]
+
+DEFAULT_BLOCK_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A call whose arguments have been checked: what is intervened on, and how scores are computed.
+
+    Args:
+        tensors: what units are parts of and attributions look like: the inputs, or a layer's activation.
+        is_tuple: whether the user gave (or the layer returns) a tuple of them.
+        forward_func: what is explained.
+        evaluator: computes scores under interventions.
+        scores: what ``forward_func`` returns with other values in the place of ``tensors``.
+        smooth_scores: makes the same of its differentiable twin; raises ValueError if there is none.
+        units: the parts.
+        donors: per tensor, what they are replaced by.
+        excluded: ``(N, U, R)``: units that are left as they are for the sake of RoI ``r``; ``R`` is 1 where RoIs do not matter.
+        rois: boolean ``(N or 1, R, *spatial)``; None for the whole image, or where the function has no RoI.
+        spatial: spatial shape of the image that is segmented.
+        settings: what is intervened on and how, to be kept with the statistics.
+        paired: a donor of one tensor belongs to the same donor of the others.
+        more_forwards: images that went through the model already.
+        layouts: of the tensors as they lie, whose channels are first here; empty for those that lie so.
+    """
+
+    tensors: tuple[Tensor, ...]
+    is_tuple: bool
+    forward_func: Callable[..., Any]
+    evaluator: ModelEvaluator
+    scores: Scores
+    smooth_scores: Callable[[], Scores]
+    units: Units
+    donors: tuple[BoundDonors, ...]
+    excluded: np.ndarray
+    rois: Tensor | None
+    spatial: torch.Size
+    settings: dict[str, Any]
+    paired: bool = False
+    more_forwards: int = 0
+    layouts: tuple[Layout | None, ...] = ()
+
+    @property
+    def n_examples(self) -> int:
+        """The batch size."""
+        return self.units.n_examples
+
+    def populations(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """How many donors units of examples have, ``(M, tensors)``; 1 where a unit does not reach.
+
+        Of a model that answers differently each time, there is a last column: how many random states there are.
+
+        Raises:
+            ValueError: a unit has none.
+        """
+        population = np.ones((len(example), len(self.tensors)), dtype=np.int64)
+        for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
+            for piece in self.units.pieces(n, u):
+                # Paired donors are one donor: its number stands in the first column.
+                column = 0 if self.paired else piece.slot
+                population[row, column] = self.donors[piece.slot].population(n, piece.box)
+        empty = np.flatnonzero((population < 1).any(1))
+        if len(empty):
+            raise ValueError(
+                f"baselines: no donor is left for unit {self.units.ids[unit[empty[0]]]} once places that touch the image's own "
+                "RoI are left out"
+            )
+        noises = self.evaluator.noise_population
+        if noises > 1:
+            population = np.column_stack([population, np.full(len(population), noises)])
+        return population
+
+
+@dataclass(frozen=True)
+class Call:
+    """How ``forward_func`` is called: checked inputs and arguments, masks per example among them.
+
+    Args:
+        forward_func: what is explained; a target that holds masks per example takes them as arguments instead.
+        inputs: checked.
+        arguments: the additional forward arguments.
+        rois: RoIs ``(N or 1, R, *spatial)``, or None.
+        spatial: spatial shape of the first image among the inputs.
+    """
+
+    forward_func: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    arguments: tuple[Any, ...]
+    rois: Tensor | None
+    spatial: torch.Size
+
+
+def prepare_call(forward_func: Callable[..., Any], inputs: Any, additional_forward_args: Any) -> Call:
+    """Check inputs and arguments, before any forward is spent."""
+    tensors = _check_inputs(inputs)
+    n_examples = tensors[0].shape[0]
+    arguments = _check_arguments(additional_forward_args, n_examples)
+    _check_call(forward_func, tensors, arguments)
+    image = next((t for t in tensors if t.ndim > 2), None)
+    rois = None
+    if isinstance(forward_func, SegmentationTarget) and image is not None:
+        forward_func.roi_masks((*tensors, *arguments))  # refuses what does not fit, before the masks are turned into arguments
+        forward_func, arguments = forward_func.with_masks_as_arguments(n_examples, image.ndim - 2, arguments)
+        rois = forward_func.roi_masks((*tensors, *arguments))
+    return Call(forward_func, tensors, arguments, rois, torch.Size() if image is None else image.shape[2:])
+
+
+def common_settings(**asked: Any) -> dict[str, Any]:
+    """What is kept with the statistics of every method; tensors by their shapes."""
+
+    def described(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return [described(item) for item in value]
+        if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+            return f"{type(value).__name__} {tuple(value.shape)}"
+        return value if value is None or isinstance(value, (str, int, float)) else repr(value)
+
+    return {name: described(value) for name, value in asked.items()} | {
+        "versions": {"captum_causalseg": __version__, "captum": captum.__version__, "torch": str(torch.__version__)}
+    }
+
+
+def prepare(
+    forward_func: Callable[..., Any],
+    inputs: Any,
+    baselines: Any,
+    additional_forward_args: Any,
+    feature_mask: Any,
+    block_size: Any,
+    exclude: Any,
+    *,
+    whole_blocks_only: bool = False,
+    execution: Execution | None = None,
+) -> Problem:
+    """Check every argument before any forward is spent, and tie donors to inputs."""
+    call = prepare_call(forward_func, inputs, additional_forward_args)
+    tensors, rois = call.inputs, call.rois
+    block_sizes = _block_sizes(tensors, isinstance(inputs, tuple), block_size)
+    units = Units(_feature_masks(tensors, feature_mask, block_size, block_sizes), [tensor.shape for tensor in tensors])
+    n_rois = 1 if rois is None else rois.shape[1]
+    places = excluded_places(exclude, tensors, rois)
+    excluded = excluded_units(units, places, n_rois)
+    if whole_blocks_only:
+        excluded = excluded | _remainders(units, block_sizes)[None, :, None]
+    lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
+    if len(lost):
+        if whole_blocks_only:
+            raise ValueError(
+                f"block_size: no whole block of example {lost[0]} lies outside the RoI; choose smaller blocks or a smaller RoI"
+            )
+        raise ValueError(
+            f"exclude: every unit of example {lost[0]} is excluded; choose smaller units, a smaller RoI, or pass exclude=None"
+        )
+    given = _baselines(baselines, tensors)
+    sources = [as_donor_source(source, tensor) for source, tensor in zip(given, tensors)]
+    donors = tuple(
+        source.bind(tensor, forbidden)
+        for source, tensor, forbidden in zip(sources, tensors, forbidden_places(exclude, tensors, rois))
+    )
+    # As they were given, or what was taken where nothing was.
+    named = [source if asked is None else asked for source, asked in zip(sources, given)]
+    described = common_settings(
+        units="block" if feature_mask is None else "feature_mask",
+        block_size=None if feature_mask is not None else block_sizes if isinstance(inputs, tuple) else block_sizes[0],
+        baselines=tuple(named) if isinstance(baselines, tuple) else named[0],
+        exclude=exclusion_in_words(exclude, places),
+    )
+    return Problem(
+        tensors=tensors,
+        is_tuple=isinstance(inputs, tuple),
+        forward_func=call.forward_func,
+        evaluator=WholeInput(call.forward_func, tensors, call.arguments, units, donors, execution),
+        scores=scores_of_inputs(call.forward_func, call.arguments),
+        smooth_scores=lambda: scores_of_inputs(differentiable(call.forward_func), call.arguments),
+        units=units,
+        donors=donors,
+        excluded=excluded,
+        rois=rois,
+        spatial=call.spatial,
+        settings=described | (execution or Execution()).settings(),
+    )
+
+
+def _check_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors:
+        raise ValueError("inputs: the tuple is empty")
+    checked = []
+    for index, tensor in enumerate(tensors):
+        name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor or a tuple of tensors, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point image as the model takes it, got {tensor.dtype}")
+        if tensor.ndim < 2 or tensor.numel() == 0:
+            raise ValueError(f"{name}: expected shape (N, C, *spatial) without empty axes, got {tuple(tensor.shape)}")
+        if tensor.shape[0] != tensors[0].shape[0]:
+            raise ValueError(f"{name}: it holds {tensor.shape[0]} examples, the first input {tensors[0].shape[0]}")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}: it holds NaN or infinite values")
+        tensor = tensor.detach()
+        # Subclasses (MetaTensor) would carry their metadata through every operation of the loop.
+        checked.append(tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor)
+    return tuple(checked)
+
+
+def _check_arguments(additional_forward_args: Any, n_examples: int) -> tuple[Any, ...]:
+    arguments: tuple[Any, ...] = format_additional_forward_args(additional_forward_args) or ()
+    for index, argument in enumerate(arguments):
+        if isinstance(argument, Tensor) and argument.ndim > 0 and argument.shape[0] != n_examples:
+            raise ValueError(
+                f"additional_forward_args[{index}]: a tensor needs one entry per example ({n_examples}), got shape "
+                f"{tuple(argument.shape)}"
+            )
+    return arguments
+
+
+def _check_call(forward_func: Callable[..., Any], tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
+    """Raise if a function cannot take so many arguments; modules say so only when they are called."""
+    n_inputs, n_more, function = len(tensors), len(arguments), forward_func
+    if isinstance(forward_func, SegmentationTarget):
+        function = forward_func.model
+        n_more = len(forward_func.model_inputs(*tensors, *arguments)) - n_inputs
+    reason = misfit(function, n_inputs + n_more)
+    if reason is None:
+        return
+    if n_more and misfit(function, n_inputs) is None:
+        raise TypeError(f"additional_forward_args: forward_func cannot be called with {n_more} of them: {reason}")
+    if n_inputs > 1 and misfit(function, 1 + n_more) is None:
+        raise TypeError(f"inputs: forward_func cannot be called with {n_inputs} of them: {reason}")
+    raise TypeError(
+        f"forward_func: it cannot be called with {n_inputs} input(s) and {n_more} additional_forward_args: {reason}"
+    )
+
+
+def _block_sizes(tensors: tuple[Tensor, ...], is_tuple: bool, block_size: Any) -> list[tuple[int, ...]]:
+    """Per input, the edges of its blocks along its spatial axes."""
+    per_input = [block_size] * len(tensors)
+    if is_tuple and isinstance(block_size, tuple) and any(isinstance(size, tuple) for size in block_size):
+        if len(block_size) != len(tensors):
+            raise ValueError(f"block_size: expected one per input ({len(tensors)}), got {len(block_size)}")
+        per_input = list(block_size)
+    sizes = []
+    for tensor, size in zip(tensors, per_input):
+        spatial = tensor.shape[2:]
+        if size is None:
+            size = tuple(min(DEFAULT_BLOCK_SIZE, length) for length in spatial)
+        elif not isinstance(size, (tuple, list)):
+            integer(1)("block_size", size)
+            size = (int(size),) * len(spatial)
+        sizes.append(tuple(size))
+    return sizes
+
+
+def _feature_masks(
+    tensors: tuple[Tensor, ...], feature_mask: Any, block_size: Any, block_sizes: list[tuple[int, ...]]
+) -> list[Tensor]:
+    if feature_mask is not None and block_size is not None:
+        raise ValueError("feature_mask, block_size: give one of them")
+    if feature_mask is None:
+        return _default_masks(tensors, block_sizes)
+    return check_masks("feature_mask", feature_mask, tensors, "input")
+
+
+def check_masks(name: str, given: Any, tensors: Sequence[Tensor], whose: str) -> list[Tensor]:
+    """Integer masks with Captum's meaning, one per tensor and with as many axes; axes of length 1 stay as they are."""
+    given = given if isinstance(given, tuple) else (given,)
+    if len(given) != len(tensors):
+        raise ValueError(f"{name}: expected one mask per {whose} ({len(tensors)}), got {len(given)}")
+    masks = []
+    for mask, tensor in zip(given, tensors):
+        if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"{name}: expected a tensor of integers, got {kind}")
+        shape = (1,) * (tensor.ndim - mask.ndim) + tuple(mask.shape)
+        if mask.ndim > tensor.ndim or any(m not in (1, t) for m, t in zip(shape, tensor.shape)):
+            raise ValueError(f"{name}: shape {tuple(mask.shape)} cannot be broadcast to the {whose}'s {tuple(tensor.shape)}")
+        mask = mask.detach().cpu().long()  # unsigned ones can neither be compared nor broadcast
+        if bool((mask < 0).any()):
+            raise ValueError(f"{name}: expected ids of at least 0, got {int(mask.min())}")
+        masks.append(mask.reshape(shape).as_subclass(Tensor).contiguous())
+    return masks
+
+
+def _default_masks(tensors: tuple[Tensor, ...], block_sizes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Blocks across all channels where there are spatial axes, single features elsewhere; no unit spans two inputs."""
+    masks: list[Tensor] = []
+    first = 0
+    for tensor, sizes in zip(tensors, block_sizes):
+        spatial = tensor.shape[2:]
+        mask = regions.grid(spatial, sizes)[None, None] if len(spatial) else torch.arange(tensor.shape[1], device="cpu")[None]
+        masks.append(mask + first)
+        first = int(masks[-1].max()) + 1
+    return masks
+
+
+def _remainders(units: Units, block_sizes: list[tuple[int, ...]]) -> np.ndarray:
+    """Units at the edges that are smaller than a block."""
+    pieces = [piece for u in range(len(units)) for piece in units.pieces(0, u)]
+    return np.array([tuple(side.stop - side.start for side in p.box) != block_sizes[p.slot] for p in pieces])
+
+
+def _baselines(baselines: Any, tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    if isinstance(baselines, tuple):
+        if len(baselines) != len(tensors):
+            raise ValueError(f"baselines: expected one per input ({len(tensors)}), got {len(baselines)}")
+        given = baselines
+    elif isinstance(baselines, Tensor) and len(tensors) > 1 and baselines.ndim > 0:
+        raise ValueError(f"baselines: with {len(tensors)} inputs, give a tuple of as many baselines")
+    else:
+        given = (baselines,) * len(tensors)
+    for source in given:
+        if isinstance(source, Tensor) and source.ndim > 0 and len(source) == 0:
+            raise ValueError(f"baselines: expected at least one donor, got a tensor of shape {tuple(source.shape)}")
+        is_number = isinstance(source, numbers.Real) or (isinstance(source, Tensor) and source.ndim == 0)
+        if is_number and not math.isfinite(source):
+            raise ValueError(f"baselines: expected a finite number, got {float(source)}")
+    return given

@@ -1,0 +1,81 @@
+"""What the peers share: one image that is kept in part, the output that is explained, progress."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_causalseg._captum import TargetType, progress
+from captum_causalseg._checks import number, tensor_of
+from captum_causalseg.attr.problem import Call, prepare_call
+from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["INTERPOLATION", "baseline_of", "counting", "prepare_image", "scores_of_outputs"]
+
+INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_BASELINES = number() | tensor_of("real", finite=True)
+
+
+def prepare_image(
+    forward_func: Callable[..., Any], inputs: Any, baselines: Any, additional_forward_args: Any
+) -> tuple[Call, Tensor]:
+    """A checked call with one image batch, and what stands in the place of what is not kept of it (see `baseline_of`)."""
+    if isinstance(inputs, tuple) and len(inputs) > 1:
+        raise TypeError(
+            f"inputs: expected one image batch (N, C, *spatial), got a tuple of {len(inputs)}; stack modalities as channels, or pass "
+            "what is not explained in additional_forward_args"
+        )
+    call = prepare_call(forward_func, inputs, additional_forward_args)
+    image = call.inputs[0]
+    if image.ndim - 2 not in INTERPOLATION:
+        raise ValueError(f"inputs: expected an image batch (N, C, *spatial) with 1 to 3 spatial axes, got {tuple(image.shape)}")
+    if isinstance(inputs, tuple) and isinstance(baselines, tuple) and len(baselines) == 1:
+        baselines = baselines[0]
+    return call, baseline_of(baselines, image)
+
+
+def baseline_of(baselines: Any, image: Tensor) -> Tensor:
+    """``baselines`` as a tensor ``(N, C, *spatial)`` like the image.
+
+    Args:
+        baselines: a number, or a tensor ``(1 or N, C, *spatial)``.
+        image: ``(N, C, *spatial)``.
+    """
+    _BASELINES("baselines", baselines)
+    if isinstance(baselines, Tensor) and baselines.ndim > 0:
+        if baselines.shape[1:] != image.shape[1:] or len(baselines) not in (1, len(image)):
+            raise ValueError(
+                f"baselines: expected a number or a tensor (1 or N, C, *spatial) for images {tuple(image.shape)}, got "
+                f"{tuple(baselines.shape)}"
+            )
+        return baselines.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
+    return torch.full_like(image, float(baselines))
+
+
+def scores_of_outputs(call: Call, scores: Any, target: TargetType) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """The scores of a call, checked, which of them is explained and what their axes are.
+
+    Returns:
+        Scores ``(N, *output_shape)``, the flat index ``(N,)`` of the output that ``target`` picks, and the names of the axes in
+        ``output_shape``.
+    """
+    checked = checked_scores(scores, len(call.inputs[0]), None)
+    shape = checked.shape[1:]
+    names: Sequence[str] = ("output",) * len(shape)
+    if isinstance(call.forward_func, SegmentationTarget):
+        names = call.forward_func.output_axes(len(shape), call.spatial)
+    return checked, chosen_output(target, len(checked), tuple(shape), names, call.spatial), tuple(names)
+
+
+@contextmanager
+def counting(show: bool, total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many steps have been made; it moves a progress bar, if there is to be one."""
+    bar = progress(total=total, desc=description) if show else None
+    try:
+        yield lambda steps: None if bar is None else bar.update(steps)
+    finally:
+        if bar is not None:
+            bar.close()

@@ -1,0 +1,195 @@
+"""A case as the command line describes it: image, reference, region of interest, units and donors, read and checked."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_causalseg.cli.errors import InputError, naming, naming_arguments
+from captum_causalseg.cli.files import image_name, name_of_case, place_name, units_name
+from captum_causalseg.cli.grid import Grids, grids_of_bundle, is_picture
+from captum_causalseg.cli.model import CommandModel, first_prediction, read_model
+from captum_causalseg.cli.places import Units, find_roi, find_units
+from captum_causalseg.donors import DonorSource, PatchBank, SameImage
+from captum_causalseg.images import load_image
+from captum_causalseg.metrics import METRICS
+from captum_causalseg.target import SegmentationTarget
+
+__all__ = ["CommandCase", "read_case"]
+
+
+@dataclass(frozen=True)
+class CommandCase:
+    """What is explained.
+
+    Args:
+        name: of the image in titles; empty with ``--private``.
+        grids: the image as its file has it, the prepared one, and the way between them.
+        image: the prepared image as a plain tensor, ``(1, C, *spatial)``.
+        target: scores of the region of interest.
+        roi: boolean ``(*spatial)``, on the prepared grid.
+        output: the class that is explained; ``None`` for a model with one output.
+        donors: what units are replaced by.
+        donor_images: the donor images, read when asked for; ``None`` without a folder.
+        units: what is replaced.
+        described: what each of these is, in words, in the order of a report.
+    """
+
+    name: str
+    grids: Grids
+    image: Tensor
+    target: SegmentationTarget
+    roi: Tensor
+    output: int | None
+    donors: DonorSource
+    donor_images: "Sequence[Tensor] | None"
+    units: Units
+    described: dict[str, str]
+
+
+def read_case(options: argparse.Namespace, model: CommandModel | None = None) -> CommandCase:
+    """Read and check everything that the options name.
+
+    Args:
+        options: of a command.
+        model: the one that they name, where it has been read already.
+
+    Raises:
+        InputError: something cannot be used; the message begins with the option.
+    """
+    if options.metric not in METRICS:
+        raise InputError(f"--metric: there is no {options.metric!r}; expected one of {', '.join(METRICS)}")
+    model = read_model(options) if model is None else model
+    if model.prepares and options.normalize != "none":
+        raise InputError("--normalize: the bundle prepares its images itself, leave it out")
+    prepare = partial(_prepared, model=model, normalize=options.normalize, dims=options.dims)
+    with naming("--image"):
+        prepared = prepare(options.image)
+        grids = _grids(model, options.image, prepared)
+    image = prepared.as_subclass(Tensor).to(model.device)
+    label = None if options.label is None else _label(options.label, grids)
+    reference = None if label is None else grids.to_prepared(label[0]) if label[1] else label[0]
+    with naming("--model"), naming_arguments():
+        prediction = first_prediction(model, image, reference).cpu()
+    output = _output(options.class_, prediction.shape[1])
+    with naming("--roi"):
+        roi, roi_text = find_roi(options.roi, grids, label, prediction[0], 0 if output is None else output)
+    with naming("--model"), naming_arguments():
+        truth = prediction if reference is None else reference
+        target = model.make_target(roi=roi, reference=truth, metric=options.metric).to(model.device)
+        with torch.no_grad():
+            target(image)
+    donors: DonorSource = SameImage()
+    folder = None
+    if options.donors is not None:
+        with naming("--donors"):
+            folder = _DonorFolder(options.donors, prepare, image.shape[1])
+            donors = PatchBank(folder)
+    with naming("--units"):
+        units = find_units(options.units, grids, roi)
+    size = f"{_size(grids)}, {image.shape[1]} channel(s)"
+    compared = (
+        "the model's own prediction" if label is None else name_of_case(options, options.label, "a reference segmentation")
+    )
+    if not METRICS[options.metric].needs_reference:
+        compared = "nothing, the score needs no reference"
+    described = {
+        "Image": size if options.private else f"{image_name(options)} ({size})",
+        "Model": f"{model.described}, on {model.device}",
+        "Class": "the only one" if output is None else f"{output} of {prediction.shape[1]} (counted from 0)",
+        "Region of interest": f"{place_name(options)}, {roi_text}",
+        "Places": grids.in_words(),
+        "Compared with": compared,
+        "Parts of the image": f"{units_name(options)} {units.described}".lstrip(),
+        "Replaced by": "other places of the same image"
+        if folder is None
+        else f"places of {len(folder)} images in {name_of_case(options, options.donors, 'a folder')}",
+        "Score": options.metric,
+    }
+    return CommandCase(image_name(options), grids, image, target, roi, output, donors, folder, units, described)
+
+
+class _DonorFolder(Sequence[Tensor]):
+    """Donor images of a folder, prepared as the image was.
+
+    Attributes:
+        files: which; a study tells by them whether donors are still the same.
+    """
+
+    def __init__(self, folder: Path, prepare: Callable[[Path], Tensor], channels: int) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        found = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+        # Folders are DICOM series, where there are no files beside them.
+        self.files = [file for file in found if file.is_file()] or found
+        if not self.files:
+            raise ValueError(f"there is no file in {folder}")
+        self._prepare, self._channels = prepare, channels
+        # What is wrong with them all is said before anything is computed.
+        self[0]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        with naming("--donors"):
+            image = self._prepare(self.files[index]).as_subclass(Tensor)[0].cpu()
+            if len(image) != self._channels:
+                raise ValueError(f"{self.files[index]} holds {len(image)} channel(s), the image {self._channels}")
+        return image
+
+
+def _prepared(file: Path, model: CommandModel, normalize: str, dims: int | None) -> Any:
+    """The image ``(1, C, *spatial)`` as the network is shown it, on the CPU."""
+    if model.bundle is not None and model.prepares:
+        image = model.bundle.prepare(file).cpu()
+        if dims is not None and image.ndim - 2 != dims:
+            raise ValueError(f"the bundle makes {image.ndim - 2} spatial axes of {file}, --dims asks for {dims}")
+        return image
+    image = load_image(file, spatial_dims=dims)
+    values = image.as_subclass(Tensor)
+    low, high, spread = float(values.min()), float(values.max()), float(values.std())
+    if normalize in ("range", "zscore") and low == high:
+        raise ValueError(f"{file} is {low:g} everywhere, it cannot be normalized")
+    if normalize == "255":
+        return image / 255
+    if normalize == "range":
+        return (image - low) / (high - low)
+    return (image - float(values.mean())) / spread if normalize == "zscore" else image
+
+
+def _grids(model: CommandModel, file: Path, prepared: Any) -> Grids:
+    if model.bundle is not None and model.prepares:
+        return grids_of_bundle(model.bundle, file, prepared)
+    return Grids(prepared, prepared, is_picture(file))
+
+
+def _label(file: Path, grids: Grids) -> tuple[Tensor, bool]:
+    """The reference, and whether it lies on the file's grid rather than on the prepared one."""
+    with naming("--label"):
+        label, is_own = grids.read_labels(file)
+    return ((label > 0).long() if torch.unique(label).tolist() in ([0, 255], [255]) else label), is_own
+
+
+def _output(chosen: int | None, classes: int) -> int | None:
+    if chosen is None:
+        if classes > 2:
+            raise InputError(f"--class: the model has {classes} classes, say which one (0..{classes - 1})")
+        return None if classes == 1 else 1
+    if classes == 1 and chosen in (0, 1):
+        return None
+    if not 0 <= chosen < classes:
+        raise InputError(f"--class: expected 0..{classes - 1}, got {chosen}")
+    return chosen
+
+
+def _size(grids: Grids) -> str:
+    own, prepared = (" x ".join(map(str, shape)) for shape in (grids.shape, grids.prepared_shape))
+    if not grids.known:
+        return f"prepared: {prepared} {grids.noun}"
+    return f"{own} {grids.noun}" + (f", prepared: {prepared}" if grids.differ else "")

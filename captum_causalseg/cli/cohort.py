@@ -1,0 +1,267 @@
+"""Many cases from the command line: a table of them, and a study's options in a file of their own."""
+
+import argparse
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from captum_causalseg import regions
+from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.cli.arguments import Parser, add_commands
+from captum_causalseg.cli.case import CommandCase, read_case
+from captum_causalseg.cli.errors import InputError, naming
+from captum_causalseg.cli.model import CommandModel, read_model
+from captum_causalseg.cli.run import check_effort
+from captum_causalseg.cohort import Cohort, explain_cohort
+from captum_causalseg.cohort.engines import WorkerError
+from captum_causalseg.images import save_map
+from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.writing.names import native, printable
+
+__all__ = ["run_cohort"]
+
+# What a study may say of its cases, and a row of its own case: the options of `causalseg explain`.
+_OF_A_STUDY = ("bundle", "model", "weights", "device", "dims", "class", "roi", "normalize", "donors", "units", "metric")
+_EFFORT = ("draws", "precision", "seed")
+_OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
+_FILES = ("bundle", "weights", "donors", "image", "label")
+_PERHAPS_FILES = ("model", "roi", "units")
+# Entries of a prepared case that no column of a table can be called.
+_CASE, _ARGUMENTS = "_command_case", ("baselines", "feature_mask", "target")
+
+
+def run_cohort(options: argparse.Namespace) -> tuple[str, int]:
+    """Explain every row; the text to print and the exit status: 1 where a case failed, or a file is not what it was.
+
+    Raises:
+        InputError: a file or an option cannot be used.
+    """
+    if options.verify:
+        return _verified(options)
+    for name in ("cases", "config"):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name}: it has to be given; only --verify does without")
+    study = _study(options.config)
+    cases, columns = _cases(options.cases, study)
+    with naming("--out"):
+        cohort = _explain(cases, columns, study, options)
+    return _said(cohort, options.out)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Options of ``causalseg explain`` that hold for all cases.
+
+    Args:
+        options: by name, as text.
+    """
+
+    options: dict[str, str] = field(default_factory=dict)
+
+    def of(self, row: Mapping[str, str]) -> argparse.Namespace:
+        """What ``causalseg explain`` would be told of a row."""
+        given = self.options | {name: row[name] for name in _OF_A_ROW if row.get(name)}
+        if "roi" not in given:
+            raise InputError("roi: neither the study nor the row says where to look")
+        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        options = _parser().parse_args(["explain", *words])
+        check_effort(options)
+        return options
+
+
+class _Load:
+    """Reads the model, once per worker."""
+
+    def __init__(self, study: _Study) -> None:
+        self.study = study
+
+    def __call__(self) -> CommandModel:
+        return read_model(self.study.of({"image": "-", "roi": "-"}))
+
+
+class _Prepare:
+    """Reads the files of a row."""
+
+    def __init__(self, study: _Study) -> None:
+        self.study = study
+
+    def __call__(self, row: Mapping[str, Any], model: CommandModel) -> dict[str, Any]:
+        case = read_case(self.study.of(row), model)
+        mask = case.units.arguments.get("feature_mask")
+        if mask is None:
+            mask = regions.grid(case.roi.shape, case.units.arguments["block_size"])[None, None]
+        image = case.grids.prepared if case.grids.has_geometry else case.image
+        return {
+            **row,
+            "image": image,
+            "baselines": case.donors,
+            "feature_mask": mask,
+            "target": case.output,
+            _CASE: case,
+        }
+
+
+def _make_target(case: Mapping[str, Any], model: CommandModel) -> SegmentationTarget:
+    found: CommandCase = case[_CASE]
+    return found.target
+
+
+def _write_map(path: Path, case: Mapping[str, Any], statistics: TreatmentEffectStatistics) -> None:
+    """Effects on the grid of the scan's own file, or nothing where files have no geometry."""
+    found: CommandCase = case[_CASE]
+    if found.grids.has_geometry:
+        save_map(path, found.units.own_map(statistics, found.output, found.grids), found.grids.own)
+
+
+def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, options: argparse.Namespace) -> Cohort:
+    effort = study.of({"image": "-", "roi": "-"})
+    more: dict[str, Any] = {}
+    if options.ray is not None:
+        more = {
+            "engine": "ray",
+            "address": None if options.ray == "local" else options.ray,
+            "num_workers": options.workers,
+            "num_cpus": options.cpus,
+            "num_gpus": options.gpus,
+        }
+    try:
+        return explain_cohort(
+            cases,
+            _make_target,
+            method=AverageTreatmentEffect,
+            out=options.out,
+            load_model=_Load(study),
+            prepare=_Prepare(study),
+            case_arguments=_ARGUMENTS,
+            columns=columns,
+            nifti=_write_map,
+            shards=options.shards,
+            n_draws=effort.draws,
+            precision=effort.precision,
+            seed=effort.seed,
+            **more,
+        )
+    except InputError as error:
+        raise InputError(f"--config: {error}") from error
+    except WorkerError as error:
+        raise InputError(f"--config: {str(error).splitlines()[0].removeprefix('load_model: ')}") from error
+
+
+def _study(file: Path) -> _Study:
+    with naming("--config"):
+        if not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        yaml = _yaml()
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is no YAML file: {' '.join(str(error).split())}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"expected options such as `model: nets:unet` in {file}, got {type(found).__name__}")
+        for name, value in found.items():
+            if name not in (*_OF_A_STUDY, *_EFFORT):
+                raise ValueError(f"{file}: there is no option {name!r}; expected some of {', '.join((*_OF_A_STUDY, *_EFFORT))}")
+            if isinstance(value, (dict, list)) or value is None or isinstance(value, bool):
+                raise ValueError(f"{file}: expected a word or a number for {name!r}, got {value!r}")
+        study = _Study({name: _located(name, str(value), file.parent) for name, value in found.items()})
+        # Said once, and not of each case.
+        try:
+            study.of({"image": "-", "roi": "-"})
+        except InputError as error:
+            raise ValueError(f"{file}: {error}") from error
+    return study
+
+
+def _cases(file: Path, study: _Study) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows, and which of their columns are kept."""
+    with naming("--cases"):
+        if not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        with open(file, newline="", encoding="utf-8-sig") as text:
+            try:
+                reader = csv.DictReader(text, strict=True)
+                rows = list(reader)
+                header = list(reader.fieldnames or [])
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise ValueError(f"{file} is no table of comma-separated values: {error}") from error
+        for name in ("id", "image"):
+            if name not in header:
+                raise ValueError(f"{file} has no column {name!r}, only {', '.join(header) or 'nothing'}")
+        if len(set(header)) != len(header) or "" in header:
+            raise ValueError(f"{file}: expected columns with different names, got {', '.join(map(repr, header))}")
+        if not rows:
+            raise ValueError(f"there is no case in {file}")
+        seen: dict[str, int] = {}
+        for line, row in enumerate(rows, start=2):
+            if None in row or None in row.values():
+                raise ValueError(f"{file}, line {line}: expected {len(header)} values")
+            if not row["id"] or not row["image"]:
+                raise ValueError(f"{file}, line {line}: expected an id and an image")
+            if seen.setdefault(row["id"], line) != line:
+                raise ValueError(f"{file}, line {line}: the id {row['id']!r} is that of line {seen[row['id']]}")
+            for name in _OF_A_ROW:
+                if row.get(name):
+                    row[name] = _located(name, row[name], file.parent)
+            try:
+                study.of(row)
+            except InputError as error:
+                raise ValueError(f"{file}, line {line}: {error}") from error
+        return rows, [name for name in header if name not in ("id", *_OF_A_ROW)]
+
+
+def _located(name: str, value: str, folder: Path) -> str:
+    """A file or folder as seen from the current folder: it is named as seen from the file that names it."""
+    file = folder / native(value)
+    return str(file) if name in _FILES or (name in _PERHAPS_FILES and file.is_file()) else value
+
+
+def _verified(options: argparse.Namespace) -> tuple[str, int]:
+    for name in ("cases", "config", "ray"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name}: --verify explains nothing, it goes with --out alone")
+    with naming("--out"):
+        cohort = Cohort(options.out)
+        found = cohort.verify()
+        finished = sum(record["state"] == "finished" for record in cohort.records().values())
+    if found.empty:
+        return f"{options.out}/: all files of {finished} finished cases are as they were written", 0
+    lines = [f"  {options.out}/{row.file}: {row.problem}" for row in found.itertuples()]
+    lines = [f"{len(found)} files of {finished} finished cases are missing or damaged", *lines]
+    return "\n".join([*lines, "the line that explained these cases does them again"]), 1
+
+
+def _said(cohort: Cohort, out: Path) -> tuple[str, int]:
+    table = cohort.cases()
+    failed = table[table["state"] == "failed"]
+    lines = [f"{len(table) - len(failed)} of {len(table)} cases finished, {int(table['forwards'].sum())} forward passes"]
+    lines += [f"  {row.id}: {' '.join(row.error.split())}" for row in failed.head(10).itertuples()]
+    if len(failed) > 10:
+        lines.append(f"  ... and {len(failed) - 10} more")
+    if len(failed):
+        lines.append(f"the same line tries them again; their errors are in {printable(out)}/errors/")
+    lines += ["", f"written to {printable(out)}/: cases.parquet, units/, cases/"]
+    return "\n".join(lines), int(len(failed) > 0)
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError('studies are YAML files: pip install "captum-causalseg[io]"') from error
+    return yaml
+
+
+class _Raising(Parser):
+    """Says what is wrong to the program, not to the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Raising(prog="causalseg")
+    add_commands(parser.add_subparsers(required=True, dest="command"))
+    return parser

@@ -1,0 +1,97 @@
+"""``causalseg demo``: explain one segmentation, end to end on real input, and write what was found into a folder."""
+
+import argparse
+import time
+from pathlib import Path
+
+from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.cli.errors import InputError
+from captum_causalseg.demo.cases import Case
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.visualization import plot_effects
+from captum_causalseg.writing.names import printable, write_csv
+
+__all__ = ["explain", "report", "run_demo"]
+
+
+def explain(case: Case, out: Path, *, n_draws: int = 20, seed: int = 0, show_progress: bool = True) -> str:
+    """Estimate the effect of every block on the RoI's Dice, write the results into ``out``, and return a short report."""
+    target = SegmentationTarget(case.network, roi=case.roi, reference=case.reference)
+    began = time.perf_counter()
+    _, statistics = AverageTreatmentEffect(target).attribute(
+        case.image,
+        baselines=case.donors,
+        target=case.target,
+        block_size=8,
+        n_draws=n_draws,
+        seed=seed,
+        show_progress=show_progress,
+        return_statistics=True,
+    )
+    seconds = time.perf_counter() - began
+    out.mkdir(parents=True, exist_ok=True)
+    figure = plot_effects(
+        *(case.image, statistics, case.roi, case.target),
+        title=f"{case.title}: {case.class_name}",
+        score_name="RoI's Dice [0, 1]",
+    )
+    figure.savefig(out / "effects.png", dpi=110)
+    table = statistics.to_dataframe()
+    write_csv(table, out / "effects.csv")
+    statistics.save(out / "statistics.npz")
+    return report(statistics, case, seconds)
+
+
+def report(statistics: TreatmentEffectStatistics, case: Case, seconds: float) -> str:
+    """The table that the demo prints."""
+    table = statistics.to_dataframe()
+    observed = float(statistics.of_output(case.target).observed_score)
+    if case.target is not None:
+        table = table[table["class"] == case.target]
+    table = table[table["status"] != Status.EXCLUDED.name].sort_values("effect")
+    lines = [
+        case.title,
+        f"Dice of {case.class_name} in the region of interest: {observed:.4f}",
+        "",
+        "strongest blocks       rows      columns     effect on the Dice [95 % interval]",
+    ]
+    for kind, rows in (("supports", table[table["effect"] > 0][::-1]), ("harms", table[table["effect"] < 0])):
+        for row in rows.head(4).itertuples():
+            lines.append(
+                f"  {kind:<12} {row.start_0:>8}-{row.stop_0 - 1:<4} {row.start_1:>6}-{row.stop_1 - 1:<4}"
+                f"   {row.effect:+.4f}  [{row.lower:+.4f}, {row.upper:+.4f}]"
+            )
+    status = statistics.select(statistics.status, case.target)
+    words = {one: one.name.lower().replace("_", " ") for one in Status}
+    counts = ", ".join(f"{int((status == one).sum())} {word}" for one, word in words.items() if bool((status == one).any()))
+    significant = int(statistics.select(statistics.significant(0.05), case.target).sum())
+    why = statistics.why_empty(case.target)
+    lines += [
+        "",
+        *([] if why is None else [f"the map is empty: {why}"]),
+        f"blocks: {counts}; {significant} differ from 0 at a false discovery rate of 5 %",
+        f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def run_demo(options: argparse.Namespace) -> str:
+    """Explain the case that the options name; the text to print."""
+    from captum_causalseg.demo.cases import brain_case, picture_case
+
+    if options.image is None and (options.label or options.patches):
+        raise InputError("--image: --label and --patches go with it")
+    if options.image is not None and options.label is None:
+        raise InputError("--label: --image needs it, the mask that the segmentation is compared with")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out: {options.out} is a file, expected a folder")
+    try:
+        if options.image is None:
+            case = brain_case(options.roi)
+        else:
+            case = picture_case(options.image, options.label, options.patches, options.roi, options.seed)
+    except (ValueError, ImportError, OSError) as error:
+        raise InputError(str(error)) from error
+    said = explain(case, options.out, n_draws=options.draws, seed=options.seed)
+    return f"{said}\n\nwritten to {printable(options.out)}/: effects.png, effects.csv, statistics.npz"

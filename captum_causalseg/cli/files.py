@@ -1,0 +1,72 @@
+"""Files as results name them: folders hold patients' names, and with ``--private`` so do the names of files."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from captum_causalseg.cli.arguments import box_of
+from captum_causalseg.writing.names import printable
+
+__all__ = ["command_line", "image_name", "name_of", "name_of_case", "place_name", "units_name"]
+
+# Options that may hold a patient's name; the others name models and their parts.
+_OF_A_PATIENT = ("image", "label", "donors", "roi", "units", "out")
+
+
+def name_of(path: str | Path) -> str:
+    """A file or folder without where it is."""
+    path = Path(path)
+    return printable(path.name or path.resolve().name)
+
+
+def name_of_case(options: argparse.Namespace, path: str | Path, otherwise: str) -> str:
+    """The name of a file or folder of the case; with ``--private`` what stands for it."""
+    return otherwise if options.private else name_of(path)
+
+
+def image_name(options: argparse.Namespace) -> str:
+    """What the image is called in titles; with ``--private`` nothing."""
+    return name_of_case(options, options.image, "")
+
+
+def place_name(options: argparse.Namespace) -> str:
+    """What ``--roi`` says, a file without its folder; with ``--private`` without its name, too."""
+    if not _is_file("roi", options.roi):
+        return str(options.roi)
+    return name_of_case(options, options.roi, "a mask")
+
+
+def units_name(options: argparse.Namespace) -> str:
+    """Where the units of ``--units`` come from if it is a file, else nothing."""
+    if options.units is None or not _is_file("units", options.units):
+        return ""
+    return f"those of {name_of_case(options, options.units, 'a file')},"
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """The command as it would be typed in the folder where all its files are."""
+    said = [f"causalseg {options.command}"]
+    for name, value in vars(options).items():
+        if name == "command" or value is None or value is False:
+            continue
+        word = f"--{name.rstrip('_').replace('_', '-')}"
+        said.append(word if value is True else f"{word} {_value(name, value, options.private)}")
+    return " ".join(said)
+
+
+def _value(name: str, value: Any, private: bool) -> str:
+    if not _is_file(name, value):
+        return shlex.quote(printable(str(value)))
+    return name.upper() if private and name in _OF_A_PATIENT else shlex.quote(name_of(value))
+
+
+def _is_file(name: str, value: Any) -> bool:
+    """Whether this option's value is a file or folder, of those that may also be something else."""
+    if isinstance(value, Path):
+        return True
+    if name == "roi":
+        return box_of(value) is None and value.partition(":")[0] not in ("box", "point", "label", "boundary")
+    if name == "units":
+        return not value.replace("x", "").isdecimal()
+    return name == "model" and (Path(value).is_file() or ":" not in value)

@@ -1,0 +1,185 @@
+"""Places as the command line names them: the region of interest and the units, in the file's own voxels."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from captum_causalseg import regions
+from captum_causalseg.cli.arguments import box_of
+from captum_causalseg.cli.grid import Grids
+from captum_causalseg.statistics import TreatmentEffectStatistics
+
+__all__ = ["Units", "find_roi", "find_units"]
+
+_EXPECTED_ROI = "expected box:72,88+32, point:80,90, label:2, boundary:3 or a file"
+# Edge of the default blocks, in pixels of the prepared image.
+_EDGE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is replaced.
+
+    Args:
+        arguments: ``block_size`` or ``feature_mask``, as arguments of ``attribute``.
+        described: what they are, in words; of a file, how many.
+        own: per voxel of the file, the id of its unit, -1 where the network is not shown it; ``None`` where the grids are the same.
+    """
+
+    arguments: dict[str, Any]
+    described: str
+    own: Tensor | None = None
+
+    def in_own_voxels(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table of effects, its places in the file's own voxels: those that the network is shown; -1 for units in padding."""
+        if self.own is None:
+            return table
+        axes = range(self.own.ndim)
+        names = [f"start_{axis}" for axis in axes] + [f"stop_{axis}" for axis in axes]
+        rows = {
+            number: [*(side.start for side in box), *(side.stop for side in box)]
+            for number, box in enumerate(ndimage.find_objects(self.own.numpy() + 1))
+            if box is not None
+        }
+        places = pd.DataFrame.from_dict(rows, orient="index", columns=names).reindex(table["unit"]).fillna(-1).astype(int)
+        return table.assign(**{name: places[name].to_numpy() for name in names})
+
+    def own_map(self, statistics: TreatmentEffectStatistics, output: int | None, grids: Grids) -> Tensor:
+        """Effects ``(*spatial)`` on the file's grid; NaN where they are not known."""
+        found = statistics.to_map("effect", output)
+        assert isinstance(found, Tensor)  # one input, one map
+        # Every channel carries its unit's effect: one is enough.
+        carried = grids.to_own(found[0, 0], torch.nan)
+        if self.own is None:
+            return carried
+        carried[~grids.kept()] = torch.nan
+        # Units have their own outlines there, not those of the prepared voxels that lie nearest.
+        index = torch.searchsorted(statistics.unit_ids, self.own).clamp_max(len(statistics.unit_ids) - 1)
+        effects = statistics.select(statistics.effect, output)[0]
+        return torch.where(statistics.unit_ids[index] == self.own, effects[index], carried)
+
+
+def find_roi(
+    text: str, grids: Grids, label: tuple[Tensor, bool] | None, prediction: Tensor, channel: int
+) -> tuple[Tensor, str]:
+    """The region of interest on the prepared grid, boolean ``(*spatial)``, and how large it is, in words.
+
+    Args:
+        text: as it was given; places in it are on the file's grid.
+        grids: of the image.
+        label: the reference, if there is one, and whether it lies on the file's grid rather than on the prepared one.
+        prediction: hard ``(C, *spatial)``, on the prepared grid.
+        channel: the class that is explained.
+    """
+    found, is_own = _roi(text, grids, label, prediction, channel)
+    if not grids.differ:
+        return found, f"{int(found.sum())} {grids.noun}" + ("" if grids.known else " of the prepared image")
+    if not is_own:
+        return found, f"{int(found.sum())} {grids.noun} of the prepared image"
+    kept = grids.kept()
+    carried = grids.to_prepared(found & kept)
+    if not bool(carried.any()):
+        sides = " x ".join(f"{first}-{last}" for first, last in grids.kept_box())
+        raise ValueError(f"{text} lies outside of what the pre-processing leaves of the image, {sides} of its {grids.noun}")
+    lost = int((found & ~kept).sum())
+    said = f"{int(found.sum())} {grids.noun} of the image file, {int(carried.sum())} of the prepared image"
+    return carried, said + (f"; pre-processing cut away {lost} of the file's" if lost else "")
+
+
+def find_units(text: str | None, grids: Grids, roi: Tensor) -> Units:
+    """The units of ``--units``: blocks, or those of a file."""
+    units = _units(text, grids)
+    mask = units.arguments.get("feature_mask")
+    mask = regions.grid(roi.shape, units.arguments["block_size"]) if mask is None else mask[0, 0]
+    if len(mask[roi].unique()) == len(mask.unique()):
+        raise ValueError(
+            "every unit touches the region of interest, none is left to replace; choose smaller ones, or a smaller --roi"
+        )
+    return units
+
+
+def _roi(text: str, grids: Grids, label: tuple[Tensor, bool] | None, prediction: Tensor, channel: int) -> tuple[Tensor, bool]:
+    """Boolean, and whether it lies on the file's grid rather than on the prepared one."""
+    kind, colon, rest = text.partition(":")
+    box = box_of(text)
+    if box is not None:
+        if len(box[0]) != len(grids.shape) or len(box[1]) != len(grids.shape):
+            raise ValueError(f"{text} has {len(box[0])} axes, the image {len(grids.shape)}")
+        return regions.box(grids.shape, *box), True
+    if kind == "boundary" and re.fullmatch(r"\d+(\.\d+)?", rest):
+        return regions.boundary(prediction[channel], float(rest)), False
+    if label is None:
+        # With one channel, 1 is the object.
+        label = (prediction[0].long() if len(prediction) == 1 else prediction.long().argmax(0)), False
+    if kind == "label" and rest.isdecimal():
+        return regions.from_label(label[0], int(rest)), label[1]
+    if kind == "point" and re.fullmatch(r"\d+(,\d+)*", rest):
+        point = tuple(map(int, rest.split(",")))
+        return regions.component(label[0], point if label[1] else _prepared_point(text, point, grids, label[0])), label[1]
+    if kind in ("box", "point", "label", "boundary") and colon:
+        raise ValueError(f"{_EXPECTED_ROI}, got {text!r}")
+    is_own = grids.read_labels(text)[1]
+    return regions.from_file(text, like=grids.own if is_own else grids.prepared), is_own
+
+
+def _prepared_point(text: str, point: tuple[int, ...], grids: Grids, labels: Tensor) -> tuple[int, ...]:
+    """The same point on the prepared grid; what is wrong with it is said in the file's voxels."""
+    if len(point) != len(grids.shape) or any(i >= n for i, n in zip(point, grids.shape)):
+        raise ValueError(f"{point} is no position in an image of shape {grids.shape}")
+    index = grids.prepared_index(point)
+    if index is None:
+        raise ValueError(f"{text} was cut away by the pre-processing")
+    if not int(labels[index]):
+        raise ValueError(f"the label map or prediction is 0 at {point}; choose a point inside the object")
+    return index
+
+
+def _units(text: str | None, grids: Grids) -> Units:
+    axes = len(grids.shape)
+    if text is None:
+        # About as many pixels of the prepared image, whatever size of voxels it was made from.
+        sizes = tuple(max(1, min(round(_EDGE * n), length)) for n, length in zip(grids.own_per_prepared, grids.shape))
+    elif re.fullmatch(r"\d+(x\d+)*", text):
+        sizes = tuple(map(int, text.split("x")))
+        sizes = sizes * axes if len(sizes) == 1 else sizes
+    else:
+        return _units_of_file(text, grids)
+    own = regions.grid(grids.shape, sizes)  # refused with the option's name
+    described = f"blocks of {' x '.join(map(str, sizes))} {grids.noun}"
+    if not grids.differ:
+        return Units({"block_size": sizes}, described)
+    described += " of the image file"
+    # Blocks go on into the padding: a part of the image that is replaced should be of the usual size there, too.
+    indices = grids.own_indices().reshape(axes, -1) // np.array(sizes)[:, None]
+    counts = -(-np.array(grids.shape) // np.array(sizes))
+    inside = ((indices >= 0) & (indices < counts[:, None])).all(0)
+    ids = np.full(indices.shape[1], -1)
+    ids[inside] = np.ravel_multi_index(tuple(indices[:, inside]), tuple(counts))
+    _, beyond = np.unique(indices[:, ~inside], axis=1, return_inverse=True)
+    ids[~inside] = int(counts.prod()) + beyond.ravel()
+    mask = torch.from_numpy(ids.reshape(grids.prepared_shape))
+    return Units({"feature_mask": mask[None, None]}, described, _shown(own, grids))
+
+
+def _units_of_file(file: str, grids: Grids) -> Units:
+    values, is_own = grids.read_labels(file)
+    carried = grids.to_prepared(values) if is_own else values
+    mask = regions.from_mask(carried)
+    described = f"{int(mask.max()) + 1} of them"
+    own = None
+    if grids.differ:
+        # Labels that the network is not shown are no units.
+        ids, found = torch.unique(carried), values if is_own else grids.to_own(values)
+        index = torch.searchsorted(ids, found).clamp_max(len(ids) - 1)
+        own = _shown(torch.where(ids[index] == found, index, -1), grids)
+    return Units({"feature_mask": mask[None, None]}, described, own)
+
+
+def _shown(units: Tensor, grids: Grids) -> Tensor:
+    return torch.where(grids.kept(), units, -1)

@@ -1,0 +1,194 @@
+"""What the commands found, in words and numbers: shared by what is printed and by the report."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from captum_causalseg.cli.case import CommandCase
+from captum_causalseg.cli.files import place_name
+from captum_causalseg.metrics import METRICS
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.visualization.component_bars import name_of
+
+__all__ = [
+    "Strongest",
+    "axes_in_words",
+    "components_rows",
+    "components_text",
+    "counts",
+    "effects_text",
+    "emptiness",
+    "number",
+    "observed",
+    "score",
+    "score_in_words",
+    "sign_words",
+    "strongest",
+]
+
+_STRONGEST = 5
+_MOST_ROWS = 20
+_STATUS = {
+    Status.ESTIMATED: "estimated",
+    Status.SCREENED: "without effect in the first draws",
+    Status.OUTSIDE_SUPPORT: "that cannot reach the region of interest",
+    Status.EXCLUDED: "that touch it (not replaced)",
+}
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """One of the strongest units, ready to be printed.
+
+    Args:
+        kind: what it does: supports or harms, raises or lowers.
+        place: where it is, in the file's own voxels.
+        effect: on the score.
+        interval: 95 %.
+    """
+
+    kind: str
+    place: str
+    effect: str
+    interval: str
+
+
+def sign_words(metric: str) -> tuple[str, str]:
+    """What positive and negative effects do."""
+    return ("supports", "harms") if METRICS[metric].larger_is_better else ("raises", "lowers")
+
+
+def score_in_words(metric: str) -> str:
+    """As one writes it."""
+    return metric.replace("_", " ").replace("dice", "Dice").replace("iou", "IoU").replace("hausdorff", "Hausdorff")
+
+
+def strongest(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> list[Strongest]:
+    """The strongest units of either sign."""
+    table = case.units.in_own_voxels(statistics.of_output(case.output).to_dataframe())
+    table = table[table["effect"].notna()].sort_values("effect", kind="stable")
+    digits = _digits(table["effect"])
+    rows = []
+    for kind, found in zip(sign_words(options.metric), (table[table["effect"] > 0][::-1], table[table["effect"] < 0])):
+        for row in found.head(_STRONGEST).to_dict("records"):
+            interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
+            rows.append(Strongest(kind, _place(row, len(case.grids.shape)), number(row["effect"], digits), interval))
+    return rows
+
+
+def number(value: float, digits: int = 4) -> str:
+    """With its sign."""
+    return f"{value:+.{digits}f}"
+
+
+def observed(case: CommandCase, statistics: TreatmentEffectStatistics) -> str:
+    """The score without intervention."""
+    return score(float(statistics.of_output(case.output).observed_score))
+
+
+def score(value: float) -> str:
+    """Four digits behind the point; six in all of what is large."""
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.6g}"
+
+
+def counts(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str:
+    """How many units there are of each kind."""
+    found = statistics.of_output(case.output)
+    said = ", ".join(f"{int((found.status == s).sum())} {_STATUS[s]}" for s in _STATUS if bool((found.status == s).any()))
+    said += f"; {int(found.significant(0.05).sum())} differ from 0 at a false discovery rate of 5 %"
+    if options.precision is None:
+        return said
+    lower, upper = found.confidence_interval()
+    wide = int(((upper - lower) / 2 > options.precision * (1 + 1e-9)).sum())
+    return f"{said}; " + (
+        f"{wide} intervals are still wider than {options.precision:g} to either side, more --draws would narrow them"
+        if wide
+        else f"every interval is at most {options.precision:g} to either side"
+    )
+
+
+def emptiness(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> str | None:
+    """Why the map shows nothing, if it does."""
+    why = statistics.why_empty(case.output)
+    if why is None:
+        return None
+    smooth = METRICS[options.metric].surrogate
+    said = f"The map is empty: {why}" + (f" (--metric {smooth})" if smooth != options.metric and smooth in why else "")
+    return said if said.endswith("?") else f"{said}."
+
+
+def axes_in_words(case: CommandCase) -> str:
+    """What the numbers of a place are."""
+    grids = case.grids
+    if grids.picture and grids.known:
+        return "rows x columns"
+    kind = grids.noun if grids.known else f"prepared {grids.noun}"
+    return f"{kind} along the {'two' if len(grids.shape) == 2 else 'three'} axes"
+
+
+def effects_text(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics, seconds: float) -> str:
+    """What ``explain`` prints."""
+    rows = strongest(case, options, statistics)
+    width = max([len(axes_in_words(case)), *(len(row.place) for row in rows)]) + 2
+    return "\n".join(
+        [
+            f"{case.name}: {options.metric} in {place_name(options)} is {observed(case, statistics)}".removeprefix(": "),
+            "",
+            f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]",
+            *(f"  {row.kind:<14}{row.place:<{width}}{row.effect}  {row.interval}" for row in rows),
+            "",
+            f"places: {case.grids.in_words()}",
+            f"units: {counts(case, options, statistics)}",
+            *([] if (why := emptiness(case, options, statistics)) is None else [why]),
+            f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
+        ]
+    )
+
+
+def chains(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for the modules that follow each other in a chain, named after the first of them, with their number in ``length``.
+
+    They have the same effect, because replacing either replaces all that passes.
+    """
+    known = table[table["effect"].notna()].sort_values("order", kind="stable")
+    together = known.groupby(["part", "effect", "standard_error"], sort=False, dropna=False)
+    found = together.first().assign(length=together.size()).reset_index()
+    return found.iloc[found["effect"].abs().argsort(kind="stable")[::-1]]
+
+
+def components_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The strongest parts: name, type, part, effect, interval."""
+    digits = _digits(table["effect"])
+    rows: list[tuple[str, ...]] = []
+    for row in chains(table).head(_MOST_ROWS).to_dict("records"):
+        name = name_of(row)
+        name += f" (+{row['length'] - 1})" if row["length"] > 1 else ""
+        interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
+        rows.append((name, row["type"], row["part"], number(row["effect"], digits), interval))
+    return rows
+
+
+def components_text(table: pd.DataFrame) -> str:
+    """What ``components`` prints."""
+    rows = [("module", "type", "part", "effect", "[95 % interval]"), *components_rows(table)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    said = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]) for row in rows]
+    if any(row[0].endswith(")") for row in rows):
+        said += ["", "(+3): so many modules that follow in a chain have the same effect"]
+    return "\n".join(said)
+
+
+def _digits(effects: pd.Series) -> int:
+    """Behind the point: four, more where effects are small, fewer where they are large."""
+    largest = float(np.nanmax(np.abs(effects.to_numpy(dtype=float)), initial=0))
+    return 4 if largest == 0 else int(np.clip(2 - np.floor(np.log10(largest)), 2, 9)) if not 1e-3 <= largest < 10 else 4
+
+
+def _place(row: Mapping[str, Any], axes: int) -> str:
+    if any(row[f"start_{axis}"] < 0 for axis in range(axes)):
+        return "in padding"
+    return " x ".join(f"{row[f'start_{axis}']}-{row[f'stop_{axis}'] - 1}" for axis in range(axes))

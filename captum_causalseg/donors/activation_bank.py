@@ -1,0 +1,142 @@
+"""Donors for a layer: its activations on natural donor images."""
+
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg._checks import checked, integer, one_of
+from captum_causalseg.donors.images import SizedImages, check_images
+from captum_causalseg.donors.patch_bank import PatchBank
+
+__all__ = ["ActivationBank"]
+
+
+class ActivationBank:
+    """The activations of a layer on natural donor images, recorded once per layer, in one pass.
+
+    A unit of the layer is replaced by the same unit of the activation that a donor image gives: a value that the network
+    does produce, unlike 0.
+
+    Args:
+        images: donor images ``(D, C, *spatial)`` of the explained image's size, a data set of images ``(C, *spatial)``, or for a
+            model of several inputs a tuple of these.
+        reduction: ``"mean"`` takes the mean activation over the images as the one donor.
+        batch_size: images per forward pass while recording.
+        memory_budget: bytes. Activations that take more are kept in a temporary file and mapped into memory.
+
+    The recording is kept as long as the layer lives and the model's parameters and buffers stay as they are.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import ActivationBank, LayerAverageTreatmentEffect
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        >>> layer = LayerAverageTreatmentEffect(model, model[0])
+        >>> bank = ActivationBank(torch.rand(20, 1, 8, 8))
+        >>> layer.attribute(torch.rand(1, 1, 8, 8), layer_baselines=bank, target=1).shape
+        torch.Size([1, 4, 6, 6])
+    """
+
+    @checked(reduction=one_of("mean", None), batch_size=integer(1), memory_budget=integer(1))
+    def __init__(
+        self,
+        images: Tensor | SizedImages | Sequence[Any] | tuple[Tensor, ...],
+        *,
+        reduction: Literal["mean"] | None = None,
+        batch_size: int = 16,
+        memory_budget: int = 2**30,
+    ) -> None:
+        self._images = images if isinstance(images, tuple) else (images,)
+        for index, one in enumerate(self._images):
+            check_images(f"images[{index}]" if isinstance(images, tuple) else "images", one)
+        lengths = {len(one) for one in self._images}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"images: expected as many donors for every input, and at least one, got {sorted(lengths)}")
+        self.reduction = reduction
+        self.batch_size, self.memory_budget = batch_size, memory_budget
+        self._recorded: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[PatchBank]]] = weakref.WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._images[0])
+
+    def __repr__(self) -> str:
+        return f"ActivationBank({len(self)} images, reduction={self.reduction!r})"
+
+    def fresh(self) -> "ActivationBank":
+        """A bank of the same images with nothing recorded yet."""
+        return ActivationBank(
+            self._images, reduction=self.reduction, batch_size=self.batch_size, memory_budget=self.memory_budget
+        )
+
+    def recorded(
+        self, layer: nn.Module, state: Any, run: Callable[[tuple[Tensor, ...]], list[Tensor]], like: Sequence[Tensor]
+    ) -> tuple[list[PatchBank], int]:
+        """The donors of a layer, per tensor of its activation, and how many images were run to record them.
+
+        Args:
+            layer: whose activations they are.
+            state: whatever the recording depends on besides the layer; another state records anew.
+            run: image batches, one per input, to the layer's activation.
+            like: the activation that is intervened on: what the recorded ones must be shaped like.
+        """
+        kept = self._recorded.setdefault(layer, {})
+        if state in kept:
+            return kept[state], 0
+        stores: list[Tensor] = []
+        for start in range(0, len(self), self.batch_size):
+            images = tuple(self._batch(one, start, like[0].device) for one in self._images)
+            found = run(images)
+            if not stores:
+                self._check(found, like)
+                stores = [self._store(tensor) for tensor in found]
+            for store, tensor in zip(stores, found):
+                if self.reduction == "mean":
+                    store += tensor.double().sum(0, keepdim=True) / len(self)
+                else:
+                    store[start : start + len(tensor)] = tensor.to(store.device)
+        if self.reduction == "mean":
+            stores = [store.to(tensor.dtype) for store, tensor in zip(stores, like)]
+        # Of an older state nothing is needed any more.
+        kept.clear()
+        kept[state] = [PatchBank(store, placement="aligned") for store in stores]
+        return kept[state], len(self)
+
+    def _batch(self, images: Any, start: int, device: torch.device) -> Tensor:
+        if isinstance(images, Tensor):
+            batch = images[start : start + self.batch_size]
+        else:
+            batch = torch.stack([_as_tensor(images[i]) for i in range(start, min(start + self.batch_size, len(images)))])
+        if not batch.is_floating_point():
+            raise ValueError(f"layer_baselines: donor images are {batch.dtype}: normalize them as the model's input")
+        return batch.to(device, copy=True)  # the model may work in place
+
+    def _check(self, found: Sequence[Tensor], like: Sequence[Tensor]) -> None:
+        for tensor, wanted in zip(found, like):
+            if tensor.shape[1:] != wanted.shape[1:]:
+                raise ValueError(
+                    f"layer_baselines: on the donor images the layer's activation has shape {tuple(tensor.shape[1:])}, on the "
+                    f"explained image {tuple(wanted.shape[1:])}: give donor images of its size"
+                )
+
+    def _store(self, tensor: Tensor) -> Tensor:
+        if self.reduction == "mean":
+            return torch.zeros((1, *tensor.shape[1:]), dtype=torch.float64, device=tensor.device)
+        shape = (len(self), *tensor.shape[1:])
+        if math.prod(shape) * tensor.element_size() <= self.memory_budget:
+            return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        folder = tempfile.mkdtemp(prefix="captum_causalseg-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        # numpy has no bfloat16: the file holds float32 then, which is exact.
+        dtype = np.float32 if tensor.dtype == torch.bfloat16 else torch.empty(0, dtype=tensor.dtype, device="cpu").numpy().dtype
+        return torch.from_numpy(np.lib.format.open_memmap(f"{folder}/activations.npy", mode="w+", dtype=dtype, shape=shape))
+
+
+def _as_tensor(image: Any) -> Tensor:
+    # torch.as_tensor would put it on the default device.
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.asarray(image))

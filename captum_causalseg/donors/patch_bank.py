@@ -1,0 +1,386 @@
+"""Donors cut from the images of a bank."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg._checks import FOLDER, FUNCTION, NONE, SEED, Check, checked, integer, number, one_of, sequence
+from captum_causalseg.boxes import Box, box_at, size_of
+from captum_causalseg.donors.gather import ImageRows, Request, alike, cut, cut_each
+from captum_causalseg.donors.images import (
+    BankImages,
+    DatasetImages,
+    FolderImages,
+    SizedImages,
+    check_images,
+    fingerprint,
+    random_parts,
+    same_image,
+)
+from captum_causalseg.donors.means import BankSums, sum_over_places
+from captum_causalseg.donors.numbering import n_places, one_row, skip_holes, touching, unravel
+from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource, some_channels
+
+__all__ = ["BoundBank", "PatchBank"]
+
+
+class BoundBank(BoundDonors):
+    """Places in the images of a bank: any place, or (aligned) the unit's own.
+
+    Args:
+        images: the bank's.
+        aligned: whether donors come from the unit's own place.
+        own: per explained example, which of the bank's images are that very image.
+        forbidden: its RoI, ``(N or 1, *spatial)``, which no donor of such an image may touch.
+        sums: over the bank's images; they outlive this object.
+    """
+
+    def __init__(
+        self, images: BankImages, aligned: bool, own: list[list[int]], forbidden: Tensor | None, sums: BankSums
+    ) -> None:
+        self._images, self._aligned, self._sums = images, aligned, sums
+        self._own, self._forbidden = own, forbidden
+        self._may_have_holes = np.array([forbidden is not None and bool(found) for found in own])
+        self._lengths = np.array([shape[1:] for shape in images.shapes], dtype=np.int64)
+        self._first: dict[tuple[int, ...], np.ndarray] = {}
+        self._holes: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
+        self._means: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def population(self, example: int, box: Box) -> int:
+        """See :meth:`BoundDonors.population`."""
+        return int(self._first_numbers(size_of(box))[-1]) - len(self._holes_of(example, box))
+
+    def locate(self, example: int, box: Box, number: int) -> tuple[int, tuple[int, ...]]:
+        """See :meth:`BoundDonors.locate`."""
+        which, corners = self._locate_many(*one_row(example, box, number))
+        return int(which[0]), tuple(corners[0].tolist())
+
+    def read(self, example: int, box: Box, number: int) -> Tensor:
+        """See :meth:`BoundDonors.read`."""
+        donor, corner = self.locate(example, box, number)
+        return self._images[donor][(slice(None), *box_at(corner, size_of(box)))]
+
+    def read_many(
+        self,
+        examples: np.ndarray,
+        corners: np.ndarray,
+        size: tuple[int, ...],
+        numbers: np.ndarray,
+        channels: slice = ALL_CHANNELS,
+    ) -> Tensor:
+        """See :meth:`BoundDonors.read_many`."""
+        which, places = self._locate_many(examples, corners, size, numbers)
+        if self._images.stacked is not None:
+            return cut(some_channels(self._images.stacked, channels), which, places, size)
+        return some_channels(cut_each(self._images, which, places, size), channels)
+
+    def inner_products(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        """See :meth:`BoundDonors.inner_products`."""
+        if self._images.stacked is not None:
+            return super().inner_products(requests)
+        # Images outside, requests inside: an image that is read from a file is read once for all of them.
+        by_shape: dict[tuple[object, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            key = *request.weights.shape, request.channels.start, request.channels.stop
+            by_shape.setdefault(key, []).append(index)
+        jobs = [(members, self._rows_of([requests[index] for index in members])) for members in by_shape.values()]
+        used: set[int] = set().union(*(rows.images for _, rows in jobs))
+        for which in sorted(used):
+            image = self._images[which]
+            for _, rows in jobs:
+                rows.serve(which, image)
+        products = [np.empty(0)] * len(requests)
+        for members, rows in jobs:
+            stops = np.cumsum([len(requests[index].numbers) for index in members])
+            for index, found in zip(members, np.split(rows.products, stops)):
+                products[index] = found
+        return products
+
+    def mean(self, example: int, box: Box) -> Tensor:
+        """See :meth:`BoundDonors.mean`."""
+        count = self.population(example, box)
+        size, holes = size_of(box), self._holes_of(example, box)
+        if self._aligned:
+            inside = (slice(None), *box)
+            total = self._sums.image()[inside]
+            for donor in holes.tolist():
+                total = total - self._images[donor][inside]
+            return total / count
+        if not len(holes):
+            return self._sums.windows(size) / count
+        if (example, size) not in self._means:
+            first, total = self._first_numbers(size), self._sums.windows(size)
+            for donor in self._own[example]:
+                places = holes[(holes >= first[donor]) & (holes < first[donor + 1])] - first[donor]
+                total = total - sum_over_places(self._images[donor], places, size)
+            self._means[example, size] = total / count
+        return self._means[example, size]
+
+    def _rows_of(self, requests: Sequence[Request]) -> ImageRows:
+        """The donors of all these requests, whose weights are of one shape."""
+        owners = np.repeat(np.arange(len(requests)), [len(request.numbers) for request in requests])
+        examples = np.array([request.example for request in requests])[owners]
+        corners = np.array([[side.start for side in request.box] for request in requests], dtype=np.int64)[owners]
+        numbers = np.concatenate([request.numbers for request in requests])
+        which, places = self._locate_many(examples, corners, size_of(requests[0].box), numbers)
+        weights = torch.stack([request.weights.double() for request in requests])
+        return ImageRows(which, places, weights, owners, requests[0].channels)
+
+    def _locate_many(
+        self, examples: np.ndarray, corners: np.ndarray, size: tuple[int, ...], numbers: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The images ``(B,)`` and corners ``(B, d)`` of the donors of units of one size; arguments as in :meth:`read_many`."""
+        first, numbers = self._first_numbers(size), numbers.copy()
+        inside = np.flatnonzero(self._may_have_holes[examples])
+        # Holes depend on a unit's place only if its donors do.
+        for group in alike(examples[inside], corners[inside, : None if self._aligned else 0]):
+            rows = inside[group]
+            holes = self._holes_of(int(examples[rows[0]]), box_at(corners[rows[0]].tolist(), size))
+            numbers[rows] = skip_holes(numbers[rows], holes)
+        which = np.searchsorted(first, numbers, side="right") - 1
+        if self._aligned:
+            return which, corners
+        return which, unravel(numbers - first[which], n_places(self._lengths[which], size))
+
+    def _first_numbers(self, size: tuple[int, ...]) -> np.ndarray:
+        """Number of each image's first place, and at the end the number of places in all."""
+        if size not in self._first:
+            grids = n_places(self._lengths, size)
+            small = np.flatnonzero((grids < 1).any(1))
+            if len(small):
+                raise ValueError(
+                    f"baselines: donor image {small[0]} of {tuple(self._lengths[small[0]].tolist())} pixels is smaller than a "
+                    f"unit of {size} pixels"
+                )
+            counts = np.ones(len(grids), dtype=np.int64) if self._aligned else grids.prod(1)
+            self._first[size] = np.concatenate([[0], np.cumsum(counts)])
+        return self._first[size]
+
+    def _holes_of(self, example: int, box: Box) -> np.ndarray:
+        """Numbers of the places that touch the explained image's own RoI."""
+        if self._forbidden is None or not self._may_have_holes[example]:
+            return np.empty(0, dtype=np.int64)
+        mask = self._forbidden[example if len(self._forbidden) > 1 else 0]
+        size = size_of(box)
+        first = self._first_numbers(size)
+        if self._aligned:
+            touches = bool(mask[box].any())
+            return np.array(self._own[example] if touches else [], dtype=np.int64)
+        if (example, size) not in self._holes:
+            inside = np.flatnonzero(touching(mask, size))
+            numbers = [inside + int(first[i]) for i in self._own[example]]
+            self._holes[example, size] = np.concatenate(numbers)
+        return self._holes[example, size]
+
+
+_BANK = {
+    "placement": one_of("anywhere", "aligned"),
+    "n_images": NONE | integer(1),
+    "seed": SEED,
+    "cache_images": integer(1),
+}
+_PATTERN = Check(
+    "a pattern of file names",
+    lambda value: isinstance(value, str),
+    ("a pattern of names inside the folder", lambda value: value != "" and not Path(value).is_absolute()),
+)
+
+
+class PatchBank(DonorSource):
+    """Donors cut from images of the data set: the natural choice, and the paper's.
+
+    Args:
+        images: ``(D, C, *spatial)``, or a sequence of ``D`` images ``(C, *spatial)``, which may differ in size and may be
+            read lazily (anything with ``len`` and indexing). Normalized as the model expects its input. Images as large as the
+            units are the paper's patches.
+        placement: ``"anywhere"``: a unit's donor is cut at a random place of a random image, every place of every image being
+            equally likely. ``"aligned"``: at the unit's own place, for registered images of the input's size.
+        cache_images: how many lazily read images are held in memory.
+
+    Irregular units copy the pixels under their mask. If one of the images is the explained image itself, no donor is cut
+    that touches its RoI. On first use the images are read through once, to learn their sizes and to check them.
+
+    Raises:
+        ValueError: images of unlike channels, or with NaN or infinite values.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import PatchBank
+        >>> len(PatchBank(torch.rand(1000, 3, 8, 8)))
+        1000
+    """
+
+    @checked(_BANK)
+    def __init__(
+        self,
+        images: Tensor | np.ndarray | Sequence[Any] | SizedImages,
+        placement: Literal["anywhere", "aligned"] = "anywhere",
+        *,
+        cache_images: int = 64,
+    ) -> None:
+        check_images("images", images)
+        self.placement = placement
+        self._images = images if isinstance(images, BankImages) else BankImages(images, cache_images)
+        self._sums = BankSums(self._images)
+        self.fingerprints: list[tuple[float, ...]] | None = None
+
+    @classmethod
+    @checked(_BANK)
+    def from_dataset(
+        cls,
+        dataset: Any,
+        key: Any = None,
+        placement: Literal["anywhere", "aligned"] = "anywhere",
+        *,
+        n_images: int | None = None,
+        seed: int = 0,
+        cache_images: int = 64,
+    ) -> "PatchBank":
+        """A bank over a torch or MONAI dataset, read lazily. The dataset must return the same image each time.
+
+        Args:
+            dataset: anything with ``len`` and indexing.
+            key: where an item holds its image: a dictionary key or an index; ``None`` where the item is the image (or a tuple
+                that begins with it).
+            placement: as in the constructor.
+            n_images: take a random subset of this many images.
+            seed: seed of that subset.
+            cache_images: how many images are held in memory.
+        """
+        check_images("dataset", dataset, are_items=True)
+        indices = np.arange(len(dataset))
+        if n_images is not None:
+            if n_images > len(dataset):
+                raise ValueError(f"n_images: expected 1..{len(dataset)}, got {n_images}")
+            indices = np.sort(np.random.default_rng(seed).choice(indices, n_images, replace=False))
+        return cls(DatasetImages(dataset, key, indices), placement, cache_images=cache_images)
+
+    @classmethod
+    @checked(_BANK, folder=FOLDER, pattern=_PATTERN, transform=NONE | FUNCTION)
+    def from_folder(
+        cls,
+        folder: str | Path,
+        pattern: str = "*",
+        transform: Callable[[Tensor], Tensor] | None = None,
+        placement: Literal["anywhere", "aligned"] = "anywhere",
+        *,
+        n_images: int | None = None,
+        seed: int = 0,
+        cache_images: int = 64,
+    ) -> "PatchBank":
+        """A bank over the image files of a folder (whatever :func:`captum_causalseg.images.load_image` reads), read lazily, in order of name.
+
+        Args:
+            folder: where the files are.
+            pattern: which of them, e.g. ``"*.nii.gz"``.
+            transform: from the file's image ``(C, *spatial)``, float32, to what the model expects (normalization, spacing).
+            placement, n_images, seed, cache_images: as in :meth:`from_dataset`.
+        """
+        files = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
+        if not files:
+            raise ValueError(f"folder: no file matches {pattern!r} in {str(folder)!r}")
+        dataset = FolderImages(files, transform)
+        return cls.from_dataset(dataset, None, placement, n_images=n_images, seed=seed, cache_images=cache_images)
+
+    @checked(fractions=sequence(number()), parts=NONE | integer(1), seed=SEED)
+    def split(self, *fractions: float, parts: int | None = None, seed: int = 0) -> "tuple[PatchBank, ...]":
+        """Banks over disjoint random subsets of the images, to hold donors out or to compare two halves.
+
+        Images are never divided: places of one image lie in one part. Nothing is copied; placement and ``cache_images`` are this
+        bank's.
+
+        Args:
+            fractions: what share of the images each part gets, positive and at most 1 in sum; what is left over is in no part.
+            parts: instead of fractions, into how many equal parts (to one image) to split; 2 if neither is given.
+            seed: of the random choice.
+
+        Returns:
+            As many banks as fractions or parts.
+
+        Raises:
+            ValueError: fractions that are not positive or are more than 1 in sum, both ``fractions`` and ``parts``, or too few
+                images for every part to have one.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import PatchBank
+            >>> estimation, held_out = PatchBank(torch.rand(10, 1, 8, 8)).split(0.8, 0.2)
+            >>> len(estimation), len(held_out)
+            (8, 2)
+        """
+        if fractions and parts is not None:
+            raise ValueError(f"parts: expected either fractions or parts, got fractions {fractions} and parts={parts!r}")
+        if fractions:
+            shares = np.array(fractions, dtype=np.float64)
+            if not (shares > 0).all() or shares.sum() > 1 + 1e-9:
+                raise ValueError(f"fractions: expected positive numbers of sum 1 at most, got {fractions}")
+        else:
+            parts = 2 if parts is None else min(parts, len(self) + 1)  # of more, some are empty just so
+            shares = np.full(parts, 1 / parts)
+        chosen = random_parts(len(self), shares.tolist(), seed)
+        if not all(chosen):
+            name, given = ("fractions", fractions) if fractions else ("parts", parts)
+            raise ValueError(
+                f"{name}: expected at least one image in every part, got {given} for a bank of {len(self)} image(s)"
+            )
+        return tuple(self._chosen(indices) for indices in chosen)
+
+    def _chosen(self, indices: list[int]) -> "PatchBank":
+        part = PatchBank(self._images.chosen(indices), self.placement)
+        if self.fingerprints is not None:
+            part.fingerprints = [self.fingerprints[index] for index in indices]
+        return part
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __repr__(self) -> str:
+        return f"PatchBank({len(self)} images, placement={self.placement!r})"
+
+    @checked(BIND)
+    def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
+        """See :meth:`DonorSource.bind`."""
+        self._index()
+        channels, n_spatial = images.shape[1], images.ndim - 2
+        for index, shape in enumerate(self._images.shapes):
+            if len(shape) != n_spatial + 1 or shape[0] != channels:
+                raise ValueError(
+                    f"baselines: donor image {index} has shape {shape}; expected (C, *spatial) with C={channels} and {n_spatial} "
+                    f"spatial axes, as the input {tuple(images.shape)} has"
+                )
+            if self.placement == "aligned" and shape[1:] != tuple(images.shape[2:]):
+                raise ValueError(
+                    f"baselines: with aligned placement every donor image must have the input's spatial shape "
+                    f"{tuple(images.shape[2:])}; image {index} has {shape[1:]}"
+                )
+        if not self._images[0].is_floating_point():
+            raise ValueError(
+                f"baselines: donors are {self._images[0].dtype}, the input {images.dtype}: normalize them as the model's input"
+            )
+        return BoundBank(self._images, self.placement == "aligned", self._own_images(images), forbidden, self._sums)
+
+    def _index(self) -> None:
+        """Read through the images once: shapes, finiteness, and what it takes to recognize the explained image."""
+        if self.fingerprints is not None:
+            return
+        fingerprints = []
+        for index in range(len(self._images)):
+            image = self._images[index]
+            if image.is_floating_point() and not bool(image.isfinite().all()):
+                raise ValueError(f"baselines: donor image {index} holds NaN or infinite values")
+            fingerprints.append(fingerprint(image))
+        self.fingerprints = fingerprints
+
+    def _own_images(self, images: Tensor) -> list[list[int]]:
+        """Per example, which of the bank's images are that very image."""
+        assert self.fingerprints is not None
+        own = []
+        for example in images:
+            mark = fingerprint(example)
+            candidates = [i for i, other in enumerate(self.fingerprints) if other == mark]
+            own.append([i for i in candidates if same_image(self._images[i], example)])
+        return own

@@ -1,0 +1,117 @@
+"""Where donors come from, and what a source is once it is bound to the images that are explained."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg._checks import NONE, tensor_of
+from captum_causalseg.boxes import Box, box_at, size_of
+from captum_causalseg.donors.gather import Request, rows_at_once, weighted_sums
+
+__all__ = ["ALL_CHANNELS", "BIND", "IMAGES", "BoundDonors", "DonorSource", "some_channels"]
+
+
+ALL_CHANNELS = slice(None)
+
+
+class BoundDonors(ABC):
+    """A donor source for given images ``(N, C, *spatial)``; donors of a unit are numbered ``0 .. population - 1``."""
+
+    @abstractmethod
+    def population(self, example: int, box: Box) -> int:
+        """How many different donors the unit in ``box`` of this example has."""
+
+    @abstractmethod
+    def locate(self, example: int, box: Box, number: int) -> tuple[int, tuple[int, ...]]:
+        """Which image donor ``number`` comes from (-1: none) and where in it the box lies (its first corner)."""
+
+    @abstractmethod
+    def read(self, example: int, box: Box, number: int) -> Tensor:
+        """The donor's values, ``(C or 1, *box shape)``."""
+
+    def mean(self, example: int, box: Box) -> Tensor:
+        """The mean over all the unit's donors (there is at least one), exact: float64, shaped as :meth:`read` returns them.
+
+        This reads every donor; a source that knows a shorter way to the same mean replaces it.
+        """
+        count = self.population(example, box)
+        total = self.read(example, box, 0).double()
+        for number in range(1, count):
+            total = total + self.read(example, box, number)
+        return total / count
+
+    def read_many(
+        self,
+        examples: np.ndarray,
+        corners: np.ndarray,
+        size: tuple[int, ...],
+        numbers: np.ndarray,
+        channels: slice = ALL_CHANNELS,
+    ) -> Tensor:
+        """The values ``(B, C or 1, *size)`` of one donor each of ``B >= 1`` units: fresh, and on the donors' device.
+
+        This reads them one by one; a source whose donors can be gathered by index replaces it.
+
+        Args:
+            examples: ``(B,)``.
+            corners: ``(B, d)``, where the unit's box begins along each spatial axis.
+            size: of all the boxes.
+            numbers: ``(B,)``, of the donors.
+            channels: which to read, where a donor has one value per channel.
+        """
+        rows = zip(examples.tolist(), corners.tolist(), numbers.tolist())
+        donors = [self.read(example, box_at(corner, size), number) for example, corner, number in rows]
+        return torch.stack([some_channels(donor[None], channels)[0].expand(-1, *size) for donor in donors])
+
+    def inner_products(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        """For each request, the sums ``(m,)`` over its donors' elements times the weights, in float64."""
+        return [self._products_of(request) for request in requests]
+
+    def _products_of(self, request: Request) -> np.ndarray:
+        products = np.empty(len(request.numbers))
+        size, weights = size_of(request.box), request.weights.double()
+        corner = np.array([[side.start for side in request.box]], dtype=np.int64)
+        start, most = 0, 1  # until a donor is there, its number of channels is not known
+        while start < len(products):
+            numbers = request.numbers[start : start + most]
+            examples = np.full(len(numbers), request.example)
+            values = self.read_many(examples, corner.repeat(len(numbers), 0), size, numbers, request.channels)
+            weights = weights.to(values.device)
+            products[start : start + len(numbers)] = weighted_sums(values, weights)
+            start, most = start + len(numbers), rows_at_once(weights.shape, values.shape[1:])
+        return products
+
+
+def some_channels(images: Tensor, channels: slice) -> Tensor:
+    """Channels of images ``(D, C, *spatial)``; one that stands for all stays."""
+    return images[:, channels] if images.shape[1] > 1 else images
+
+
+IMAGES = tensor_of("real", "(N, C, *spatial)", (2, math.inf), may_be_empty=False)
+BIND = {"images": IMAGES, "forbidden": NONE | tensor_of("boolean", "(N or 1, *spatial)", (1, math.inf))}
+
+
+class DonorSource(ABC):
+    """Where donors come from. Subclass it, with a :class:`BoundDonors`, to add a source of one's own.
+
+    Attributes:
+        of_the_image: whether donors are made from the explained image itself (or activation), not brought from elsewhere.
+    """
+
+    of_the_image: bool = False
+
+    @abstractmethod
+    def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
+        """Check the source against the images to be explained and tie it to them.
+
+        Args:
+            images: ``(N, C, *spatial)``.
+            forbidden: boolean ``(N or 1, *spatial)``: pixels of the explained image (its RoI) that no donor may contain.
+
+        Raises:
+            ValueError: donors with other channels than the images, smaller than a unit, or not finite.
+        """

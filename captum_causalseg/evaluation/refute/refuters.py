@@ -1,0 +1,268 @@
+"""The refuters, and the run of all of them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import FRACTION, NONE, SEED, TEXT, checked, instance, integer, sequence, shown
+from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
+from captum_causalseg.donors import SelfDonor
+from captum_causalseg.donors.split import donor_parts
+from captum_causalseg.evaluation.refute.context import (
+    CONTEXT,
+    FEWEST,
+    Explainer,
+    RefutationContext,
+    Refuter,
+    attributed,
+    largest_unit_name,
+    rank_correlation,
+    resolution,
+    unit_name,
+)
+from captum_causalseg.evaluation.refute.differences import p_values_of_difference
+from captum_causalseg.evaluation.refute.report import Refutation, RefutationReport, inconclusive, verdict
+from captum_causalseg.evaluation.refute.weights import random_weights
+from captum_causalseg.statistics import TreatmentEffectStatistics, adjust_p_values
+
+__all__ = ["REFUTERS", "other_seed", "placebo", "refute", "split_donors", "subset_of_donors"]
+
+
+@checked(
+    explainer=instance(
+        AverageTreatmentEffect,
+        LayerAverageTreatmentEffect,
+        expected="an AverageTreatmentEffect or a LayerAverageTreatmentEffect",
+    ),
+    refuters=NONE | TEXT | sequence(TEXT, expected="a sequence of them"),
+    alpha=FRACTION,
+    seed=SEED,
+)
+def refute(
+    explainer: Explainer,
+    inputs: Tensor | tuple[Tensor, ...],
+    baselines: Any = None,
+    target: TargetType = None,
+    *,
+    refuters: Sequence[str] | None = None,
+    alpha: float = 0.05,
+    seed: int = 0,
+    **arguments: Any,
+) -> RefutationReport:
+    """Estimate effects as ``explainer.attribute`` does, and try to refute them.
+
+    With all refuters this takes about seven times the forwards of the estimate alone.
+
+    Args:
+        explainer: an :class:`~captum_causalseg.AverageTreatmentEffect` or
+            :class:`~captum_causalseg.LayerAverageTreatmentEffect`.
+        inputs: ``(N, C, *spatial)``, or a tuple of such tensors. Units of all examples are tested together.
+        baselines: what units are replaced by: ``attribute``'s ``baselines``, or ``layer_baselines`` of a layer's explainer.
+        target: which output's effects are tested, in all of Captum's forms.
+        refuters: names from :data:`REFUTERS`, in the order in which to run them; ``None`` is all of them. Each is described at its
+            function:
+
+            - ``"placebo"`` (:func:`placebo`): units replaced by themselves have no effect;
+            - ``"split"`` (:func:`split_donors`): two halves of the donors agree;
+            - ``"subset"`` (:func:`subset_of_donors`): most of the donors say what all of them say;
+            - ``"seed"`` (:func:`other_seed`): other draws agree within the standard errors;
+            - ``"weights"`` (:func:`random_weights`): another model has other effects.
+        alpha: error rate of each refuter's test.
+        seed: of the original estimate; the refuters' own are derived from it.
+        **arguments: the other arguments of ``explainer.attribute``, which checks them.
+
+    Returns:
+        A :class:`RefutationReport`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described, or ``attribute`` refuses it.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+        >>> from captum_causalseg.evaluation.refute import refute
+        >>> model, image = torch.nn.Conv2d(1, 2, 5, padding=2), torch.rand(1, 1, 24, 24)
+        >>> target = SegmentationTarget.from_prediction(model, image, roi=regions.box((24, 24), start=8, size=8))
+        >>> report = refute(
+        ...     AverageTreatmentEffect(target), image, PatchBank(torch.rand(40, 1, 24, 24)), 1,
+        ...     refuters=["placebo", "seed"], block_size=4, n_draws=10,
+        ... )
+        >>> report["placebo"].verdict, report["placebo"].statistic
+        ('pass', 0.0)
+    """
+    names = list(REFUTERS) if refuters is None else [refuters] if isinstance(refuters, str) else list(refuters)
+    unknown = [name for name in names if name not in REFUTERS]
+    if unknown or not names:
+        raise ValueError(f"refuters: expected some of {sorted(REFUTERS)}, got {shown(refuters)}")
+    if "return_statistics" in arguments:
+        raise TypeError("return_statistics: the statistics are in the report; leave it out")
+    if "layer_baselines" in arguments:
+        raise TypeError("layer_baselines: give them as baselines")
+    if baselines is None:
+        baselines = explainer.layer_baselines if isinstance(explainer, LayerAverageTreatmentEffect) else explainer.baselines
+    given = {**arguments, "baselines": baselines, "seed": int(seed)}
+    statistics = attributed(explainer, inputs, target, given)
+    context = RefutationContext(
+        *(explainer, inputs, baselines, target, float(alpha), int(seed), arguments), statistics.of_output(target)
+    )
+    return RefutationReport([REFUTERS[name](context) for name in names], statistics)
+
+
+@checked(context=CONTEXT)
+def placebo(context: RefutationContext) -> Refutation:
+    """Every unit is replaced by its own values: a treatment that does nothing must have exactly no effect.
+
+    DoWhy's placebo treatment. Passes if every effect is 0, not merely small; a layer's units are replaced by their own
+    activations. Fails with models that draw random numbers or remember their calls, with interventions that miss their place,
+    and with scores that are not computed as the observed one was.
+
+    The statistic is the largest absolute effect, in the score's units; the threshold 0.
+    """
+    found = context.estimate(baselines=SelfDonor())
+    tested = (found.hypotheses & (found.n_draws > 0)).numpy()
+    if not tested.any():
+        return inconclusive("placebo", 0.0, found.n_forwards, "no unit can reach the RoI")
+    effects = np.where(tested, found.effect.abs().numpy(), 0.0)
+    largest = float(effects.max())
+    if largest == 0:
+        return verdict("placebo", True, largest, 0.0, tested, found.n_forwards, "replaced by themselves, units have no effect")
+    count = int((effects > 0).sum())
+    message = f"replaced by themselves, {count} units have an effect, up to {largest:.3g} ({largest_unit_name(found, effects)})"
+    return verdict("placebo", False, largest, 0.0, tested, found.n_forwards, message)
+
+
+@checked(context=CONTEXT)
+def split_donors(context: RefutationContext) -> Refutation:
+    """The donor images are split into two random halves, which must agree: an A/A test.
+
+    Each half gives an estimate of its own by uniform draws without screening, so that the sample variance ``s**2`` is the donors'
+    whole spread. The halves are two disjoint random samples of one population, so the difference of a unit's two effects has
+    variance ``s1**2 / n1 + s2**2 / n2``, without finite population corrections (those say how well the half itself is known).
+    A unit's p-value is the larger one of two of Welch's t-tests: with variances that are moderated as in the statistics (each
+    half with the scale of its own units), and with the unit's own.
+
+    Passes if no unit's effects differ significantly at ``alpha`` after Benjamini and Hochberg's correction over all units of all
+    examples. The statistic is the smallest corrected p-value, the threshold ``alpha``.
+
+    **A failure does not mean that the code is wrong.** It says that the bank is too small or too uneven for what is asked of it:
+    places of one image are alike (images are clusters), so a few unusual images make one half of the bank unlike the other, and
+    the standard errors of the estimate, which are about this bank, say nothing about other images. Add images.
+
+    Inconclusive where donors cannot be split: a constant, the image's own positions, or fewer than two images.
+    """
+    halves = donor_parts(context.baselines, (0.5, 0.5), context.seed, least=2)
+    if isinstance(halves, str):
+        return inconclusive("split", context.alpha, 0, halves)
+    plain = {"sampling": "uniform", "n_screening_draws": 0, "precision": None, "decide": None}
+    first, second = (
+        context.estimate(baselines=half, seed=context.seed + number, **plain) for number, half in enumerate(halves)
+    )
+    return _agreement("split", context, first, second, "the two halves of the donors", of_population=True)
+
+
+@checked(context=CONTEXT)
+def other_seed(context: RefutationContext) -> Refutation:
+    """Other random draws from the same donors must give the same effects, within the standard errors.
+
+    Draws with another seed are independent, so a unit's difference has variance ``se1**2 + se2**2``; the test is that of
+    :func:`split_donors`. Passes if no unit's effects
+    differ significantly at ``alpha`` after Benjamini and Hochberg's correction over all units of all examples; effects that are
+    exact (the bank was drained) must be equal to rounding. Units that either run gave up after its screening draws are left
+    out: what is lost by screening is known not to be in their standard errors.
+
+    The statistic is the smallest corrected p-value, the threshold ``alpha``. A failure says that the standard errors are too
+    small, or that the model does not give the same output twice.
+    """
+    again = context.estimate(seed=context.seed + 1)
+    return _agreement("seed", context, context.statistics, again, "two seeds", of_population=False)
+
+
+@checked(context=CONTEXT, n_subsets=integer(1), share=FRACTION)
+def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: float = 0.8) -> Refutation:
+    """Effects are estimated again from random parts of the donor images, and must stay much the same.
+
+    DoWhy's data subset refuter. Passes if no unit that is significant in both changes its sign and the rank correlation
+    (Spearman) of the effects over the units that are significant in either is at least 0.7, for every subset. Units whose effects
+    are all alike have no ranks to agree in: look at the message before drawing conclusions from a low correlation.
+
+    The statistic is the lowest rank correlation, the threshold 0.7. Inconclusive with fewer than 5 such units, or where donors
+    cannot be split.
+
+    Args:
+        context: the estimate.
+        n_subsets: how many subsets.
+        share: of the images in each.
+    """
+    threshold = 0.7
+    least = math.floor(0.5 / (1 - share)) + 1  # of fewer images, the subset would be all of them
+    original = context.statistics
+    surely = original.significant(context.alpha).numpy()
+    correlations, counts, agreeing, common, forwards = [], [], 0, 0, 0
+    flips: list[str] = []
+    for number in range(n_subsets):
+        subset = donor_parts(context.baselines, (share,), context.seed + number, least)
+        if isinstance(subset, str):
+            return inconclusive("subset", threshold, forwards, subset)
+        found = context.estimate(baselines=subset[0])
+        forwards += found.n_forwards
+        here = found.significant(context.alpha).numpy()
+        before, now = original.effect.numpy(), found.effect.numpy()
+        both, either = surely & here, (surely | here) & ~np.isnan(before) & ~np.isnan(now)
+        same = np.sign(before) == np.sign(now)
+        common, agreeing = common + int(both.sum()), agreeing + int((both & same).sum())
+        if (both & ~same).any():
+            flips.append(largest_unit_name(original, both & ~same))
+        correlations.append(rank_correlation(before[either], now[either]))
+        counts.append(int(either.sum()))
+    lowest = float(np.min(correlations))  # NaN if one of them is
+    signs = f"signs of {agreeing} of {common} units agree"
+    if flips:
+        message = f"{signs}; {flips[0]} changes its own"
+        return Refutation("subset", "fail", lowest, threshold, min(counts), forwards, message)
+    if min(counts) < FEWEST or math.isnan(lowest):
+        reason = f"too few significant units to rank ({min(counts)})" if min(counts) < FEWEST else "all effects are equal"
+        return inconclusive("subset", threshold, forwards, f"{reason}; {signs}")
+    message = f"rank correlation {lowest:.2f} with {share:.0%} of the donors, {signs}"
+    return Refutation("subset", "pass" if lowest >= threshold else "fail", lowest, threshold, min(counts), forwards, message)
+
+
+REFUTERS: dict[str, Refuter] = {
+    "placebo": placebo,
+    "split": split_donors,
+    "subset": subset_of_donors,
+    "seed": other_seed,
+    "weights": random_weights,
+}
+"""Refuters by name; add to it to have your own run by :func:`refute`."""
+
+
+def _agreement(
+    name: str,
+    context: RefutationContext,
+    first: TreatmentEffectStatistics,
+    second: TreatmentEffectStatistics,
+    whose: str,
+    of_population: bool,
+) -> Refutation:
+    """Whether two independent estimates agree in all units."""
+    # The original estimate's forwards are counted elsewhere.
+    forwards = sum(one.n_forwards for one in (first, second) if one is not context.statistics)
+    p = p_values_of_difference(
+        first, second, first.effect - second.effect, resolution=resolution(context), of_population=of_population
+    )
+    tested = ~np.isnan(p)
+    if not tested.any():
+        return inconclusive(name, context.alpha, forwards, "no unit's draws show their spread")
+    adjusted = adjust_p_values(p)
+    smallest = float(np.nanmin(adjusted))
+    count = int((adjusted[tested] <= context.alpha).sum())
+    at = np.unravel_index(int(np.nanargmin(p)), p.shape)
+    values = f"{float(first.effect[at]):.3g} and {float(second.effect[at]):.3g}"
+    most = f"{whose} disagree in {count} unit(s), most in {unit_name(second, *at)} ({values})"
+    message = most if count else f"{whose} agree"
+    return verdict(name, count == 0, smallest, context.alpha, tested, forwards, message)

@@ -1,0 +1,209 @@
+"""Images in which any set of units is replaced by natural donors at once, and the scores that they get."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import tensor_of
+from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.estimate import allowed_outputs, output_axes, reached_outputs
+from captum_causalseg.attr.exclusion import Exclude
+from captum_causalseg.attr.problem import prepare
+from captum_causalseg.attr.reach import find_reach
+from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
+from captum_causalseg.interventions.units import gather, paste
+
+__all__ = ["Attributions", "Replacements"]
+
+Attributions = Tensor | tuple[Tensor, ...]
+_MAP = tensor_of("real")
+
+
+class Replacements:
+    """One output of a forward function on one batch, with units replaced by donors; arguments as in ``attribute``.
+
+    A set of donors holds one donor for every replaceable unit: so sets of units that contain each other meet the same donors.
+
+    Args:
+        n_draws: how many sets of donors there are.
+        batch_size: images in one forward pass.
+        seed: of the donors.
+        support: whether to find out which units can reach the region of interest.
+
+    Attributes:
+        observed: ``(N,)`` scores of the images as they are.
+        unit_ids: ``(U,)``.
+        replaceable: ``(N, U)``, boolean: units that may be replaced for this output's sake, and can reach its region.
+        n_forwards: images that went through the model so far.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Tensor | tuple[Tensor, ...],
+        baselines: Any,
+        target: TargetType,
+        additional_forward_args: Any,
+        feature_mask: Tensor | tuple[Tensor, ...] | None,
+        block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None,
+        exclude: Exclude,
+        *,
+        n_draws: int,
+        perturbations_per_eval: int,
+        seed: int,
+        support: Literal["auto"] | None,
+    ) -> None:
+        problem = prepare(forward_func, inputs, baselines, additional_forward_args, feature_mask, block_size, exclude)
+        self._units, self._donors = problem.units, problem.donors
+        self._spatial = problem.spatial
+        self.forward_func, self.tensors, self.arguments = problem.forward_func, problem.tensors, problem.evaluator.arguments
+        self.rois, self.n_examples = problem.rois, problem.n_examples
+        self.batch_size = perturbations_per_eval * self.n_examples
+        self.seed, self.n_forwards = seed, 0
+        self.unit_ids: np.ndarray = problem.units.ids
+        ids = torch.from_numpy(problem.units.ids)
+        self._labels = [torch.searchsorted(ids, mask.contiguous()) for mask in problem.units.masks]
+        everyone = np.arange(self.n_examples)
+        with undisturbed(self.forward_func):
+            found = self.forward_func(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
+        scores = checked_scores(found, self.n_examples, None)
+        self.n_forwards += self.n_examples
+        self._output_shape, self._axes = tuple(scores.shape[1:]), output_axes(problem, scores.ndim - 1)
+        self._index = chosen_output(target, self.n_examples, self._output_shape, self._axes, self._spatial)
+        self.observed = self.pick(scores, everyone)
+        outputs = everyone, slice(None), self._index.numpy()
+        self.replaceable: np.ndarray = allowed_outputs(problem, scores[0].numel())[outputs] & problem.units.present
+        if support is not None:
+            with undisturbed(self.forward_func):
+                reach = find_reach(problem, self.batch_size)
+            self.replaceable &= reached_outputs(problem, reach, scores[0].numel())[outputs]
+            self.n_forwards += sum(problem.evaluator.spent.values())
+        numbers = [problem.populations(*np.nonzero(self.replaceable))] * n_draws
+        self._replaced = [self._all_replaced(draw, population) for draw, population in enumerate(numbers)]
+
+    def unit_attributions(self, attributions: Attributions) -> np.ndarray:
+        """``(N, U)``: the mean of a map over the elements of each unit, in double precision; 0 for units an example lacks.
+
+        Raises:
+            TypeError, ValueError: the map is no tensor like the inputs, or not finite.
+        """
+        maps = attributions if isinstance(attributions, tuple) else (attributions,)
+        if len(maps) != len(self.tensors):
+            raise ValueError(f"attributions: expected one map per input ({len(self.tensors)}), got {len(maps)}")
+        total = np.zeros(self.replaceable.shape)
+        for slot, (values, tensor) in enumerate(zip(maps, self.tensors)):
+            _MAP("attributions", values)
+            if values.shape != tensor.shape and values.shape != (len(tensor), 1, *tensor.shape[2:]):
+                raise ValueError(
+                    f"attributions: expected the input's shape {tuple(tensor.shape)} (or one channel), got {tuple(values.shape)}; "
+                    "maps of a layer are brought to it by captum.attr.LayerAttribution.interpolate"
+                )
+            values = values.detach().cpu().double()
+            if not bool(values.isfinite().all()):
+                raise ValueError("attributions: they hold NaN or infinite values")
+            total += self._sums(slot, values)
+        means: np.ndarray = total / self.unit_sizes()
+        return means
+
+    def unit_sizes(self) -> np.ndarray:
+        """``(N, U)``: how many elements of the inputs each unit holds, at least 1."""
+        ones = (
+            torch.ones((1, 1, *(1,) * (t.ndim - 2)), dtype=torch.float64, device="cpu").expand(t.shape) for t in self.tensors
+        )
+        sizes: np.ndarray = np.maximum(sum(self._sums(slot, one) for slot, one in enumerate(ones)), 1)
+        return sizes
+
+    def painted(self, values: np.ndarray, examples: np.ndarray) -> list[Tensor]:
+        """Per input ``(B, C, *spatial)``: every element carries its unit's value, from ``(B, U)``."""
+        return [self._on(slot, values, examples).expand(len(examples), *t.shape[1:]) for slot, t in enumerate(self.tensors)]
+
+    def covered(self, chosen: np.ndarray) -> Tensor:
+        """``(N, *spatial)``: pixels of the segmented image that lie in the units ``chosen`` ``(N, U)``."""
+        covered = torch.zeros((self.n_examples, *self._spatial), dtype=torch.bool, device="cpu")
+        for slot, tensor in enumerate(self.tensors):
+            if tensor.shape[2:] == self._spatial:
+                covered |= self._on(slot, chosen, np.arange(self.n_examples)).cpu().any(1).expand(covered.shape)
+        return covered
+
+    def images(self, examples: np.ndarray, draws: np.ndarray, replaced: np.ndarray) -> list[Tensor]:
+        """Inputs ``(B, C, *spatial)`` of these examples in which the units ``replaced`` ``(B, U)`` hold donors of these sets."""
+        images = []
+        for slot, tensor in enumerate(self.tensors):
+            donors = torch.stack([self._replaced[draw][slot][n] for draw, n in zip(draws.tolist(), examples.tolist())])
+            images.append(torch.where(self._on(slot, replaced, examples), donors, gather([tensor], examples)[0]))
+        return images
+
+    def scores(self, examples: np.ndarray, draws: np.ndarray, replaced: np.ndarray) -> np.ndarray:
+        """The scores ``(B,)`` of :meth:`images`."""
+        found = np.empty(len(examples))
+        with undisturbed(self.forward_func):
+            for start in range(0, len(examples), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                images = self.images(examples[part], draws[part], replaced[part])
+                scores = self.forward_func(*images, *gather(self.arguments, examples[part]))
+                found[part] = self.pick(scores, examples[part])
+        self.n_forwards += len(examples)
+        return found
+
+    def pick(self, scores: Tensor, examples: np.ndarray) -> np.ndarray:
+        """The output that is looked at, ``(B,)``, of scores ``(B, *output_shape)``."""
+        return _picked(scores, self._index[torch.from_numpy(examples)])
+
+    def pick_class(self, scores: Tensor) -> np.ndarray:
+        """The same of scores ``(N, C, 1)`` of all examples in one region that is not the target's."""
+        number = np.zeros(self.n_examples, dtype=np.int64)
+        for axis, length, place in zip(self._axes, self._output_shape, self._places()):
+            if axis != "roi":
+                number = number * length + place
+        return _picked(scores, torch.from_numpy(number))
+
+    @property
+    def roi(self) -> Tensor | None:
+        """``(N, *spatial)``, on the CPU: the region of interest of the output that is looked at; ``None`` without one."""
+        if self.rois is None:
+            return None
+        which = dict(zip(self._axes, self._places())).get("roi", np.zeros(self.n_examples, dtype=np.int64))
+        rois = self.rois.cpu().expand(self.n_examples, *self.rois.shape[1:])
+        return rois[torch.arange(self.n_examples, device="cpu"), torch.from_numpy(which)]
+
+    def _places(self) -> tuple[np.ndarray, ...]:
+        """Per axis of the scores, the position ``(N,)`` of the output that is looked at."""
+        return np.unravel_index(self._index.numpy(), self._output_shape) if self._output_shape else ()
+
+    def _all_replaced(self, draw: int, population: np.ndarray) -> list[Tensor]:
+        tensors = [tensor.clone() for tensor in self.tensors]
+        examples, units = np.nonzero(self.replaceable)
+        numbers = np.empty_like(population)
+        for row, unit in enumerate(self._units.ids[units].tolist()):
+            generator = np.random.default_rng((self.seed, 0, draw, unit))
+            numbers[row] = [generator.integers(count) for count in population[row]]
+        paste(tensors, self._units, self._donors, examples, units, numbers, onto=examples)
+        return tensors
+
+    def _on(self, slot: int, values: np.ndarray, examples: np.ndarray) -> Tensor:
+        """``(B, C or 1, *spatial or ones)``, on the input's device: the units' values ``(B, U)`` where they lie."""
+        labels = self._labels[slot]
+        of = labels[torch.from_numpy(examples)] if len(labels) > 1 else labels
+        rows = torch.arange(len(examples), device="cpu").view(-1, *(1,) * (labels.ndim - 1))
+        return torch.from_numpy(values)[rows, of].to(self.tensors[slot].device)
+
+    def _sums(self, slot: int, values: Tensor) -> np.ndarray:
+        """``(N, U)``: sums of ``(N, C or 1, *spatial)`` over each unit's elements; one channel counts for all."""
+        tensor, labels = self.tensors[slot], self._labels[slot]
+        n_units = self.replaceable.shape[1]
+        found = np.zeros((self.n_examples, n_units))
+        for n in range(self.n_examples):
+            of = labels[n if len(labels) > 1 else 0].expand(tensor.shape[1:]).reshape(-1).numpy()
+            weights = values[n if len(values) > 1 else 0].expand(tensor.shape[1:]).reshape(-1).numpy()
+            found[n] = np.bincount(of, weights, minlength=n_units)
+        return found
+
+
+def _picked(scores: Tensor, index: Tensor) -> np.ndarray:
+    flat = scores.detach().reshape(len(index), -1)
+    picked: np.ndarray = flat.gather(1, index[:, None].to(flat.device))[:, 0].double().cpu().numpy()
+    return picked

@@ -1,0 +1,131 @@
+"""The table of metrics by name, open to the user's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, TEXT, check_all, checked, instance, one_of
+from captum_causalseg.metrics.objects import boundary_alignment, detection, uniformity
+from captum_causalseg.metrics.overlap import dice, iou
+from captum_causalseg.metrics.probability import brier, negated_cross_entropy
+from captum_causalseg.metrics.surfaces import average_surface_distance, hausdorff_95, surface_dice
+from captum_causalseg.metrics.volume import inside_mean, inside_sum, relative_volume, volumetric_similarity
+
+__all__ = ["METRICS", "Domain", "Metric", "register"]
+
+
+Domain = Literal["labels", "probabilities", "logits", "log_odds"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named score and what it wants to be given.
+
+    Args:
+        name: its name in ``SegmentationTarget(metric=...)``.
+        function: ``(prediction, reference, roi, **options) -> (N, C, R)``; see :mod:`captum_causalseg.metrics`.
+        domain: what ``prediction`` holds: ``"labels"`` (hard, 0 or 1), ``"probabilities"``, ``"logits"`` or ``"log_odds"``.
+        needs_reference: whether a reference segmentation is compared with.
+        surrogate: name of the differentiable metric that stands in where gradients are wanted.
+        options: which of ``empty_score`` (float) and ``exclusive`` (bool: the classes exclude each other) it is passed.
+        inside_roi: whether nothing outside the RoI has a part in it, so that it may be computed from a part of the image.
+        larger_is_better: whether a larger score is a better segmentation. Sums, means and volumes have no better: their effects
+            raise or lower, where others support or harm.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    domain: Domain
+    needs_reference: bool
+    surrogate: str
+    options: frozenset[str] = field(default_factory=frozenset)
+    inside_roi: bool = False
+    larger_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        check_all(
+            vars(self),
+            name=TEXT,
+            function=FUNCTION,
+            domain=one_of(*get_args(Domain)),
+            needs_reference=BOOLEAN,
+            surrogate=TEXT,
+            options=instance(frozenset),
+            inside_roi=BOOLEAN,
+            larger_is_better=BOOLEAN,
+        )
+
+
+METRICS: dict[str, Metric] = {}
+
+
+@checked(surrogate=NONE | TEXT)
+def register(
+    name: str,
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    domain: Domain = "probabilities",
+    needs_reference: bool = True,
+    surrogate: str | None = None,
+    inside_roi: bool = False,
+    larger_is_better: bool = True,
+) -> None:
+    """Add a metric of one's own to the table under ``name``.
+
+    Args:
+        name: the name to use in ``SegmentationTarget(metric=name)``; must not be taken.
+        function: ``(prediction, reference, roi) -> (N, C, R)``.
+        domain: what ``prediction`` should hold.
+        needs_reference: whether a reference is needed.
+        surrogate: the differentiable twin; by default the metric itself.
+        inside_roi: say so if the score depends on nothing outside the RoI: parts of the image that cannot reach the RoI are
+            then left out of the computation.
+        larger_is_better: say so if it has no better or worse (``False``): reports then say "raises" instead of "supports".
+
+    Example:
+        >>> from captum_causalseg import metrics
+        >>> def coverage(prediction, reference, roi):
+        ...     return metrics.sum_inside(prediction, roi) / roi.flatten(2).sum(-1)[:, None]
+        >>> metrics.register("coverage", coverage, needs_reference=False)
+        >>> del metrics.METRICS["coverage"]
+    """
+    twin = name if surrogate is None else surrogate
+    metric = Metric(name, function, domain, needs_reference, twin, inside_roi=inside_roi, larger_is_better=larger_is_better)
+    if name in METRICS:
+        raise ValueError(f"name: a metric called {name!r} exists already")
+    METRICS[name] = metric
+
+
+def _add(
+    name: str, function: Callable[..., Tensor], domain: Domain, reference: bool, twin: str, *options: str, better: bool = True
+) -> None:
+    METRICS[name] = Metric(
+        *(name, function, domain, reference, twin, frozenset(options)), inside_roi=True, larger_is_better=better
+    )
+
+
+_add("dice", dice, "labels", True, "soft_dice", "empty_score")
+_add("soft_dice", dice, "probabilities", True, "soft_dice", "empty_score")
+_add("iou", iou, "labels", True, "soft_iou", "empty_score")
+_add("soft_iou", iou, "probabilities", True, "soft_iou", "empty_score")
+# Outlines and components have no smooth twin of their own; soft Dice moves with them and has gradients.
+_add("surface_dice", surface_dice, "labels", True, "soft_dice", "empty_score")
+_add("average_surface_distance", average_surface_distance, "labels", True, "soft_dice")
+_add("hausdorff_95", hausdorff_95, "labels", True, "soft_dice")
+_add("detection", detection, "labels", True, "soft_dice", "empty_score")
+_add("uniformity", uniformity, "labels", True, "soft_dice", "empty_score")
+_add("logit_sum", inside_sum, "logits", False, "logit_sum", better=False)
+_add("logit_mean", inside_mean, "logits", False, "logit_mean", better=False)
+_add("probability_mean", inside_mean, "probabilities", False, "probability_mean", better=False)
+_add("cross_entropy", negated_cross_entropy, "log_odds", True, "cross_entropy", "exclusive")
+_add("brier", brier, "probabilities", True, "brier")
+_add("volume", inside_sum, "labels", False, "soft_volume", better=False)
+_add("soft_volume", inside_sum, "probabilities", False, "soft_volume", better=False)
+_add("relative_volume", relative_volume, "labels", True, "soft_relative_volume", better=False)
+_add("soft_relative_volume", relative_volume, "probabilities", True, "soft_relative_volume", better=False)
+_add("volumetric_similarity", volumetric_similarity, "labels", True, "soft_volumetric_similarity", "empty_score")
+_add("soft_volumetric_similarity", volumetric_similarity, "probabilities", True, "soft_volumetric_similarity", "empty_score")
+_add("boundary_alignment", boundary_alignment, "labels", True, "soft_boundary_alignment", "empty_score")
+_add("soft_boundary_alignment", boundary_alignment, "probabilities", True, "soft_boundary_alignment", "empty_score")

@@ -1,0 +1,55 @@
+"""Scores from what lies around the regions of interest only: the same scores as from the whole output, for less work."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg.boxes import crop, hull
+
+__all__ = ["LocalScores"]
+
+
+class LocalScores:
+    """Scores of logits ``(B, C, *spatial)`` whose rows are interventions on given examples.
+
+    Only a box around the regions of interest is looked at; masks and reference are prepared once and not for every batch.
+
+    Args:
+        score: logits ``(B, C, *box)``, regions of interest ``(B or 1, R, *box)`` and one-hot reference ``(B or 1, C, *box)`` or
+            None, to scores ``(B, ...)`` that depend on nothing outside the regions.
+        rois: boolean ``(N or 1, R, *spatial)``.
+        reference: one-hot ``(N or 1, C, *spatial)``, or None.
+    """
+
+    def __init__(
+        self, score: Callable[[Tensor, Tensor, Tensor | None], Tensor], rois: Tensor, reference: Tensor | None
+    ) -> None:
+        self._score, self.rois, self._reference = score, rois, reference
+        # One pixel more than the regions: a region that ends at the box's edge would look as if the image ended there.
+        self._box = (slice(None), slice(None), *hull(rois.flatten(0, 1).any(0), margin=1))
+        self._inside = rois[self._box]
+        self._truth = None if reference is None else reference[self._box]
+
+    def __call__(self, logits: Tensor, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, ...)``; NaN where the logits around the regions hold NaN."""
+        near = logits[self._box]
+        truth = None if self._truth is None else _of(self._truth, examples)
+        scores = self._score(near, _of(self._inside, examples), truth)
+        unknown = near.flatten(1).isnan().any(1)
+        # No `if`: that would wait for the device.
+        return torch.where(unknown.view(-1, *(1,) * (scores.ndim - 1)), torch.nan, scores)
+
+    def near(self, logits: Tensor) -> Tensor:
+        """A copy of the part of the logits that is looked at."""
+        return logits[self._box].clone()
+
+    def cropped(self, starts: np.ndarray, size: Sequence[int]) -> "LocalScores":
+        """The same for logits of a window of each example, with corners ``(N, d)``; it holds the regions."""
+        reference = None if self._reference is None else crop(self._reference, starts, size)
+        return LocalScores(self._score, crop(self.rois, starts, size), reference)
+
+
+def _of(values: Tensor, examples: np.ndarray) -> Tensor:
+    return values if len(values) == 1 else values.index_select(0, torch.as_tensor(examples, device=values.device))

@@ -1,0 +1,20 @@
+"""Pictures of treatment effects; every function returns the matplotlib figure and shows nothing by itself."""
+
+from captum_causalseg.visualization.comparison import plot_comparison
+from captum_causalseg.visualization.component_bars import plot_components
+from captum_causalseg.visualization.convergence import plot_convergence
+from captum_causalseg.visualization.effects import plot_effects, plot_volume
+from captum_causalseg.visualization.influence_cells import plot_influence
+from captum_causalseg.visualization.profile import plot_profile
+from captum_causalseg.visualization.support import plot_support
+
+__all__ = [
+    "plot_comparison",
+    "plot_components",
+    "plot_convergence",
+    "plot_effects",
+    "plot_influence",
+    "plot_profile",
+    "plot_support",
+    "plot_volume",
+]

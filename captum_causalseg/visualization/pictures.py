@@ -1,0 +1,203 @@
+"""Parts that pictures are made of: palettes, backgrounds, outlines, overlays, scales."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter
+from torch import Tensor
+
+from captum_causalseg._checks import NONE, TEXT, integer, number, one_of, sequence
+from captum_causalseg.writing.names import printable
+
+__all__ = [
+    "BACKGROUND",
+    "EFFECTS",
+    "ERRORS",
+    "PALETTES",
+    "PICTURE",
+    "ROLES",
+    "Palette",
+    "background",
+    "contour",
+    "decimals",
+    "first",
+    "grayscale",
+    "literal",
+    "outlined",
+    "palette_of",
+    "plane",
+    "robust_maximum",
+    "round_up",
+    "scale_labels",
+    "shade",
+    "short",
+]
+
+# ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
+# apart by its lightness and its dark edge.
+EFFECTS, ERRORS = "RdBu_r", "Purples"
+BACKGROUND = "#b8860b"
+ROLES = {"supporting": "#b2182b", "harming": "#2166ac", "null": "0.8"}
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Names of color maps, and the color of the outline of the region of interest."""
+
+    effects: str
+    errors: str
+    outline: str
+
+
+# What the arguments that all pictures share have to be.
+PICTURE = {
+    "example": integer(),
+    "title": TEXT,
+    "score_name": TEXT,
+    "words": sequence(TEXT, length=2, expected="two strings, for effects above and below 0"),
+    "spacing": NONE | number(above=0) | sequence(number(above=0), 1, expected="one per spatial axis"),
+    "channel": NONE | integer(),
+    "input_index": integer(),
+    "columns": NONE | integer(1),
+}
+
+PALETTES = {"accessible": Palette(EFFECTS, ERRORS, "#2ee62e"), "paper": Palette("bwr", "Greys", "#00ff00")}
+
+
+def palette_of(name: str) -> Palette:
+    """The palette of this name."""
+    one_of(*PALETTES)("palette", name)
+    return PALETTES[name]
+
+
+def background(
+    axes: Axes,
+    picture: np.ndarray,
+    title: str,
+    outline: np.ndarray | None,
+    *,
+    fade: bool,
+    aspect: float = 1.0,
+    color: str = PALETTES["accessible"].outline,
+) -> None:
+    """The picture ``(H, W)`` or ``(H, W, 3)``; ``aspect`` is a pixel's height over its width."""
+    if fade:
+        # Light gray, so that colors of both signs stand out on dark and bright tissue alike.
+        picture = 0.72 + 0.28 * (picture.mean(-1) if picture.ndim == 3 else picture)
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect)
+    axes.set_title(title, fontsize=11)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if outline is not None:
+        outlined(axes, outline, color)
+
+
+def outlined(axes: Axes, mask: np.ndarray, color: str) -> None:
+    """The border of a region of interest, with a dark edge."""
+    if mask.any():
+        for edge, linewidth in (("black", 3.0), (color, 1.5)):
+            contour(axes, mask, edge, linewidth)
+
+
+def contour(axes: Axes, mask: np.ndarray, color: str, linewidth: float, linestyle: str = "-") -> None:
+    """The border of a mask, along the edges of its pixels, closed also where it meets the border of the image."""
+    values, extent = _enlarged(mask)
+    axes.contour(values, levels=[0.5], colors=[color], linewidths=linewidth, linestyles=linestyle, extent=extent)
+    _keep_limits(axes, mask.shape)
+
+
+def shade(axes: Axes, mask: np.ndarray, hatch: str, color: str) -> None:
+    """Hatch a mask."""
+    if not mask.any():
+        return
+    values, extent = _enlarged(mask)
+    hatched = axes.contourf(values, levels=[0.5, 1.5], colors="none", hatches=[hatch], extent=extent)
+    hatched.set_edgecolor(color)
+    hatched.set_linewidth(0)
+    _keep_limits(axes, mask.shape)
+
+
+def _enlarged(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Each pixel as several, so that contours keep to the pixels' edges and do not cut their corners; with a margin."""
+    height, width = mask.shape
+    times = max(2, 384 // max(height, width))
+    large = np.pad(mask, 1).astype(np.float32).repeat(times, 0).repeat(times, 1)
+    near, half = -1.5, 0.5 / times
+    return large, (near + half, near + width + 2 - half, near + half, near + height + 2 - half)
+
+
+def _keep_limits(axes: Axes, shape: tuple[int, ...]) -> None:
+    axes.set_xlim(-0.5, shape[1] - 0.5)
+    axes.set_ylim(shape[0] - 0.5, -0.5)
+
+
+def literal(figure: Figure) -> Figure:
+    """The same figure, its texts drawn letter by letter: names may hold ``$``, which is no formula, and bytes that are no letters."""
+    numbers: set[Text] = set()
+    for axis in figure.findobj(Axis):
+        assert isinstance(axis, Axis)
+        # Powers of ten on a logarithmic scale are formulas of matplotlib's own.
+        numbers |= {*axis.get_minorticklabels(), axis.offsetText}
+        if not isinstance(axis.get_major_formatter(), (FixedFormatter, FuncFormatter)):
+            numbers |= {*axis.get_majorticklabels()}
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if text not in numbers:
+            text.set_parse_math(False)
+            text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+    return figure
+
+
+def plane(values: Tensor, roi: Tensor | None) -> Tensor:
+    """``(C, H, W)`` from ``(C, H, W)`` or the slice of ``(C, H, W, D)`` that is shown."""
+    if values.ndim == 3:
+        return values
+    depth = values.shape[-1] // 2 if roi is None else int(roi.sum((0, 1)).argmax())
+    return values[..., depth]
+
+
+def grayscale(values: Tensor, channel: int | None = None) -> np.ndarray:
+    """``(*spatial)`` or, of three channels, ``(*spatial, 3)`` in [0, 1] from ``(C, *spatial)``; what is not finite is 0."""
+    colored = values.shape[0] == 3 and channel is None
+    array: np.ndarray = (values.movedim(0, -1) if colored else values[channel or 0]).double().numpy()
+    known = np.isfinite(array)
+    low, high = (float(array[known].min()), float(array[known].max())) if known.any() else (0.0, 0.0)
+    scaled: np.ndarray = (array - low) / (high - low) if high > low else np.zeros_like(array)
+    return np.where(known, scaled, 0.0)
+
+
+def robust_maximum(values: np.ndarray) -> float:
+    """The 99.5th percentile of what is finite and not 0, so that one extreme unit does not pale all others."""
+    finite = values[np.isfinite(values) & (values > 0)]
+    return float(np.quantile(finite, 0.995)) if len(finite) else 1.0
+
+
+def round_up(value: float) -> float:
+    """Up to two significant digits."""
+    magnitude = 10.0 ** (np.floor(np.log10(value)) - 1)
+    return float(np.ceil(value / magnitude - 1e-9) * magnitude)
+
+
+def scale_labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks in three significant digits, 0 without sign, powers of ten without padding."""
+    return [f"{tick + 0.0:.3g}".replace("e-0", "e-").replace("e+0", "e+") for tick in ticks]
+
+
+def first(maps: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The map of the first input."""
+    return maps[0] if isinstance(maps, tuple) else maps
+
+
+def short(name: str, longest: int = 44) -> str:
+    """The end of a long name, which tells modules apart."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def decimals(largest: float) -> int:
+    """Digits behind the point that show two significant ones of ``largest``."""
+    return int(np.clip(1 - np.floor(np.log10(largest)), 0, 6))

@@ -1,0 +1,47 @@
+"""The picture of a profile of perception."""
+
+from matplotlib.figure import Figure
+
+from captum_causalseg._checks import checked, instance
+from captum_causalseg.evaluation.profile import PerceptionProfile
+from captum_causalseg.visualization.pictures import PICTURE, literal
+from captum_causalseg.visualization.profile_panels import histogram, mass_by_distance, named_roles, pie, ratio
+
+__all__ = ["plot_profile"]
+
+
+@checked(PICTURE, profile=instance(PerceptionProfile))
+def plot_profile(
+    profile: PerceptionProfile, title: str = "", score_name: str = "score", words: tuple[str, str] = ("supports", "harms")
+) -> Figure:
+    """The paper's pie, ratio bar and histogram, and how the mass of the effects falls with the distance from the RoI.
+
+    Pie: the shares of supporting (red), harming (blue) and null units (gray). Bar: how the mass ``sum |effect|`` divides into
+    both signs. Histogram: the effects that are not 0, gray where they are not significant (by the profile's ``alpha``), with
+    counts on a logarithmic scale. Right: the mass per bin of distance, stacked by sign; the dashed steps are the mass that noise
+    alone would have (left out where it is not known); the line is the share of the mass up to that distance. Where everything
+    reaches the RoI, dotted lines show the effect of far units, in the histogram and as the mass that it would make in every unit.
+
+    Args:
+        profile: of :func:`captum_causalseg.evaluation.profile.perception_profile` or ``profile_of_map``.
+        title: above the panels.
+        score_name: what the effects are effects on, with its unit.
+        words: what positive and negative effects do, where the score has no better and worse: ``("raises", "lowers")``.
+
+    Returns:
+        A figure of its own, not registered with pyplot: save it with ``savefig``.
+    """
+    figure = Figure(figsize=(14.5, 4.6), layout="constrained")
+    panels = figure.subplot_mosaic(
+        [["pie", "histogram", "distance"], ["ratio", "histogram", "distance"]],
+        height_ratios=[4, 1],
+        width_ratios=[1, 1.25, 1.9],
+    )
+    if title:
+        figure.suptitle(title)
+    names = named_roles(words)
+    pie(panels["pie"], profile, names)
+    ratio(panels["ratio"], profile, names)
+    histogram(panels["histogram"], profile, score_name, names)
+    mass_by_distance(panels["distance"], profile, score_name, names)
+    return literal(figure)

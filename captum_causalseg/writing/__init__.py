@@ -1,0 +1,1 @@
+"""What leaves the program: files that appear whole or not at all, names that every terminal and table takes."""

@@ -1,0 +1,72 @@
+"""Who may import whom: the floors are import-linter's (`make lint`); here that rooms keep what is private to themselves."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import captum_causalseg
+
+PACKAGE = Path(captum_causalseg.__file__).parent
+# What everybody needs.
+GROUND = {"_captum", "_checks", "_state", "_version"}
+MOST_FLOORS = 10
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports() -> list[tuple[str, str]]:
+    """Every ``(importing module, imported module or name)`` within the package, inside functions as well."""
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "captum_causalseg":
+                found += [(module, f"{node.module}.{alias.name}") for alias in node.names]
+            elif isinstance(node, ast.Import):
+                found += [(module, alias.name) for alias in node.names if alias.name.startswith("captum_causalseg.")]
+    return found
+
+
+def test_no_room_takes_what_is_private_to_another():
+    across = [(module, taken) for module, taken in imports() if room_of(module) != room_of(taken)]
+    assert len(across) > 300, "this test looks into the right place"
+    private = [
+        (module, taken)
+        for module, taken in across
+        if any(part.startswith("_") and part not in GROUND and not part.startswith("__") for part in taken.split("."))
+    ]
+    assert private == []
+
+
+def test_only_the_ground_floor_is_private_in_the_root():
+    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in PACKAGE.rglob("*.py")}
+    assert {room for room in rooms if room.startswith("_") and not room.startswith("__")} == GROUND
+
+
+def test_there_are_few_floors():
+    below: dict[str, set[str]] = {}
+    plugs = {("evaluation", "visualization"), ("demo", "cli")}
+    for module, taken in imports():
+        above, under = room_of(module), room_of(taken)
+        is_module = (PACKAGE / under).is_dir() or (PACKAGE / f"{under}.py").exists()
+        if (
+            above not in ("__init__", "__main__", "activations")
+            and is_module
+            and above != under
+            and (above, under) not in plugs
+        ):
+            below.setdefault(above, set()).add(under)
+
+    def floor(room: str) -> int:  # a circle would not end
+        return 1 + max((floor(other) for other in below.get(room, ())), default=0)
+
+    assert max(map(floor, below)) <= MOST_FLOORS
+
+
+def test_imports_go_down():
+    linter = Path(sys.executable).with_name("lint-imports")
+    run = subprocess.run([linter, "--no-cache"], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
