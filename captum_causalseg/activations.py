@@ -6,4 +6,6 @@ from captum_causalseg.donors import ActivationBank
 
 __all__ = ["ActivationBank"]
 
-warnings.warn("captum_causalseg.activations is captum_causalseg.donors now", DeprecationWarning, stacklevel=2)
+warnings.warn(
+    "captum_causalseg.activations: deprecated, gone in 0.3; use captum_causalseg.donors", DeprecationWarning, stacklevel=2
+)

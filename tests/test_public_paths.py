@@ -85,14 +85,14 @@ def test_public_names_are_where_they_were(module):
 @pytest.mark.parametrize(("module", "now"), MOVED.items())
 def test_old_paths_say_what_the_new_one_is(module, now):
     code = (
-        "import importlib, sys, warnings\n"
+        "import importlib, warnings\n"
         "with warnings.catch_warnings(record=True) as said:\n"
         "    warnings.simplefilter('always')\n"
         f"    importlib.import_module({module!r})\n"
         "print(*[one.message for one in said if one.category is DeprecationWarning and 'captum_causalseg' in str(one.message)])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith(f"{module} is {now}")
+    assert run.stdout.startswith(f"{module}: deprecated, gone in 0.3; use {now}")
 
 
 def test_a_moved_name_is_the_same_object():

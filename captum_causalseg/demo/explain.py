@@ -8,7 +8,7 @@ from captum_causalseg.demo.cases import Case, brain_case, picture_case
 __all__ = ["Case", "brain_case", "explain", "picture_case", "report"]  # noqa: F822
 
 warnings.warn(
-    "captum_causalseg.demo.explain is captum_causalseg.demo.cases and captum_causalseg.cli.demo now",
+    "captum_causalseg.demo.explain: deprecated, gone in 0.3; use captum_causalseg.demo.cases",
     DeprecationWarning,
     stacklevel=2,
 )

@@ -8,5 +8,7 @@ from captum_causalseg.evaluation.refute.report import inconclusive, verdict
 __all__ = ["Refutation", "RefutationReport", "inconclusive", "verdict"]
 
 warnings.warn(
-    "captum_causalseg.evaluation.refutation is captum_causalseg.evaluation.refute now", DeprecationWarning, stacklevel=2
+    "captum_causalseg.evaluation.refutation: deprecated, gone in 0.3; use captum_causalseg.evaluation.refute",
+    DeprecationWarning,
+    stacklevel=2,
 )
