@@ -77,6 +77,10 @@ LEFT_OUT = {
         "a result: nobody but the library makes one",
     ),
     **dict.fromkeys(
+        (*(f"metrics.{name}" for name in metrics.__all__ if name not in ("METRICS", "Metric", "register")),),
+        "runs in every forward pass: the target has checked what it is given",
+    ),
+    **dict.fromkeys(
         (
             *(f"donors.BoundDonors.{name}" for name in ("inner_products", "locate", "mean", "population", "read", "read_many")),
             "DonorSource.bind",

@@ -435,7 +435,7 @@ class _NewFile(Check):
         PATH(name, value)
         folder = Path(value).expanduser().parent
         if not folder.is_dir():
-            raise FileNotFoundError(f"{name}: there is no folder {shown(str(folder))}")
+            raise FileNotFoundError(f"{name}: there is no folder {shown_path(folder)}")
 
 
 class _Folder(Check):
@@ -444,7 +444,7 @@ class _Folder(Check):
     def __call__(self, name: str, value: Any) -> None:
         PATH(name, value)
         if not Path(value).expanduser().is_dir():
-            raise FileNotFoundError(f"{name}: there is no folder {shown(os.fspath(value))}")
+            raise FileNotFoundError(f"{name}: there is no folder {shown_path(value)}")
 
 
 FILE = _File(PATH.expected, PATH.fits)

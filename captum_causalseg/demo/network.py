@@ -107,8 +107,8 @@ class Augmentation:
 
 _TRAINING = {
     "network": instance(nn.Module),
-    "images": tensor_of("float", "(N, C, H, W)", (4, 4), finite=True, may_be_empty=False),
-    "labels": tensor_of("labels", "(N, H, W)", (3, 3)),
+    "images": tensor_of("float", "(N, C, H, W) or (N, C, D, H, W)", (4, 5), finite=True, may_be_empty=False),
+    "labels": tensor_of("labels", "(N, H, W) or (N, D, H, W)", (3, 4)),
     "batch_size": integer(1),
 }
 
