@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RANDOM_STATES", "modules_of", "undisturbed"]
+__all__ = ["RANDOM_STATES", "in_this_thread", "modules_of", "undisturbed"]
 
 # Frames that stand between a user and a warning.
 _OURS = ("captum_causalseg", "captum", "contextlib")
@@ -60,6 +60,17 @@ def undisturbed(forward_func: Callable[..., object], gradients: bool = False) ->
         )
     with _held(modules, stays), _random_states_kept(), _recording() if gradients else torch.no_grad():
         yield
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of a module that does nothing where another thread runs the module: others may explain the same model at the same time."""
+    mine = threading.get_ident()
+
+    @functools.wraps(hook)
+    def called(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == mine else None
+
+    return called
 
 
 def modules_of(function: Any) -> list[nn.Module]:

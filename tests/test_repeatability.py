@@ -18,6 +18,7 @@ from captum_causalseg import (
     component_effects,
     regions,
 )
+from captum_causalseg._state import in_this_thread
 
 SIZE = 16
 ROI = regions.box((SIZE, SIZE), 4, 8)
@@ -515,6 +516,17 @@ def test_threads_may_intervene_on_different_layers_of_one_model():
     plain = Normed().eval()
     for one, layer in zip(found, (plain.first, plain.norm)):
         torch.testing.assert_close(one.effect, of_layer(target_of(plain), layer, support=None).effect, rtol=0, atol=1e-6)
+
+
+def test_hooks_act_in_their_own_thread():
+    seen = []
+    layer = nn.Identity()
+    layer.register_forward_hook(in_this_thread(lambda module, args, output: seen.append(threading.current_thread().name)))
+    other = threading.Thread(target=layer, args=(torch.zeros(1),), name="other")
+    other.start()
+    other.join(60)
+    layer(torch.zeros(1))
+    assert seen == [threading.current_thread().name]
 
 
 @pytest.mark.filterwarnings("ignore:The model is in training mode:UserWarning")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._checks import NONE, TEXT, checked, instance, mapping, no_module, one_of, renamed, sequence
-from captum_causalseg._state import undisturbed
+from captum_causalseg._state import in_this_thread, undisturbed
 from captum_causalseg.attr.effort import EFFORT
 from captum_causalseg.attr.layer import LAYOUT
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect, LayerBaselines
@@ -244,7 +244,8 @@ def _watch(target: Callable[..., Any], model: nn.Module, inputs: Any, additional
         if isinstance(module, torch.jit.ScriptModule):
             visits[name] = _Visit(scripted=True)
         elif name:
-            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(hook(name))]
+            handles.append(module.register_forward_pre_hook(in_this_thread(before(name))))
+            handles.append(module.register_forward_hook(in_this_thread(hook(name))))
     try:
         with undisturbed(call.forward_func):
             # One example is enough to see how the network runs.

@@ -8,7 +8,6 @@ upstream of the layer is computed once per batch of interventions and not once p
 import functools
 import logging
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._state import in_this_thread
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.units import Frame, Units, gather, paste
@@ -107,19 +107,18 @@ def _watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any], any_
     Only where this thread runs it: others may explain the same model at the same time. With ``any_thread`` all of them count, as
     those that ``DataParallel`` runs replicas in have to.
     """
-    mine = threading.get_ident()
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return visit(output) if any_thread or threading.get_ident() == mine else None
+        return visit(output)
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not any_thread and threading.get_ident() != mine:
-            return None
         replaced = visit(args if len(args) != 1 else args[0])
         return replaced if replaced is None or isinstance(replaced, tuple) else (replaced,)
 
+    hook: Callable[..., Any] = before if at_input else after
+    hook = hook if any_thread else in_this_thread(hook)
     # Before the hooks that the layer has: Hugging Face's collect hidden states, which have to be the replaced ones.
-    handle = layer.register_forward_pre_hook(before) if at_input else layer.register_forward_hook(after, prepend=True)
+    handle = layer.register_forward_pre_hook(hook) if at_input else layer.register_forward_hook(hook, prepend=True)
     try:
         with _eagerly():
             yield

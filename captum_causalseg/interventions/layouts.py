@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm, normalization, pooling, upsampling
 
+from captum_causalseg._state import in_this_thread
 from captum_causalseg.interventions.axes import Axes, channel_axes, composition, is_of_batch, projected
 from captum_causalseg.interventions.axis_trace import AxisTrace
 from captum_causalseg.interventions.layer import Activation
@@ -56,7 +57,7 @@ def follow(run: Callable[[], Any], inputs: Sequence[Any], modules: Mapping[str, 
         return after
 
     handles = [
-        module.register_forward_hook(hook(name))
+        module.register_forward_hook(in_this_thread(hook(name)))
         for name, module in modules.items()
         if not isinstance(module, torch.jit.ScriptModule)
     ]
