@@ -1002,12 +1002,15 @@ LAYER_METHODS = {
 def test_gradient_methods_on_a_hard_score_are_sent_to_its_twin(method, n_spatial, frozen):
     model, spatial = Net(n_spatial, 3).requires_grad_(not frozen), SPATIAL[n_spatial]
     target = SegmentationTarget(model, regions.box(spatial, 1, 4), torch.randint(0, 3, spatial))
-    if method in LAYER_METHODS:
-        face, options = LAYER_METHODS[method]
-        run = lambda t: face(t, model.first).attribute(torch.randn(2, 1, *spatial), target=1, **options)  # noqa: E731
-    else:
+
+    def run(scored):
+        images = torch.randn(2, 1, *spatial)
+        if method in LAYER_METHODS:
+            face, options = LAYER_METHODS[method]
+            return face(scored, model.first).attribute(images, target=1, **options)
         face = {"Saliency": Saliency, "IntegratedGradients": IntegratedGradients, "GuidedBackprop": GuidedBackprop}[method]
-        run = lambda t: face(t).attribute(torch.randn(2, 1, *spatial), target=1)  # noqa: E731
+        return face(scored).attribute(images, target=1)
+
     with pytest.raises(RuntimeError, match=HARD):
         run(target)
     assert run(target.surrogate()).any()
