@@ -6,7 +6,7 @@ Every donor of every unit is run once, through two networks: a held-out brain sl
 donors) and the demo's U-Net; three cubes of 20 voxels (RoI 8, blocks of 4, 200 donors) and a 3D U-Net that is trained here in some
 seconds on other parts of the brain. Grey and white matter, hard and soft Dice. Then draws are simulated with the library's own
 designs, and judged by its own statistics; ``--repeats`` is the number of seeds. Tables and draws are those of the tests
-(``tests/exhaustive.py``), in larger.
+(``tests/common/exhaustive.py``), in larger.
 """
 
 import sys
@@ -18,7 +18,7 @@ from cases import machine, parser, picture_folder, publish, say, start
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "common"))
 
 from exhaustive import METRICS, SAMPLINGS, Table, draw, of_slice, of_volumes, orders_of, statistics_of
 

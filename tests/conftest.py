@@ -1,13 +1,8 @@
 """Settings that all tests share."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import settings
-
-sys.path.insert(0, str(Path(__file__).parent))  # `import oracle`
 
 # Tiny models, several workers: more threads only get in each other's way.
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ pytest.importorskip("nibabel")
 if not hasattr(signal, "setitimer"):
     pytest.skip("what runs for too long is stopped by a signal", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import refusals
 

@@ -1,6 +1,6 @@
-"""Pictures against those that were looked at and kept in ``tests/images``; Captum's own pictures of our attributions.
+"""Pictures against those that were looked at and kept in ``images``; Captum's own pictures of our attributions.
 
-After a change that is meant to be seen, ``python tests/test_picture_images.py`` writes them anew: look at them.
+After a change that is meant to be seen, ``PYTHONPATH=tests/common python tests/visualization/test_picture_images.py`` writes them anew: look at them.
 """
 
 import runpy
@@ -24,7 +24,7 @@ from captum_causalseg.visualization import effect_panels, pictures, plot_converg
 from captum_causalseg.visualization.pictures import Palette
 
 IMAGES = Path(__file__).parent / "images"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "captum_visualization.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "captum_visualization.py"
 RESOLUTION = 40
 
 

@@ -12,14 +12,14 @@ import sys
 import threading
 from pathlib import Path
 
+import cohort_study
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cohort_study import SHAPE, Unasked, images, load_model, make_cases, make_target, study
+from cohort_study import SHAPE, Reading, Unasked, contents, images, load_model, make_cases, make_target, other_model, study
 from monai.data import Dataset
 from monai.transforms import Compose, RandFlip, ScaleIntensity
-from test_cohort import Reading, contents, other_model
 from torch import nn
 
 from captum_causalseg import PatchBank, SegmentationTarget, regions
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 def test_sets_are_the_same_in_every_process(tmp_path):
     """Whatever the order that a process gives to their members: the second run goes on with the first one's study."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(Path(cohort_study.__file__).parent), *sys.path])
     said = [
         subprocess.run(
             [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "s"), str(n)],

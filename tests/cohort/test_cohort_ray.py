@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from cohort_study import Deadly, slow_target, study
-from test_cohort import contents, run, run_until_killed
+from cohort_study import Deadly, contents, run, run_until_killed, slow_target, study
 
 from captum_causalseg.cohort import Cohort, CohortError
 

@@ -9,7 +9,7 @@ import torch
 from captum_causalseg import PatchBank, PdCR, SegmentationTarget, Status, regions
 from captum_causalseg.demo.cases import _read_patches, _read_picture
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(
     not (DATA / "ISIC_0033556.jpg").exists(), reason="needs the paper's demo picture, which is not part of the project"
 )

@@ -17,7 +17,7 @@ from captum_causalseg.evaluation.profile import perception_profile, profile_of_m
 from captum_causalseg.evaluation.unit_space import distance_to
 from captum_causalseg.visualization import plot_influence, plot_profile
 
-HEATMAP = Path(__file__).parents[2] / "shared" / "data" / "paper_demo_heatmap.npz"
+HEATMAP = Path(__file__).parents[3] / "shared" / "data" / "paper_demo_heatmap.npz"
 EXCLUDED, SCREENED, OUTSIDE, ABSENT = (
     int(s) for s in (Status.EXCLUDED, Status.SCREENED, Status.OUTSIDE_SUPPORT, Status.ABSENT)
 )

@@ -1,22 +1,33 @@
 """Many cases in one process: what is kept, what is done once, what is refused."""
 
-import contextlib
 import functools
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-import uuid
-from pathlib import Path
 
+import cohort_study
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cohort_study import SHAPE, Unasked, images, load_model, make_cases, make_target, slow_target, study
+from cohort_study import (
+    SHAPE,
+    Reading,
+    Unasked,
+    contents,
+    images,
+    load_model,
+    make_cases,
+    make_target,
+    other_model,
+    run,
+    run_until_killed,
+    slow_target,
+    study,
+)
 from monai.data import Dataset, MetaTensor
 from torch import nn
 
@@ -33,39 +44,6 @@ from captum_causalseg import (
 from captum_causalseg.attr.parts import merge_parts, only_part
 from captum_causalseg.cohort import Cohort, CohortError, explain_cohort, plot_cohort_profile, summarize
 from captum_causalseg.cohort.fingerprint import described, differences, digest
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of the results, and the table of cases without the seconds."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.npz"))}
-    found |= {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "units").rglob("*.parquet"))}
-    found["cases"] = pd.read_parquet(folder / "cases.parquet").drop(columns=["seconds"]).to_csv().encode()
-    return found
-
-
-def run_until_killed(out: Path, engine: str, finished: int, with_workers: bool = False) -> None:
-    """The study as a program, killed when so many cases are finished; perhaps with every process that it began."""
-    mark = f"COHORT_STUDY_OF_A_TEST={uuid.uuid4().hex}"
-    name, value = mark.split("=")
-    program = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("cohort_study.py")), str(out), engine], env=os.environ | {name: value}
-    )
-    manifest = out / "manifest.jsonl"
-    for _ in range(1200):
-        if manifest.exists() and manifest.read_bytes().count(b"\n") >= finished:
-            break
-        assert program.poll() is None
-        time.sleep(0.05)
-    program.send_signal(signal.SIGKILL)
-    for process in Path("/proc").glob("[0-9]*") if with_workers else ():
-        with contextlib.suppress(OSError):  # gone already
-            if mark.encode() in (process / "environ").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
-    program.wait()
-
-
-def run(out: Path, engine: str) -> None:
-    subprocess.run([sys.executable, str(Path(__file__).with_name("cohort_study.py")), str(out), engine], check=True)
 
 
 def test_a_case_is_explained_as_by_hand(tmp_path):
@@ -114,25 +92,6 @@ def test_ids_that_look_like_numbers_stay_what_they_are(tmp_path):
     assert cohort.cases()["id"].tolist() == ["007", ".", "8"]
     assert sorted(cohort.units(columns=["effect"])["case"].unique()) == [".", "007", "8"]
     assert (cohort.folder / "cases" / "%2E" / "statistics.npz").exists()
-
-
-class Reading(torch.utils.data.Dataset):
-    """Counts what is read."""
-
-    def __init__(self, n: int, with_data: bool) -> None:
-        self.read: list[int] = []
-        self.cases = make_cases(n)
-        if with_data:
-            self.data = [{"id": case["id"]} for case in self.cases]
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> dict:
-        if index >= len(self):
-            raise IndexError
-        self.read.append(index)
-        return self.cases[index]
 
 
 def test_data_sets_are_read_once_and_not_for_what_is_finished(tmp_path):
@@ -228,7 +187,7 @@ def test_a_kill_loses_nothing(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_program_that_is_told_to_end_clears_up(tmp_path, number):
     out = tmp_path / "s"
-    program = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cohort_study.py")), str(out), "local"])
+    program = subprocess.Popen([sys.executable, cohort_study.__file__, str(out), "local"])
     while not (out / "manifest.jsonl").exists() or not (out / "manifest.jsonl").read_bytes():
         assert program.poll() is None
         time.sleep(0.05)
@@ -255,7 +214,7 @@ def test_a_line_cut_off_by_a_kill_is_done_again(tmp_path):
 
 
 def test_two_at_once(tmp_path):
-    program = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cohort_study.py")), str(tmp_path / "s"), "local"])
+    program = subprocess.Popen([sys.executable, cohort_study.__file__, str(tmp_path / "s"), "local"])
     try:
         while not (tmp_path / "s" / "manifest.jsonl").exists():
             assert program.poll() is None
@@ -288,12 +247,6 @@ def test_changed_arguments_are_refused(tmp_path, changed, said):
         study(tmp_path / "s", 1, **changed)
     assert said in str(caught.value)
     assert contents(tmp_path / "s") == before
-
-
-def other_model() -> nn.Module:
-    model = load_model()
-    model[0].weight.data.mul_(1.001)
-    return model
 
 
 def test_another_model_image_or_region_is_refused(tmp_path):

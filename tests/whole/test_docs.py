@@ -16,7 +16,7 @@ from captum_causalseg import metrics
 from captum_causalseg.evaluation import faithfulness
 from captum_causalseg.evaluation.refute import REFUTERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 # What these modules name in __all__ is for users; the reference has to have it.

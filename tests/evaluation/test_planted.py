@@ -29,7 +29,7 @@ from captum_causalseg.evaluation.planted import (
     shortcut_record,
 )
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_shortcut_model.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_shortcut_model.py"
 SHAPES = {
     "2D": {"spatial_shape": (40, 48), "roi_size": 10, "block_size": 8},
     "2D, remainders": {"spatial_shape": (45, 51), "roi_size": (9, 17), "block_size": (8, 7)},

@@ -44,7 +44,7 @@ PROGRAM = "import sys; from captum_causalseg.cli import main; sys.exit(main())"
 
 
 def surroundings(**environment):
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | environment
 
 
 def shell(line, folder):

@@ -1,11 +1,15 @@
 """A small study that tests run in this process, on a cluster, or as a program of its own that can be killed."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
@@ -76,6 +80,62 @@ def study(out, n: int = 5, **options) -> Cohort:
         "n_draws": 6,
     } | options
     return explain_cohort(options.pop("cases", make_cases(n)), options.pop("make_target", make_target), out=out, **options)
+
+
+class Reading(torch.utils.data.Dataset):
+    """Counts what is read."""
+
+    def __init__(self, n: int, with_data: bool) -> None:
+        self.read: list[int] = []
+        self.cases = make_cases(n)
+        if with_data:
+            self.data = [{"id": case["id"]} for case in self.cases]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict:
+        if index >= len(self):
+            raise IndexError
+        self.read.append(index)
+        return self.cases[index]
+
+
+def other_model() -> torch.nn.Module:
+    model = load_model()
+    model[0].weight.data.mul_(1.001)
+    return model
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of the results, and the table of cases without the seconds."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.npz"))}
+    found |= {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "units").rglob("*.parquet"))}
+    found["cases"] = pd.read_parquet(folder / "cases.parquet").drop(columns=["seconds"]).to_csv().encode()
+    return found
+
+
+def run_until_killed(out: Path, engine: str, finished: int, with_workers: bool = False) -> None:
+    """The study as a program, killed when so many cases are finished; perhaps with every process that it began."""
+    mark = f"COHORT_STUDY_OF_A_TEST={uuid.uuid4().hex}"
+    name, value = mark.split("=")
+    program = subprocess.Popen([sys.executable, __file__, str(out), engine], env=os.environ | {name: value})
+    manifest = out / "manifest.jsonl"
+    for _ in range(1200):
+        if manifest.exists() and manifest.read_bytes().count(b"\n") >= finished:
+            break
+        assert program.poll() is None
+        time.sleep(0.05)
+    program.send_signal(signal.SIGKILL)
+    for process in Path("/proc").glob("[0-9]*") if with_workers else ():
+        with contextlib.suppress(OSError):  # gone already
+            if mark.encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+    program.wait()
+
+
+def run(out: Path, engine: str) -> None:
+    subprocess.run([sys.executable, __file__, str(out), engine], check=True)
 
 
 if __name__ == "__main__":

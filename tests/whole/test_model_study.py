@@ -15,7 +15,7 @@ from torch import nn
 from captum_causalseg import TreatmentEffectStatistics, regions
 from captum_causalseg.demo import BrainSlices
 
-FILE = Path(__file__).resolve().parents[1] / "examples" / "model_study.py"
+FILE = Path(__file__).resolve().parents[2] / "examples" / "model_study.py"
 
 
 @pytest.fixture(scope="module")
