@@ -9,11 +9,10 @@ from torch import Tensor
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked
 from captum_causalseg.attr.effort import EFFORT, Effort
-from captum_causalseg.attr.estimate import Intervention, estimate, interventions, paint, tell_if_empty
+from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
 from captum_causalseg.attr.exclusion import Exclude
-from captum_causalseg.attr.problem import prepare
+from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.donors import DonorSource
-from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.inputs import Execution
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -168,19 +167,31 @@ class AverageTreatmentEffect(PerturbationAttribution):
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected.
         """
-        effort = Effort(
-            *(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, sampling, support),
-            *(precision, decide, alpha),
+        options = Options(
+            name=self.get_name(),
+            forward_func=self.forward_func,
+            inputs=inputs,
+            baselines=self.baselines if baselines is None else baselines,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+            effort=Effort(
+                n_draws=n_draws,
+                n_screening_draws=n_screening_draws,
+                screening_threshold=screening_threshold,
+                perturbations_per_eval=perturbations_per_eval,
+                seed=seed,
+                sampling=sampling,
+                support=support,
+                precision=precision,
+                decide=decide,
+                alpha=alpha,
+            ),
+            execution=Execution(compile=compile, autocast=autocast, memory_format=memory_format),
+            show_progress=show_progress,
+            return_statistics=return_statistics,
         )
-        problem = prepare(
-            *(effort.executed(self.forward_func), inputs, self._donors(baselines), additional_forward_args),
-            *(feature_mask, block_size, exclude),
-            execution=Execution(compile, autocast, memory_format),
-        )
-        statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
-        attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
-        tell_if_empty(statistics, target, self.get_name(), return_statistics)
-        return (attributions, statistics) if return_statistics else attributions
+        return answer(options, *estimate(options))
 
     @checked(EFFORT)
     def plan(
@@ -205,12 +216,21 @@ class AverageTreatmentEffect(PerturbationAttribution):
         that the unit reaches into the donor image and the place in it. No forward is spent with uniform draws and without
         support.
         """
-        effort = Effort(n_draws, n_screening_draws, 0.0, perturbations_per_eval, seed, sampling, support)
-        problem = prepare(
-            *(effort.executed(self.forward_func), inputs, self._donors(baselines), additional_forward_args),
-            *(feature_mask, block_size, exclude),
+        return interventions(
+            Options(
+                forward_func=self.forward_func,
+                inputs=inputs,
+                baselines=self.baselines if baselines is None else baselines,
+                target=target,
+                additional_forward_args=additional_forward_args,
+                units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+                effort=Effort(
+                    n_draws=n_draws,
+                    n_screening_draws=n_screening_draws,
+                    perturbations_per_eval=perturbations_per_eval,
+                    seed=seed,
+                    sampling=sampling,
+                    support=support,
+                ),
+            )
         )
-        return interventions(problem, effort, target)
-
-    def _donors(self, baselines: Any) -> Any:
-        return self.baselines if baselines is None else baselines

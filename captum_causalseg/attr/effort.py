@@ -37,15 +37,15 @@ _FIRST_SAMPLE = 8
 _AT_MOST = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Effort:
     """How donors are drawn and when to stop. See ``AverageTreatmentEffect.attribute``."""
 
-    n_draws: int
-    n_screening_draws: int
-    screening_threshold: float
-    perturbations_per_eval: int
-    seed: int | Sequence[int]
+    n_draws: int = 50
+    n_screening_draws: int = 3
+    screening_threshold: float = 0.0
+    perturbations_per_eval: int = 16
+    seed: int | Sequence[int] = 0
     sampling: Literal["stratified", "uniform"] = "uniform"
     support: str | None = None
     precision: float | None = None

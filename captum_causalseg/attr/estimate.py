@@ -8,16 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._captum import TargetType, progress
+from captum_causalseg._captum import progress
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.effort import Effort
+from captum_causalseg.attr.layer import prepare_layer
+from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
 from captum_causalseg.attr.parts import in_part
-from captum_causalseg.attr.problem import Problem
+from captum_causalseg.attr.problem import Problem, prepare_inputs
 from captum_causalseg.attr.ranking import rank_donors
 from captum_causalseg.attr.reach import everything_reaches, find_reach
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
+from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.evaluator import ModelEvaluator, chosen_output
 from captum_causalseg.interventions.layer import as_they_lie
 from captum_causalseg.interventions.reach import Reach
@@ -29,12 +32,12 @@ from captum_causalseg.target import SegmentationTarget
 __all__ = [
     "Intervention",
     "allowed_outputs",
+    "answer",
     "estimate",
     "interventions",
     "output_axes",
-    "paint",
+    "prepare",
     "reached_outputs",
-    "tell_if_empty",
 ]
 
 logger = logging.getLogger(__name__)
@@ -80,11 +83,16 @@ class _Prepared:
     """``(N, K)``"""
 
 
-def estimate(
-    problem: Problem, effort: Effort, target: TargetType, show_progress: bool, description: str
-) -> TreatmentEffectStatistics:
+def prepare(options: Options) -> Problem:
+    """Check every argument, and tie donors to the inputs or to the layer: the one way from options to a problem."""
+    units = options.units
+    return prepare_layer(options, units) if isinstance(units, LayerUnits) else prepare_inputs(options, units)
+
+
+def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     """Carry the interventions out and gather what they say."""
-    bar = progress(desc=description) if show_progress else None
+    problem, effort = prepare(options), options.effort
+    bar = progress(desc=f"{options.name} attribution") if options.show_progress else None
     reported = 0
 
     def on_progress(done: int, total: int) -> None:
@@ -97,7 +105,7 @@ def estimate(
     n, u = problem.n_examples, len(problem.units)
     try:
         with undisturbed(problem.forward_func):
-            prepared = _prepare(problem, effort, _plan(problem, effort), target)
+            prepared = _prepare(problem, options, _plan(problem, effort))
             plan, evaluator = prepared.plan, prepared.reach.evaluator
             batch_size = _batch_size(problem, effort, prepared.reach)
             wanted = int(plan.active.any(1).sum())
@@ -112,7 +120,11 @@ def estimate(
             goal = None
             if effort.has_goal:
                 goal = Goal(
-                    *(effort.precision, effort.decide, effort.alpha, 0.95, prepared.goal_outputs),
+                    precision=effort.precision,
+                    decide=effort.decide,
+                    alpha=effort.alpha,
+                    level=0.95,
+                    outputs=prepared.goal_outputs,
                     budget=effort.n_draws * wanted,
                     most_draws=effort.most_draws,
                 )
@@ -158,7 +170,7 @@ def estimate(
     forwards = {"observed": n, "interventions": outcome.n_forwards, **evaluator.spent}
     if problem.more_forwards:
         forwards["donors"] = problem.more_forwards
-    return TreatmentEffectStatistics(
+    return problem, TreatmentEffectStatistics(
         effect=effect,
         sample_variance=spread(outcome.variance, np.nan),
         variance_factor=spread(outcome.factor, np.nan),
@@ -190,12 +202,13 @@ def estimate(
     )
 
 
-def interventions(problem: Problem, effort: Effort, target: TargetType) -> list[Intervention]:
+def interventions(options: Options) -> list[Intervention]:
     """All interventions that would be made if no unit were screened out, in order."""
+    problem, effort = prepare(options), options.effort
     with undisturbed(problem.forward_func):
         plan = _plan(problem, effort)
         if plan.sampling == "stratified" or effort.support is not None:
-            plan = _prepare(problem, effort, plan, target).plan
+            plan = _prepare(problem, options, plan).plan
     planned = []
     for row in np.flatnonzero(plan.active.any(1)).tolist():
         example, unit = int(plan.example[row]), int(plan.unit[row])
@@ -205,11 +218,21 @@ def interventions(problem: Problem, effort: Effort, target: TargetType) -> list[
         numbers = problem.evaluator.spread(draws.donors(n)).tolist()
         for draw, (weight, number) in enumerate(zip(draws.weights(n).tolist(), numbers)):
             donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, number[p.slot])) for p in pieces)
-            planned.append(Intervention(example, int(problem.units.ids[unit]), draw, weight, donors))
+            number_of_unit = int(problem.units.ids[unit])
+            planned.append(Intervention(example=example, unit=number_of_unit, draw=draw, weight=weight, donors=donors))
     return planned
 
 
-def paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], target: Any) -> Any:
+def answer(options: Options, problem: Problem, statistics: TreatmentEffectStatistics) -> Any:
+    """What ``attribute`` returns: the attribution, and the statistics if they were asked for."""
+    attribution = _paint(statistics, problem.tensors, options.target)
+    if isinstance(options.units, InputUnits):
+        attribution = with_metadata(attribution, options.inputs)
+    _tell_if_empty(statistics, options)
+    return (attribution, statistics) if options.return_statistics else attribution
+
+
+def _paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], target: Any) -> Any:
     """The attribution: one output's effects over the inputs, 0 where nothing is known, in the inputs' dtype and device."""
     maps = statistics.to_map("effect", target)
     painted = tuple(
@@ -219,16 +242,17 @@ def paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], tar
     return painted if statistics.inputs_are_tuple else painted[0]
 
 
-def tell_if_empty(statistics: TreatmentEffectStatistics, target: Any, name: str, return_statistics: bool) -> None:
+def _tell_if_empty(statistics: TreatmentEffectStatistics, options: Options) -> None:
     """One line in the log about maps that show nothing; a warning to who sees nothing but the map."""
-    empty = {n: why for n in range(len(statistics.effect)) if (why := statistics.why_empty(target, example=n)) is not None}
+    reasons = (statistics.why_empty(options.target, example=n) for n in range(len(statistics.effect)))
+    empty = {n: why for n, why in enumerate(reasons) if why is not None}
     if not empty:
         return
     which = "the map is empty"
     if len(statistics.effect) > 1:
         which = f"{len(empty)} of {len(statistics.effect)} maps are empty, that of example {next(iter(empty))}"
-    level = logging.INFO if return_statistics else logging.WARNING
-    logger.log(level, "%s: %s: %s", name, which, next(iter(empty.values())))
+    level = logging.INFO if options.return_statistics else logging.WARNING
+    logger.log(level, "%s: %s: %s", options.name, which, next(iter(empty.values())))
 
 
 def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
@@ -285,11 +309,12 @@ def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness 
     row = int(active[0])
     donors = plan.draws(row).donors(COMPANY)
     examples, units = (np.full(len(donors), values[row]) for values in (plan.example, plan.unit))
-    return Witness(evaluator, examples, units, donors, batch_size)
+    return Witness(evaluator, examples, units, donors=donors, batch_size=batch_size)
 
 
-def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -> _Prepared:
+def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     """Observe, find out what can reach the RoIs, and rank the donors."""
+    effort = options.effort
     observed = observe(problem.evaluator, problem.n_examples)
     n_outputs = observed.shape[1]
     if len(problem.units) * observed.size > _MOST_OUTPUTS:
@@ -299,7 +324,9 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
         )
     output_shape = problem.evaluator.output_shape or ()
     axes = output_axes(problem, len(output_shape))
-    index = chosen_output(target, problem.n_examples, output_shape, axes, problem.spatial)
+    index = chosen_output(
+        options.target, problem.n_examples, output_shape=output_shape, output_axes=axes, spatial=problem.spatial
+    )
     problem.evaluator.local_scores()
     refuse_examples_that_mix(problem.evaluator)
     reach = everything_reaches(problem)
@@ -310,11 +337,19 @@ def _prepare(problem: Problem, effort: Effort, plan: Plan, target: TargetType) -
     plan = replace(plan, active=active)
     asked = _outputs_of_goal(index.numpy(), output_shape, axes)
     if plan.sampling == "stratified":
-        ranked = rank_donors(problem, reach.evaluator, plan, asked, effort.n_draws)
+        ranked = rank_donors(problem, reach.evaluator, plan, outputs=asked, n_draws=effort.n_draws)
         plan = replace(plan, sampling="uniform") if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
             problem.evaluator.spent["gradient"] += ranked[1] * problem.evaluator.runs_of_gradient
-    return _Prepared(plan, observed, output_shape, axes, reach, outside, asked)
+    return _Prepared(
+        plan=plan,
+        observed=observed,
+        output_shape=output_shape,
+        axes=axes,
+        reach=reach,
+        outside=outside,
+        goal_outputs=asked,
+    )
 
 
 def _per_output(problem: Problem, per_roi: np.ndarray, n_outputs: int) -> np.ndarray:

@@ -7,20 +7,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._captum import TargetType
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.estimate import allowed_outputs, output_axes
+from captum_causalseg.attr.estimate import allowed_outputs, output_axes, prepare
+from captum_causalseg.attr.options import Options
 from captum_causalseg.attr.problem import Problem
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.interventions.layer import as_they_lie
 from captum_causalseg.interventions.repeatability import refuse_unrepeatable
+from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
 from captum_causalseg.target.gradient import has_gradient
 
 __all__ = ["backpropagate"]
 
 
-def backpropagate(problem: Problem, target: TargetType, n_steps: int) -> Any:
-    """Every unit's ``<g, x - E b>``, painted over the problem's tensors; ``g`` at ``x``, or averaged on the path to it."""
+def backpropagate(options: Options, n_steps: int) -> Any:
+    """Every unit's ``<g, x - E b>``, painted over what units are parts of; ``g`` at ``x``, or averaged on the path to it."""
+    problem = prepare(options)
+    if isinstance(problem.evaluator, SampledLayerActivation):
+        raise ValueError(
+            "forward_func: the gradient at a layer is not defined for a model that answers differently each time (n_samples), "
+            "for its activation differs as well; LayerAverageTreatmentEffect measures the effects"
+        )
     n = problem.n_examples
     # In float64 on the CPU: the sums over units are then exact to rounding and the same every time.
     values = [tensor.detach().cpu().double() for tensor in problem.tensors]
@@ -31,7 +38,8 @@ def backpropagate(problem: Problem, target: TargetType, n_steps: int) -> Any:
         with torch.set_grad_enabled(n_steps == 1):
             scores = checked_scores(problem.scores(leaves), n, None)
         shape = tuple(scores.shape[1:])
-        index = chosen_output(target, n, shape, output_axes(problem, len(shape)), problem.spatial)
+        axes = output_axes(problem, len(shape))
+        index = chosen_output(options.target, n, output_shape=shape, output_axes=axes, spatial=problem.spatial)
         used = problem.units.present & allowed_outputs(problem, int(np.prod(shape)))[np.arange(n), :, index.numpy()]
         means = _mean_donors(problem, values, used)
         if n_steps == 1:

@@ -10,7 +10,7 @@ from captum_causalseg._checks import FUNCTION, checked, integer
 from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.gradient import backpropagate
-from captum_causalseg.attr.problem import prepare
+from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.gradient import differentiable
 
@@ -119,9 +119,12 @@ class GradientTreatmentEffect(GradientAttribution):
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
                 and what was expected.
         """
-        baselines = self.baselines if baselines is None else baselines
-        problem = prepare(
-            *(differentiable(self.forward_func), inputs, baselines, additional_forward_args),
-            *(feature_mask, block_size, exclude),
+        options = Options(
+            forward_func=differentiable(self.forward_func),
+            inputs=inputs,
+            baselines=self.baselines if baselines is None else baselines,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
         )
-        return with_metadata(backpropagate(problem, target, n_steps), inputs)
+        return with_metadata(backpropagate(options, n_steps), inputs)

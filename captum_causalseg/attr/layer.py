@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, one_of, renamed, sequence, shown
 from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
 from captum_causalseg.donors import ActivationBank, BoundDonors, DonorSource, as_donor_source
 from captum_causalseg.interventions.axes import Axes
@@ -26,7 +27,7 @@ from captum_causalseg.interventions.layouts import (
 )
 from captum_causalseg.interventions.sampled_layer import SampledLayerActivation, record_one_by_one, scores_of_one_answer
 from captum_causalseg.interventions.units import Units
-from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, UnitKind, unit_mask
+from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, unit_mask
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["LAYER", "LAYOUT", "LayerBaselines", "Layouts", "prepare_layer"]
@@ -50,32 +51,22 @@ LAYER = {
 """What the arguments that say which layer is meant, and which parts of it, have to be."""
 
 
-def prepare_layer(
-    forward_func: Callable[..., Any],
-    layer: nn.Module,
-    device_ids: Sequence[int] | None,
-    inputs: Any,
-    layer_baselines: Any,
-    additional_forward_args: Any,
-    layer_mask: Any,
-    at_input: Any,
-    kind: Any,
-    block_size: Any,
-    layout: Any,
-) -> Problem:
+def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
     """Check every argument, run the model once to see the activation, and tie donors to it."""
-    if block_size is not None and (layer_mask is not None or kind not in ("block", "channel_block")):
+    layer = asked.layer
+    if asked.block_size is not None and not asked.in_blocks:
         raise ValueError('block_size: it goes with units="block" or "channel_block"')
-    if block_size is None and layer_mask is None and kind in ("block", "channel_block"):
-        raise ValueError(f"block_size: units={kind!r} needs it, in the activation's own pixels")
-    call = prepare_call(forward_func, inputs, additional_forward_args)
-    device_ids = device_ids if device_ids is not None else getattr(forward_func, "device_ids", None)
+    if asked.block_size is None and asked.in_blocks:
+        raise ValueError(f"block_size: units={asked.kind!r} needs it, in the activation's own pixels")
+    executed = options.executed
+    call = prepare_call(executed, options.inputs, options.additional_forward_args)
+    device_ids = asked.device_ids if asked.device_ids is not None else getattr(executed, "device_ids", None)
     device_ids = device_ids or None  # a DataParallel without CUDA has none and calls its module
-    watch: dict[str, Any] = {"at_input": at_input, "device_ids": device_ids}
+    watch: dict[str, Any] = {"at_input": asked.at_input, "device_ids": device_ids}
     function = call.forward_func
     with undisturbed(function):
         everything = _fresh(call.inputs + call.arguments)
-        asked = isinstance(function, SegmentationTarget) and function.n_samples is not None and function._varies is None
+        compared = isinstance(function, SegmentationTarget) and function.n_samples is not None and function._varies is None
         sampling = function if isinstance(function, SegmentationTarget) and function.varies(*everything) else None
         if sampling is None:
             activation, observed = record(function, layer, everything, **watch)
@@ -83,30 +74,27 @@ def prepare_layer(
             observed = function(*everything)
             activation = record_one_by_one(sampling, layer, sampling.model_inputs(*everything), **watch)
         _check_activation(activation.tensors, call.inputs[0].shape[0])
-        asked_of = "layer" if layer_mask is not None else kind
-        layouts, followed = _layouts(layout, asked_of, call, layer, activation.tensors, at_input, sampling is not None)
+        model = _model_of(function, sampling is not None)
+        layouts, followed = _layouts(asked, call, activation.tensors, model=model)
         masks = None
-        if layer_mask is not None:
-            masks = channels_first(check_masks("layer_mask", layer_mask, activation.tensors, "activation"), layouts)
+        if asked.layer_mask is not None:
+            masks = check_masks("layer_mask", asked.layer_mask, activation.tensors, whose="activation")
+            masks = channels_first(masks, layouts)
         activation = activation.laid_out(layouts)
         tensors = tuple(activation.tensors)
-        parts = Units(
-            _default_masks(tensors, layouts, kind, block_size) if masks is None else masks, [tensor.shape for tensor in tensors]
-        )
-        found = _donors(layer_baselines, layer, call, tensors, layouts, watch, sampling is not None)
+        parts = Units(_default_masks(tensors, layouts, asked) if masks is None else masks, [tensor.shape for tensor in tensors])
+        found = _donors(options, call, tensors, layouts=layouts, watch=watch, model=model)
     given = layer, call.inputs, call.arguments, activation, observed, parts, found.bound
-    kind_of_donors: dict[str, Any] = {"at_input": at_input, "paired": found.paired}
+    kind_of_donors: dict[str, Any] = {"at_input": asked.at_input, "paired": found.paired}
     if sampling is None:
         evaluator = LayerActivation(function, *given, device_ids=device_ids, **kind_of_donors)
     else:
         evaluator = SampledLayerActivation(sampling, *given, found.own, **kind_of_donors)
-    if asked:
+    if compared:
         evaluator.spent["answers compared"] += 2
     if followed:
         evaluator.spent["layout"] += followed
-    described = common_settings(
-        layer=type(layer).__name__, units=kind if layer_mask is None else "layer_mask", block_size=block_size
-    )
+    described = common_settings(layer=type(layer).__name__, units=asked.asked, block_size=asked.block_size)
     described["layout"] = [None if one is None else one.described() for one in layouts]
     watch["layouts"] = layouts
     return Problem(
@@ -126,7 +114,7 @@ def prepare_layer(
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
         rois=call.rois,
         spatial=call.spatial,
-        settings=described | common_settings(layer_baselines=layer_baselines),
+        settings=described | common_settings(layer_baselines=options.baselines),
         paired=found.paired,
         more_forwards=found.n_images,
     )
@@ -150,14 +138,16 @@ class _Donors:
 
 
 def _donors(
-    baselines: Any,
-    layer: nn.Module,
+    options: Options,
     call: Call,
     tensors: tuple[Tensor, ...],
+    *,
     layouts: tuple[Layout | None, ...],
     watch: dict[str, Any],
-    sampling: bool,
+    model: Callable[..., Any],
 ) -> _Donors:
+    assert isinstance(options.units, LayerUnits)
+    baselines, layer = options.baselines, options.units.layer
     if isinstance(baselines, (list, np.ndarray)):
         raise TypeError(
             "layer_baselines: expected donor images or activations as a tensor, an ActivationBank, a number or another donor source, got "
@@ -171,15 +161,15 @@ def _donors(
 
         def run(images: tuple[Tensor, ...]) -> list[Tensor]:
             fitting = tuple(image.to(like) for image, like in zip(images, call.inputs))
-            found = record(_model_of(call.forward_func, sampling), layer, fitting + others, **watch)[0]
+            found = record(model, layer, fitting + others, **watch)[0]
             return found.laid_out(layouts).tensors
 
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
         state = watch["at_input"], layouts, kinds, tuple(map(_comparable, others)), _state_of(call.forward_func)
-        banks, count = baselines.recorded(layer, state, run, tensors)
+        banks, count = baselines.recorded(layer, state, run, like=tensors)
         with renamed(baselines="layer_baselines"):
             bound = tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors))
-        return _Donors(bound, (None,) * len(tensors), True, count)
+        return _Donors(bound=bound, own=(None,) * len(tensors), paired=True, n_images=count)
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
     if len(given) != len(tensors):
         raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
@@ -198,17 +188,19 @@ def _donors(
         with renamed(baselines="layer_baselines"):
             sources.append(as_donor_source(0.0 if one is None else one, tensor))
             found.append(sources[-1].bind(tensor))
-    return _Donors(tuple(found), tuple(source if source.of_the_image else None for source in sources), False, 0)
+    own = tuple(source if source.of_the_image else None for source in sources)
+    return _Donors(bound=tuple(found), own=own, paired=False, n_images=0)
 
 
 def _layouts(
-    asked: Any, units: Any, call: Call, layer: nn.Module, tensors: Sequence[Tensor], at_input: bool, sampling: bool
+    asked: LayerUnits, call: Call, tensors: Sequence[Tensor], *, model: Callable[..., Any]
 ) -> tuple[tuple[Layout | None, ...], int]:
     """The layout of every tensor of the activation, as it lies, and how many images were run to find them.
 
-    One that cannot be told is ``None`` where ``units`` do not need it.
+    One that cannot be told is ``None`` where the units do not need it.
     """
-    given: list[Layout | None] = [*_given_layouts(asked, len(tensors))]
+    layer, units = asked.layer, "layer" if asked.layer_mask is not None else asked.kind
+    given: list[Layout | None] = [*_given_layouts(asked.layout, len(tensors))]
     for place, (one, tensor) in enumerate(zip(given, tensors)):
         if one is None and units != "head" and (tensor.ndim == 2 or channels_first_by_type(layer)):
             given[place] = one = Layout("NC*")
@@ -223,16 +215,16 @@ def _layouts(
     function = call.forward_func
     if isinstance(function, SegmentationTarget):
         few = list(function.model_inputs(*few))
-    seen = follow(lambda: _model_of(function, sampling)(*few), few, modules)
+    seen = follow(lambda: model(*few), few, modules)
     sighting = seen.get(name)
-    axes: Sequence[Axes] = () if sighting is None else sighting.taken if at_input else sighting.returned
+    axes: Sequence[Axes] = () if sighting is None else sighting.taken if asked.at_input else sighting.returned
     found: list[Layout | None] = []
     for place, (one, tensor) in enumerate(zip(given, tensors)):
         known = axes[place] if len(axes) == len(tensors) else ()
         if len(known) == tensor.ndim:
             one = read_layout(known, len(call.spatial)) if one is None else with_grid(one, known, len(call.spatial))
             if one is not None and units == "head":
-                one = with_heads(one, name, modules, seen, known)
+                one = with_heads(one, name, modules, seen=seen, axes=known)
         if one is None and units != "layer":
             raise ValueError(unclear(tensor.shape, f"{name} ({type(layer).__name__})" if name else type(layer).__name__))
         found.append(one)
@@ -254,17 +246,15 @@ def _names(forward_func: Callable[..., Any], layer: nn.Module) -> tuple[str, dic
     return ("", {"": layer}) if name is None else (name, modules)
 
 
-def _default_masks(
-    tensors: tuple[Tensor, ...], layouts: tuple[Layout | None, ...], kind: UnitKind, block_size: Any
-) -> list[Tensor]:
+def _default_masks(tensors: tuple[Tensor, ...], layouts: tuple[Layout | None, ...], asked: LayerUnits) -> list[Tensor]:
     """Units of the asked kind, numbered on from tensor to tensor; a whole layer is one unit across all of them."""
     masks: list[Tensor] = []
     first = 0
     for tensor, layout in zip(tensors, layouts):
         # Of a whole layer, it does not matter.
-        mask = unit_mask(layout or Layout("NC*"), kind, tensor.shape, block_size)
+        mask = unit_mask(layout or Layout("NC*"), asked.kind, tensor.shape, block_size=asked.block_size)
         masks.append(mask + first)
-        first = int(masks[-1].max()) + 1 if kind != "layer" else 0
+        first = int(masks[-1].max()) + 1 if asked.kind != "layer" else 0
     return masks
 
 

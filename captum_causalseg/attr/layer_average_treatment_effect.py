@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked
 from captum_causalseg.attr.effort import EFFORT, Effort
-from captum_causalseg.attr.estimate import Intervention, estimate, interventions, paint, tell_if_empty
-from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts, prepare_layer
-from captum_causalseg.attr.problem import Problem
+from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
+from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
+from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.layout import UnitKind
 
 __all__ = ["LayerAverageTreatmentEffect", "LayerBaselines"]
@@ -57,7 +57,7 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         device_ids: list[int] | None = None,
         layer_baselines: LayerBaselines = None,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        LayerAttribution.__init__(self, forward_func, layer, device_ids=device_ids)
         self.layer_baselines = layer_baselines
 
     @log_usage(part_of_slo=True)
@@ -136,18 +136,38 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
             TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected. Where
                 ``layout="auto"`` cannot tell what the axes mean, it asks for ``layout``.
         """
-        effort = Effort(
-            *(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, sampling, support),
-            *(precision, decide, alpha),
+        options = Options(
+            name=self.get_name(),
+            forward_func=self.forward_func,
+            inputs=inputs,
+            baselines=self.layer_baselines if layer_baselines is None else layer_baselines,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            units=LayerUnits(
+                layer=self.layer,
+                device_ids=self.device_ids,
+                at_input=attribute_to_layer_input,
+                layer_mask=layer_mask,
+                kind=units,
+                block_size=block_size,
+                layout=layout,
+            ),
+            effort=Effort(
+                n_draws=n_draws,
+                n_screening_draws=n_screening_draws,
+                screening_threshold=screening_threshold,
+                perturbations_per_eval=perturbations_per_eval,
+                seed=seed,
+                sampling=sampling,
+                support=support,
+                precision=precision,
+                decide=decide,
+                alpha=alpha,
+            ),
+            show_progress=show_progress,
+            return_statistics=return_statistics,
         )
-        problem = self._prepare(
-            *(effort, inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input),
-            *(units, block_size, layout),
-        )
-        statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
-        attributions = paint(statistics, problem.tensors, target)
-        tell_if_empty(statistics, target, self.get_name(), return_statistics)
-        return (attributions, statistics) if return_statistics else attributions
+        return answer(options, *estimate(options))
 
     @checked(EFFORT, LAYER)
     def plan(
@@ -169,34 +189,29 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         layout: Layouts = "auto",
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation."""
-        effort = Effort(n_draws, n_screening_draws, 0.0, perturbations_per_eval, seed, sampling, support)
-        problem = self._prepare(
-            *(effort, inputs, layer_baselines, additional_forward_args, layer_mask, attribute_to_layer_input),
-            *(units, block_size, layout),
-        )
-        return interventions(problem, effort, target)
-
-    def _prepare(
-        self,
-        effort: Effort,
-        inputs: Any,
-        layer_baselines: Any,
-        additional_forward_args: Any,
-        layer_mask: Any,
-        at_input: bool,
-        kind: UnitKind,
-        block_size: Any,
-        layout: Any,
-    ) -> Problem:
-        layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
-        return prepare_layer(
-            *(
-                effort.executed(self.forward_func),
-                self.layer,
-                self.device_ids,
-                inputs,
-                layer_baselines,
-                additional_forward_args,
-            ),
-            *(layer_mask, at_input, kind, block_size, layout),
+        return interventions(
+            Options(
+                forward_func=self.forward_func,
+                inputs=inputs,
+                baselines=self.layer_baselines if layer_baselines is None else layer_baselines,
+                target=target,
+                additional_forward_args=additional_forward_args,
+                units=LayerUnits(
+                    layer=self.layer,
+                    device_ids=self.device_ids,
+                    at_input=attribute_to_layer_input,
+                    layer_mask=layer_mask,
+                    kind=units,
+                    block_size=block_size,
+                    layout=layout,
+                ),
+                effort=Effort(
+                    n_draws=n_draws,
+                    n_screening_draws=n_screening_draws,
+                    perturbations_per_eval=perturbations_per_eval,
+                    seed=seed,
+                    sampling=sampling,
+                    support=support,
+                ),
+            )
         )

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked, integer
 from captum_causalseg.attr.gradient import backpropagate
-from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts, prepare_layer
+from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
+from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.interventions.gradient import differentiable
-from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
 from captum_causalseg.layout import UnitKind
 
 __all__ = ["LayerGradientTreatmentEffect"]
@@ -62,7 +62,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
     ) -> None:
         # Of the two bases only one constructor takes a layer.
         GradientAttribution.__init__(self, forward_func)
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        LayerAttribution.__init__(self, forward_func, layer, device_ids=device_ids)
         self.layer_baselines = layer_baselines
 
     @property
@@ -102,14 +102,20 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
                 and what was expected.
         """
-        layer_baselines = self.layer_baselines if layer_baselines is None else layer_baselines
-        problem = prepare_layer(
-            *(differentiable(self.forward_func), self.layer, self.device_ids, inputs, layer_baselines),
-            *(additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout),
+        options = Options(
+            forward_func=differentiable(self.forward_func),
+            inputs=inputs,
+            baselines=self.layer_baselines if layer_baselines is None else layer_baselines,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            units=LayerUnits(
+                layer=self.layer,
+                device_ids=self.device_ids,
+                at_input=attribute_to_layer_input,
+                layer_mask=layer_mask,
+                kind=units,
+                block_size=block_size,
+                layout=layout,
+            ),
         )
-        if isinstance(problem.evaluator, SampledLayerActivation):
-            raise ValueError(
-                "forward_func: the gradient at a layer is not defined for a model that answers differently each time (n_samples), "
-                "for its activation differs as well; LayerAverageTreatmentEffect measures the effects"
-            )
-        return backpropagate(problem, target, n_steps)
+        return backpropagate(options, n_steps)

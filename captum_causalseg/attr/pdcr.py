@@ -12,9 +12,8 @@ from captum_causalseg._captum import PerturbationAttribution, TargetType, log_us
 from captum_causalseg._checks import FUNCTION, checked, instance, tensor_of
 from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.attr.effort import EFFORT, Effort
-from captum_causalseg.attr.estimate import estimate, paint, tell_if_empty
-from captum_causalseg.attr.problem import prepare
-from captum_causalseg.images import with_metadata
+from captum_causalseg.attr.estimate import answer, estimate
+from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 
@@ -88,24 +87,29 @@ class PdCR(PerturbationAttribution):
 
         Only ``n_draws`` differs: it counts the fine draws, which come on top of the screening draws.
         """
-        baselines = self.baselines if baselines is None else baselines
-        effort = Effort(n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed, paper=True)
-        problem = prepare(
-            effort.executed(self.forward_func),
-            inputs,
-            baselines,
-            additional_forward_args,
-            None,
-            block_size,
-            "roi",
-            whole_blocks_only=True,
+        options = Options(
+            name=self.get_name(),
+            forward_func=self.forward_func,
+            inputs=inputs,
+            baselines=self.baselines if baselines is None else baselines,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            units=InputUnits(block_size=block_size, exclude="roi", whole_blocks_only=True),
+            effort=Effort(
+                n_draws=n_draws,
+                n_screening_draws=n_screening_draws,
+                screening_threshold=screening_threshold,
+                perturbations_per_eval=perturbations_per_eval,
+                seed=seed,
+                paper=True,
+            ),
+            show_progress=show_progress,
+            return_statistics=return_statistics,
         )
-        statistics = estimate(problem, effort, target, show_progress, f"{self.get_name()} attribution")
+        problem, statistics = estimate(options)
         small = (statistics.effect.abs() < screening_threshold) | (statistics.status == Status.SCREENED)
         statistics.effect = torch.where(small, torch.zeros_like(statistics.effect), statistics.effect)
-        attributions = with_metadata(paint(statistics, problem.tensors, target), inputs)
-        tell_if_empty(statistics, target, self.get_name(), return_statistics)
-        return (attributions, statistics) if return_statistics else attributions
+        return answer(options, problem, statistics)
 
     @staticmethod
     @checked(

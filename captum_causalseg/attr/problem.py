@@ -16,15 +16,16 @@ from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._checks import integer, misfit
 from captum_causalseg._version import __version__
 from captum_causalseg.attr.exclusion import excluded_places, excluded_units, exclusion_in_words, forbidden_places
+from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.donors import BoundDonors, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
-from captum_causalseg.interventions.inputs import Execution, WholeInput
+from captum_causalseg.interventions.inputs import WholeInput
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.layout import Layout
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare", "prepare_call"]
+__all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare_call", "prepare_inputs"]
 
 DEFAULT_BLOCK_SIZE = 8
 
@@ -129,7 +130,8 @@ def prepare_call(forward_func: Callable[..., Any], inputs: Any, additional_forwa
         forward_func.roi_masks((*tensors, *arguments))  # refuses what does not fit, before the masks are turned into arguments
         forward_func, arguments = forward_func.with_masks_as_arguments(n_examples, image.ndim - 2, arguments)
         rois = forward_func.roi_masks((*tensors, *arguments))
-    return Call(forward_func, tensors, arguments, rois, torch.Size() if image is None else image.shape[2:])
+    spatial = torch.Size() if image is None else image.shape[2:]
+    return Call(forward_func=forward_func, inputs=tensors, arguments=arguments, rois=rois, spatial=spatial)
 
 
 def common_settings(**asked: Any) -> dict[str, Any]:
@@ -147,56 +149,48 @@ def common_settings(**asked: Any) -> dict[str, Any]:
     }
 
 
-def prepare(
-    forward_func: Callable[..., Any],
-    inputs: Any,
-    baselines: Any,
-    additional_forward_args: Any,
-    feature_mask: Any,
-    block_size: Any,
-    exclude: Any,
-    *,
-    whole_blocks_only: bool = False,
-    execution: Execution | None = None,
-) -> Problem:
+def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     """Check every argument before any forward is spent, and tie donors to inputs."""
-    call = prepare_call(forward_func, inputs, additional_forward_args)
+    call = prepare_call(options.executed, options.inputs, options.additional_forward_args)
     tensors, rois = call.inputs, call.rois
-    block_sizes = _block_sizes(tensors, isinstance(inputs, tuple), block_size)
-    units = Units(_feature_masks(tensors, feature_mask, block_size, block_sizes), [tensor.shape for tensor in tensors])
+    is_tuple = isinstance(options.inputs, tuple)
+    block_sizes = _block_sizes(tensors, is_tuple, asked.block_size)
+    units = Units(_feature_masks(tensors, asked, block_sizes), [tensor.shape for tensor in tensors])
     n_rois = 1 if rois is None else rois.shape[1]
-    places = excluded_places(exclude, tensors, rois)
+    places = excluded_places(asked.exclude, tensors, rois)
     excluded = excluded_units(units, places, n_rois)
-    if whole_blocks_only:
+    if asked.whole_blocks_only:
         excluded = excluded | _remainders(units, block_sizes)[None, :, None]
     lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
     if len(lost):
-        if whole_blocks_only:
+        if asked.whole_blocks_only:
             raise ValueError(
                 f"block_size: no whole block of example {lost[0]} lies outside the RoI; choose smaller blocks or a smaller RoI"
             )
         raise ValueError(
             f"exclude: every unit of example {lost[0]} is excluded; choose smaller units, a smaller RoI, or pass exclude=None"
         )
-    given = _baselines(baselines, tensors)
+    given = _baselines(options.baselines, tensors)
     sources = [as_donor_source(source, tensor) for source, tensor in zip(given, tensors)]
     donors = tuple(
         source.bind(tensor, forbidden)
-        for source, tensor, forbidden in zip(sources, tensors, forbidden_places(exclude, tensors, rois))
+        for source, tensor, forbidden in zip(sources, tensors, forbidden_places(asked.exclude, tensors, rois))
     )
     # As they were given, or what was taken where nothing was.
-    named = [source if asked is None else asked for source, asked in zip(sources, given)]
+    named = [source if one is None else one for source, one in zip(sources, given)]
     described = common_settings(
-        units="block" if feature_mask is None else "feature_mask",
-        block_size=None if feature_mask is not None else block_sizes if isinstance(inputs, tuple) else block_sizes[0],
-        baselines=tuple(named) if isinstance(baselines, tuple) else named[0],
-        exclude=exclusion_in_words(exclude, places),
+        units="block" if asked.feature_mask is None else "feature_mask",
+        block_size=None if asked.feature_mask is not None else block_sizes if is_tuple else block_sizes[0],
+        baselines=tuple(named) if isinstance(options.baselines, tuple) else named[0],
+        exclude=exclusion_in_words(asked.exclude, places),
     )
     return Problem(
         tensors=tensors,
-        is_tuple=isinstance(inputs, tuple),
+        is_tuple=is_tuple,
         forward_func=call.forward_func,
-        evaluator=WholeInput(call.forward_func, tensors, call.arguments, units, donors, execution),
+        evaluator=WholeInput(
+            call.forward_func, tensors, call.arguments, units=units, donors=donors, execution=options.execution
+        ),
         scores=scores_of_inputs(call.forward_func, call.arguments),
         smooth_scores=lambda: scores_of_inputs(differentiable(call.forward_func), call.arguments),
         units=units,
@@ -204,7 +198,7 @@ def prepare(
         excluded=excluded,
         rois=rois,
         spatial=call.spatial,
-        settings=described | (execution or Execution()).settings(),
+        settings=described | options.execution.settings(),
     )
 
 
@@ -279,17 +273,15 @@ def _block_sizes(tensors: tuple[Tensor, ...], is_tuple: bool, block_size: Any) -
     return sizes
 
 
-def _feature_masks(
-    tensors: tuple[Tensor, ...], feature_mask: Any, block_size: Any, block_sizes: list[tuple[int, ...]]
-) -> list[Tensor]:
-    if feature_mask is not None and block_size is not None:
+def _feature_masks(tensors: tuple[Tensor, ...], asked: InputUnits, block_sizes: list[tuple[int, ...]]) -> list[Tensor]:
+    if asked.feature_mask is not None and asked.block_size is not None:
         raise ValueError("feature_mask, block_size: give one of them")
-    if feature_mask is None:
+    if asked.feature_mask is None:
         return _default_masks(tensors, block_sizes)
-    return check_masks("feature_mask", feature_mask, tensors, "input")
+    return check_masks("feature_mask", asked.feature_mask, tensors, whose="input")
 
 
-def check_masks(name: str, given: Any, tensors: Sequence[Tensor], whose: str) -> list[Tensor]:
+def check_masks(name: str, given: Any, tensors: Sequence[Tensor], *, whose: str) -> list[Tensor]:
     """Integer masks with Captum's meaning, one per tensor and with as many axes; axes of length 1 stay as they are."""
     given = given if isinstance(given, tuple) else (given,)
     if len(given) != len(tensors):

@@ -10,9 +10,9 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import tensor_of
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.estimate import allowed_outputs, output_axes, reached_outputs
+from captum_causalseg.attr.estimate import allowed_outputs, output_axes, prepare, reached_outputs
 from captum_causalseg.attr.exclusion import Exclude
-from captum_causalseg.attr.problem import prepare
+from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.interventions.units import gather, paste
@@ -57,7 +57,16 @@ class Replacements:
         seed: int,
         support: Literal["auto"] | None,
     ) -> None:
-        problem = prepare(forward_func, inputs, baselines, additional_forward_args, feature_mask, block_size, exclude)
+        problem = prepare(
+            Options(
+                forward_func=forward_func,
+                inputs=inputs,
+                baselines=baselines,
+                target=target,
+                additional_forward_args=additional_forward_args,
+                units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+            )
+        )
         self._units, self._donors = problem.units, problem.donors
         self._spatial = problem.spatial
         self.forward_func, self.tensors, self.arguments = problem.forward_func, problem.tensors, problem.evaluator.arguments

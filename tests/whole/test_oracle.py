@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from captum_causalseg import AverageTreatmentEffect, PatchBank, PdCR, SegmentationTarget, Status, regions
 from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.estimate import interventions
-from captum_causalseg.attr.problem import prepare
+from captum_causalseg.attr.options import InputUnits, Options
 
 
 class Net(nn.Module):
@@ -383,8 +383,15 @@ def test_pdcr_equals_the_literal_protocol(spatial, n):
             hard = model(*inputs)[0, 0] > 0.5  # as it is, no activation
         return np.array([oracle.hard_dice(hard, labels[example], roi, 0.0)])
 
-    problem = prepare(face.forward_func, images, PatchBank(patches), None, None, 4, "roi", whole_blocks_only=True)
-    planned = interventions(problem, Effort(6, 3, 0.0002, 16, 5, paper=True), None)
+    planned = interventions(
+        Options(
+            forward_func=face.forward_func,
+            inputs=images,
+            baselines=PatchBank(patches),
+            units=InputUnits(block_size=4, whole_blocks_only=True),
+            effort=Effort(n_draws=6, n_screening_draws=3, screening_threshold=0.0002, seed=5, paper=True),
+        )
+    )
     assert {step.weight for step in planned} == {0.0, 1 / 6}
     mask = regions.grid(spatial, 4)[None, None]
     moved = oracle.differences(score, [images], [mask], [patches], planned)

@@ -1,0 +1,81 @@
+"""What a face was asked for, made once from its keywords and handed on whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from captum_causalseg._captum import TargetType
+from captum_causalseg.attr.effort import Effort
+from captum_causalseg.interventions.inputs import Execution
+from captum_causalseg.layout import UnitKind
+
+__all__ = ["InputUnits", "LayerUnits", "Options"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputUnits:
+    """Which parts of the inputs are units, and which of them are left as they are. See ``AverageTreatmentEffect.attribute``."""
+
+    feature_mask: Any = None
+    block_size: Any = None
+    exclude: Any = "roi"
+    whole_blocks_only: bool = False
+    """Leave out what remains of blocks at the edges, as the published protocol does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerUnits:
+    """Which layer is meant, and which parts of its activation are units. See ``LayerAverageTreatmentEffect.attribute``."""
+
+    layer: nn.Module
+    device_ids: Any = None
+    at_input: bool = False
+    layer_mask: Any = None
+    kind: UnitKind = "channel"
+    block_size: Any = None
+    layout: Any = "auto"
+
+    @property
+    def asked(self) -> str:
+        """What units are, in a word."""
+        return "layer_mask" if self.layer_mask is not None else self.kind
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether units are blocks, which need a size."""
+        return self.asked in ("block", "channel_block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of ``attribute``, ``plan`` and their like, as the user gave them; nothing is checked yet.
+
+    Args:
+        forward_func: what is explained.
+        inputs, additional_forward_args, target: likewise, as in Captum.
+        baselines: what units are replaced by.
+        units: which parts, of the inputs or of a layer.
+        effort: how donors are drawn; of no matter where none are.
+        execution: how the model is run.
+        name: of the method, for progress bars and the log.
+        show_progress, return_statistics: what is shown and returned besides.
+    """
+
+    forward_func: Callable[..., Any]
+    inputs: Any
+    units: InputUnits | LayerUnits
+    baselines: Any = None
+    additional_forward_args: Any = None
+    target: TargetType = None
+    effort: Effort = field(default_factory=Effort)
+    execution: Execution = field(default_factory=Execution)
+    name: str = ""
+    show_progress: bool = False
+    return_statistics: bool = False
+
+    @property
+    def executed(self) -> Callable[..., Any]:
+        """The function as it is run: with one perturbation at a time, every image alone."""
+        return self.effort.executed(self.forward_func)
