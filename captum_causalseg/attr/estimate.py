@@ -298,6 +298,7 @@ def _plan(problem: Problem, effort: Effort) -> Plan:
         n_screening_draws=effort.n_screening_draws,
         seed=seeds,
         sampling="paper" if effort.paper else effort.sampling,
+        with_noise=problem.evaluator.noise_population > 1,
     )
 
 
@@ -308,8 +309,7 @@ def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness 
         return None
     row = int(active[0])
     donors = plan.draws(row).donors(COMPANY)
-    examples, units = (np.full(len(donors), values[row]) for values in (plan.example, plan.unit))
-    return Witness(evaluator, examples, units, donors=donors, batch_size=batch_size)
+    return Witness(evaluator, plan.interventions(np.full(len(donors), row), donors), batch_size)
 
 
 def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:

@@ -51,5 +51,5 @@ def _collage(problem: Problem, k: int) -> list[Tensor]:
     for begin in range(0, len(example), _UNITS_AT_ONCE):
         part = slice(begin, begin + _UNITS_AT_ONCE)
         spread = problem.evaluator.spread(donors[part])
-        paste(tensors, problem.units, problem.donors, example[part], unit[part], spread, onto=example[part])
+        paste(tensors, problem.units, problem.donors, example[part], unit[part], spread, example[part])
     return tensors

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from captum_causalseg.engine.draws import Draws, PaperDraws, StratifiedDraws, UniformDraws
+from captum_causalseg.engine.interventions import Interventions
 
 __all__ = ["Plan", "Sampling"]
 
@@ -31,6 +32,7 @@ class Plan:
         n_screening_draws: how many of them come first and decide whether the rest is needed; 0 for no screening.
         seed: one for all, or one per example.
         sampling: ``"uniform"``, ``"stratified"`` or ``"paper"``: see :mod:`captum_causalseg.engine.draws`.
+        with_noise: the last slot is no donor but the random state that a stochastic model meets.
         rankings: per row, the order of its candidates for stratified draws; ``None`` for rows whose donors could not be ranked, or
             that use all of them.
     """
@@ -44,6 +46,7 @@ class Plan:
     n_screening_draws: int
     seed: tuple[int, ...]
     sampling: Sampling = "uniform"
+    with_noise: bool = False
     rankings: Sequence[np.ndarray | None] = ()
 
     def __len__(self) -> int:
@@ -53,6 +56,11 @@ class Plan:
     def screens(self) -> bool:
         """Whether there is a screening round at all."""
         return self.n_screening_draws > 0 and (self.sampling == "paper" or self.n_screening_draws < self.n_draws)
+
+    def interventions(self, rows: np.ndarray, draws: np.ndarray) -> Interventions:
+        """Draws ``(B, slots)`` of rows ``(B,)`` as an evaluator takes them."""
+        donors, noise = (draws[:, :-1], draws[:, -1]) if self.with_noise else (draws, None)
+        return Interventions.single(self.example[rows], self.unit[rows], donors, noise)
 
     def generator(self, row: int) -> np.random.Generator:
         """Where the row's draws come from; the same one whenever it is asked for."""

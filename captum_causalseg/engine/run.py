@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_causalseg.engine.draws import Estimate
 from captum_causalseg.engine.goal import Goal, half_widths
+from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.plan import Plan
 
 __all__ = ["Evaluator", "Outcome", "observe", "run"]
@@ -24,16 +25,20 @@ _ROUNDING = 64
 
 
 class Evaluator(Protocol):
-    """How a score under an intervention is computed."""
+    """How scores under interventions are computed.
+
+    Scores are ``(B, K)``. They may be ``(B, K, 1 + C)``: then the first column is the score, and each further one a *control*: what the
+    same row gives in another computation, a cheaper one for example.
+    """
 
     def observe(self, examples: np.ndarray) -> Tensor:
-        """The scores without intervention ``(B, K)`` of the examples ``(B,)``."""
+        """The scores without intervention of the examples ``(B,)``."""
 
     def baseline(self, examples: np.ndarray) -> Tensor:
         """The same scores, computed in the very way in which those under interventions are."""
 
-    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """The scores ``(B, K)`` of ``B`` interventions: example ``(B,)``, unit ``(B,)``, donor per slot ``(B, slots)``."""
+    def __call__(self, interventions: Interventions) -> Tensor:
+        """The scores of ``B`` interventions."""
 
 
 @dataclass
@@ -320,8 +325,7 @@ class _Loop:
 
     def _evaluate(self, rows: np.ndarray, donors: np.ndarray) -> np.ndarray | None:
         """The scores of one batch, or None if memory ran out and a smaller batch is to be tried."""
-        examples, units = self.plan.example[rows], self.plan.unit[rows]
-        found = _attempt(partial(self.evaluator, examples, units, donors), len(rows))
+        found = _attempt(partial(self.evaluator, self.plan.interventions(rows, donors)), len(rows))
         if found is None:
             self.batch_size = _halve(len(rows))
             return None
@@ -330,7 +334,7 @@ class _Loop:
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"forward_func: it returned a score that is not finite ({scores[first].tolist()}) for example {examples[first]} "
+                f"forward_func: it returned a score that is not finite ({scores[first].tolist()}) for example {self.plan.example[rows[first]]} "
                 f"with unit {self.plan.key[rows[first]]} replaced by donor {donors[first].tolist()}"
             )
         return scores
@@ -340,6 +344,7 @@ def _attempt(evaluate: Callable[[], Tensor], batch_size: int) -> tuple[np.ndarra
     """Scores in double precision on the CPU and their resolution; None if memory ran out on a batch that can be smaller."""
     try:
         scores = evaluate()
+        scores = scores if scores.ndim < 3 else scores[..., 0]
         # A copy: scores may be a view of an evaluator's memory, which the next batch writes over.
         values: np.ndarray = scores.to(device="cpu", dtype=torch.float64, copy=True).numpy()
         return values, torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0

@@ -190,7 +190,7 @@ class Replacements:
         for row, unit in enumerate(self._units.ids[units].tolist()):
             generator = np.random.default_rng((self.seed, 0, draw, unit))
             numbers[row] = [generator.integers(count) for count in population[row]]
-        paste(tensors, self._units, self._donors, examples, units, numbers, onto=examples)
+        paste(tensors, self._units, self._donors, examples, units, numbers, examples)
         return tensors
 
     def _on(self, slot: int, values: np.ndarray, examples: np.ndarray) -> Tensor:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg.donors import BoundDonors
-from captum_causalseg.interventions.units import NO_UNIT, Frame, Units, gather
+from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.interventions.units import Frame, Units, gather, paste
 from captum_causalseg.statistics import target_index
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.target.batches import rows
 from captum_causalseg.target.local_scores import LocalScores
 
-__all__ = ["NO_UNIT", "EachAlone", "ModelEvaluator", "checked_scores", "chosen_output"]
+__all__ = ["EachAlone", "ModelEvaluator", "checked_scores", "chosen_output"]
 
 # Random states that draws are taken from: so many that what they have in common does not matter beside the draws' own spread, and
 # few enough to be run without intervention once each.
@@ -74,11 +75,11 @@ class ModelEvaluator(ABC):
         """Scores ``(B, K)`` of the inputs as they are."""
 
     @abstractmethod
-    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` with each unit replaced by its donor; nothing is replaced for :data:`NO_UNIT`."""
+    def __call__(self, interventions: Interventions) -> Tensor:
+        """Scores ``(B, K)`` under interventions."""
 
     @abstractmethod
-    def _answers(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+    def _answers(self, interventions: Interventions) -> Tensor:
         """What these scores are computed from: logits ``(B, C, *spatial)``, or the scores themselves ``(B, ...)``."""
 
     @abstractmethod
@@ -94,11 +95,11 @@ class ModelEvaluator(ABC):
         """Whether :meth:`answers` are logits, and not scores."""
         return self._local is not None and self.noise_population == 1
 
-    def answers(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+    def answers(self, interventions: Interventions) -> Tensor:
         """What the model says to interventions, ``(B, P)``: logits around the regions of interest, where scores are made of these."""
         if self.noise_population > 1:
-            return self(examples, units, donors)
-        return self._near(self._answers(examples, units, donors))
+            return self(interventions)
+        return self._near(self._answers(interventions))
 
     def answers_without(self, examples: np.ndarray) -> Tensor:
         """The same of the inputs as they are, from one batch of them ``(B, P)``."""
@@ -109,7 +110,7 @@ class ModelEvaluator(ABC):
 
     def baseline(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, computed as those with one."""
-        return self(examples, np.full(len(examples), NO_UNIT), np.zeros((len(examples), len(self.tensors)), dtype=np.int64))
+        return self(Interventions.nothing(examples))
 
     @property
     def differs(self) -> bool:
@@ -147,6 +148,19 @@ class ModelEvaluator(ABC):
         """The regions of interest in this window, ``(N or 1, R, *spatial)``; there must be local scores."""
         assert self._local is not None
         return self._local.rois
+
+    def _paste(self, tensors: Sequence[Tensor], interventions: Interventions) -> None:
+        """Replace units in the rows of the tensors, in place."""
+        paste(
+            tensors,
+            self.units,
+            self._donors,
+            interventions.example[interventions.row],
+            interventions.unit,
+            self.spread(interventions.donor),
+            interventions.row,
+            self.frames,
+        )
 
     def spread(self, donors: np.ndarray) -> np.ndarray:
         """Donor numbers for every tensor ``(B, slots)``."""
@@ -187,14 +201,14 @@ class ModelEvaluator(ABC):
         frames = self._frames or [None] * len(tensors)
         return [x if frame is None else frame.crop(x) for x, frame in zip(tensors, frames)]
 
-    def _of_pairs(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+    def _of_pairs(self, interventions: Interventions) -> Tensor:
         """Scores ``(B, K)`` such that their distance from the observed score is that of two runs with the same noise.
 
-        The noise is drawn as the donors are, its number stands in the last column. So the spread of the draws holds what is left
-        of the noise in the pairs.
+        The noise is drawn as the donors are. So the spread of the draws holds what is left of the noise in the pairs.
         """
-        noise = donors[:, -1]
-        intervened = self._intervened_with(noise, examples, units, donors[:, :-1])
+        examples, noise = interventions.example, interventions.noise
+        noise = np.zeros(len(examples), dtype=np.int64) if noise is None else noise
+        intervened = self._intervened_with(noise, interventions)
         pairs = list(zip(examples.tolist(), noise.tolist()))
         new = sorted(set(pairs) - self._alone.keys())
         if new:
@@ -215,7 +229,7 @@ class ModelEvaluator(ABC):
         self.spent["observed again"] += len(examples)
         return self.observe(examples)
 
-    def _intervened_with(self, noise: np.ndarray, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
+    def _intervened_with(self, noise: np.ndarray, interventions: Interventions) -> Tensor:
         """Scores ``(B, K)`` under interventions, each row with its own random numbers ``noise[b]``."""
         raise NotImplementedError
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from captum_causalseg.donors import BoundDonors
+from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import ModelEvaluator, checked_scores
-from captum_causalseg.interventions.units import Units, gather, paste
+from captum_causalseg.interventions.units import Units, gather
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["Execution", "WholeInput"]
@@ -102,33 +103,31 @@ class WholeInput(ModelEvaluator):
             self.spent["further samples"] += len(examples) * (self.runs_each - 1)
         return self._checked(scores, len(examples))
 
-    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` with each unit replaced by its donor; nothing is replaced for NO_UNIT."""
+    def __call__(self, interventions: Interventions) -> Tensor:
+        """Scores ``(B, K)`` under interventions."""
         if self.noise_population > 1:
-            return self._of_pairs(examples, units, donors)
-        answers = self._answers(examples, units, donors)
+            return self._of_pairs(interventions)
+        answers, examples = self._answers(interventions), interventions.example
         return self._checked(answers if self._local is None else self._local(answers, examples), len(examples))
 
-    def _answers(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Any:
+    def _answers(self, interventions: Interventions) -> Any:
         """Logits where they can be scored locally, else scores."""
-        n = len(examples)
+        n = len(interventions)
         if self.execution.compile and self._memory and n < len(self._memory[0]):
             # Another batch size would be compiled anew.
-            examples, units, donors = (
-                np.pad(a, [(0, len(self._memory[0]) - n)] + [(0, 0)] * (a.ndim - 1), mode="edge")
-                for a in (examples, units, donors)
-            )
+            interventions = interventions.rows(np.minimum(np.arange(len(self._memory[0])), n - 1))
+        examples = interventions.example
         inputs = self._copies(examples)
-        paste(inputs, self.units, self._donors, examples, units, donors, self.frames)
+        self._paste(inputs, interventions)
         with self._precision():
             if self._local is not None:
                 return self._fast.logits(*inputs, *gather(self._model_arguments, examples))[:n]
             return checked_scores(self._fast(*inputs, *gather(self.arguments, examples)), len(examples), self.output_shape)[:n]
 
-    def _intervened_with(self, noise: np.ndarray, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        inputs = self._copies(examples)
-        paste(inputs, self.units, self._donors, examples, units, donors, self.frames)
-        return self._sampled(inputs, examples, noise)
+    def _intervened_with(self, noise: np.ndarray, interventions: Interventions) -> Tensor:
+        inputs = self._copies(interventions.example)
+        self._paste(inputs, interventions)
+        return self._sampled(inputs, interventions.example, noise)
 
     def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
         """What a segmentation target is scored from, with these tensors in the inputs' place."""

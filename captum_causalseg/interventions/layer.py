@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from captum_causalseg._state import in_this_thread
 from captum_causalseg.donors import BoundDonors
+from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import ModelEvaluator
-from captum_causalseg.interventions.units import Frame, Units, gather, paste
+from captum_causalseg.interventions.units import Frame, Units, gather
 from captum_causalseg.layout import Layout
 from captum_causalseg.target import SegmentationTarget
 
@@ -253,19 +254,20 @@ class LayerActivation(ModelEvaluator):
         """Scores ``(B, K)`` without intervention, from the pass that recorded the activation."""
         return self._observed[torch.as_tensor(examples, device=self._observed.device)]
 
-    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` with each unit of the activation replaced by its donor; nothing is replaced for NO_UNIT."""
-        return self._scores(self._answers(examples, units, donors), examples)
+    def __call__(self, interventions: Interventions) -> Tensor:
+        """Scores ``(B, K)`` under interventions."""
+        return self._scores(self._answers(interventions), interventions.example)
 
     @property
     def answers_are_logits(self) -> bool:
         """Whether :meth:`answers` are logits, and not scores."""
         return isinstance(self.forward_func, SegmentationTarget) and self.noise_population == 1
 
-    def _answers(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Any:
+    def _answers(self, interventions: Interventions) -> Any:
         """Logits of a segmentation target, or else scores."""
-        replaced = gather(self.tensors, examples)
-        paste(replaced, self.units, self._donors, examples, units, self.spread(donors), self.frames)
+        examples = interventions.example
+        replaced: list[Tensor] = gather(self.tensors, examples)
+        self._paste(replaced, interventions)
         raw = self._vmapped(examples, replaced) if self._use_vmap else None
         return self._raw_hooked(examples, replaced) if raw is None else raw
 

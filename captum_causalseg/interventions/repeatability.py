@@ -1,13 +1,13 @@
 """Whether a model's answers can be compared: the same image has to give the same one, alone and among others, before and after."""
 
-from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg.interventions.evaluator import NO_UNIT, ModelEvaluator
+from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.target import SegmentationTarget
 
@@ -28,18 +28,16 @@ class Witness:
 
     Args:
         evaluator: computes the scores of interventions.
-        examples, units, donors: a few interventions, ``(B,)``, ``(B,)`` and ``(B, slots)``; the image is the first one's.
+        company: a few interventions on the image.
         batch_size: images per forward pass.
 
     Raises:
         ValueError: from any of the methods: the model is random, changes as it is run, or mixes the images of a batch.
     """
 
-    def __init__(
-        self, evaluator: ModelEvaluator, examples: np.ndarray, units: np.ndarray, donors: np.ndarray, batch_size: int
-    ) -> None:
+    def __init__(self, evaluator: ModelEvaluator, company: Interventions, batch_size: int) -> None:
         self._evaluator, self._batch_size = evaluator, batch_size
-        self._company = [values[:COMPANY] for values in (examples, units, donors)]
+        self._company = company.rows(np.arange(len(company))[:COMPANY])
         self._alone: Tensor | None = None
 
     def before(self) -> None:
@@ -64,21 +62,23 @@ class Witness:
         self._look_at_batches()
 
     def _answer_alone(self) -> Tensor:
-        example, _, donor = (values[:1] for values in self._company)
-        return _counted(self._evaluator, self._evaluator.answers, example, np.array([NO_UNIT]), np.zeros_like(donor))
+        return self._answer(self._company.rows(np.array([0])).emptied(np.array([True])))
+
+    def _answer(self, interventions: Interventions) -> Tensor:
+        return _counted(self._evaluator, self._evaluator.answers(interventions))
 
     def _answer_among_others(self) -> Tensor:
         """The image's answers ``(b, P)`` at several places of a batch with interventions."""
-        examples, units, donors = (np.repeat(values, 2, axis=0) for values in self._company)
-        units[1::2], donors[1::2], examples[1::2] = NO_UNIT, 0, examples[0]
+        places = np.arange(2 * len(self._company))
+        batch = self._company.rows(places // 2).emptied(places % 2 == 1)
         while True:
-            rows = slice(0, min(self._batch_size, len(examples)))
+            size = min(self._batch_size, len(batch))
             try:
-                return _counted(self._evaluator, self._evaluator.answers, examples[rows], units[rows], donors[rows])[1::2]
+                return self._answer(batch.rows(places[:size]))[1::2]
             except torch.OutOfMemoryError:
-                if rows.stop <= 1:
+                if size <= 1:
                     raise
-            self._batch_size = rows.stop // 2
+            self._batch_size = size // 2
 
     def _look_at_batches(self) -> None:
         assert self._alone is not None
@@ -100,9 +100,9 @@ def refuse_examples_that_mix(evaluator: ModelEvaluator) -> None:
     """
     if len(evaluator.inputs[0]) == 1 or evaluator.noise_population > 1:
         return  # alone, or answered one by one
-    alone, both = (_counted(evaluator, evaluator.answers_without, np.array(rows)) for rows in ([0], [1, 0]))
+    alone, both = (_counted(evaluator, evaluator.answers_without(np.array(rows))) for rows in ([0], [1, 0]))
     if _differ(both[1:], alone):
-        again = _counted(evaluator, evaluator.answers_without, np.array([0]))
+        again = _counted(evaluator, evaluator.answers_without(np.array([0])))
         if _differ(again, alone):
             _refuse_random(evaluator, again, alone)
         _refuse_mixing(evaluator, both[1:], alone)
@@ -116,15 +116,14 @@ def refuse_unrepeatable(evaluator: ModelEvaluator) -> None:
     Raises:
         ValueError: the model is random, changes as it is run, or mixes the images of a batch.
     """
-    first, again = (_counted(evaluator, evaluator.answers_without, np.array([0])) for _ in range(2))
+    first, again = (_counted(evaluator, evaluator.answers_without(np.array([0]))) for _ in range(2))
     if _differ(again, first):
         _refuse_random(evaluator, again, first)
     refuse_examples_that_mix(evaluator)
 
 
-def _counted(evaluator: ModelEvaluator, answers: Callable[..., Tensor], examples: np.ndarray, *others: np.ndarray) -> Tensor:
-    found = answers(examples, *others)
-    evaluator.spent["answered again"] += len(examples)
+def _counted(evaluator: ModelEvaluator, found: Tensor) -> Tensor:
+    evaluator.spent["answered again"] += len(found)
     return found.detach().clone()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from captum_causalseg.boxes import Box
 from captum_causalseg.donors import BoundDonors, DonorSource
+from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.layer import Activation, LayerActivation, _watched, record
 from captum_causalseg.interventions.units import Units, gather, paste
 from captum_causalseg.target import SegmentationTarget
@@ -88,9 +89,9 @@ class SampledLayerActivation(LayerActivation):
         self.spent["recording the layer"] += len(inputs[0])
         self.spent["further samples"] += len(inputs[0]) * (self.runs_each - 1)
 
-    def __call__(self, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` with each unit of the activation replaced by its donor."""
-        return self._of_pairs(examples, units, donors)
+    def __call__(self, interventions: Interventions) -> Tensor:
+        """Scores ``(B, K)`` under interventions."""
+        return self._of_pairs(interventions)
 
     @property
     def runs_of_gradient(self) -> int:
@@ -100,16 +101,15 @@ class SampledLayerActivation(LayerActivation):
     def _observe_again(self, examples: np.ndarray) -> Tensor:
         return self.observe(examples)  # known already
 
-    def _intervened_with(self, noise: np.ndarray, examples: np.ndarray, units: np.ndarray, donors: np.ndarray) -> Tensor:
-        donors = self.spread(donors)
+    def _intervened_with(self, noise: np.ndarray, interventions: Interventions) -> Tensor:
         scores = []
-        for row in range(len(examples)):
-            one = slice(row, row + 1)
-            with _watched(self._layer, self._at_input, self._replacing(examples[one], units[one], donors[one])):
-                scores.append(self._sampled(gather(self.inputs, examples[one]), examples[one], noise[one]))
+        for row in range(len(interventions)):
+            one = interventions.rows(np.array([row]))
+            with _watched(self._layer, self._at_input, self._replacing(one)):
+                scores.append(self._sampled(gather(self.inputs, one.example), one.example, noise[row : row + 1]))
         return torch.cat(scores)
 
-    def _replacing(self, example: np.ndarray, unit: np.ndarray, donor: np.ndarray) -> Callable[[Any], Any]:
+    def _replacing(self, one: Interventions) -> Callable[[Any], Any]:
         def visit(value: Any) -> Any:
             found = Activation(value, self._activation.layouts)
             tensors = [tensor.clone() for tensor in found.tensors]
@@ -117,7 +117,7 @@ class SampledLayerActivation(LayerActivation):
                 bound if source is None else _OfOneAnswer(source.bind(tensor))
                 for bound, source, tensor in zip(self._donors, self._sources, found.tensors)
             ]
-            paste(tensors, self.units, sources, example, unit, donor)
+            paste(tensors, self.units, sources, one.example[one.row], one.unit, self.spread(one.donor), one.row)
             return found.with_tensors(tensors)
 
         return visit

@@ -12,10 +12,7 @@ from torch import Tensor
 from captum_causalseg.boxes import box_at, crop
 from captum_causalseg.donors import BoundDonors
 
-__all__ = ["NO_UNIT", "Frame", "Piece", "Units", "gather", "paste"]
-
-NO_UNIT = -1
-"""In the place of a unit: nothing is replaced."""
+__all__ = ["Frame", "Piece", "Units", "gather", "paste"]
 
 
 def gather(values: Sequence[Any], examples: np.ndarray) -> list[Any]:
@@ -76,24 +73,23 @@ def paste(
     examples: np.ndarray,
     which: np.ndarray,
     donors: np.ndarray,
+    onto: np.ndarray,
     frames: Sequence[Frame | None] | None = None,
-    onto: np.ndarray | None = None,
 ) -> None:
-    """Replace, in row ``b`` of the tensors, unit ``which[b]`` of example ``examples[b]`` by its donors ``donors[b]``, in place.
+    """Replace, in row ``onto[p]`` of the tensors, unit ``which[p]`` of example ``examples[p]`` by its donors ``donors[p]``, in place.
 
-    Rows are handled together where their units have the same size (or, irregular units, where they are the same unit).
+    Replacements are handled together where their units have the same size (or, irregular units, where they are the same unit).
 
     Args:
         tensors: ``(B, C, *spatial)``.
         units: the parts.
         sources: per tensor.
-        examples: ``(B,)``.
-        which: ``(B,)`` units.
-        donors: ``(B, slots)``.
+        examples: ``(P,)``.
+        which: ``(P,)`` units.
+        donors: ``(P, slots)``.
+        onto: ``(P,)`` rows of the tensors that take the units; several may go onto one, but a unit only once.
         frames: per tensor, which window of it is held; what a unit has outside it is left out.
-        onto: ``(B,)`` rows of the tensors that take the units, if not ``0 .. B - 1``; several units may go onto one.
     """
-    onto = np.arange(len(examples)) if onto is None else onto
     for slot, tensor in enumerate(tensors):
         frame = None if frames is None else frames[slot]
         for group in _alike(units, slot, frame, examples, which):
@@ -241,13 +237,13 @@ class Units:
     def boxes(
         self, slot: int, examples: np.ndarray, which: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Of the rows ``(B,)`` whose unit lies in this input: their numbers, kinds, corners and sizes ``(b, d)``; of NO_UNIT none.
+        """Of the rows ``(B,)`` whose unit lies in this input: their numbers, kinds, corners and sizes ``(b, d)``.
 
         Units of one kind differ in place and size only; an irregular one, or one of some channels, is of a kind of its own.
         """
         kinds, corners, sizes = self._layout(slot)
         at = (examples if len(kinds) > 1 else np.zeros_like(examples)), which
-        rows = np.flatnonzero((kinds[at] >= 0) & (which != NO_UNIT))
+        rows = np.flatnonzero(kinds[at] >= 0)
         at = at[0][rows], at[1][rows]
         return rows, kinds[at], corners[at], sizes[at]
 

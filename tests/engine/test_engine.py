@@ -79,11 +79,13 @@ class Table:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return torch.from_numpy(self.observed[examples])
 
-    def __call__(self, examples, units, donors):
+    def __call__(self, interventions):
+        examples = interventions.example
         if len(examples) > self.fails_above:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.batches.append(len(examples))
-        return torch.from_numpy(self.observed[examples] - self.differences[examples, units, donors[:, 0]])
+        assert interventions.row.tolist() == list(range(len(examples)))
+        return torch.from_numpy(self.observed[examples] - self.differences[examples, interventions.unit, interventions.donor[:, 0]])
 
 
 def make_plan(differences, n_draws=10, n_screening_draws=0, seed=0, active=None, **options):
