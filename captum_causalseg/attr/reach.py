@@ -4,6 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg.attr.problem import Problem
+from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.reach import Reach, probe
 from captum_causalseg.interventions.units import paste
 from captum_causalseg.target import SegmentationTarget
@@ -51,5 +52,6 @@ def _collage(problem: Problem, k: int) -> list[Tensor]:
     for begin in range(0, len(example), _UNITS_AT_ONCE):
         part = slice(begin, begin + _UNITS_AT_ONCE)
         spread = problem.evaluator.spread(donors[part])
-        paste(tensors, problem.units, problem.donors, example[part], unit[part], spread, example[part])
+        replaced = Interventions(np.arange(problem.n_examples), example[part], unit[part], spread)
+        paste(tensors, problem.units, problem.donors, replaced)
     return tensors

@@ -14,6 +14,7 @@ from captum_causalseg.attr.estimate import allowed_outputs, output_axes, prepare
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.attr.reach import find_reach
+from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.interventions.units import gather, paste
 
@@ -190,7 +191,8 @@ class Replacements:
         for row, unit in enumerate(self._units.ids[units].tolist()):
             generator = np.random.default_rng((self.seed, 0, draw, unit))
             numbers[row] = [generator.integers(count) for count in population[row]]
-        paste(tensors, self._units, self._donors, examples, units, numbers, examples)
+        everything = Interventions(np.arange(self.n_examples), examples, units, numbers)
+        paste(tensors, self._units, self._donors, everything)
         return tensors
 
     def _on(self, slot: int, values: np.ndarray, examples: np.ndarray) -> Tensor:

@@ -151,16 +151,8 @@ class ModelEvaluator(ABC):
 
     def _paste(self, tensors: Sequence[Tensor], interventions: Interventions) -> None:
         """Replace units in the rows of the tensors, in place."""
-        paste(
-            tensors,
-            self.units,
-            self._donors,
-            interventions.example[interventions.row],
-            interventions.unit,
-            self.spread(interventions.donor),
-            interventions.row,
-            self.frames,
-        )
+        spread = interventions.of_donors(self.spread(interventions.donor))
+        paste(tensors, self.units, self._donors, spread, self.frames)
 
     def spread(self, donors: np.ndarray) -> np.ndarray:
         """Donor numbers for every tensor ``(B, slots)``."""

@@ -117,7 +117,7 @@ class SampledLayerActivation(LayerActivation):
                 bound if source is None else _OfOneAnswer(source.bind(tensor))
                 for bound, source, tensor in zip(self._donors, self._sources, found.tensors)
             ]
-            paste(tensors, self.units, sources, one.example[one.row], one.unit, self.spread(one.donor), one.row)
+            paste(tensors, self.units, sources, one.of_donors(self.spread(one.donor)))
             return found.with_tensors(tensors)
 
         return visit

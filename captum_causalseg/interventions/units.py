@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_causalseg.boxes import box_at, crop
 from captum_causalseg.donors import BoundDonors
+from captum_causalseg.engine.interventions import Interventions
 
 __all__ = ["Frame", "Piece", "Units", "gather", "paste"]
 
@@ -70,13 +71,10 @@ def paste(
     tensors: Sequence[Tensor],
     units: "Units",
     sources: Sequence[BoundDonors],
-    examples: np.ndarray,
-    which: np.ndarray,
-    donors: np.ndarray,
-    onto: np.ndarray,
+    interventions: Interventions,
     frames: Sequence[Frame | None] | None = None,
 ) -> None:
-    """Replace, in row ``onto[p]`` of the tensors, unit ``which[p]`` of example ``examples[p]`` by its donors ``donors[p]``, in place.
+    """Make the interventions in the rows of the tensors, in place.
 
     Replacements are handled together where their units have the same size (or, irregular units, where they are the same unit).
 
@@ -84,16 +82,17 @@ def paste(
         tensors: ``(B, C, *spatial)``.
         units: the parts.
         sources: per tensor.
-        examples: ``(P,)``.
-        which: ``(P,)`` units.
-        donors: ``(P, slots)``.
-        onto: ``(P,)`` rows of the tensors that take the units; several may go onto one, but a unit only once.
+        interventions: which units of which examples, and by which donors.
         frames: per tensor, which window of it is held; what a unit has outside it is left out.
     """
     for slot, tensor in enumerate(tensors):
         frame = None if frames is None else frames[slot]
-        for group in _alike(units, slot, frame, examples, which):
-            _paste_alike(tensor, group, sources[slot], examples, donors[:, slot], onto)
+        examples = interventions.example[interventions.row]
+        for group in _alike(units, slot, frame, examples, interventions.unit):
+            donors = sources[slot].read_many(
+                examples[group.rows], group.corners, group.size, interventions.donor[group.rows, slot], group.channels
+            )
+            _paste_alike(tensor, group, donors, interventions.row[group.rows])
 
 
 @dataclass(frozen=True)
@@ -145,15 +144,13 @@ def _alike(units: "Units", slot: int, frame: Frame | None, examples: np.ndarray,
         )
 
 
-def _paste_alike(
-    tensor: Tensor, group: _Group, source: BoundDonors, examples: np.ndarray, donors: np.ndarray, onto: np.ndarray
-) -> None:
-    values = source.read_many(examples[group.rows], group.corners, group.size, donors[group.rows], group.channels)
+def _paste_alike(tensor: Tensor, group: _Group, values: Tensor, onto: np.ndarray) -> None:
+    """Values ``(b, channels, *size)`` of a group's replacements into the rows ``onto`` ``(b,)`` of the tensor."""
     values = values[(slice(None), slice(None), *group.part)]
     device, d = tensor.device, len(group.size)
     # Not to the CPU: there the copy would be read before it is complete.
     values = values.to(device=device, dtype=tensor.dtype, non_blocking=tensor.is_cuda)
-    rows = torch.from_numpy(onto[group.rows]).to(device).view(-1, *(1,) * (d + 1))
+    rows = torch.from_numpy(onto).to(device).view(-1, *(1,) * (d + 1))
     channels = torch.arange(tensor.shape[1], device=device)[group.channels].view(1, -1, *(1,) * d)
     index = [rows, channels]
     for axis, side in enumerate(group.part):

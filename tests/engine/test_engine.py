@@ -85,7 +85,9 @@ class Table:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.batches.append(len(examples))
         assert interventions.row.tolist() == list(range(len(examples)))
-        return torch.from_numpy(self.observed[examples] - self.differences[examples, interventions.unit, interventions.donor[:, 0]])
+        return torch.from_numpy(
+            self.observed[examples] - self.differences[examples, interventions.unit, interventions.donor[:, 0]]
+        )
 
 
 def make_plan(differences, n_draws=10, n_screening_draws=0, seed=0, active=None, **options):
