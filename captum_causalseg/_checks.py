@@ -180,10 +180,10 @@ class Check:
     def __call__(self, name: str, value: Any) -> None:
         """Raise unless ``value`` is as described."""
         if not self.fits(value):
-            raise ArgumentTypeError(self._refusal(name, self.expected, value, self.by_type))
+            raise ArgumentTypeError(self._refusal(name, self.expected, value, by_type=self.by_type))
         for expected, holds in self.limits:
             if not holds(value):
-                raise ValueError(self._refusal(name, expected, value, False))
+                raise ValueError(self._refusal(name, expected, value, by_type=False))
 
     def __or__(self, other: "Check") -> "Check":
         """Either of two."""
@@ -199,7 +199,7 @@ class Check:
         hint = (self.hint and self.hint(value)) or ""
         if by_type:
             return f"{name}: expected {expected}, got {type(value).__name__}" + (f"; {hint}" if hint else "")
-        return refusal(name, expected, value, hint)
+        return refusal(name, expected, value, hint=hint)
 
 
 def _copy(check: Check) -> Check:
@@ -369,12 +369,12 @@ def instance(*types: type, expected: str | None = None) -> Check:
 
 def sequence(each: Check, least: int = 0, *, expected: str | None = None, length: int | None = None) -> Check:
     """A list or tuple (no string) of at least so many elements, each as described."""
-    return _Sequence(each, least, expected, length)
+    return _Sequence(each=each, least=least, expected=expected, length=length)
 
 
 def mapping(key: Check, each: Check, *, expected: str = "a mapping", least: int = 0) -> Check:
     """A mapping, its keys and values as described."""
-    return _Mapping(key, each, expected, least)
+    return _Mapping(key=key, each=each, expected=expected, least=least)
 
 
 def tensor_of(
@@ -394,7 +394,9 @@ def tensor_of(
         finite: refuse NaN and infinite values.
         may_be_empty: whether an axis may have length 0.
     """
-    return _Array("a tensor", (Tensor,), kind, shape, axes, finite, may_be_empty)
+    return _Array(
+        holder="a tensor", types=(Tensor,), kind=kind, shape=shape, axes=axes, finite=finite, may_be_empty=may_be_empty
+    )
 
 
 def array_of(
@@ -406,7 +408,15 @@ def array_of(
     may_be_empty: bool = True,
 ) -> Check:
     """As :func:`tensor_of`, or a numpy array of the same kind."""
-    return _Array("a tensor or an array", (Tensor, np.ndarray), kind, shape, axes, finite, may_be_empty)
+    return _Array(
+        holder="a tensor or an array",
+        types=(Tensor, np.ndarray),
+        kind=kind,
+        shape=shape,
+        axes=axes,
+        finite=finite,
+        may_be_empty=may_be_empty,
+    )
 
 
 NONE = Check("None", lambda value: value is None)

@@ -53,7 +53,7 @@ def size_of(box: Box) -> tuple[int, ...]:
 def number_blocks(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tensor:
     """See :func:`captum_causalseg.regions.grid`."""
     shape = tuple(int(length) for length in spatial_shape)
-    sizes = per_axis("block_size", block_size, len(shape), integer(1))
+    sizes = per_axis("block_size", block_size, len(shape), each=integer(1))
     if any(size > length for size, length in zip(sizes, shape)):
         raise ValueError(f"block_size: a block of {sizes} is larger than the image of {shape}")
     units = torch.zeros(shape, dtype=torch.int64, device="cpu")

@@ -120,7 +120,7 @@ class Layout:
         if block_size is None and units in ("block", "channel_block"):
             raise ValueError(f"block_size: units={units!r} needs it, in positions of the grid")
         channels = shape[1 if self.axes == "NC*" else -1]
-        return int(unit_mask(self, units, (shape[0], channels, *self.spatial(shape)), block_size).max()) + 1
+        return int(unit_mask(self, units, (shape[0], channels, *self.spatial(shape)), block_size=block_size).max()) + 1
 
     def described(self) -> dict[str, Any]:
         """As it is kept with the statistics."""

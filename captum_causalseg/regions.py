@@ -49,7 +49,7 @@ def box(spatial_shape: Sequence[int], start: int | Sequence[int], size: int | Se
         1024
     """
     shape = tuple(int(length) for length in spatial_shape)
-    starts, sizes = per_axis("start", start, len(shape), integer()), per_axis("size", size, len(shape), integer())
+    starts, sizes = per_axis("start", start, len(shape), each=integer()), per_axis("size", size, len(shape), each=integer())
     for axis, (begin, length, total) in enumerate(zip(starts, sizes, shape)):
         if length < 1 or begin < 0 or begin + length > total:
             raise ValueError(

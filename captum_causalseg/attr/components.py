@@ -105,12 +105,12 @@ def component_effects(
     if not isinstance(model, nn.Module):
         raise TypeError(f"target: its components are modules, but its model is a {type(model).__name__}")
     chosen = _named(model, layers)
-    watched = _watch(target, model, inputs, additional_forward_args)
+    watched = _watch(target, model, inputs, additional_forward_args=additional_forward_args)
     found: dict[str, tuple[str | Layout, ...]] = {}
     left_out: dict[str, str] = {}
     for name in chosen:
         try:
-            found[name] = _layouts(name, level, layout, watched)
+            found[name] = _layouts(name, level, layout, watched=watched)
         except _LeftOut as reason:
             left_out[name] = str(reason)
     rows = []
@@ -262,7 +262,7 @@ def _watch(target: Callable[..., Any], model: nn.Module, inputs: Any, additional
         if name in visits and sighting.returned:
             visits[name].has_tensor = True
             visits[name].size = _positions(sighting.returned[0], len(call.spatial))
-    return _Watched(modules, visits, seen, len(call.spatial))
+    return _Watched(modules=modules, visits=visits, seen=seen, n_spatial=len(call.spatial))
 
 
 def _positions(axes: Axes, n_spatial: int) -> int:
@@ -303,7 +303,7 @@ def _layouts(name: str, level: str, asked: Any, watched: _Watched) -> tuple[str 
             elif isinstance(asked, str):
                 layout = with_grid(Layout(asked), axes, watched.n_spatial)
             if level == "head" and layout is not None:
-                layout = with_heads(layout, name, watched.modules, watched.seen, axes)
+                layout = with_heads(layout, name, modules=watched.modules, seen=watched.seen, axes=axes)
         except ValueError as error:
             if level == "head":
                 raise _LeftOut("it is no output projection of attention heads") from None

@@ -20,11 +20,11 @@ def excluded_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | No
     One value is that of the segmented image and of every input of its spatial shape. Of a tuple, each must fit its own input.
     """
     if not isinstance(exclude, tuple):
-        places = _places("exclude", exclude, tensors[_segmented(tensors)].shape[2:], rois)
+        places = _places("exclude", exclude, tensors[_segmented(tensors)].shape[2:], rois=rois)
         return [None if places is None or tensor.shape[2:] != places.shape[2:] else places for tensor in tensors]
     if len(exclude) != len(tensors):
         raise ValueError(f"exclude: expected one per input ({len(tensors)}), got {len(exclude)}")
-    return [_places(f"exclude[{slot}]", exclude[slot], tensor.shape[2:], rois) for slot, tensor in enumerate(tensors)]
+    return [_places(f"exclude[{slot}]", exclude[slot], tensor.shape[2:], rois=rois) for slot, tensor in enumerate(tensors)]
 
 
 def exclusion_in_words(exclude: Any, places: list[Tensor | None]) -> Any:

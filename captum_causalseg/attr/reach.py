@@ -27,7 +27,7 @@ def find_reach(problem: Problem, batch_size: int) -> Reach:
     if local is None or problem.rois is None:
         problem.evaluator.switched_off["support"] = _why_everything(problem)
         return everything_reaches(problem)
-    return probe(problem.evaluator, local, [_collage(problem, k) for k in range(_N_COLLAGES)], batch_size)
+    return probe(problem.evaluator, local, [_collage(problem, k) for k in range(_N_COLLAGES)], batch_size=batch_size)
 
 
 def _why_everything(problem: Problem) -> str:
@@ -52,6 +52,6 @@ def _collage(problem: Problem, k: int) -> list[Tensor]:
     for begin in range(0, len(example), _UNITS_AT_ONCE):
         part = slice(begin, begin + _UNITS_AT_ONCE)
         spread = problem.evaluator.spread(donors[part])
-        replaced = Interventions(np.arange(problem.n_examples), example[part], unit[part], spread)
-        paste(tensors, problem.units, problem.donors, replaced)
+        replaced = Interventions(example=np.arange(problem.n_examples), row=example[part], unit=unit[part], donor=spread)
+        paste(tensors, problem.units, problem.donors, interventions=replaced)
     return tensors

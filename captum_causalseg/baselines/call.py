@@ -67,7 +67,11 @@ def scores_of_outputs(call: Call, scores: Any, target: TargetType) -> tuple[Tens
     names: Sequence[str] = ("output",) * len(shape)
     if isinstance(call.forward_func, SegmentationTarget):
         names = call.forward_func.output_axes(len(shape), call.spatial)
-    return checked, chosen_output(target, len(checked), tuple(shape), names, call.spatial), tuple(names)
+    return (
+        checked,
+        chosen_output(target, len(checked), output_shape=tuple(shape), output_axes=names, spatial=call.spatial),
+        tuple(names),
+    )
 
 
 @contextmanager

@@ -130,18 +130,20 @@ class MiSuRe(PerturbationAttribution):
             TypeError, ValueError: an argument is not as described, the class is not predicted in the RoI, or the model has no
                 gradient; the message names it, what came and what was expected.
         """
-        call, baseline = prepare_image(self.forward_func, inputs, baselines, additional_forward_args)
+        call, baseline = prepare_image(self.forward_func, inputs, baselines, additional_forward_args=additional_forward_args)
         image = call.inputs[0]
         spatial = image.shape[2:]
-        cells = per_axis("cell_size", cell_size, len(spatial), integer(1))
+        cells = per_axis("cell_size", cell_size, len(spatial), each=integer(1))
         name = self.get_name()
         with undisturbed(call.forward_func, gradients=True):
             question = _ask(call, baseline, target)
             longest = -(-max(spatial) // dilation) + 1
             with counting(show_progress, longest, f"{name}: growing the region") as count:
-                region = _grow(question, tau, dilation, count)
+                region = _grow(question, tau, dilation, count=count)
             with counting(show_progress, n_steps, f"{name}: reducing the mask") as count:
-                mask = _reduce(question, region, n_steps, learning_rate, l1, l2, cells, count)
+                mask = _reduce(
+                    question, region, n_steps=n_steps, learning_rate=learning_rate, l1=l1, l2=l2, cell_size=cells, count=count
+                )
         result = mask.to(image).expand_as(image).contiguous()
         return with_metadata((result,) if isinstance(inputs, tuple) else result, inputs)
 
@@ -204,7 +206,16 @@ def _ask(call: Call, baseline: Tensor, target: TargetType) -> _Question:
         roi = rois[torch.from_numpy(everyone), torch.from_numpy(places.get("roi", nowhere))][:, None]
     hard, soft = (_dice_of(explained, metric) for metric in ("dice", "soft_dice"))
     label = torch.from_numpy(places.get("class", nowhere)).to(image.device)
-    question = _Question(image, baseline, tuple(arguments), roi, prediction, label, hard, soft)
+    question = _Question(
+        image=image,
+        baseline=baseline,
+        arguments=tuple(arguments),
+        roi=roi,
+        prediction=prediction,
+        label=label,
+        hard=hard,
+        soft=soft,
+    )
     empty = (~question.start.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(

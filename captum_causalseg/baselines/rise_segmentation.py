@@ -104,10 +104,10 @@ class RiseSegmentation(PerturbationAttribution):
         """
         if probability == 1:
             raise ValueError("probability: expected less than 1, got 1; nothing would be hidden")
-        call, baseline = prepare_image(self.forward_func, inputs, baselines, additional_forward_args)
+        call, baseline = prepare_image(self.forward_func, inputs, baselines, additional_forward_args=additional_forward_args)
         image = call.inputs[0]
         n, spatial = len(image), image.shape[2:]
-        sizes = per_axis("grid_size", grid_size, len(spatial), integer(1))
+        sizes = per_axis("grid_size", grid_size, len(spatial), each=integer(1))
         cells = tuple(min(size, length) for size, length in zip(sizes, spatial))
         # On the CPU, in float64 and mask by mask: the same sums whatever the batches.
         kept = torch.zeros(spatial, dtype=torch.float64, device="cpu")
@@ -120,7 +120,7 @@ class RiseSegmentation(PerturbationAttribution):
             )
             for first in range(0, n_masks, perturbations_per_eval):
                 numbers = range(first, min(first + perturbations_per_eval, n_masks))
-                masks = [_mask(seed, number, cells, spatial, probability) for number in numbers]
+                masks = [_mask(seed, number, cells=cells, spatial=spatial, probability=probability) for number in numbers]
                 # Rows: mask by mask, and within a mask example by example.
                 examples = np.tile(np.arange(n), len(masks))
                 weights = torch.stack(masks).to(image).repeat_interleave(n, dim=0).unsqueeze(1)

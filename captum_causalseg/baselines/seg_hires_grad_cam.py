@@ -69,7 +69,7 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
     def __init__(self, forward_func: Callable[..., Any], layer: nn.Module, device_ids: list[int] | None = None) -> None:
         # Of the two bases only one constructor takes a layer.
         GradientAttribution.__init__(self, forward_func)
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        LayerAttribution.__init__(self, forward_func, layer, device_ids=device_ids)
 
     @classmethod
     def get_name(cls) -> str:
@@ -122,10 +122,10 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
             activation, observed = record(call.forward_func, self.layer, copies, **watch)
             values = _checked(activation.tensors, len(everyone))
             spatial = values.shape[2:]
-            windows = tuple(spatial) if pool_size is None else per_axis("pool_size", pool_size, len(spatial), integer(1))
+            windows = tuple(spatial) if pool_size is None else per_axis("pool_size", pool_size, len(spatial), each=integer(1))
             _, index, _ = scores_of_outputs(call, observed, target)
             leaf = values.clone().requires_grad_()
-            scores = scores_of_activation(call.forward_func, self.layer, call.inputs, call.arguments, **watch)([leaf])
+            scores = scores_of_activation(call.forward_func, self.layer, call.inputs, arguments=call.arguments, **watch)([leaf])
             gradient = _gradient(scores, index, leaf)
         heatmap = (_pooled(gradient, windows, pooling) * values).sum(1, keepdim=True)
         return (functional.relu(heatmap) if relu_attributions else heatmap).contiguous()

@@ -214,7 +214,7 @@ def load_bundle(
     # Networks are initialized at random before their weights are loaded.
     with undisturbed(load_bundle), _importable(root):
         parser, metadata = _read(root, files, place)
-        model = _network(parser, weight_file, place, where)
+        model = _network(parser, weight_file, place, where=where)
         preprocessing = _composed(_part(parser, where, ("preprocessing",)), f"preprocessing of {where}")
         postprocessing = _composed(_part(parser, where, ("postprocessing",)), f"postprocessing of {where}")
         inferer = _inferer(_part(parser, where, ("inferer",)), where)
@@ -224,7 +224,16 @@ def load_bundle(
     else:
         logger.info("bundle: %s has no preprocessing", where)
     key = _image_key(named_key, metadata, preprocessing)
-    return Bundle(root, place, model.to(place).eval(), preprocessing, inferer, postprocessing, metadata, key)
+    return Bundle(
+        path=root,
+        device=place,
+        model=model.to(place).eval(),
+        preprocessing=preprocessing,
+        inferer=inferer,
+        postprocessing=postprocessing,
+        metadata=metadata,
+        image_key=key,
+    )
 
 
 class _Inferred(nn.Module):
@@ -247,7 +256,7 @@ def _config_files(root: Path, config: File | Sequence[File] | None) -> list[Path
         names = [config] if isinstance(config, (str, os.PathLike)) else list(config)
         if not names:
             raise ValueError("config: expected one name or more, got an empty sequence")
-        return [_named_file("config", name, root, folder, _CONFIG_ENDINGS) for name in names]
+        return [_named_file("config", name, root=root, folder=folder, endings=_CONFIG_ENDINGS) for name in names]
     found = [file for file in _listed(folder, _CONFIG_ENDINGS) if file.stem != "metadata"]
     if not found:
         raise FileNotFoundError(f"path: no config (.json, .yaml) in {folder}")
@@ -260,7 +269,7 @@ def _config_files(root: Path, config: File | Sequence[File] | None) -> list[Path
 def _weight_file(root: Path, weights: File | None) -> Path:
     folder = root / "models"
     if weights is not None:
-        return _named_file("weights", weights, root, folder, _WEIGHT_ENDINGS)
+        return _named_file("weights", weights, root=root, folder=folder, endings=_WEIGHT_ENDINGS)
     for name in ("model.pt", "model.ts"):
         if (folder / name).is_file():
             return folder / name

@@ -63,7 +63,7 @@ def digest_of_file(file: str | os.PathLike[str]) -> str:
 def digest_of_source(file: str | os.PathLike[str]) -> str:
     """The same of a file that is asked for over and over: one that was not written to since is not read again."""
     state = os.stat(file)
-    return _of_source(os.path.abspath(file), state.st_size, state.st_mtime_ns, state.st_ino)
+    return _of_source(os.path.abspath(file), state.st_size, state.st_mtime_ns, number=state.st_ino)
 
 
 @functools.lru_cache(maxsize=100_000)

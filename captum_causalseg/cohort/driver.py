@@ -130,7 +130,7 @@ class Driver:
         name = outcome.name
         assert name is not None
         seconds = self._part_records.pop(task.position, {"seconds": 0.0})["seconds"] + outcome.record["seconds"]
-        self._add(name, task, "finished", None, outcome.record | {"seconds": seconds})
+        self._add(name, task, state="finished", error=None, more=outcome.record | {"seconds": seconds})
         unnamed = _unnamed(task.position)
         if unnamed in self._records and unnamed != name:
             # It failed before, when not even its name could be read.
@@ -171,7 +171,7 @@ class Driver:
                 self._bar.update()
                 continue
             for part in range(self._shards):
-                self._ready.append(Task(position, name, case, part, self._shards))
+                self._ready.append(Task(position=position, name=name, case=case, part=part, n_parts=self._shards))
             return
 
     def _is_whole(self, name: str) -> bool:
@@ -241,7 +241,9 @@ class Driver:
         self._parts_left[task.position] = self._parts_left.get(task.position, self._shards) - 1
         if not self._parts_left[task.position]:
             del self._parts_left[task.position]
-            self._ready.appendleft(Task(task.position, outcome.name, task.case, 0, self._shards, kind="merge"))
+            self._ready.appendleft(
+                Task(position=task.position, name=outcome.name, case=task.case, part=0, n_parts=self._shards, kind="merge")
+            )
 
     def _failed(self, task: Task, outcome: Outcome) -> None:
         # What other parts of it are still to be done is left.
@@ -260,7 +262,9 @@ class Driver:
         except OSError as unwritten:
             details = f"its traceback cannot be written: {unwritten}"
         columns = outcome.record.get("columns", {})
-        self._add(name, task, "failed", error, {"columns": columns, "seconds": outcome.record.get("seconds", 0.0)})
+        self._add(
+            name, task, state="failed", error=error, more={"columns": columns, "seconds": outcome.record.get("seconds", 0.0)}
+        )
         if self._errors == "raise":
             raise CohortError(f"case {name!r} failed: {error}") from outcome.exception
         logger.warning("case %s failed: %s (%s)", name, error, details)

@@ -163,7 +163,7 @@ def explain_cohort(
         [['0', 'A', 'finished', 16], ['1', 'A', 'finished', 16], ['2', 'A', 'finished', 16]]
     """
     arrow()
-    _check(method, shards, arguments, columns)
+    _check(method, shards, arguments, columns=columns)
     if address is not None and engine != "ray":
         raise ValueError('address: it goes with engine="ray"')
     folder = Path(out).absolute()
@@ -202,13 +202,21 @@ def explain_cohort(
         held = frozenset() if load_model is not None else frozenset(map(model_of, modules_of(make_target)))
         known = frozenset(record["model"] for record in records) - held
         recipe = dataclasses.replace(recipe, asked=digest_of_json(asked), held=held, known=known)
-        driver = Driver(cases, recipe, writer, shards, errors, show_progress)
+        driver = Driver(cases=cases, recipe=recipe, writer=writer, shards=shards, errors=errors, show_progress=show_progress)
         try:
             if engine == "local":
-                engines.run_here(recipe, driver.begun, driver.next_task, driver.done)
+                engines.run_here(recipe, driver.begun, driver.next_task, done=driver.done)
             else:
-                with engines.on_ray(address, num_workers, num_cpus, num_gpus) as n_workers:
-                    engines.run_on_ray(recipe, driver.begun, driver.next_task, driver.done, n_workers, num_cpus, num_gpus)
+                with engines.on_ray(address, num_workers, num_cpus, num_gpus=num_gpus) as n_workers:
+                    engines.run_on_ray(
+                        recipe,
+                        driver.begun,
+                        next_task=driver.next_task,
+                        done=driver.done,
+                        n_workers=n_workers,
+                        num_cpus=num_cpus,
+                        num_gpus=num_gpus,
+                    )
         finally:
             driver.close()
             writer.close(driver.positions)

@@ -80,7 +80,7 @@ def plot_cohort_profile(
             place = table["bin"] * summary.bin_width + summary.bin_width * _beside(
                 number, len(groups), min(0.14, 0.8 / len(groups))
             )
-            _with_intervals(axes, place - summary.bin_width / 2, table, name, number)
+            _with_intervals(axes, place - summary.bin_width / 2, table=table, name=name, number=number)
         unit = summary.distance_unit.replace("pixel", "pixels")
         axes.set_xlabel("distance from the region of interest" + (f" ({unit})" if unit else ""))
         axes.set_ylabel(_PANELS[name].format(score=score_name))

@@ -109,7 +109,7 @@ def members_of(
             )
         seen.add((key, row["id"]))
         partner = None if pair is None or pd.isna(row[pair]) else row[pair]
-        members.append(Member(sources[source], row["id"], key, number[key], partner))
+        members.append(Member(source=sources[source], case=row["id"], group=key, group_number=number[key], partner=partner))
     members.sort(key=lambda member: member.group_number)
     states = pd.Series(table["state"].to_numpy(), index=[number[key] for key in keys])
     counts = pd.DataFrame(
@@ -161,7 +161,14 @@ def pairs_of(members: Sequence[Member], groups: Sequence[Any], names: Sequence[s
     for a, b in itertools.combinations(range(len(groups)), 2):
         rows = [(row, of_group[b][partner]) for partner, row in of_group[a].items() if partner in of_group[b]]
         if rows:
-            found.append(Pairs(names[a], names[b], rows, (n_finished[a] - len(rows), n_finished[b] - len(rows))))
+            found.append(
+                Pairs(
+                    first=names[a],
+                    second=names[b],
+                    rows=rows,
+                    n_unpaired=(n_finished[a] - len(rows), n_finished[b] - len(rows)),
+                )
+            )
     if pair is not None and not found:
         said = "there is only one group" if len(groups) < 2 else f"no two of the groups {', '.join(names)} share a value"
         raise ValueError(f"pair: nothing can be paired by {pair!r}: {said}")

@@ -240,7 +240,7 @@ def summarize(
         pair_by: str | None = "id"
     else:
         pair_by = pair
-    members, counts = members_of(table, sources, columns, pair_by)
+    members, counts = members_of(table, sources, columns, pair=pair_by)
     modules = is_of_components(members)
     if bin_width is None:
         bin_width = math.nan if modules else width_of(members)
@@ -250,12 +250,12 @@ def summarize(
 
     groups = list(counts.index)
     names = tuple(", ".join(word(part) for part in group) if columns else "all" for group in groups)
-    pairs = pairs_of(members, groups, names, pair) if pair_by is not None else []
-    comparison = table_of_comparison(values, bins, parts, members, pairs, level)
+    pairs = pairs_of(members, groups, names, pair=pair) if pair_by is not None else []
+    comparison = table_of_comparison(values, bins, parts=parts, members=members, pairs=pairs, level=level)
     return CohortSummary(
         values=labeled(values.drop(columns=["row", "group"]), [groups[g] for g in values["group"]], columns),
         cases=labeled(*table_of_groups(values, counts, level), columns),
-        profile=labeled(*table_of_profile(values, bins, groups, bin_width, level), columns),
+        profile=labeled(*table_of_profile(values, bins, groups=groups, width=bin_width, level=level), columns),
         components=labeled(*table_of_components(parts, groups, level), columns),
         comparison=comparison,
         by=columns,

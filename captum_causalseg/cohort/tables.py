@@ -166,7 +166,7 @@ def table_of_comparison(
     rows = []
     for pair in pairs:
         a, b = (np.array(side) for side in zip(*pair.rows))
-        for measure, where, quantity, is_0 in _quantities(values, bins, parts, named, len(members)):
+        for measure, where, quantity, is_0 in _quantities(values, bins, parts=parts, named=named, n=len(members)):
             first_known, second_known = ~np.isnan(quantity[a]), ~np.isnan(quantity[b])
             found = paired_difference(
                 np.where(is_0[a] & second_known, 0.0, quantity[a]), np.where(is_0[b] & first_known, 0.0, quantity[b]), level

@@ -201,13 +201,13 @@ class Worker:
             parts = [file_of_part(recipe.folder, outcome.name or "", file) for file in files]
             if task.kind == "explain":
                 if not _is_whole(parts[task.part]):
-                    statistics = self._statistics(target, inputs, arguments, task)
+                    statistics = self._statistics(target, inputs, arguments, task=task)
                     with written_beside(parts[task.part], recipe.folder) as path:
                         statistics.save(path)
                 return
         outcome.record |= {
             "device": str(inputs[0].device),
-            "seed": str(_argument(recipe.method, target, arguments, "seed")),
+            "seed": str(_argument(recipe.method, target, arguments, name="seed")),
             "versions": json.dumps({"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}),
             "model": call["model"],
             "image": call["image"],
@@ -222,9 +222,9 @@ class Worker:
             if task.kind == "merge":
                 statistics = merge_parts([TreatmentEffectStatistics.load(path) for path in parts])
             else:
-                statistics = self._statistics(target, inputs, arguments, task)
+                statistics = self._statistics(target, inputs, arguments, task=task)
             place = outcome.place = fresh_place(recipe.folder)
-            outcome.record |= self._write(place, case, target, inputs, arguments, statistics)
+            outcome.record |= self._write(place, case, target=target, inputs=inputs, arguments=arguments, statistics=statistics)
         outcome.record["files"] = {}
         for file in sorted(place.iterdir()):
             on_disk(file)
@@ -257,7 +257,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Write a case's files; what they say in numbers."""
         asked = arguments.get("target")
-        table = _unit_table(statistics, target, inputs, asked, arguments.get("additional_forward_args"))
+        table = _unit_table(statistics, target, inputs=inputs, asked=asked, more=arguments.get("additional_forward_args"))
         table.to_parquet(place / "units.parquet", index=False)
         statistics.save(place / "statistics.npz")
         nifti = self._recipe.nifti
@@ -343,11 +343,11 @@ def _unit_table(
 ) -> pd.DataFrame:
     table = statistics.to_dataframe().drop(columns=["example"])
     outputs = int(np.prod(statistics.output_shape, dtype=int))
-    chosen = int(target_index(asked, 1, statistics.output_shape, statistics.output_axes)[0])
+    chosen = int(target_index(asked, 1, statistics.output_shape, output_axes=statistics.output_axes)[0])
     present = (statistics.status[0] != Status.ABSENT).reshape(-1, outputs).numpy()
     number = np.broadcast_to(np.arange(outputs), present.shape)[present]
     table["asked"] = number == chosen
-    table["distance"] = _distances(statistics, target, inputs, more)[present]
+    table["distance"] = _distances(statistics, target, inputs, more=more)[present]
     # Cases of one study may differ in it.
     unit = pd.Series("pixel" if spacing_of(inputs[0]) is None else "mm", index=table.index, dtype="string")
     table["distance_unit"] = unit.where(table["distance"].notna())
@@ -367,7 +367,9 @@ def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple
     spacing = spacing_of(inputs[0])
     per_roi = []
     for roi in rois[0]:
-        space = UnitSpace(unit_labels(statistics, 0), roi.as_subclass(Tensor), spacing, None, "chebyshev")
+        space = UnitSpace(
+            labels=unit_labels(statistics, 0), roi=roi.as_subclass(Tensor), spacing=spacing, bin_width=None, metric="chebyshev"
+        )
         place = pd.Series(space.distance, index=space.ids).reindex(statistics.unit_ids.numpy())
         per_roi.append(place.to_numpy())
     # The outputs are (C, R), (C,) or (R,): the last axis is the regions'.

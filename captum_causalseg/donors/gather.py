@@ -71,7 +71,7 @@ class ImageRows:
         for start in range(first, stop, most):
             rows = slice(start, min(start + most, stop))
             corners = self._corners[rows]
-            values = cut(image[None], np.zeros(len(corners), dtype=np.int64), corners, size)
+            values = cut(image[None], np.zeros(len(corners), dtype=np.int64), corners, size=size)
             weights = self._weights[torch.from_numpy(self._owners[rows]).to(image.device)]
             self.products[self._order[rows]] = weighted_sums(values, weights)
 
@@ -98,7 +98,7 @@ def cut_each(images: BankImages, which: np.ndarray, corners: np.ndarray, size: S
     """As :func:`cut`, from images that are not in one tensor: each of them is taken once, in ascending order."""
     groups = alike(which)
     parts = [
-        cut(images[int(which[rows[0]])][None], np.zeros(len(rows), dtype=np.int64), corners[rows], size) for rows in groups
+        cut(images[int(which[rows[0]])][None], np.zeros(len(rows), dtype=np.int64), corners[rows], size=size) for rows in groups
     ]
     found = torch.cat(parts)
     return found[torch.from_numpy(np.argsort(np.concatenate(groups))).to(found.device)]

@@ -73,10 +73,10 @@ class BoundBank(BoundDonors):
         channels: slice = ALL_CHANNELS,
     ) -> Tensor:
         """See :meth:`BoundDonors.read_many`."""
-        which, places = self._locate_many(examples, corners, size, numbers)
+        which, places = self._locate_many(examples, corners, size, numbers=numbers)
         if self._images.stacked is not None:
-            return cut(some_channels(self._images.stacked, channels), which, places, size)
-        return some_channels(cut_each(self._images, which, places, size), channels)
+            return cut(some_channels(self._images.stacked, channels), which, places, size=size)
+        return some_channels(cut_each(self._images, which, places, size=size), channels)
 
     def inner_products(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """See :meth:`BoundDonors.inner_products`."""
@@ -126,9 +126,9 @@ class BoundBank(BoundDonors):
         examples = np.array([request.example for request in requests])[owners]
         corners = np.array([[side.start for side in request.box] for request in requests], dtype=np.int64)[owners]
         numbers = np.concatenate([request.numbers for request in requests])
-        which, places = self._locate_many(examples, corners, size_of(requests[0].box), numbers)
+        which, places = self._locate_many(examples, corners, size_of(requests[0].box), numbers=numbers)
         weights = torch.stack([request.weights.double() for request in requests])
-        return ImageRows(which, places, weights, owners, requests[0].channels)
+        return ImageRows(which=which, corners=places, weights=weights, owners=owners, channels=requests[0].channels)
 
     def _locate_many(
         self, examples: np.ndarray, corners: np.ndarray, size: tuple[int, ...], numbers: np.ndarray
@@ -361,7 +361,13 @@ class PatchBank(DonorSource):
             raise ValueError(
                 f"baselines: donors are {self._images[0].dtype}, the input {images.dtype}: normalize them as the model's input"
             )
-        return BoundBank(self._images, self.placement == "aligned", self._own_images(images), forbidden, self._sums)
+        return BoundBank(
+            images=self._images,
+            aligned=self.placement == "aligned",
+            own=self._own_images(images),
+            forbidden=forbidden,
+            sums=self._sums,
+        )
 
     def _index(self) -> None:
         """Read through the images once: shapes, finiteness, and what it takes to recognize the explained image."""

@@ -55,7 +55,12 @@ class BoundSameImage(BoundDonors):
         channels: slice = ALL_CHANNELS,
     ) -> Tensor:
         """See :meth:`BoundDonors.read_many`."""
-        return cut(some_channels(self._images, channels), examples, self._locate_many(examples, corners, size, numbers), size)
+        return cut(
+            some_channels(self._images, channels),
+            examples,
+            self._locate_many(examples, corners, size, numbers=numbers),
+            size=size,
+        )
 
     def mean(self, example: int, box: Box) -> Tensor:
         """See :meth:`BoundDonors.mean`."""

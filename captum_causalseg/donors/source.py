@@ -79,7 +79,9 @@ class BoundDonors(ABC):
         while start < len(products):
             numbers = request.numbers[start : start + most]
             examples = np.full(len(numbers), request.example)
-            values = self.read_many(examples, corner.repeat(len(numbers), 0), size, numbers, request.channels)
+            values = self.read_many(
+                examples, corner.repeat(len(numbers), 0), size=size, numbers=numbers, channels=request.channels
+            )
             weights = weights.to(values.device)
             products[start : start + len(numbers)] = weighted_sums(values, weights)
             start, most = start + len(numbers), rows_at_once(weights.shape, values.shape[1:])

@@ -42,7 +42,7 @@ class BoundWhole(BoundDonors):
         """See :meth:`BoundDonors.read_many`."""
         several = np.array([length > 1 for length in self._images.shape])
         inside = tuple(side if many else 1 for side, many in zip(size, several[2:]))
-        found = cut(some_channels(self._images, channels), examples * several[0], corners * several[2:], inside)
+        found = cut(some_channels(self._images, channels), examples * several[0], corners * several[2:], size=inside)
         return found.expand(*found.shape[:2], *size).contiguous()
 
 

@@ -150,7 +150,11 @@ def compare(
     estimation, judging = (baselines, held_out) if held_out is not None else _split(baselines, seed)
     with renamed(target="output", forward_func="target", **({} if held_out is None else {"baselines": "held_out"})):
         judge = Faithfulness(
-            *(target, inputs, judging, output, additional_forward_args),
+            forward_func=target,
+            inputs=inputs,
+            baselines=judging,
+            target=output,
+            additional_forward_args=additional_forward_args,
             **(
                 {"feature_mask": feature_mask, "block_size": block_size, "exclude": exclude, "seed": seed}
                 | dict(faithfulness or {})
@@ -162,22 +166,24 @@ def compare(
     rows = []
     try:
         for name, method in methods.items():
-            found, forwards, seconds = _run(method, target, inputs, output, additional_forward_args, given)
+            found, forwards, seconds = _run(
+                method, target, inputs=inputs, output=output, additional_forward_args=additional_forward_args, given=given
+            )
             attributions[name] = found
-            rows.append(_scored(judge, name, found, chosen, forwards, seconds))
+            rows.append(_scored(judge, name, found=found, metrics=chosen, forwards=forwards, seconds=seconds))
             if bar is not None:
                 bar.update(1)
     finally:
         if bar is not None:
             bar.close()
     if n_controls:
-        attributions[CONTROL], scored = _controls(judge, inputs, chosen, n_controls, seed)
+        attributions[CONTROL], scored = _controls(judge, inputs, metrics=chosen, n=n_controls, seed=seed)
         rows.append(scored)
     return Comparison(
-        pd.concat(rows, ignore_index=True),
-        attributions,
-        first_image(_as_tuple(inputs)).detach().cpu(),
-        judge.roi,
+        table=pd.concat(rows, ignore_index=True),
+        attributions=attributions,
+        image=first_image(_as_tuple(inputs)).detach().cpu(),
+        roi=judge.roi,
     )
 
 
@@ -288,7 +294,7 @@ def _controls(judge: Faithfulness, inputs: Any, metrics: list[str], n: int, seed
     """The first of ``n`` random maps, and the mean scores of all."""
     generator = torch.Generator().manual_seed(seed)
     maps = [tuple(torch.randn(tensor.shape, generator=generator) for tensor in _as_tuple(inputs)) for _ in range(n)]
-    scored = [_scored(judge, CONTROL, noise, metrics, 0.0, 0.0) for noise in maps]
+    scored = [_scored(judge, CONTROL, found=noise, metrics=metrics, forwards=0.0, seconds=0.0) for noise in maps]
     mean = pd.concat([one["value"] for one in scored], axis=1).mean(axis=1)
     return (maps[0] if isinstance(inputs, tuple) else maps[0][0]), scored[0].assign(value=mean)
 

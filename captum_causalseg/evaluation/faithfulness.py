@@ -37,6 +37,7 @@ from captum_causalseg._checks import (
 )
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.exclusion import Exclude
+from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.evaluation.replacements import Attributions, Replacements
 from captum_causalseg.target import SegmentationTarget
 
@@ -138,7 +139,14 @@ class Faithfulness:
         support: Literal["auto"] | None = "auto",
     ) -> None:
         self._world = Replacements(
-            *(forward_func, inputs, baselines, target, additional_forward_args, feature_mask, block_size, exclude),
+            Options(
+                forward_func=forward_func,
+                inputs=inputs,
+                baselines=baselines,
+                target=target,
+                additional_forward_args=additional_forward_args,
+                units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+            ),
             n_draws=n_draws,
             perturbations_per_eval=perturbations_per_eval,
             seed=seed,
@@ -334,7 +342,12 @@ class Faithfulness:
             error = scores.std(0, ddof=1) / np.sqrt(self.n_draws)
         sign = 1 if order == "supporting" else -1
         says = (sign * np.where(self.replaceable, units, 0) > 0).any(1)
-        return Curve(reached, mean, error, np.where(says, integrate.trapezoid(mean, reached, axis=1), np.nan))
+        return Curve(
+            fraction=reached,
+            score=mean,
+            standard_error=error,
+            area=np.where(says, integrate.trapezoid(mean, reached, axis=1), np.nan),
+        )
 
     def _ranked(self, units: np.ndarray, order: Order, draw: int) -> Iterator[np.ndarray]:
         """Per example, its replaceable units in this order; equal ones in a random order, the same for every map."""
@@ -403,7 +416,7 @@ def register(
     source: str,
 ) -> None:
     """Add a metric of one's own to the table :data:`METRICS`; its name must not be taken."""
-    metric = FaithfulnessMetric(name, function, score_direction, source)
+    metric = FaithfulnessMetric(name=name, function=function, score_direction=score_direction, source=source)
     if name in METRICS:
         raise ValueError(f"name: {name!r} is taken")
     METRICS[name] = metric
@@ -419,12 +432,16 @@ def metric_names(metrics: Sequence[str] | None) -> list[str]:
 
 
 _CURVES = "Petsiuk et al. 2018 (arXiv 1806.07421), with donors and signs"
-register("deletion, supporting", lambda f, a: f.deletion(a, "supporting").area, "lower", _CURVES)
-register("deletion, harming", lambda f, a: f.deletion(a, "harming").area, "higher", _CURVES)
-register("insertion, supporting", lambda f, a: f.insertion(a, "supporting").area, "higher", _CURVES)
-register("insertion, harming", lambda f, a: f.insertion(a, "harming").area, "lower", _CURVES)
-register("irof", lambda f, a: f.irof(a), "higher", "Rieger and Hansen 2020 (arXiv 2003.08747)")
-register("faithfulness correlation", lambda f, a: f.correlation(a), "higher", "Bhatt et al. 2020 (arXiv 2005.00631)")
-register("mu fidelity", lambda f, a: f.correlation(a, ranks=True), "higher", "Bhatt et al. 2020 (arXiv 2005.00631), by ranks")
-register("infidelity", lambda f, a: f.infidelity(a), "lower", "Yeh et al. 2019 (arXiv 1901.09392), captum.metrics.infidelity")
-register("leakage", lambda f, a: f.leakage(a), "lower", "this library")
+register("deletion, supporting", lambda f, a: f.deletion(a, "supporting").area, "lower", source=_CURVES)
+register("deletion, harming", lambda f, a: f.deletion(a, "harming").area, "higher", source=_CURVES)
+register("insertion, supporting", lambda f, a: f.insertion(a, "supporting").area, "higher", source=_CURVES)
+register("insertion, harming", lambda f, a: f.insertion(a, "harming").area, "lower", source=_CURVES)
+register("irof", lambda f, a: f.irof(a), "higher", source="Rieger and Hansen 2020 (arXiv 2003.08747)")
+register("faithfulness correlation", lambda f, a: f.correlation(a), "higher", source="Bhatt et al. 2020 (arXiv 2005.00631)")
+register(
+    "mu fidelity", lambda f, a: f.correlation(a, ranks=True), "higher", source="Bhatt et al. 2020 (arXiv 2005.00631), by ranks"
+)
+register(
+    "infidelity", lambda f, a: f.infidelity(a), "lower", source="Yeh et al. 2019 (arXiv 1901.09392), captum.metrics.infidelity"
+)
+register("leakage", lambda f, a: f.leakage(a), "lower", source="this library")

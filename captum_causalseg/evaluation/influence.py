@@ -93,7 +93,9 @@ def influence_matrix(
     tested = is_hypothesis(status)
     ids, name = statistics.unit_ids.numpy(), "unit"
     if regions is not None:
-        ids, name, (effect, error, p_value) = _grouped(statistics, row, regions, effect, error, freedom, tested)
+        ids, name, (effect, error, p_value) = _grouped(
+            statistics, row, regions=regions, effect=effect, error=error, freedom=freedom, tested=tested
+        )
         present, tested = np.ones(len(ids), dtype=bool), np.ones(p_value.shape, dtype=bool)
     adjusted = [adjust_p_values(p_value[:, r], hypotheses=tested[:, r]) for r in range(p_value.shape[1])]
     frames = []

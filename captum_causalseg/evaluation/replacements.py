@@ -1,18 +1,15 @@
 """Images in which any set of units is replaced by natural donors at once, and the scores that they get."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import tensor_of
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.estimate import allowed_outputs, output_axes, prepare, reached_outputs
-from captum_causalseg.attr.exclusion import Exclude
-from captum_causalseg.attr.options import InputUnits, Options
+from captum_causalseg.attr.options import Options
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
@@ -25,13 +22,14 @@ _MAP = tensor_of("real")
 
 
 class Replacements:
-    """One output of a forward function on one batch, with units replaced by donors; arguments as in ``attribute``.
+    """One output of a forward function on one batch, with units replaced by donors.
 
     A set of donors holds one donor for every replaceable unit: so sets of units that contain each other meet the same donors.
 
     Args:
+        options: what is asked, as of ``attribute``.
         n_draws: how many sets of donors there are.
-        batch_size: images in one forward pass.
+        perturbations_per_eval: images per example in one forward pass.
         seed: of the donors.
         support: whether to find out which units can reach the region of interest.
 
@@ -44,30 +42,14 @@ class Replacements:
 
     def __init__(
         self,
-        forward_func: Callable[..., Any],
-        inputs: Tensor | tuple[Tensor, ...],
-        baselines: Any,
-        target: TargetType,
-        additional_forward_args: Any,
-        feature_mask: Tensor | tuple[Tensor, ...] | None,
-        block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None,
-        exclude: Exclude,
+        options: Options,
         *,
         n_draws: int,
         perturbations_per_eval: int,
         seed: int,
         support: Literal["auto"] | None,
     ) -> None:
-        problem = prepare(
-            Options(
-                forward_func=forward_func,
-                inputs=inputs,
-                baselines=baselines,
-                target=target,
-                additional_forward_args=additional_forward_args,
-                units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
-            )
-        )
+        problem = prepare(options)
         self._units, self._donors = problem.units, problem.donors
         self._spatial = problem.spatial
         self.forward_func, self.tensors, self.arguments = problem.forward_func, problem.tensors, problem.evaluator.arguments
@@ -83,7 +65,9 @@ class Replacements:
         scores = checked_scores(found, self.n_examples, None)
         self.n_forwards += self.n_examples
         self._output_shape, self._axes = tuple(scores.shape[1:]), output_axes(problem, scores.ndim - 1)
-        self._index = chosen_output(target, self.n_examples, self._output_shape, self._axes, self._spatial)
+        self._index = chosen_output(
+            options.target, self.n_examples, output_shape=self._output_shape, output_axes=self._axes, spatial=self._spatial
+        )
         self.observed = self.pick(scores, everyone)
         outputs = everyone, slice(None), self._index.numpy()
         self.replaceable: np.ndarray = allowed_outputs(problem, scores[0].numel())[outputs] & problem.units.present
@@ -191,8 +175,8 @@ class Replacements:
         for row, unit in enumerate(self._units.ids[units].tolist()):
             generator = np.random.default_rng((self.seed, 0, draw, unit))
             numbers[row] = [generator.integers(count) for count in population[row]]
-        everything = Interventions(np.arange(self.n_examples), examples, units, numbers)
-        paste(tensors, self._units, self._donors, everything)
+        everything = Interventions(example=np.arange(self.n_examples), row=examples, unit=units, donor=numbers)
+        paste(tensors, self._units, self._donors, interventions=everything)
         return tensors
 
     def _on(self, slot: int, values: np.ndarray, examples: np.ndarray) -> Tensor:

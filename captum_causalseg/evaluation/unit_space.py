@@ -174,7 +174,7 @@ def integer_map(name: str, values: Array | None, spatial: tuple[int, ...]) -> np
 
 def _lengths(name: str, value: float | Sequence[float], axes: int) -> np.ndarray:
     """One positive number per axis."""
-    return np.asarray(per_axis(name, value, axes, number(above=0)), dtype=np.float64)
+    return np.asarray(per_axis(name, value, axes, each=number(above=0)), dtype=np.float64)
 
 
 def to_numpy(values: Array) -> np.ndarray:

@@ -143,14 +143,18 @@ def _dicom(source: Path, labels: bool) -> Any:
 
 
 _FORMATS = (
-    ImageFormat("NIfTI", NIFTI_ENDINGS, "nibabel", _nifti_reader),
-    ImageFormat("NRRD", (".nrrd",), "nrrd", _nrrd_reader),
-    ImageFormat("MetaImage", (".mha", ".mhd"), "itk", _itk_reader),
+    ImageFormat(name="NIfTI", endings=NIFTI_ENDINGS, package="nibabel", make_reader=_nifti_reader),
+    ImageFormat(name="NRRD", endings=(".nrrd",), package="nrrd", make_reader=_nrrd_reader),
+    ImageFormat(name="MetaImage", endings=(".mha", ".mhd"), package="itk", make_reader=_itk_reader),
     ImageFormat(
-        "PNG, JPEG, BMP or TIFF", (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "PIL", _picture_reader, has_geometry=False
+        name="PNG, JPEG, BMP or TIFF",
+        endings=(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"),
+        package="PIL",
+        make_reader=_picture_reader,
+        has_geometry=False,
     ),
 )
-_DICOM = ImageFormat("DICOM", (".dcm",), "pydicom", _dicom)
+_DICOM = ImageFormat(name="DICOM", endings=(".dcm",), package="pydicom", make_reader=_dicom)
 
 
 def needed_package(name: str, purpose: str) -> Any:

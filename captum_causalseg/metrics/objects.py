@@ -26,7 +26,7 @@ def detection(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: f
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected an intersection over union in [0, 1], got {threshold}")
-    return pairwise(prediction, reference, roi, partial(detected_share, threshold=threshold, empty_score=empty_score))
+    return pairwise(prediction, reference, roi, prepare=partial(detected_share, threshold=threshold, empty_score=empty_score))
 
 
 def uniformity(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0) -> Tensor:
@@ -40,7 +40,7 @@ def uniformity(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: 
     what is undefined there: 0 where nothing is found, ``empty_score`` where both are empty. Objects that are missed and false
     alarms beside found objects do not count: :func:`detection` and Dice are for those.
     """
-    return pairwise(prediction, reference, roi, partial(uniform_share, empty_score=empty_score))
+    return pairwise(prediction, reference, roi, prepare=partial(uniform_share, empty_score=empty_score))
 
 
 def boundary_alignment(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0) -> Tensor:

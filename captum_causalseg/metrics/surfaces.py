@@ -24,7 +24,7 @@ def surface_dice(
     ``empty_score`` if both are empty) or not (0).
     """
     agreement = partial(outline_agreement, tolerance=tolerance, empty_score=empty_score)
-    return pairwise(prediction, reference, roi, agreement)
+    return pairwise(prediction, reference, roi, prepare=agreement)
 
 
 def average_surface_distance(
@@ -58,7 +58,7 @@ def average_surface_distance(
     def mean(there: np.ndarray, back: np.ndarray) -> float:
         return float(np.concatenate([there, back]).mean())
 
-    return -pairwise(prediction, reference, roi, partial(outline_distance, spacing=spacing, summary=mean))
+    return -pairwise(prediction, reference, roi, prepare=partial(outline_distance, spacing=spacing, summary=mean))
 
 
 def hausdorff_95(prediction: Tensor, reference: Tensor, roi: Tensor, spacing: float | Sequence[float] | None = None) -> Tensor:
@@ -71,7 +71,7 @@ def hausdorff_95(prediction: Tensor, reference: Tensor, roi: Tensor, spacing: fl
     def percentile(there: np.ndarray, back: np.ndarray) -> float:
         return float(max(np.quantile(there, 0.95), np.quantile(back, 0.95)))
 
-    return -pairwise(prediction, reference, roi, partial(outline_distance, spacing=spacing, summary=percentile))
+    return -pairwise(prediction, reference, roi, prepare=partial(outline_distance, spacing=spacing, summary=percentile))
 
 
 def outline(mask: np.ndarray, region: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The table of metrics by name, open to the user's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -92,40 +92,68 @@ def register(
         >>> del metrics.METRICS["coverage"]
     """
     twin = name if surrogate is None else surrogate
-    metric = Metric(name, function, domain, needs_reference, twin, inside_roi=inside_roi, larger_is_better=larger_is_better)
+    metric = Metric(
+        name=name,
+        function=function,
+        domain=domain,
+        needs_reference=needs_reference,
+        surrogate=twin,
+        inside_roi=inside_roi,
+        larger_is_better=larger_is_better,
+    )
     if name in METRICS:
         raise ValueError(f"name: a metric called {name!r} exists already")
     METRICS[name] = metric
 
 
 def _add(
-    name: str, function: Callable[..., Tensor], domain: Domain, reference: bool, twin: str, *options: str, better: bool = True
+    name: str,
+    function: Callable[..., Tensor],
+    domain: Domain,
+    *,
+    twin: str,
+    options: Sequence[str] = (),
+    reference: bool = True,
+    better: bool = True,
 ) -> None:
     METRICS[name] = Metric(
-        *(name, function, domain, reference, twin, frozenset(options)), inside_roi=True, larger_is_better=better
+        name=name,
+        function=function,
+        domain=domain,
+        needs_reference=reference,
+        surrogate=twin,
+        options=frozenset(options),
+        inside_roi=True,
+        larger_is_better=better,
     )
 
 
-_add("dice", dice, "labels", True, "soft_dice", "empty_score")
-_add("soft_dice", dice, "probabilities", True, "soft_dice", "empty_score")
-_add("iou", iou, "labels", True, "soft_iou", "empty_score")
-_add("soft_iou", iou, "probabilities", True, "soft_iou", "empty_score")
+_add("dice", dice, "labels", twin="soft_dice", options=["empty_score"])
+_add("soft_dice", dice, "probabilities", twin="soft_dice", options=["empty_score"])
+_add("iou", iou, "labels", twin="soft_iou", options=["empty_score"])
+_add("soft_iou", iou, "probabilities", twin="soft_iou", options=["empty_score"])
 # Outlines and components have no smooth twin of their own; soft Dice moves with them and has gradients.
-_add("surface_dice", surface_dice, "labels", True, "soft_dice", "empty_score")
-_add("average_surface_distance", average_surface_distance, "labels", True, "soft_dice")
-_add("hausdorff_95", hausdorff_95, "labels", True, "soft_dice")
-_add("detection", detection, "labels", True, "soft_dice", "empty_score")
-_add("uniformity", uniformity, "labels", True, "soft_dice", "empty_score")
-_add("logit_sum", inside_sum, "logits", False, "logit_sum", better=False)
-_add("logit_mean", inside_mean, "logits", False, "logit_mean", better=False)
-_add("probability_mean", inside_mean, "probabilities", False, "probability_mean", better=False)
-_add("cross_entropy", negated_cross_entropy, "log_odds", True, "cross_entropy", "exclusive")
-_add("brier", brier, "probabilities", True, "brier")
-_add("volume", inside_sum, "labels", False, "soft_volume", better=False)
-_add("soft_volume", inside_sum, "probabilities", False, "soft_volume", better=False)
-_add("relative_volume", relative_volume, "labels", True, "soft_relative_volume", better=False)
-_add("soft_relative_volume", relative_volume, "probabilities", True, "soft_relative_volume", better=False)
-_add("volumetric_similarity", volumetric_similarity, "labels", True, "soft_volumetric_similarity", "empty_score")
-_add("soft_volumetric_similarity", volumetric_similarity, "probabilities", True, "soft_volumetric_similarity", "empty_score")
-_add("boundary_alignment", boundary_alignment, "labels", True, "soft_boundary_alignment", "empty_score")
-_add("soft_boundary_alignment", boundary_alignment, "probabilities", True, "soft_boundary_alignment", "empty_score")
+_add("surface_dice", surface_dice, "labels", twin="soft_dice", options=["empty_score"])
+_add("average_surface_distance", average_surface_distance, "labels", twin="soft_dice")
+_add("hausdorff_95", hausdorff_95, "labels", twin="soft_dice")
+_add("detection", detection, "labels", twin="soft_dice", options=["empty_score"])
+_add("uniformity", uniformity, "labels", twin="soft_dice", options=["empty_score"])
+_add("logit_sum", inside_sum, "logits", twin="logit_sum", reference=False, better=False)
+_add("logit_mean", inside_mean, "logits", twin="logit_mean", reference=False, better=False)
+_add("probability_mean", inside_mean, "probabilities", twin="probability_mean", reference=False, better=False)
+_add("cross_entropy", negated_cross_entropy, "log_odds", twin="cross_entropy", options=["exclusive"])
+_add("brier", brier, "probabilities", twin="brier")
+_add("volume", inside_sum, "labels", twin="soft_volume", reference=False, better=False)
+_add("soft_volume", inside_sum, "probabilities", twin="soft_volume", reference=False, better=False)
+_add("relative_volume", relative_volume, "labels", twin="soft_relative_volume", better=False)
+_add("soft_relative_volume", relative_volume, "probabilities", twin="soft_relative_volume", better=False)
+_add("volumetric_similarity", volumetric_similarity, "labels", twin="soft_volumetric_similarity", options=["empty_score"])
+_add(
+    "soft_volumetric_similarity",
+    volumetric_similarity,
+    "probabilities",
+    twin="soft_volumetric_similarity",
+    options=["empty_score"],
+)
+_add("boundary_alignment", boundary_alignment, "labels", twin="soft_boundary_alignment", options=["empty_score"])
+_add("soft_boundary_alignment", boundary_alignment, "probabilities", twin="soft_boundary_alignment", options=["empty_score"])

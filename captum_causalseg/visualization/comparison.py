@@ -62,14 +62,14 @@ def plot_comparison(
     panels: np.ndarray = figure.subplots(rows, columns, squeeze=False)
     if title:
         figure.suptitle(title)
-    background(panels[0, 0], picture, "Image and region of interest", outline, fade=False)
+    background(panels[0, 0], picture, "Image and region of interest", outline=outline, fade=False)
     drawn = None
     for axes, name in zip(panels.flat[1:], names):
         found = first(comparison.attributions[name])[example].sum(0, keepdim=True)
         values = plane(found, roi)[0].double().numpy()
         elsewhere = np.abs(values) if outline is None or outline.all() else np.abs(values[~outline])
         values = values / robust_maximum(elsewhere)
-        background(axes, picture, name, outline, fade=True)
+        background(axes, picture, name, outline=outline, fade=True)
         size = np.clip(np.abs(values), 0, 1)
         norm = Normalize(-1, 1)
         drawn = axes.imshow(values, cmap=EFFECTS, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest")

@@ -96,8 +96,8 @@ def plot_convergence(
     if title:
         figure.suptitle(title)
     places = summary[against].to_numpy()
-    _effects(left, tables, places, strongest.tolist(), truth, score_name)
-    exact = _errors(right, summary, places, score_name)
+    _effects(left, tables, places=places, units=strongest.tolist(), reference=truth, score_name=score_name)
+    exact = _errors(right, summary, places, score_name=score_name)
     for axes in (left, right):
         _log_axis(axes, places, _AGAINST[against])
     notes = [] if reference is None else ["dashed: the reference"]

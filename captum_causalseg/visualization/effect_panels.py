@@ -26,7 +26,7 @@ from captum_causalseg.visualization.pictures import (
 from captum_causalseg.visualization.planes import Output, Plane, View, chosen_slices, peak
 from captum_causalseg.visualization.sheet import Scale, grid
 
-__all__ = ["PANELS", "effects_figure", "volume_figure"]
+__all__ = ["PANELS", "Style", "effects_figure", "volume_figure"]
 
 # How the values of a panel are colored: on the signed scale of the effects, from 0 up, or from 1 down.
 _SIGNED, _POSITIVE, _PROBABILITY = "signed", "positive", "probability"
@@ -43,13 +43,15 @@ class Panel:
 
 
 PANELS = {
-    "effect": Panel("effect", "Effect of each unit", "effect on the {}", _SIGNED),
-    "standard_error": Panel("standard_error", "Standard error of the effect", "standard error, {}", _POSITIVE),
-    "lower": Panel("lower", "Lower end of the 95 % interval", "effect on the {}", _SIGNED),
-    "upper": Panel("upper", "Upper end of the 95 % interval", "effect on the {}", _SIGNED),
-    "significant": Panel("effect", "Significant effects", "effect on the {}", _SIGNED),
-    "p_value": Panel("p_value", "p-value of no effect", "p-value, each unit by itself", _PROBABILITY),
-    "n_draws": Panel("n_draws", "Draws", "interventions on the unit", _POSITIVE),
+    "effect": Panel(field="effect", title="Effect of each unit", label="effect on the {}", kind=_SIGNED),
+    "standard_error": Panel(
+        field="standard_error", title="Standard error of the effect", label="standard error, {}", kind=_POSITIVE
+    ),
+    "lower": Panel(field="lower", title="Lower end of the 95 % interval", label="effect on the {}", kind=_SIGNED),
+    "upper": Panel(field="upper", title="Upper end of the 95 % interval", label="effect on the {}", kind=_SIGNED),
+    "significant": Panel(field="effect", title="Significant effects", label="effect on the {}", kind=_SIGNED),
+    "p_value": Panel(field="p_value", title="p-value of no effect", label="p-value, each unit by itself", kind=_PROBABILITY),
+    "n_draws": Panel(field="n_draws", title="Draws", label="interventions on the unit", kind=_POSITIVE),
 }
 """All panels but ``"image"``."""
 
@@ -86,7 +88,7 @@ class Scales:
     """The color scales, each the same in every panel of its kind."""
 
     def __init__(self, maps: Sequence[Maps], palette: Palette) -> None:
-        self._maps, self._palette = maps, palette
+        self._maps, self.palette = maps, palette
         self.largest_effect = self._largest("effect")
 
     def _largest(self, field: str) -> float:
@@ -102,31 +104,41 @@ class Scales:
         if panel.kind == _SIGNED:
             largest = self.largest_effect
             ticks = [-largest, -largest / 2, 0.0, largest / 2, largest]
-            return TwoSlopeNorm(0, -largest, largest), self._palette.effects, "both", ticks
+            return TwoSlopeNorm(0, -largest, largest), self.palette.effects, "both", ticks
         if panel.kind == _PROBABILITY:
-            return LogNorm(_LEAST_PROBABILITY, 1), self._palette.errors + "_r", "min", [1e-4, 1e-3, 0.01, 0.05, 1]
+            return LogNorm(_LEAST_PROBABILITY, 1), self.palette.errors + "_r", "min", [1e-4, 1e-3, 0.01, 0.05, 1]
         if panel.field == "n_draws":
             most = max(1, round(max(float(np.nan_to_num(one.values["n_draws"]).max()) for one in self._maps)))
-            return Normalize(0, most), self._palette.errors, "neither", sorted({0, most // 2, most})
+            return Normalize(0, most), self.palette.errors, "neither", sorted({0, most // 2, most})
         largest = self._largest(panel.field)
-        return Normalize(0, largest), self._palette.errors, "max", [0.0, largest / 2, largest]
+        return Normalize(0, largest), self.palette.errors, "max", [0.0, largest / 2, largest]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How figures of effects look.
+
+    Args:
+        palette: colors.
+        channel: which channel of the image is drawn in gray; None for all.
+        title: above the panels.
+        score_name: what the effects are effects on, with its unit.
+        words: what effects above and below 0 do.
+    """
+
+    palette: Palette
+    channel: int | None
+    title: str
+    score_name: str
+    words: tuple[str, str]
 
 
 def effects_figure(
-    statistics: TreatmentEffectStatistics,
-    view: View,
-    outputs: Sequence[Output],
-    panels: Sequence[str],
-    palette: Palette,
-    *,
-    channel: int | None,
-    title: str,
-    score_name: str,
-    words: tuple[str, str],
+    statistics: TreatmentEffectStatistics, view: View, *, outputs: Sequence[Output], panels: Sequence[str], style: Style
 ) -> Figure:
     """A row of panels per output, or per output and plane of a volume."""
-    picture = grayscale(view.image, channel)
-    maps = [Maps(statistics, view, output, panels) for output in outputs]
+    picture = grayscale(view.image, style.channel)
+    maps = [Maps(statistics=statistics, view=view, output=output, panels=panels) for output in outputs]
     shape = view.image.shape[1:]
     rows = [
         (one, plane)
@@ -137,8 +149,8 @@ def effects_figure(
     ]
     image_heading = "Image" if view.rois is None else "Image and region of interest"
     headings = [image_heading if name == "image" else PANELS[name].title for name in panels]
-    scales = Scales(maps, palette)
-    beside = [None if name == "image" else _beside(PANELS[name], scales, score_name, words) for name in panels]
+    scales = Scales(maps, style.palette)
+    beside = [None if name == "image" else _beside(PANELS[name], scales, style) for name in panels]
     sheet = grid(
         headings,
         _sizes([plane for _, plane in rows]),
@@ -146,14 +158,15 @@ def effects_figure(
         row_labels=[_label(one.output, plane) for one, plane in rows],
         # One row of many panels is folded.
         fold=-(-len(panels) // 2) if len(rows) == 1 and len(panels) > 4 else None,
-        title=title,
+        title=style.title,
         notes=_notes(maps, panels),
     )
     for name, heading, scale, column, bar in zip(panels, headings, beside, sheet.pictures, sheet.bars):
         for number, (axes, (one, plane)) in enumerate(zip(column, rows)):
-            _draw(axes, picture, name, one, plane, scales, palette, heading if number == 0 else "")
+            said = heading if number == 0 else ""
+            _draw(axes, picture, name=name, maps=one, plane=plane, scales=scales, heading=said)
         if bar is not None and scale is not None:
-            _draw_bar(bar, column[0], PANELS[name], scales, scale, sheet.upright)
+            _draw_bar(bar, column[0], panel=PANELS[name], scales=scales, beside=scale, upright=sheet.upright)
     for axes, (one, plane) in zip(sheet.pictures[0], rows):
         axes.set_ylabel(_label(one.output, plane), fontsize=10)
     return sheet.figure
@@ -162,43 +175,39 @@ def effects_figure(
 def volume_figure(
     statistics: TreatmentEffectStatistics,
     view: View,
+    *,
     output: Output,
     panel: str,
-    palette: Palette,
-    *,
+    style: Style,
     axis: int,
     n_slices: int,
     columns: int | None,
-    channel: int | None,
-    title: str,
-    score_name: str,
-    words: tuple[str, str],
 ) -> Figure:
     """Slices of a volume side by side."""
-    picture = grayscale(view.image, channel)
-    maps = Maps(statistics, view, output, [panel])
+    picture = grayscale(view.image, style.channel)
+    maps = Maps(statistics=statistics, view=view, output=output, panels=[panel])
     shape = view.image.shape[1:]
-    slices, strongest = chosen_slices(maps.values["effect"], output.roi, axis, n_slices)
-    planes = [Plane.of_volume(shape, view.spacing, axis, index) for index in slices]
+    slices, strongest = chosen_slices(maps.values["effect"], output.roi, axis, count=n_slices)
+    planes = [Plane.of_volume(shape, view.spacing, axis, index=index) for index in slices]
     height, width = planes[0].size
     across = min(columns or _columns(len(slices), height / width), len(slices))
     edge = min(2.5, 9 / across)
     scale = min(edge / width, 1.4 * edge / height)
     rows = -(-len(slices) // across)
-    scales = Scales([maps], palette)
-    beside = _beside(PANELS[panel], scales, score_name, words)
+    scales = Scales([maps], style.palette)
+    beside = _beside(PANELS[panel], scales, style)
     titles = [f"slice {plane.index}" + (": largest" if plane.index == strongest else "") for plane in planes]
     sheet = grid(
         [max(titles, key=len)] * across,
         [(height * scale, width * scale)] * rows,
         [None] * (across - 1) + [beside],
         row_heading=True,
-        title=title,
+        title=style.title,
         notes=[f"slices along axis {axis} of {shape[axis]}", *_notes([maps], [panel])],
     )
     cells = [sheet.pictures[i % across][i // across] for i in range(across * rows)]
     for axes, plane, said in zip(cells, planes, titles):
-        _draw(axes, picture, panel, maps, plane, scales, palette, said)
+        _draw(axes, picture, name=panel, maps=maps, plane=plane, scales=scales, heading=said)
         axes.title.set_fontsize(10)
         if plane.index == strongest:
             axes.title.set_fontweight("bold")
@@ -207,24 +216,24 @@ def volume_figure(
         axes.set_visible(False)
     bar = sheet.bars[-1]
     if bar is not None:
-        _draw_bar(bar, cells[0], PANELS[panel], scales, beside, sheet.upright)
+        _draw_bar(bar, cells[0], panel=PANELS[panel], scales=scales, beside=beside, upright=sheet.upright)
     return sheet.figure
 
 
 def _draw(
     axes: Axes,
     picture: np.ndarray,
+    *,
     name: str,
     maps: Maps,
     plane: Plane,
     scales: Scales,
-    palette: Palette,
     heading: str,
 ) -> None:
     """One panel: the picture, faded under the values; hatches, borders, and the region of interest on top."""
     roi = maps.output.roi
     outline = None if roi is None else plane.cut(roi)
-    background(axes, plane.cut(picture), heading, None, fade=name != "image", aspect=plane.aspect)
+    background(axes, plane.cut(picture), heading, outline=None, fade=name != "image", aspect=plane.aspect)
     if name != "image":
         panel = PANELS[name]
         norm, colors, _, _ = scales.of(panel)
@@ -240,27 +249,28 @@ def _draw(
         # Small values let the image through.
         axes.imshow(*(shown, colors, norm), alpha=0.95 * np.sqrt(size), interpolation="nearest", aspect=plane.aspect)
         outside, undecided = plane.cut(maps.outside), plane.cut(maps.undecided)
-        shade(axes, plane.cut(maps.excluded), "////", "0.35")
+        shade(axes, plane.cut(maps.excluded), "////", color="0.35")
         if name == "significant":
-            shade(axes, undecided, "....", "0.45")
+            shade(axes, undecided, "....", color="0.45")
         if outside.any() and not outside.all():
-            contour(axes, outside, "0.25", 1.0, "--")
+            contour(axes, outside, color="0.25", linewidth=1.0, linestyle="--")
     if plane.cross is not None:
         row, column = plane.cross
         axes.axhline(row, color="0.25", linewidth=0.6, linestyle=":")
         axes.axvline(column, color="0.25", linewidth=0.6, linestyle=":")
     if outline is not None:
-        outlined(axes, outline, palette.outline)
+        outlined(axes, outline, scales.palette.outline)
 
 
-def _beside(panel: Panel, scales: Scales, score_name: str, words: tuple[str, str]) -> Scale:
-    label = textwrap.fill(panel.label.format(score_name), 38)
+def _beside(panel: Panel, scales: Scales, style: Style) -> Scale:
+    words = style.words
+    label = textwrap.fill(panel.label.format(style.score_name), 38)
     if panel.kind == _SIGNED:
         label += f"\n{words[1]} \N{LEFTWARDS ARROW} 0 \N{RIGHTWARDS ARROW} {words[0]}"
     return Scale(label, scale_labels(scales.of(panel)[-1]))
 
 
-def _draw_bar(bar_axes: Axes, drawn: Axes, panel: Panel, scales: Scales, beside: Scale, upright: bool) -> None:
+def _draw_bar(bar_axes: Axes, drawn: Axes, *, panel: Panel, scales: Scales, beside: Scale, upright: bool) -> None:
     _, _, extend, ticks = scales.of(panel)
     orientation = "vertical" if upright else "horizontal"
     bar = drawn.figure.colorbar(drawn.images[1], cax=bar_axes, extend=extend, orientation=orientation)

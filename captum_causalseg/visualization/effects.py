@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import TEXT, checked, integer, one_of, sequence, shown
 from captum_causalseg.statistics import TreatmentEffectStatistics
-from captum_causalseg.visualization.effect_panels import PANELS, effects_figure, volume_figure
+from captum_causalseg.visualization.effect_panels import PANELS, Style, effects_figure, volume_figure
 from captum_causalseg.visualization.pictures import PICTURE, literal, palette_of
 from captum_causalseg.visualization.planes import shown_outputs, view_of
 
@@ -93,11 +93,11 @@ def plot_effects(
         raise ValueError(f"panels: expected some of {known}, got {shown(panels)}")
     view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
     figure = effects_figure(
-        *(statistics, view, shown_outputs(statistics, target, view), tuple(panels), palette_of(palette)),
-        channel=channel,
-        title=title,
-        score_name=score_name,
-        words=words,
+        statistics,
+        view,
+        outputs=shown_outputs(statistics, target, view),
+        panels=tuple(panels),
+        style=Style(palette=palette_of(palette), channel=channel, title=title, score_name=score_name, words=words),
     )
     return literal(figure)
 
@@ -172,13 +172,13 @@ def plot_volume(
     if len(outputs) > 1:
         raise ValueError(f"target: it leaves {len(outputs)} regions of interest open, pick one: (class, roi)")
     figure = volume_figure(
-        *(statistics, view, outputs[0], panel, palette_of(palette)),
+        statistics,
+        view,
+        output=outputs[0],
+        panel=panel,
+        style=Style(palette=palette_of(palette), channel=channel, title=title, score_name=score_name, words=words),
         axis=axis % 3,
         n_slices=n_slices,
         columns=columns,
-        channel=channel,
-        title=title,
-        score_name=score_name,
-        words=words,
     )
     return literal(figure)

@@ -101,7 +101,7 @@ def outlined(axes: Axes, mask: np.ndarray, color: str) -> None:
     """The border of a region of interest, with a dark edge."""
     if mask.any():
         for edge, linewidth in (("black", 3.0), (color, 1.5)):
-            contour(axes, mask, edge, linewidth)
+            contour(axes, mask, edge, linewidth=linewidth)
 
 
 def contour(axes: Axes, mask: np.ndarray, color: str, linewidth: float, linestyle: str = "-") -> None:

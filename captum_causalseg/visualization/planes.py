@@ -87,7 +87,7 @@ class Plane:
     @classmethod
     def through(cls, shape: Sequence[int], spacing: Sequence[float], position: Sequence[int]) -> "list[Plane]":
         """The three planes through a position, that of the last axis first."""
-        return [cls.of_volume(shape, spacing, axis, position[axis], position) for axis in (2, 1, 0)]
+        return [cls.of_volume(shape, spacing, axis=axis, index=position[axis], position=position) for axis in (2, 1, 0)]
 
     def cut(self, values: np.ndarray) -> np.ndarray:
         """``(H, W, ...)`` of ``(*spatial, ...)``."""
@@ -128,7 +128,7 @@ def view_of(
     given = mask_source("roi", roi)[1]
     masks = None
     if given is not None:
-        batch = roi_of_batch(check_roi(given), image.shape[2:], image.shape[0], False)
+        batch = roi_of_batch(check_roi(given), image.shape[2:], image.shape[0], is_argument=False)
         masks = batch[example if len(batch) > 1 else 0].cpu().numpy()
     return View(
         image=plain_tensor(image[example]).cpu(),
@@ -145,7 +145,7 @@ def pixel_spacing(image: Tensor, spacing: float | Sequence[float] | None, exampl
     axes = image.ndim - 2
     if spacing is None:
         return spacing_of(image, example) or (1.0,) * axes
-    return tuple(map(float, per_axis("spacing", spacing, axes, number(above=0))))
+    return tuple(map(float, per_axis("spacing", spacing, axes, each=number(above=0))))
 
 
 def shown_outputs(statistics: TreatmentEffectStatistics, target: TargetType, view: View) -> list[Output]:

@@ -42,6 +42,6 @@ def plot_profile(
     names = named_roles(words)
     pie(panels["pie"], profile, names)
     ratio(panels["ratio"], profile, names)
-    histogram(panels["histogram"], profile, score_name, names)
-    mass_by_distance(panels["distance"], profile, score_name, names)
+    histogram(panels["histogram"], profile, score_name, names=names)
+    mass_by_distance(panels["distance"], profile, score_name, names=names)
     return literal(figure)

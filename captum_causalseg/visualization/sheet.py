@@ -117,7 +117,7 @@ def grid(
             y = top + number * deep + _HEADING
             column = []
             for high, wide in sizes:
-                column.append(add(centers[i] - wide / 2, y, wide, high))
+                column.append(add(centers[i] - wide / 2, y, wide=wide, high=high))
                 y += high + between
             pictures.append(column)
             places.append((centers[i] + widest / 2, y - between))
@@ -127,14 +127,14 @@ def grid(
             bars.append(None)
         elif upright:
             length = min(0.9 * stack, 3.2)
-            bars.append(add(right + 0.1, bottom - stack / 2 - length / 2, _BAR, length))
+            bars.append(add(right + 0.1, bottom - stack / 2 - length / 2, wide=_BAR, high=length))
         else:
-            bars.append(add(right - 0.95 * widest, bottom + 0.1, 0.9 * widest, _BAR))
+            bars.append(add(right - 0.95 * widest, bottom + 0.1, wide=0.9 * widest, high=_BAR))
     if title_lines:
         figure.suptitle("\n".join(title_lines), y=1 - _MARGIN / 2 / height, va="top", fontsize=12)
     if note_lines:
         figure.supxlabel("\n".join(note_lines), y=_MARGIN / 2 / height, va="bottom", fontsize=9)
-    return Sheet(figure, pictures, bars, upright)
+    return Sheet(figure=figure, pictures=pictures, bars=bars, upright=upright)
 
 
 def _wrapped(texts: Sequence[str], width: float, fontsize: float) -> list[str]:

@@ -83,13 +83,13 @@ def plot_support(
     said = f"{share:.1f} % of the pixels can reach the region of interest"
     if support.doubt is not None:
         said = "what can reach the region of interest is not known"
-    background(axes, picture, title or said, outline, fade=False, aspect=rows / columns)
+    background(axes, picture, title or said, outline=outline, fade=False, aspect=rows / columns)
     if title:
         figure.supxlabel(said, fontsize=9)
     dark = np.zeros((*reaches.shape, 4))
     dark[~reaches] = (0.05, 0.08, 0.2, 0.62)
     axes.imshow(dark, interpolation="nearest", aspect=rows / columns)
     if not reaches.all():
-        shade(axes, ~reaches, "//", "black")
-        contour(axes, reaches, "white", 1.2, "--")
+        shade(axes, ~reaches, "//", color="black")
+        contour(axes, reaches, color="white", linewidth=1.2, linestyle="--")
     return literal(figure)

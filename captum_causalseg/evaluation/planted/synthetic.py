@@ -276,7 +276,8 @@ def planted_case(
     """
     units = regions.grid(spatial_shape, block_size)
     blocks, edges = (
-        per_axis(name, value, units.ndim, integer(1)) for name, value in (("block_size", block_size), ("roi_size", roi_size))
+        per_axis(name, value, units.ndim, each=integer(1))
+        for name, value in (("block_size", block_size), ("roi_size", roi_size))
     )
     middle = [max(length - edge, 0) // 2 // block * block for length, edge, block in zip(units.shape, edges, blocks)]
     with renamed(**{"start, size": "roi_size"}):
@@ -287,22 +288,24 @@ def planted_case(
         return np.random.default_rng([seed, *of])
 
     signs = [1] * supporting + [-1] * harming
-    starts = _far_blocks(units, roi, blocks, len(signs), stream(0))
+    starts = _far_blocks(units, roi, blocks=blocks, n_causes=len(signs), rng=stream(0))
     given = _falling_shares(len(signs)) if shares is None else [float(share) for share in shares]
     if len(given) != len(signs):
         raise ValueError(f"shares: expected {len(signs)}, one per cause, got {len(given)}")
-    causes = tuple(PlantedCause(start, blocks, sign, share) for start, sign, share in zip(starts, signs, given))
+    causes = tuple(
+        PlantedCause(start=start, size=blocks, sign=sign, share=share) for start, sign, share in zip(starts, signs, given)
+    )
     n_dark = round(dark_share * n_donors)
     return PlantedCase(
         model=PlantedNetwork(roi, causes).eval(),
         images=_tensor([_image(roi, causes, stream(1, example)) for example in range(n_examples)]),
         roi=roi,
         reference=roi.clone(),
-        donors=PatchBank(_patches(blocks, n_dark, n_donors, stream(2))),
+        donors=PatchBank(_patches(blocks, n_dark, n_donors, rng=stream(2))),
         dark_share=n_dark / n_donors,
         units=units,
         causes=causes,
-        effects=_true_effects(units, roi, causes, n_dark / n_donors),
+        effects=_true_effects(units, roi, causes, dark_share=n_dark / n_donors),
     )
 
 

@@ -96,12 +96,12 @@ def background_effect(
         (28, 9.0, True)
     """
     row = check_example(statistics, example)
-    ids, distance = unit_distances(unit_labels(statistics, row), roi, spacing, metric)
+    ids, distance = unit_distances(unit_labels(statistics, row), roi, spacing, metric=metric)
     chosen = statistics.of_output(target)
     place = np.searchsorted(statistics.unit_ids.numpy(), ids)
     n_outside = int((chosen.status[row].numpy()[place] == Status.OUTSIDE_SUPPORT).sum())
     tested = chosen.hypotheses[row].numpy()[place]
-    return of_units(chosen.effect[row].numpy()[place][tested], distance[tested], n_outside, share)
+    return of_units(chosen.effect[row].numpy()[place][tested], distance[tested], n_outside, share=share)
 
 
 def of_units(effect: np.ndarray, distance: np.ndarray, n_outside: int, share: float = FAR_SHARE) -> BackgroundEffect | None:
@@ -120,4 +120,4 @@ def of_units(effect: np.ndarray, distance: np.ndarray, n_outside: int, share: fl
     if begin <= distance.min() or len(far) < _FEWEST:
         return None
     lower, middle, upper = np.quantile(far, [0.25, 0.5, 0.75])
-    return BackgroundEffect(float(middle), float(lower), float(upper), len(far), begin)
+    return BackgroundEffect(effect=float(middle), lower=float(lower), upper=float(upper), n_units=len(far), distance=begin)

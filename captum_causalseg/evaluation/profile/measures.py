@@ -123,8 +123,18 @@ def perception_profile(
         # Infinite standard errors have a p-value of 1.
         sure = units["p_value"] <= alpha
         role = np.select([sure & (units["effect"] > 0), sure & (units["effect"] < 0)], ROLES[:2], ROLES[2])
-    space = UnitSpace(unit_labels(statistics, row), roi, spacing, bin_width, metric, outside, length_unit)
-    return _profile(units.assign(role=role), space, alpha, int(np.isin(outside, space.ids).sum()), measured)
+    space = UnitSpace(
+        labels=unit_labels(statistics, row),
+        roi=roi,
+        spacing=spacing,
+        bin_width=bin_width,
+        metric=metric,
+        beside=outside,
+        length_unit=length_unit,
+    )
+    return _profile(
+        units.assign(role=role), space, alpha=alpha, n_outside=int(np.isin(outside, space.ids).sum()), measured=measured
+    )
 
 
 @checked(
@@ -187,7 +197,9 @@ def profile_of_map(
         labels = regions.grid(values.shape, block_size).numpy()
     else:
         labels = integer_map("feature_mask", feature_mask, values.shape)
-    space = UnitSpace(labels[None], roi, spacing, bin_width, metric, None, length_unit)
+    space = UnitSpace(
+        labels=labels[None], roi=roi, spacing=spacing, bin_width=bin_width, metric=metric, length_unit=length_unit
+    )
 
     ids, first, unit = np.unique(labels, return_index=True, return_inverse=True)
     of_unit = values.ravel()[first]
@@ -211,7 +223,7 @@ def profile_of_map(
             "role": np.select([effect > 0, effect < 0], ROLES[:2], ROLES[2]),
         }
     )
-    return _profile(units, space, None, 0, units.set_index("unit")["effect"])
+    return _profile(units, space, alpha=None, n_outside=0, measured=units.set_index("unit")["effect"])
 
 
 def _profile(

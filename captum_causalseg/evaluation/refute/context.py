@@ -69,7 +69,7 @@ class RefutationContext:
         """
         explainer = changed.pop("explainer", self.explainer)
         changed = {"seed": self.seed, "baselines": self.baselines} | changed
-        return attributed(explainer, self.inputs, self.target, {**self.arguments, **changed}).of_output(self.target)
+        return attributed(explainer, self.inputs, self.target, arguments={**self.arguments, **changed}).of_output(self.target)
 
 
 Refuter = Callable[[RefutationContext], Refutation]

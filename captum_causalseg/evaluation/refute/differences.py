@@ -43,9 +43,9 @@ def p_values_of_difference(
     shrunk = [_moderated(first, second), _moderated(second, first)]
     own = [(one.sample_variance.numpy(), one.variance_freedom.numpy()) for one in (first, second)]
     distance = difference.abs().numpy()
-    p = _welch(distance, shrunk, factors, rounding)
+    p = _welch(distance, shrunk, factors, rounding=rounding)
     # Where the draws do not show a unit's own variance, the moderated one has to do.
-    return np.where(known, np.where(np.isnan(p), np.nan, np.fmax(p, _welch(distance, own, factors, rounding))), np.nan)
+    return np.where(known, np.where(np.isnan(p), np.nan, np.fmax(p, _welch(distance, own, factors, rounding=rounding))), np.nan)
 
 
 def _welch(

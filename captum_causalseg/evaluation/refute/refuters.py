@@ -106,9 +106,16 @@ def refute(
     if baselines is None:
         baselines = explainer.layer_baselines if isinstance(explainer, LayerAverageTreatmentEffect) else explainer.baselines
     given = {**arguments, "baselines": baselines, "seed": int(seed)}
-    statistics = attributed(explainer, inputs, target, given)
+    statistics = attributed(explainer, inputs, target, arguments=given)
     context = RefutationContext(
-        *(explainer, inputs, baselines, target, float(alpha), int(seed), arguments), statistics.of_output(target)
+        explainer=explainer,
+        inputs=inputs,
+        baselines=baselines,
+        target=target,
+        alpha=float(alpha),
+        seed=int(seed),
+        arguments=arguments,
+        statistics=statistics.of_output(target),
     )
     return RefutationReport([REFUTERS[name](context) for name in names], statistics)
 
@@ -126,14 +133,24 @@ def placebo(context: RefutationContext) -> Refutation:
     found = context.estimate(baselines=SelfDonor())
     tested = (found.hypotheses & (found.n_draws > 0)).numpy()
     if not tested.any():
-        return inconclusive("placebo", 0.0, found.n_forwards, "no unit can reach the RoI")
+        return inconclusive("placebo", 0.0, found.n_forwards, message="no unit can reach the RoI")
     effects = np.where(tested, found.effect.abs().numpy(), 0.0)
     largest = float(effects.max())
     if largest == 0:
-        return verdict("placebo", True, largest, 0.0, tested, found.n_forwards, "replaced by themselves, units have no effect")
+        return verdict(
+            "placebo",
+            True,
+            statistic=largest,
+            threshold=0.0,
+            tested=tested,
+            n_forwards=found.n_forwards,
+            message="replaced by themselves, units have no effect",
+        )
     count = int((effects > 0).sum())
     message = f"replaced by themselves, {count} units have an effect, up to {largest:.3g} ({largest_unit_name(found, effects)})"
-    return verdict("placebo", False, largest, 0.0, tested, found.n_forwards, message)
+    return verdict(
+        "placebo", False, statistic=largest, threshold=0.0, tested=tested, n_forwards=found.n_forwards, message=message
+    )
 
 
 @checked(context=CONTEXT)
@@ -157,12 +174,12 @@ def split_donors(context: RefutationContext) -> Refutation:
     """
     halves = donor_parts(context.baselines, (0.5, 0.5), context.seed, least=2)
     if isinstance(halves, str):
-        return inconclusive("split", context.alpha, 0, halves)
+        return inconclusive("split", context.alpha, 0, message=halves)
     plain = {"sampling": "uniform", "n_screening_draws": 0, "precision": None, "decide": None}
     first, second = (
         context.estimate(baselines=half, seed=context.seed + number, **plain) for number, half in enumerate(halves)
     )
-    return _agreement("split", context, first, second, "the two halves of the donors", of_population=True)
+    return _agreement("split", context, first=first, second=second, whose="the two halves of the donors", of_population=True)
 
 
 @checked(context=CONTEXT)
@@ -179,7 +196,7 @@ def other_seed(context: RefutationContext) -> Refutation:
     small, or that the model does not give the same output twice.
     """
     again = context.estimate(seed=context.seed + 1)
-    return _agreement("seed", context, context.statistics, again, "two seeds", of_population=False)
+    return _agreement("seed", context, first=context.statistics, second=again, whose="two seeds", of_population=False)
 
 
 @checked(context=CONTEXT, n_subsets=integer(1), share=FRACTION)
@@ -205,9 +222,9 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
     correlations, counts, agreeing, common, forwards = [], [], 0, 0, 0
     flips: list[str] = []
     for number in range(n_subsets):
-        subset = donor_parts(context.baselines, (share,), context.seed + number, least)
+        subset = donor_parts(context.baselines, (share,), context.seed + number, least=least)
         if isinstance(subset, str):
-            return inconclusive("subset", threshold, forwards, subset)
+            return inconclusive("subset", threshold, forwards, message=subset)
         found = context.estimate(baselines=subset[0])
         forwards += found.n_forwards
         here = found.significant(context.alpha).numpy()
@@ -223,12 +240,28 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
     signs = f"signs of {agreeing} of {common} units agree"
     if flips:
         message = f"{signs}; {flips[0]} changes its own"
-        return Refutation("subset", "fail", lowest, threshold, min(counts), forwards, message)
+        return Refutation(
+            name="subset",
+            verdict="fail",
+            statistic=lowest,
+            threshold=threshold,
+            n_units=min(counts),
+            n_forwards=forwards,
+            message=message,
+        )
     if min(counts) < FEWEST or math.isnan(lowest):
         reason = f"too few significant units to rank ({min(counts)})" if min(counts) < FEWEST else "all effects are equal"
-        return inconclusive("subset", threshold, forwards, f"{reason}; {signs}")
+        return inconclusive("subset", threshold, forwards, message=f"{reason}; {signs}")
     message = f"rank correlation {lowest:.2f} with {share:.0%} of the donors, {signs}"
-    return Refutation("subset", "pass" if lowest >= threshold else "fail", lowest, threshold, min(counts), forwards, message)
+    return Refutation(
+        name="subset",
+        verdict="pass" if lowest >= threshold else "fail",
+        statistic=lowest,
+        threshold=threshold,
+        n_units=min(counts),
+        n_forwards=forwards,
+        message=message,
+    )
 
 
 REFUTERS: dict[str, Refuter] = {
@@ -257,7 +290,7 @@ def _agreement(
     )
     tested = ~np.isnan(p)
     if not tested.any():
-        return inconclusive(name, context.alpha, forwards, "no unit's draws show their spread")
+        return inconclusive(name, context.alpha, forwards, message="no unit's draws show their spread")
     adjusted = adjust_p_values(p)
     smallest = float(np.nanmin(adjusted))
     count = int((adjusted[tested] <= context.alpha).sum())
@@ -265,4 +298,6 @@ def _agreement(
     values = f"{float(first.effect[at]):.3g} and {float(second.effect[at]):.3g}"
     most = f"{whose} disagree in {count} unit(s), most in {unit_name(second, *at)} ({values})"
     message = most if count else f"{whose} agree"
-    return verdict(name, count == 0, smallest, context.alpha, tested, forwards, message)
+    return verdict(
+        name, count == 0, statistic=smallest, threshold=context.alpha, tested=tested, n_forwards=forwards, message=message
+    )

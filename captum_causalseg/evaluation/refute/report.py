@@ -101,9 +101,25 @@ def verdict(
 ) -> Refutation:
     """A refuter that had something to test; ``tested`` is boolean ``(N, U)``."""
     found: Verdict = "pass" if passed else "fail"
-    return Refutation(name, found, statistic, threshold, int(tested.sum()), n_forwards, message)
+    return Refutation(
+        name=name,
+        verdict=found,
+        statistic=statistic,
+        threshold=threshold,
+        n_units=int(tested.sum()),
+        n_forwards=n_forwards,
+        message=message,
+    )
 
 
 def inconclusive(name: str, threshold: float, n_forwards: int, message: str) -> Refutation:
     """A refuter that had nothing to test."""
-    return Refutation(name, "inconclusive", math.nan, threshold, 0, n_forwards, message)
+    return Refutation(
+        name=name,
+        verdict="inconclusive",
+        statistic=math.nan,
+        threshold=threshold,
+        n_units=0,
+        n_forwards=n_forwards,
+        message=message,
+    )

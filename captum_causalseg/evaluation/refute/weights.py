@@ -51,13 +51,13 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
     original = context.statistics
     significant = original.significant(context.alpha).numpy()
     if not significant.any():
-        return inconclusive("weights", threshold, 0, "no effect is significant, so none can be expected to change")
+        return inconclusive("weights", threshold, 0, message="no effect is significant, so none can be expected to change")
     spent = _settle_activation(context)
     problem = ""
     for attempt in range(attempts):
         explainer = _with_random_weights(context.explainer, context.seed + attempt)
         if isinstance(explainer, str):
-            return inconclusive("weights", threshold, spent, explainer)
+            return inconclusive("weights", threshold, spent, message=explainer)
         try:
             # Without screening: a model that is dead now shall have as many draws to show it.
             found = context.estimate(explainer=explainer, n_screening_draws=0)
@@ -65,8 +65,10 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
             # These arguments were good for the model itself: what is new are outputs that are not finite.
             problem = str(error)
             continue
-        return _changed(context, significant, found, threshold, spent)
-    return inconclusive("weights", threshold, spent, f"{attempts} random models cannot be explained, the last one: {problem}")
+        return _changed(context, significant, found=found, threshold=threshold, spent=spent)
+    return inconclusive(
+        "weights", threshold, spent, message=f"{attempts} random models cannot be explained, the last one: {problem}"
+    )
 
 
 def _changed(
@@ -86,14 +88,16 @@ def _changed(
         tested = significant & (p_values_of_difference(original, found, original.effect, **given) <= context.alpha)
     if int(tested.sum()) < FEWEST:
         message = f"too few effects ({int(tested.sum())}) are known well enough to miss them; draw more"
-        return inconclusive("weights", threshold, forwards, message)
+        return inconclusive("weights", threshold, forwards, message=message)
     changed = int((p[tested] <= context.alpha).sum())
     share = changed / int(tested.sum())
     before, now = original.effect.abs().numpy()[tested], found.effect.abs().numpy()[tested]
     correlation = rank_correlation(before, now)
     ranks = "" if math.isnan(correlation) else f" (rank correlation of sizes {correlation:.2f})"
     message = f"with random weights {changed} of {int(tested.sum())} effects are others{ranks}"
-    return verdict("weights", share >= threshold, share, threshold, tested, forwards, message)
+    return verdict(
+        "weights", share >= threshold, statistic=share, threshold=threshold, tested=tested, n_forwards=forwards, message=message
+    )
 
 
 def _settle_activation(context: RefutationContext) -> int:
