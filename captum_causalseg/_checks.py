@@ -250,11 +250,8 @@ class _Sequence(Check):
 
 class _Mapping(Check):
     def __init__(self, key: Check, each: Check, expected: str, least: int) -> None:
-        super().__init__(
-            expected,
-            lambda value: isinstance(value, Mapping),
-            *([(f"at least {least} of them", lambda value: len(value) >= least)] if least else []),
-        )
+        limits = [(f"at least {least} of them", lambda value: len(value) >= least)] if least else []
+        super().__init__(expected, lambda value: isinstance(value, Mapping), *limits)
         self._key, self._each = key, each
 
     def __call__(self, name: str, value: Any) -> None:

@@ -102,8 +102,18 @@ def random_effects(effect: np.ndarray, standard_error: np.ndarray, level: float 
 
 
 _POOLED = (
-    *("effect", "standard_error", "lower", "upper", "p_value", "tau", "tau2", "i2", "q", "q_p_value"),
-    *("prediction_lower", "prediction_upper"),
+    "effect",
+    "standard_error",
+    "lower",
+    "upper",
+    "p_value",
+    "tau",
+    "tau2",
+    "i2",
+    "q",
+    "q_p_value",
+    "prediction_lower",
+    "prediction_upper",
 )
 
 

@@ -15,17 +15,30 @@ from captum_causalseg.statistics import Status, adjust_p_values, is_hypothesis
 __all__ = ["MEASURES", "PARTS", "READ", "Source", "by_bin", "case_values", "components_of", "typical_width"]
 
 MEASURES = (
-    *("observed_score", "share_significant", "mass", "supporting_mass", "harming_mass", "energy", "radius_50"),
+    "observed_score",
+    "share_significant",
+    "mass",
+    "supporting_mass",
+    "harming_mass",
+    "energy",
+    "radius_50",
     "n_units",
 )
 PARTS = ("channel", "token", "head")
 """Of a module, by which a study of components may number them."""
 
-READ = (
-    *("unit", "module", *PARTS, "type", "part", "order"),
-    *("status", "effect", "standard_error", "p_value", "observed_score", "distance", "distance_unit"),
-)
 _COMPONENTS = ("module", *PARTS, "type", "part", "order")
+READ = (
+    "unit",
+    *_COMPONENTS,
+    "status",
+    "effect",
+    "standard_error",
+    "p_value",
+    "observed_score",
+    "distance",
+    "distance_unit",
+)
 
 
 @dataclass(frozen=True)

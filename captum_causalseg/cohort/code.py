@@ -108,7 +108,8 @@ def source_of(module: str) -> Path | None:
 @functools.cache
 def _is_installed(file: str) -> bool:
     places = [
-        *(sysconfig.get_path(name) for name in ("purelib", "platlib")),
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
         *site.getsitepackages(),
         site.getusersitepackages(),
     ]

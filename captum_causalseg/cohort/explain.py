@@ -36,8 +36,19 @@ __all__ = ["explain_cohort"]
 _OURS = ("inputs", "return_statistics", "show_progress")
 # Of the table of cases, besides the columns of one's own.
 _RESERVED = (
-    *("id", "state", "error", "observed_score", "n_units", "forwards", "seconds", "device", "seed", "versions", "model"),
-    *("image", "partition"),
+    "id",
+    "state",
+    "error",
+    "observed_score",
+    "n_units",
+    "forwards",
+    "seconds",
+    "device",
+    "seed",
+    "versions",
+    "model",
+    "image",
+    "partition",
 )
 
 

@@ -161,7 +161,8 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
         sure = (shown["q_value"] <= summary.alpha).to_numpy()
         for which, face in ((sure, color), (~sure, "white")):
             axes.plot(
-                *(mean[which], place[which]),
+                mean[which],
+                place[which],
                 _MARKERS[number % len(_MARKERS)],
                 color=color,
                 markerfacecolor=face,
@@ -171,7 +172,9 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
         for y, row in zip(place, shown.to_dict("records")):
             if row["n_cases"] > 0:
                 axes.text(
-                    *(1.01, y, _heterogeneity(row)),
+                    1.01,
+                    y,
+                    _heterogeneity(row),
                     transform=axes.get_yaxis_transform(),
                     va="center",
                     fontsize=7.5,
@@ -191,7 +194,8 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
     if summary.by:
         handles = [_handle(number) for number in range(len(groups))]
         axes.legend(
-            *(handles, [summary.groups[place] for place, _ in groups]),
+            handles,
+            [summary.groups[place] for place, _ in groups],
             frameon=False,
             fontsize=9,
             loc="lower left",
@@ -222,7 +226,8 @@ def _with_intervals(axes: Axes, place: "pd.Series[float]", table: pd.DataFrame, 
     mean = table[name].to_numpy()
     ends = np.abs(table[[f"{name}_lower", f"{name}_upper"]].to_numpy().T - mean)
     axes.errorbar(
-        *(place.to_numpy(), mean),
+        place.to_numpy(),
+        mean,
         yerr=np.where(np.isfinite(ends), ends, 0),
         color=_COLORS[number % len(_COLORS)],
         marker=_MARKERS[number % len(_MARKERS)],

@@ -189,7 +189,8 @@ def _effects(
         where = places[[row is not None for row in rows]] * shift
         whiskers = np.abs(np.stack([found["effect"] - found["lower"], found["upper"] - found["effect"]]))
         axes.errorbar(
-            *(where, found["effect"]),
+            where,
+            found["effect"],
             yerr=np.where(np.isfinite(whiskers), whiskers, 0),
             color=color,
             marker=marker,
