@@ -104,7 +104,13 @@ class Layout:
 
     @checked(shape=_SHAPE)
     def special_tokens(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Which tokens of an activation of this shape lie on no grid; none where the grid is not known."""
+        """Which tokens of an activation of this shape lie on no grid; none where the grid is not known.
+
+        Example:
+            >>> from captum_causalseg import Layout
+            >>> Layout("NLC", grid=(2, 2), first=1).special_tokens((1, 6, 16))  # a class token in front, another behind
+            (0, 5)
+        """
         if self.grid is None:
             return ()
         stop = self.first + math.prod(self.grid)
@@ -116,7 +122,14 @@ class Layout:
         block_size=NONE | integer(1) | sequence(integer(1), 1, expected="one per spatial axis"),
     )
     def n_units(self, units: UnitKind, shape: Sequence[int], block_size: int | tuple[int, ...] | None = None) -> int:
-        """How many units of this kind an activation of this shape has."""
+        """How many units of this kind an activation of this shape has.
+
+        Example:
+            >>> from captum_causalseg import Layout
+            >>> layout = Layout("NC*")
+            >>> layout.n_units("channel", (1, 16, 8, 8)), layout.n_units("block", (1, 16, 8, 8), block_size=4)
+            (16, 4)
+        """
         if block_size is None and units in ("block", "channel_block"):
             raise ValueError(f"block_size: units={units!r} needs it, in positions of the grid")
         channels = shape[1 if self.axes == "NC*" else -1]

@@ -271,6 +271,15 @@ def supervoxels(image: Array, n_segments: int = 200, compactness: float = 0.1) -
 
     Raises:
         ImportError: scikit-image is not installed (``pip install "captum-causalseg[supervoxels]"``).
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import regions
+        >>> image = torch.zeros(1, 16, 16)
+        >>> image[..., 8:] = 1  # two halves
+        >>> units = regions.supervoxels(image, n_segments=8)
+        >>> set(units[:, :8].unique().tolist()) & set(units[:, 8:].unique().tolist())  # no unit lies in both
+        set()
     """
     try:
         from skimage.segmentation import slic

@@ -45,7 +45,13 @@ _FORMAT = 2
 
 
 class Status(IntEnum):
-    """How a unit's effect on one output came about."""
+    """How a unit's effect on one output came about.
+
+    Example:
+        >>> from captum_causalseg import Status
+        >>> Status(2), Status.SCREENED.name
+        (<Status.OUTSIDE_SUPPORT: 2>, 'SCREENED')
+    """
 
     ESTIMATED = 0
     """All its draws were made."""
@@ -109,6 +115,18 @@ class TreatmentEffectStatistics:
     SCREENED (:attr:`hypotheses`). What is OUTSIDE_SUPPORT is known to have none, and of what is EXCLUDED or ABSENT nothing was asked.
     They take no part in corrections for multiple testing, in shares of the units, or in the common scale ``s0^2``, so that no
     answer depends on how much of the image cannot reach the RoI.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+        >>> stats.effect.shape
+        torch.Size([1, 16])
+        >>> known = stats.effect.nan_to_num()  # NaN of the block that touches the RoI
+        >>> int(known.argmax()), int(known.argmin()), case.cause_units
+        (12, 13, (12, 15, 13))
     """
 
     @checked(
@@ -201,12 +219,32 @@ class TreatmentEffectStatistics:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Shape of one example's scores: ``()``, ``(C,)``, ``(R,)`` or ``(C, R)``."""
+        """Shape of one example's scores: ``()``, ``(C,)``, ``(R,)`` or ``(C, R)``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import AverageTreatmentEffect, SegmentationTarget
+            >>> target = SegmentationTarget(torch.nn.Conv2d(1, 3, 1), metric="probability_mean")  # three classes, no RoI
+            >>> ate, image = AverageTreatmentEffect(target), torch.rand(1, 1, 8, 8)
+            >>> _, stats = ate.attribute(image, target=1, block_size=4, return_statistics=True)
+            >>> stats.output_shape
+            (3,)
+        """
         return tuple(self.observed_score.shape[1:])
 
     @property
     def hypotheses(self) -> Tensor:
-        """Of which units "no effect" is a question, boolean ``(N, U, *output_shape)``: those that were intervened on for this output."""
+        """Of which units "no effect" is a question, boolean ``(N, U, *output_shape)``: those intervened on for this output.
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect, Status
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> stats.hypotheses.equal((stats.status == Status.ESTIMATED) | (stats.status == Status.SCREENED))
+            True
+        """
         return torch.from_numpy(is_hypothesis(self.status))
 
     @checked(level=FRACTION)
@@ -218,6 +256,17 @@ class TreatmentEffectStatistics:
 
         Raises:
             ValueError: ``level`` outside (0, 1).
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> lower, upper = stats.confidence_interval(0.95)
+            >>> causes = list(case.cause_units)
+            >>> bool(((lower[0] <= case.effects) & (case.effects <= upper[0]))[causes].all())
+            True
         """
         quantile = scipy_stats.t.ppf(0.5 + level / 2, self.degrees_of_freedom.numpy())
         half = torch.from_numpy(np.asarray(quantile)) * self.standard_error
@@ -226,7 +275,18 @@ class TreatmentEffectStatistics:
         return self.effect - half, self.effect + half
 
     def p_values(self) -> Tensor:
-        """Two-sided p-values of "no effect", ``(N, U, *output_shape)``; exact effects have 0 or 1, unknown ones NaN."""
+        """Two-sided p-values of "no effect", ``(N, U, *output_shape)``; exact effects have 0 or 1, unknown ones NaN.
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> p = stats.p_values()
+            >>> bool((p[0, list(case.cause_units)] < 0.001).all())
+            True
+        """
         exact = self.standard_error == 0
         ratio = (self.effect / torch.where(exact, 1.0, self.standard_error)).abs().numpy()
         p = torch.from_numpy(np.asarray(2 * scipy_stats.t.sf(ratio, self.degrees_of_freedom.numpy())))
@@ -241,6 +301,18 @@ class TreatmentEffectStatistics:
 
         Raises:
             ValueError: an unknown correction.
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> p = stats.p_values()
+            >>> adjusted = stats.adjusted_p_values("bonferroni")
+            >>> tested = stats.hypotheses
+            >>> bool((adjusted[tested] == (p[tested] * tested.sum()).clamp(max=1)).all())
+            True
         """
         p, hypotheses = (values.numpy().reshape(*values.shape[:2], -1) for values in (self.p_values(), self.hypotheses))
         adjusted = np.full(p.shape, np.nan)
@@ -259,6 +331,15 @@ class TreatmentEffectStatistics:
 
         Raises:
             ValueError: ``alpha`` outside (0, 1), or an unknown correction.
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> stats.unit_ids[stats.significant(alpha=0.05)[0]].tolist(), sorted(case.cause_units)
+            ([12, 13, 15], [12, 13, 15])
         """
         # NaN is not at most anything.
         return self.adjusted_p_values(correction) <= alpha
@@ -281,6 +362,18 @@ class TreatmentEffectStatistics:
 
         Raises:
             ValueError: ``target`` picks no output, or there is no such example.
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> stats.why_empty() is None  # the map shows something
+            True
+            >>> _, nothing = ate.attribute(case.images, 0.7, n_draws=1, return_statistics=True)  # bright, as the blocks are
+            >>> nothing.why_empty().split(":")[0]
+            'no effect differs from 0'
         """
         integer(0, self.effect.shape[0] - 1)("example", example)
         chosen = self.of_output(target)
@@ -329,6 +422,19 @@ class TreatmentEffectStatistics:
 
         Returns:
             A double tensor of the input's shape (a tuple of them for a tuple of inputs). Unknown effects are NaN.
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> effect, error = stats.to_map("effect"), stats.to_map("standard_error")
+            >>> effect.shape == error.shape == case.images.shape
+            True
+            >>> row, column = case.causes[0].start
+            >>> float(effect[0, 0, row, column]) == float(stats.effect[0, case.cause_units[0]])
+            True
         """
         values = self.select(self._field(field).double(), target)
         maps = []
@@ -340,7 +446,17 @@ class TreatmentEffectStatistics:
 
     @checked(values=_PER_UNIT)
     def select(self, values: Tensor, target: TargetType = None) -> Tensor:
-        """One output of ``values`` ``(N, U, *output_shape)``, as ``target`` picks it in ``attribute``: ``(N, U)``."""
+        """One output of ``values`` ``(N, U, *output_shape)``, as ``target`` picks it in ``attribute``: ``(N, U)``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import AverageTreatmentEffect, SegmentationTarget
+            >>> target = SegmentationTarget(torch.nn.Conv2d(1, 3, 1), metric="probability_mean")  # three classes, no RoI
+            >>> ate, image = AverageTreatmentEffect(target), torch.rand(1, 1, 8, 8)
+            >>> _, stats = ate.attribute(image, target=1, block_size=4, return_statistics=True)
+            >>> stats.effect.shape, stats.select(stats.effect, target=2).shape
+            (torch.Size([1, 4, 3]), torch.Size([1, 4]))
+        """
         if values.shape != self.effect.shape:
             raise ValueError(f"values: expected shape {tuple(self.effect.shape)}, got {tuple(values.shape)}")
         index = target_index(target, self.effect.shape[0], self.output_shape, self.output_axes)
@@ -348,7 +464,18 @@ class TreatmentEffectStatistics:
         return flat.gather(2, index.view(-1, 1, 1).expand(-1, flat.shape[1], 1))[..., 0]
 
     def of_output(self, target: TargetType = None) -> "TreatmentEffectStatistics":
-        """The statistics of one output alone, as ``target`` picks it in ``attribute``."""
+        """The statistics of one output alone, as ``target`` picks it in ``attribute``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import AverageTreatmentEffect, SegmentationTarget
+            >>> target = SegmentationTarget(torch.nn.Conv2d(1, 3, 1), metric="probability_mean")  # three classes, no RoI
+            >>> ate, image = AverageTreatmentEffect(target), torch.rand(1, 1, 8, 8)
+            >>> _, stats = ate.attribute(image, target=1, block_size=4, return_statistics=True)
+            >>> one = stats.of_output(1)
+            >>> one.output_shape, torch.equal(one.effect, stats.effect[..., 1])
+            ((), True)
+        """
         n = self.effect.shape[0]
         index = target_index(target, n, self.output_shape, self.output_axes)
         observed = self.observed_score.reshape(n, -1).gather(1, index.view(-1, 1))[:, 0]
@@ -423,6 +550,18 @@ class TreatmentEffectStatistics:
         Columns: ``example``, ``unit``, one per output axis (``class``, ``roi``), ``input`` and ``start_<axis>``, ``stop_<axis>`` (the
         unit's bounding box in the first input that it lies in), ``status``, ``effect``, ``standard_error``, ``lower``, ``upper`` (of
         the interval at ``level``), ``p_value``, ``n_draws``, ``observed_score``.
+
+        Example:
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> table = stats.to_dataframe()
+            >>> print(table.nlargest(2, "effect")[["unit", "start_0", "start_1", "status"]].to_string(index=False))
+             unit  start_0  start_1    status
+               12       24        0 ESTIMATED
+               15       24       24 ESTIMATED
         """
         lower, upper = self.confidence_interval(level)
         n, units = self.effect.shape[:2]
@@ -449,7 +588,20 @@ class TreatmentEffectStatistics:
 
     @checked(path=NEW_FILE)
     def save(self, path: str | Path) -> None:
-        """Write everything to a compressed ``.npz`` file: arrays and JSON, no pickle."""
+        """Write everything to a compressed ``.npz`` file: arrays and JSON, no pickle.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> path = pathlib.Path(tempfile.mkdtemp()) / "statistics.npz"
+            >>> stats.save(path)
+            >>> TreatmentEffectStatistics.load(path).standard_error.nan_to_num().equal(stats.standard_error.nan_to_num())
+            True
+        """
         arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
         arrays |= {f"feature_mask_{i}": mask.numpy() for i, mask in enumerate(self.feature_mask)}
         about = {
@@ -471,6 +623,19 @@ class TreatmentEffectStatistics:
 
         Raises:
             ValueError: not such a file, or one of a later format.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> ate = AverageTreatmentEffect(case.target())
+            >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+            >>> path = pathlib.Path(tempfile.mkdtemp()) / "statistics.npz"
+            >>> stats.save(path)
+            >>> again = TreatmentEffectStatistics.load(path)
+            >>> repr(again) == repr(stats), again.settings["seed"]
+            (True, 0)
         """
         try:
             with np.load(path, allow_pickle=False) as file:

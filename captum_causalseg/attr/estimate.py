@@ -59,6 +59,14 @@ class Intervention:
         weight: of the draw in the estimate of the effect, ``sum(weight * (observed - intervened))``.
         donors: per input that the unit reaches into, ``(input, donor image, corner)``: where the donor's bounding box begins in
             the donor image (-1 for sources that have no images, such as a constant).
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> first = AverageTreatmentEffect(case.target()).plan(case.images, case.donors, n_draws=2)[0]
+        >>> first.example, first.draw, len(first.donors)
+        (0, 0, 1)
     """
 
     example: int

@@ -118,6 +118,14 @@ class GradientTreatmentEffect(GradientAttribution):
         Raises:
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
                 and what was expected.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import GradientTreatmentEffect
+            >>> image, baseline = torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8)
+            >>> attr = GradientTreatmentEffect(lambda x: x.sum((1, 2, 3))).attribute(image, baseline, block_size=4)
+            >>> torch.allclose(attr[..., :4, :4].mean(), (image - baseline)[..., :4, :4].sum())  # exact: the score is linear
+            True
         """
         options = Options(
             forward_func=differentiable(self.forward_func),

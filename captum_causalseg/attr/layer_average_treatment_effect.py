@@ -135,6 +135,16 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected. Where
                 ``layout="auto"`` cannot tell what the axes mean, it asks for ``layout``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import LayerAverageTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1, bias=False), torch.nn.Flatten(), torch.nn.Linear(128, 1))
+            >>> _ = torch.nn.init.ones_(model[2].weight)  # the score is the sum of the activation
+            >>> image = torch.rand(1, 1, 8, 8)
+            >>> attr = LayerAverageTreatmentEffect(model, model[0]).attribute(image, layer_baselines=0.0, target=0)
+            >>> torch.allclose(attr[0, :, 0, 0], model[0](image)[0].sum((1, 2)), atol=1e-5)  # what each adds
+            True
         """
         options = Options(
             name=self.get_name(),
@@ -188,7 +198,18 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
         seed: int | Sequence[int] = 0,
         layout: Layouts = "auto",
     ) -> list[Intervention]:
-        """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation."""
+        """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import LayerAverageTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1, bias=False), torch.nn.Flatten(), torch.nn.Linear(128, 1))
+            >>> _ = torch.nn.init.ones_(model[2].weight)  # the score is the sum of the activation
+            >>> layer = LayerAverageTreatmentEffect(model, model[0])
+            >>> plan = layer.plan(torch.rand(1, 1, 8, 8), torch.rand(9, 1, 8, 8), target=0, n_draws=3, sampling="uniform")
+            >>> [(one.unit, one.draw) for one in plan]
+            [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+        """
         return interventions(
             Options(
                 forward_func=self.forward_func,

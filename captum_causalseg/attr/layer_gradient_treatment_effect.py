@@ -101,6 +101,16 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         Raises:
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
                 and what was expected.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import LayerGradientTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1, bias=False), torch.nn.Flatten(), torch.nn.Linear(128, 1))
+            >>> _ = torch.nn.init.ones_(model[2].weight)  # the score is the sum of the activation
+            >>> image = torch.rand(1, 1, 8, 8)
+            >>> attr = LayerGradientTreatmentEffect(model, model[0]).attribute(image, layer_baselines=0.0, target=0)
+            >>> torch.allclose(attr[0, :, 0, 0], model[0](image)[0].sum((1, 2)), atol=1e-5)  # exact: the score is linear
+            True
         """
         options = Options(
             forward_func=differentiable(self.forward_func),

@@ -86,6 +86,15 @@ class PdCR(PerturbationAttribution):
         """Run the protocol; arguments and results are those of :meth:`AverageTreatmentEffect.attribute`.
 
         Only ``n_draws`` differs: it counts the fine draws, which come on top of the screening draws.
+
+        Example:
+            >>> from captum_causalseg import PdCR
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+            >>> pdcr = PdCR(case.target())
+            >>> _, stats = pdcr.attribute(case.images, case.donors, n_draws=20, return_statistics=True)
+            >>> stats.settings["sampling"]
+            'paper'
         """
         options = Options(
             name=self.get_name(),
@@ -120,6 +129,15 @@ class PdCR(PerturbationAttribution):
 
         Args:
             result: an attribution of one example ``(1, C, *spatial)``, or statistics of one example and one output.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import PdCR
+            >>> effects = torch.zeros(1, 1, 2, 2)
+            >>> effects[..., 0, 0] = 0.25  # supports: without it, the Dice falls by 25 points of 100
+            >>> PdCR.to_paper_heatmap(effects)
+            array([[-25.,   0.],
+                   [  0.,   0.]])
         """
         effects = result.to_map("effect") if isinstance(result, TreatmentEffectStatistics) else result
         if not isinstance(effects, Tensor) or effects.ndim < 3 or effects.shape[0] != 1:

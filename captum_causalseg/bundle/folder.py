@@ -53,6 +53,21 @@ class Bundle:
         postprocessing: dictionary transforms from the model's output on, as the bundle has them. ``None`` if it has none.
         metadata: what ``metadata.json`` holds; empty if there is none.
         image_key: under which key the transforms keep the image.
+
+    Example:
+        >>> import json, pathlib, tempfile, torch
+        >>> from captum_causalseg import load_bundle
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for part in ("configs", "models"):
+        ...     (folder / part).mkdir()
+        >>> network = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+        >>> _ = (folder / "configs" / "inference.json").write_text(json.dumps({"network_def": network}))
+        >>> torch.save(torch.nn.Conv2d(1, 2, 1).state_dict(), folder / "models" / "model.pt")
+        >>> bundle = load_bundle(folder)
+        >>> bundle.model.training, bundle.preprocessing, bundle.inferer, bundle.metadata
+        (False, None, None, {})
+        >>> bundle.target(metric="volume")(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3, 2])
     """
 
     path: Path
@@ -66,12 +81,31 @@ class Bundle:
 
     @property
     def network_data_format(self) -> dict[str, Any]:
-        """What the metadata say of the network's inputs and outputs (channels, sizes, classes); empty if they do not."""
+        """What the metadata say of the network's inputs and outputs (channels, sizes, classes); empty if they do not.
+
+        Example:
+            >>> import pathlib, torch
+            >>> from captum_causalseg import Bundle
+            >>> about = {"network_data_format": {"inputs": {"image": {"num_channels": 1}}}}  # as load_bundle reads it
+            >>> bundle = Bundle(pathlib.Path("spleen"), torch.device("cpu"), torch.nn.Conv2d(1, 2, 1), None, None, None, about)
+            >>> bundle.network_data_format["inputs"]["image"]["num_channels"]
+            1
+        """
         return dict(self.metadata.get("network_data_format") or {})
 
     @property
     def predictor(self) -> nn.Module:
-        """The model as the bundle runs it on whole images ``(N, C, *spatial)``: under its inferer, unless that only calls it."""
+        """The model as the bundle runs it on whole images ``(N, C, *spatial)``: under its inferer, unless that only calls it.
+
+        Example:
+            >>> import pathlib, torch
+            >>> from monai.inferers import SlidingWindowInferer
+            >>> from captum_causalseg import Bundle
+            >>> model, inferer = torch.nn.Conv2d(1, 2, 3, padding=1), SlidingWindowInferer((8, 8))
+            >>> bundle = Bundle(pathlib.Path("spleen"), torch.device("cpu"), model, None, inferer, None, {})
+            >>> bundle.predictor(torch.rand(1, 1, 20, 20)).shape  # window by window
+            torch.Size([1, 2, 20, 20])
+        """
         from monai.inferers import SimpleInferer
 
         return self.model if isinstance(self.inferer, (SimpleInferer, type(None))) else _Inferred(self.model, self.inferer)
@@ -92,6 +126,15 @@ class Bundle:
 
         Raises:
             TypeError: an option that ``SegmentationTarget`` does not have.
+
+        Example:
+            >>> import pathlib, torch
+            >>> from monai.transforms import Activationsd, Compose
+            >>> from captum_causalseg import Bundle
+            >>> post = Compose([Activationsd(keys="pred", sigmoid=True)])
+            >>> bundle = Bundle(pathlib.Path("spleen"), torch.device("cpu"), torch.nn.Conv2d(1, 2, 1), None, None, post, {})
+            >>> bundle.target(metric="volume").activation
+            'sigmoid'
         """
         return SegmentationTarget(self.predictor, roi=roi, reference=reference, **{**self._scoring(), **options})
 
@@ -114,6 +157,19 @@ class Bundle:
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the bundle has no pre-processing, or it fails on this file, or yields no image.
+
+        Example:
+            >>> import pathlib, tempfile, torch
+            >>> from PIL import Image
+            >>> from monai.transforms import Compose, LoadImaged
+            >>> from captum_causalseg import Bundle
+            >>> read = Compose([LoadImaged(keys="image", ensure_channel_first=True)])
+            >>> bundle = Bundle(pathlib.Path("spleen"), torch.device("cpu"), torch.nn.Conv2d(1, 2, 1), read, None, None, {})
+            >>> picture = pathlib.Path(tempfile.mkdtemp()) / "picture.png"
+            >>> Image.new("L", (8, 8), color=255).save(picture)
+            >>> image = bundle.prepare(picture)
+            >>> image.shape, float(image.max())
+            (torch.Size([1, 1, 8, 8]), 255.0)
         """
         if self.preprocessing is None:
             raise ValueError(f"bundle: {self.path} has no preprocessing; prepare the image as its network was trained")

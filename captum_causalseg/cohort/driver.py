@@ -23,7 +23,22 @@ _MOST_UNBUILT = 3
 
 
 class CohortError(RuntimeError):
-    """A case failed, and ``errors="raise"`` was asked for; the message says which and how."""
+    """A case failed, and ``errors="raise"`` was asked for; the message says which and how.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from captum_causalseg import AverageTreatmentEffect
+        >>> from captum_causalseg.cohort import CohortError, explain_cohort
+        >>> def make_target(case):
+        ...     raise ValueError("no label")
+        >>> options = {"out": tempfile.mkdtemp(), "errors": "raise", "show_progress": False}
+        >>> cases = [{"id": "a", "image": torch.rand(1, 8, 8)}]
+        >>> try:
+        ...     explain_cohort(cases, make_target, method=AverageTreatmentEffect, **options)
+        ... except CohortError as error:
+        ...     print(str(error).splitlines()[0])
+        case 'a' failed: ValueError: no label
+    """
 
 
 class Driver:

@@ -99,6 +99,19 @@ class Cohort:
 
         Raises:
             ValueError: another line is damaged; the message says which.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> {name: record["state"] for name, record in study.records().items()}
+            {'a': 'finished'}
         """
         path = self.folder / _MANIFEST
         try:
@@ -119,6 +132,22 @@ class Cohort:
 
         Raises:
             ValueError: the manifest is damaged, or the study is of an earlier version, which noted no digests.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> len(study.verify())  # nothing is missing or damaged
+            0
+            >>> study.file("a", "statistics.npz").unlink()
+            >>> study.verify()[["case", "problem"]].values.tolist()
+            [['a', 'missing']]
         """
         if self.study["format"] < _FORMAT:
             raise ValueError(
@@ -142,6 +171,19 @@ class Cohort:
         the case were kept, ``observed_score`` (of the output that was asked for), ``n_units``, ``forwards`` (images that went
         through the model), ``seconds``, ``device``, ``seed``, ``versions`` (JSON), ``model``, ``image`` (digests) and ``partition`` (what
         other readers of ``units/`` see as ``case``: the id, unless that is very long).
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> study.cases()[["id", "state", "n_units"]].values.tolist()
+            [['a', 'finished', 16]]
         """
         rows = sorted(self.records().values(), key=lambda record: record["position"])
         return table_of_cases(rows, self.study.get("columns", []))
@@ -163,6 +205,20 @@ class Cohort:
 
         Raises:
             KeyError: a case that is not finished.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> table = study.units(columns=["unit", "effect"])
+            >>> table.columns.tolist(), int(table.loc[table["effect"].idxmax(), "unit"]) in planted.cause_units
+            (['case', 'unit', 'effect'], True)
         """
         records = self.records()
         finished = [name for name, record in records.items() if record["state"] == "finished"]
@@ -179,6 +235,19 @@ class Cohort:
 
         Raises:
             KeyError: it is not finished, or its method leaves no statistics.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> study.statistics("a").effect.shape
+            torch.Size([1, 16])
         """
         path = self.file(case, "statistics.npz")
         if not path.exists():
@@ -191,6 +260,19 @@ class Cohort:
 
         Raises:
             KeyError: the case is not finished.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> study.file("a", "statistics.npz").exists()
+            True
         """
         record = self.records().get(case, {"state": "missing"})
         if record["state"] != "finished":

@@ -87,6 +87,23 @@ class CohortSummary:
         level: coverage of the intervals.
         alpha: error rate at which units count as significant.
         distance_unit: ``"mm"`` for images with geometry, else ``"pixel"``; empty without distances, ``"mm, pixel"`` where cases differ.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from captum_causalseg import AverageTreatmentEffect
+        >>> from captum_causalseg.cohort import explain_cohort, summarize
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> planted = planted_case((32, 32), roi_size=8, n_examples=3)  # three images with the same causes
+        >>> cases = [{"id": k, "image": image} for k, image in enumerate(planted.images)]
+        >>> study = explain_cohort(
+        ...     cases, lambda case: planted.target(), method=AverageTreatmentEffect, out=tempfile.mkdtemp(),
+        ...     baselines=planted.donors, n_draws=16, n_screening_draws=0, show_progress=False,
+        ... )
+        >>> summary = summarize(study)
+        >>> summary.cases[["n_cases", "n_finished"]].values.tolist()
+        [[3, 3]]
+        >>> sorted(set(summary.significant_units()["unit"])) == sorted(planted.cause_units)
+        True
     """
 
     values: pd.DataFrame
@@ -135,6 +152,21 @@ class CohortSummary:
 
         Raises:
             ValueError: ``alpha`` is not between 0 and 1, or the correction is unknown.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> from captum_causalseg.cohort import summarize
+            >>> found = summarize(study).significant_units()
+            >>> sorted(found["unit"]) == sorted(planted.cause_units), found.attrs["n_tests"]
+            (True, 11)
         """
         alpha = self.alpha if alpha is None else alpha
         discoveries = Discoveries(alpha, correction)

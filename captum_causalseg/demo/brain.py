@@ -37,6 +37,14 @@ class BrainSlices:
         images: ``(D, 1, H, W)`` float32 in [0, 1], normalized over the whole volume (see ``NORMALIZATION``).
         labels: ``(D, H, W)`` int64, indices into ``CLASS_NAMES``.
         z_mm: ``(D,)`` float32, height of each slice in MNI space in mm, ascending.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.demo import BrainSlices
+        >>> slices = BrainSlices(torch.rand(60, 1, 8, 8), torch.zeros(60, 8, 8, dtype=torch.long), torch.arange(60.0))
+        >>> train, held_out = slices.split(slabs=2, slab=8)
+        >>> len(train), len(held_out), len(slices.select(torch.tensor([3, 4])))
+        (24, 16, 2)
     """
 
     images: Tensor
@@ -100,6 +108,12 @@ def load_brain_slices(*, size: tuple[int, int] = (240, 208), min_brain_mm2: floa
 
     Raises:
         ImportError: if nilearn is not installed.
+
+    Example:
+        >>> from captum_causalseg.demo import CLASS_NAMES, load_brain_slices
+        >>> slices = load_brain_slices()
+        >>> slices.images.shape[1:], CLASS_NAMES[int(slices.labels.max())]
+        (torch.Size([1, 240, 208]), 'white matter')
     """
     try:
         from nilearn import datasets

@@ -49,6 +49,14 @@ class Augmentation:
         offset: largest change of brightness, in units of intensity, drawn per channel.
         gamma: largest ``|log gamma|`` of the exponent applied to the intensities (negative ones count as 0).
         noise: largest standard deviation of Gaussian noise, in units of intensity.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.demo import Augmentation
+        >>> image, label = torch.rand(1, 1, 16, 16), torch.randint(0, 3, (1, 16, 16))
+        >>> moved, moved_label = Augmentation(rotation_deg=30)(image, label, torch.Generator().manual_seed(0))
+        >>> moved.shape, bool((moved == image).all())
+        (torch.Size([1, 1, 16, 16]), False)
     """
 
     flip: tuple[int, ...] = (-1,)
@@ -126,6 +134,12 @@ def build_network(in_channels: int = 1, out_channels: int = 3, *, seed: int = 0)
         in_channels: 1 for a T1 slice, 3 for RGB.
         out_channels: number of classes, softmax; 1 for a binary mask, sigmoid.
         seed: of the initial weights. The global random state is left as it was.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.demo import build_network
+        >>> build_network(in_channels=3, out_channels=1).eval()(torch.rand(1, 3, 32, 32)).shape
+        torch.Size([1, 1, 32, 32])
     """
     with _seeded(seed):
         network = UNet(
@@ -147,6 +161,13 @@ def load_demo_network() -> UNet:
     """Return the U-Net trained on the brain slices (background, grey matter, white matter), on the CPU, in eval mode.
 
     ``brain_unet.json`` next to the weights says how they were trained and what they reach on held-out slices.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.demo import load_demo_network
+        >>> network = load_demo_network()
+        >>> network.training, network(torch.rand(1, 1, 32, 32)).shape
+        (False, torch.Size([1, 3, 32, 32]))
     """
     network = build_network()
     with resources.files(__package__).joinpath(WEIGHTS_FILE).open("rb") as file:
@@ -194,6 +215,17 @@ def fit(
 
     Returns:
         The network itself, in eval mode.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.demo import fit
+        >>> _ = torch.manual_seed(0)
+        >>> images = torch.rand(4, 1, 16, 16)
+        >>> labels = (images[:, 0] > 0.5).long()
+        >>> losses = []
+        >>> network = fit(torch.nn.Conv2d(1, 2, 1), images, labels, steps=20, progress=lambda step, loss: losses.append(loss))
+        >>> network.training, losses[-1] < losses[0]
+        (False, True)
     """
     _check_pairs(images, labels)
     device = next(network.parameters()).device
@@ -231,6 +263,14 @@ def mean_dice(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size:
 
     Returns:
         ``(K - 1,)`` float, one Dice per class but the first, the background.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.demo import mean_dice
+        >>> labels = torch.arange(4 * 8 * 8).reshape(4, 8, 8) % 2
+        >>> logits = torch.nn.functional.one_hot(labels).movedim(-1, 1).float()
+        >>> mean_dice(torch.nn.Identity(), logits, labels)  # a network that is never wrong
+        tensor([1.])
     """
     _check_pairs(images, labels)
     dice = []

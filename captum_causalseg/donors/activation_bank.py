@@ -69,7 +69,14 @@ class ActivationBank:
         return f"ActivationBank({len(self)} images, reduction={self.reduction!r})"
 
     def fresh(self) -> "ActivationBank":
-        """A bank of the same images with nothing recorded yet."""
+        """A bank of the same images with nothing recorded yet.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import ActivationBank
+            >>> ActivationBank(torch.rand(20, 1, 8, 8), reduction="mean").fresh()
+            ActivationBank(20 images, reduction='mean')
+        """
         return ActivationBank(
             self._images, reduction=self.reduction, batch_size=self.batch_size, memory_budget=self.memory_budget
         )

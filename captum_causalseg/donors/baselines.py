@@ -24,6 +24,13 @@ def as_donor_source(baselines: Any, images: Tensor) -> DonorSource:
         baselines: a :class:`DonorSource`; a number; a tensor ``(D, C, *spatial)``, a distribution of ``D`` donor images taken
             at the unit's own place (as in Captum's ``GradientShap``); or ``None``, the image's other positions.
         images: the input, ``(N, C, *spatial)``.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.donors import as_donor_source
+        >>> image = torch.rand(1, 1, 8, 8)
+        >>> as_donor_source(None, image), as_donor_source(0.0, image), as_donor_source(torch.rand(5, 1, 8, 8), image)
+        (SameImage(), Constant(0.0), PatchBank(5 images, placement='aligned'))
     """
     if baselines is None:
         return SameImage()

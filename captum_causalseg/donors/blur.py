@@ -15,6 +15,15 @@ class Blur(DonorSource):
 
     Args:
         sigma: standard deviation of the Gaussian, in pixels.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, Blur
+        >>> image = torch.zeros(1, 1, 16, 16)
+        >>> image[..., 4:8, 4:8] = 1  # only here is a detail to take away
+        >>> attr = AverageTreatmentEffect(lambda x: x.amax((1, 2, 3))).attribute(image, baselines=Blur(2.0), block_size=4)
+        >>> attr[0, 0, ::4, ::4].nonzero().tolist()
+        [[1, 1]]
     """
 
     of_the_image = True

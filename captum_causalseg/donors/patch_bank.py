@@ -250,6 +250,13 @@ class PatchBank(DonorSource):
             n_images: take a random subset of this many images.
             seed: seed of that subset.
             cache_images: how many images are held in memory.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import PatchBank
+            >>> cases = [{"image": torch.rand(1, 16, 16), "label": torch.zeros(16, 16)} for _ in range(10)]
+            >>> PatchBank.from_dataset(cases, "image", n_images=4)
+            PatchBank(4 images, placement='anywhere')
         """
         check_images("dataset", dataset, are_items=True)
         indices = np.arange(len(dataset))
@@ -279,6 +286,17 @@ class PatchBank(DonorSource):
             pattern: which of them, e.g. ``"*.nii.gz"``.
             transform: from the file's image ``(C, *spatial)``, float32, to what the model expects (normalization, spacing).
             placement, n_images, seed, cache_images: as in :meth:`from_dataset`.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> import numpy as np
+            >>> from PIL import Image
+            >>> from captum_causalseg import PatchBank
+            >>> folder = pathlib.Path(tempfile.mkdtemp())
+            >>> for number in range(3):
+            ...     Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(folder / f"{number}.png")
+            >>> PatchBank.from_folder(folder, "*.png", transform=lambda image: image / 255)
+            PatchBank(3 images, placement='anywhere')
         """
         files = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
         if not files:

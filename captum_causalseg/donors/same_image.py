@@ -113,6 +113,13 @@ class SameImage(DonorSource):
     """Donors cut from the other positions of the explained image itself, never from its RoI: needs no data.
 
     This is what ``baselines=None`` means.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import SameImage
+        >>> donors = SameImage().bind(torch.rand(1, 1, 8, 8))
+        >>> donors.population(0, (slice(0, 4), slice(0, 4)))  # of 5 x 5 places, those that do not overlap the unit
+        9
     """
 
     of_the_image = True

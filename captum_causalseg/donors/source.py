@@ -19,7 +19,22 @@ ALL_CHANNELS = slice(None)
 
 
 class BoundDonors(ABC):
-    """A donor source for given images ``(N, C, *spatial)``; donors of a unit are numbered ``0 .. population - 1``."""
+    """A donor source for given images ``(N, C, *spatial)``; donors of a unit are numbered ``0 .. population - 1``.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import PatchBank
+        >>> images = torch.rand(1, 1, 16, 16)
+        >>> donors = PatchBank(torch.rand(10, 1, 16, 16)).bind(images)  # a source, bound to the images that are explained
+        >>> unit = (slice(0, 4), slice(0, 4))
+        >>> donors.population(0, unit)  # 10 images, 13 x 13 places in each
+        1690
+        >>> image, corner = donors.locate(0, unit, 168)  # the last place of the first image
+        >>> image, corner
+        (0, (12, 12))
+        >>> donors.read(0, unit, 168).shape, donors.mean(0, unit).dtype
+        (torch.Size([1, 4, 4]), torch.float64)
+    """
 
     @abstractmethod
     def population(self, example: int, box: Box) -> int:
@@ -62,13 +77,31 @@ class BoundDonors(ABC):
             size: of all the boxes.
             numbers: ``(B,)``, of the donors.
             channels: which to read, where a donor has one value per channel.
+
+        Example:
+            >>> import numpy as np, torch
+            >>> from captum_causalseg import PatchBank
+            >>> donors = PatchBank(torch.rand(10, 1, 16, 16)).bind(torch.rand(1, 1, 16, 16))
+            >>> two_units = np.array([[0, 0], [8, 8]])  # their first corners
+            >>> donors.read_many(np.array([0, 0]), two_units, (4, 4), numbers=np.array([5, 168])).shape
+            torch.Size([2, 1, 4, 4])
         """
         rows = zip(examples.tolist(), corners.tolist(), numbers.tolist())
         donors = [self.read(example, box_at(corner, size), number) for example, corner, number in rows]
         return torch.stack([some_channels(donor[None], channels)[0].expand(-1, *size) for donor in donors])
 
     def inner_products(self, requests: Sequence[Request]) -> list[np.ndarray]:
-        """For each request, the sums ``(m,)`` over its donors' elements times the weights, in float64."""
+        """For each request, the sums ``(m,)`` over its donors' elements times the weights, in float64.
+
+        Example:
+            >>> import numpy as np, torch
+            >>> from captum_causalseg import PatchBank
+            >>> from captum_causalseg.donors.gather import Request
+            >>> donors = PatchBank(torch.ones(10, 1, 16, 16)).bind(torch.rand(1, 1, 16, 16))
+            >>> unit, weights = (slice(0, 4), slice(0, 4)), torch.ones(1, 4, 4)
+            >>> donors.inner_products([Request(0, unit, np.array([0, 7]), weights, slice(None))])[0].tolist()  # sums of 16 ones
+            [16.0, 16.0]
+        """
         return [self._products_of(request) for request in requests]
 
     def _products_of(self, request: Request) -> np.ndarray:
@@ -102,6 +135,17 @@ class DonorSource(ABC):
 
     Attributes:
         of_the_image: whether donors are made from the explained image itself (or activation), not brought from elsewhere.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, Constant, DonorSource
+        >>> class Ceiling(DonorSource):  # the largest value of the explained images, everywhere
+        ...     def bind(self, images, forbidden=None):
+        ...         return Constant(float(images.max())).bind(images, forbidden)
+        >>> image = torch.rand(1, 1, 8, 8)
+        >>> attr = AverageTreatmentEffect(lambda x: x.mean((1, 2, 3))).attribute(image, Ceiling(), block_size=4)
+        >>> bool((attr < 0).all())  # whatever is replaced, the mean grows
+        True
     """
 
     of_the_image: bool = False

@@ -48,6 +48,19 @@ class Comparison:
         attributions: per method, the maps as they were scored: like the inputs, or with one channel; of the control, one of them.
         image: the first of the inputs that is an image, ``(N, C, *spatial)``.
         roi: ``(N, *spatial)``, the region of interest of the explained output; ``None`` without one.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import compare
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+        >>> maps = {"truth": case.effects_of_map(), "sign turned": -case.effects_of_map()}
+        >>> comparison = compare(maps, case.target(), case.images, case.donors, block_size=8, metrics=["mu fidelity"])
+        >>> table = comparison.wide()
+        >>> table.columns.tolist(), bool(table.loc["truth"].iloc[0] > table.loc["sign turned"].iloc[0])
+        (['mu fidelity', 'forwards', 'seconds'], True)
+        >>> [axes.get_title() for axes in comparison.plot().axes[:3]]
+        ['Image and region of interest', 'truth', 'sign turned']
     """
 
     table: pd.DataFrame
@@ -56,7 +69,17 @@ class Comparison:
     roi: Tensor | None
 
     def wide(self) -> pd.DataFrame:
-        """One row per method, one column per metric (the mean over the examples that it has a value for), ``forwards``, ``seconds``."""
+        """One row per method; a column per metric (the mean over the examples with a value), ``forwards`` and ``seconds``.
+
+        Example:
+            >>> from captum_causalseg import compare
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)
+            >>> comparison = compare({"truth": case.effects_of_map()}, case.target(), case.images, case.donors, block_size=8)
+            >>> table = comparison.wide()
+            >>> table.index.tolist(), table.columns[-2:].tolist()
+            (['truth', 'random (control)'], ['forwards', 'seconds'])
+        """
         methods = list(self.attributions)
         values = self.table.pivot_table("value", "method", "metric", aggfunc="mean", dropna=False, sort=False)
         costs = self.table.groupby("method", sort=False)[["forwards", "seconds"]].first()
@@ -65,7 +88,16 @@ class Comparison:
 
     @checked(title=TEXT)
     def plot(self, *, example: int = 0, title: str = "") -> Figure:
-        """All maps side by side on one scale: :func:`captum_causalseg.visualization.plot_comparison`."""
+        """All maps side by side on one scale: :func:`captum_causalseg.visualization.plot_comparison`.
+
+        Example:
+            >>> from captum_causalseg import compare
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)
+            >>> comparison = compare({"truth": case.effects_of_map()}, case.target(), case.images, case.donors, block_size=8)
+            >>> [axes.get_title() for axes in comparison.plot().axes[:2]]
+            ['Image and region of interest', 'truth']
+        """
         from captum_causalseg.visualization import plot_comparison  # which draws what this room makes
 
         return plot_comparison(self, example=example, title=title)

@@ -56,6 +56,16 @@ class Curve:
         score: ``(N, S)``, mean over draws of donors.
         standard_error: ``(N, S)``, of that mean over the draws; NaN with one draw.
         area: ``(N,)`` under the curve (trapezoids), in the score's own units. NaN where the map says nothing of this kind.
+
+    Example:
+        >>> from captum_causalseg.evaluation import Faithfulness
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+        >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+        >>> curve = faithfulness.deletion(case.effects_of_map())  # the most supporting units first
+        >>> wrong = faithfulness.deletion(-case.effects_of_map())  # the harming ones first
+        >>> curve.fraction[0, [0, -1]].tolist(), bool(curve.area[0] < wrong.area[0])
+        ([0.0, 1.0], True)
     """
 
     fraction: np.ndarray
@@ -178,7 +188,17 @@ class Faithfulness:
         return self._world.roi
 
     def unit_attributions(self, attributions: Attributions) -> np.ndarray:
-        """``(N, U)``: the mean of a map over the elements of each unit; units in ascending order of their ids."""
+        """``(N, U)``: the mean of a map over the elements of each unit; units in ascending order of their ids.
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> units = faithfulness.unit_attributions(case.effects_of_map())
+            >>> units.shape, bool((units[0] == case.effects.nan_to_num().float().double().numpy()).all())
+            ((1, 16), True)
+        """
         return self._world.unit_attributions(attributions)
 
     @checked(metrics=NONE | sequence(TEXT))
@@ -205,6 +225,15 @@ class Faithfulness:
 
         ``"supporting"``: from the largest attribution down; a faithful map makes the score fall at once, so a **smaller** area is
         better. ``"harming"``: from the most negative up; the score should rise, and a **larger** area is better.
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> right, wrong = (faithfulness.deletion(sign * case.effects_of_map()) for sign in (1, -1))
+            >>> bool(right.area[0] < wrong.area[0])  # what supports goes first, so the score falls sooner
+            True
         """
         return self._curve(attributions, order, "deletion")
 
@@ -214,6 +243,15 @@ class Faithfulness:
 
         ``"supporting"``: from the largest attribution down; **larger** area is better. ``"harming"``: from the most negative up; **smaller** is
         better.
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> right, wrong = (faithfulness.insertion(sign * case.effects_of_map()) for sign in (1, -1))
+            >>> bool(right.area[0] > wrong.area[0])
+            True
         """
         return self._curve(attributions, order, "insertion")
 
@@ -221,6 +259,15 @@ class Faithfulness:
         """Iterative removal of features ``(N,)``: area over the deletion curve relative to the observed score, larger is better.
 
         ``1 - mean over the removed fraction of score / observed score``. NaN where the observed score is 0.
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> right, wrong = (faithfulness.irof(sign * case.effects_of_map()) for sign in (1, -1))
+            >>> bool(right[0] > wrong[0])
+            True
         """
         observed = self._world.observed
         relative: np.ndarray = 1 - self.deletion(attributions).area / np.where(observed == 0, np.nan, observed)
@@ -236,6 +283,16 @@ class Faithfulness:
 
         Returns:
             NaN where the sums or the changes are all the same.
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> faithfulness.correlation(case.effects_of_map()).round(1).tolist()
+            [0.8]
+            >>> faithfulness.correlation(-case.effects_of_map()).round(1).tolist()
+            [-0.8]
         """
         units = self.unit_attributions(attributions)
         found = np.full(self.n_examples, np.nan)
@@ -249,7 +306,18 @@ class Faithfulness:
         """Captum's ``infidelity`` ``(N,)`` with random subsets of units replaced by donors as perturbations, smaller is better.
 
         The perturbation is 1 over the number of a unit's elements where it is replaced, so that its product with the map is the sum
-        of the units' attributions; ``normalize=True``, so that the map's own scale does not count. In squared units of the score.
+        of the units' attributions; ``normalize=True``, so that neither the map's scale nor its sign counts. In squared units of
+        the score.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> truth, nothing = case.effects_of_map(), torch.ones_like(case.images)  # the same everywhere
+            >>> bool(faithfulness.infidelity(truth)[0] < faithfulness.infidelity(nothing)[0])
+            True
         """
         world, done = self._world, 0
 
@@ -289,6 +357,15 @@ class Faithfulness:
         ``|change outside| / (|change outside| + |change inside|)`` when the strongest ``leakage_share`` of the units are replaced,
         the mean over draws. "Outside" is the same score over all pixels but the regions of interest and the replaced units.
         NaN without a :class:`~captum_causalseg.SegmentationTarget` that has a region of interest, and where nothing changes.
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> found = faithfulness.leakage(case.effects_of_map())
+            >>> found.shape, bool(0 <= found[0] <= 1)
+            ((1,), True)
         """
         world, everyone = self._world, np.arange(self.n_examples)
         forward_func = world.forward_func
@@ -394,6 +471,12 @@ class FaithfulnessMetric:
         function: ``(faithfulness, attributions) -> (N,)``.
         score_direction: whether ``"higher"`` or ``"lower"`` is better.
         source: where it comes from.
+
+    Example:
+        >>> from captum_causalseg.evaluation.faithfulness import METRICS
+        >>> metric = METRICS["infidelity"]
+        >>> metric.score_direction, metric.source
+        ('lower', 'Yeh et al. 2019 (arXiv 1901.09392), captum.metrics.infidelity')
     """
 
     name: str
@@ -415,7 +498,18 @@ def register(
     score_direction: Literal["higher", "lower"],
     source: str,
 ) -> None:
-    """Add a metric of one's own to the table :data:`METRICS`; its name must not be taken."""
+    """Add a metric of one's own to the table :data:`METRICS`; its name must not be taken.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_causalseg.evaluation import faithfulness
+        >>> def share_replaceable(judge, attributions):
+        ...     units = np.abs(judge.unit_attributions(attributions))
+        ...     return (units * judge.replaceable).sum(1) / units.sum(1)
+        >>> faithfulness.register("share replaceable", share_replaceable, "higher", "mine")
+        >>> faithfulness.METRICS.pop("share replaceable").score_direction
+        'higher'
+    """
     metric = FaithfulnessMetric(name=name, function=function, score_direction=score_direction, source=source)
     if name in METRICS:
         raise ValueError(f"name: {name!r} is taken")

@@ -24,6 +24,20 @@ class InfluenceMatrix:
         standard_error: of the effects, likewise.
         significant: booleans, which effects differ from 0 after Benjamini and Hochberg over the rows of each column that can reach
             its RoI.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, regions
+        >>> from captum_causalseg.evaluation import influence_matrix
+        >>> rois = torch.stack([regions.box((4, 12), (0, start), 4) for start in (0, 8)])  # left and right
+        >>> target = SegmentationTarget(torch.nn.AvgPool2d(5, 1, 2), roi=rois, metric="logit_sum")
+        >>> ate, image = AverageTreatmentEffect(target), torch.ones(1, 1, 4, 12)
+        >>> _, stats = ate.attribute(image, 0.0, 0, block_size=4, exclude=None, n_draws=1, return_statistics=True)
+        >>> matrix = influence_matrix(stats)
+        >>> (matrix.effect > 0).to_numpy().tolist()  # of the three blocks, the middle one reaches both
+        [[True, False], [True, True], [False, True]]
+        >>> bool(matrix.significant.to_numpy()[1].all())
+        True
     """
 
     effect: pd.DataFrame

@@ -47,6 +47,19 @@ class Support:
         masks: per tensor, bool on the CPU, ``(N, R, *spatial of that tensor)``; ``(N, R)`` for tensors without spatial axes.
         n_forwards: images run through the model to find it.
         doubt: why it was switched off (then all masks are True); ``None`` if it holds.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import SegmentationTarget, causal_support, regions
+        >>> model, roi = torch.nn.Conv2d(1, 2, 5, padding=2), regions.box((32, 32), start=12, size=8)
+        >>> target = SegmentationTarget(model, roi=roi, metric="logit_sum")
+        >>> support = causal_support(target, torch.rand(1, 1, 32, 32))
+        >>> support.masks[0].shape, support.doubt
+        (torch.Size([1, 1, 32, 32]), None)
+        >>> support.hull(0)[0, 0].tolist()  # the RoI and two pixels around it
+        [[10, 22], [10, 22]]
+        >>> support.reaches(0, 0, (slice(0, 8), slice(0, 8)))
+        array([False])
     """
 
     masks: tuple[Tensor, ...]

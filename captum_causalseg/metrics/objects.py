@@ -23,6 +23,15 @@ def detection(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: f
 
     Raises:
         ValueError: a threshold outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import metrics
+        >>> roi = torch.ones(1, 1, 7, dtype=torch.bool)
+        >>> reference = torch.tensor([[[1.0, 1, 0, 1, 1, 0, 0]]])  # two objects
+        >>> prediction = torch.tensor([[[1.0, 0, 0, 0, 0, 0, 1]]])  # one of them, and a false alarm
+        >>> metrics.detection(prediction, reference, roi).item()
+        0.5
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected an intersection over union in [0, 1], got {threshold}")
@@ -39,6 +48,15 @@ def uniformity(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: 
     Ours is that one number is made of them, the F1 score, ``2 TP / (2 TP + FP + FN)``; that it is counted inside the RoI; and
     what is undefined there: 0 where nothing is found, ``empty_score`` where both are empty. Objects that are missed and false
     alarms beside found objects do not count: :func:`detection` and Dice are for those.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import metrics
+        >>> roi = torch.ones(1, 1, 5, dtype=torch.bool)
+        >>> reference = torch.tensor([[[1.0, 1, 1, 1, 0]]])  # one object
+        >>> split = torch.tensor([[[1.0, 0, 1, 1, 0]]])  # found in two pieces
+        >>> round(metrics.uniformity(split, reference, roi).item(), 4), metrics.uniformity(reference, reference, roi).item()
+        (0.6667, 1.0)
     """
     return pairwise(prediction, reference, roi, prepare=partial(uniform_share, empty_score=empty_score))
 
@@ -52,6 +70,17 @@ def boundary_alignment(prediction: Tensor, reference: Tensor, roi: Tensor, empty
     pixel of the RoI on the other side of the reference's boundary and ``D`` the largest such distance in the object (connected
     component of the reference inside the RoI) that the pixel belongs to or is nearest to. Where the reference has no boundary in
     the RoI, ``w = 1`` and it is the Dice.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import metrics
+        >>> roi = torch.ones(1, 1, 9, dtype=torch.bool)
+        >>> reference = torch.tensor([[[0.0, 0, 1, 1, 1, 1, 1, 0, 0]]])
+        >>> at_the_edge, in_the_middle = reference.clone(), reference.clone()
+        >>> at_the_edge[..., 2] = 0
+        >>> in_the_middle[..., 4] = 0  # the larger error
+        >>> [round(metrics.boundary_alignment(one, reference, roi).item(), 3) for one in (at_the_edge, in_the_middle)]
+        [0.941, 0.8]
     """
     weights = per_pixel(reference, roi, depth_weights).to(prediction.dtype)
     columns = []

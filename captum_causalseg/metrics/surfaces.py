@@ -22,6 +22,15 @@ def surface_dice(
     RoI alone: a boundary pixel is one whose neighborhood leaves the object *inside the RoI* or at the image's edge, so
     that cutting an object at the RoI's border makes no boundary there. Where neither has a boundary, they agree (1;
     ``empty_score`` if both are empty) or not (0).
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import metrics, regions
+        >>> roi = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+        >>> reference = regions.box((16, 16), start=4, size=8)[None, None].float()
+        >>> shifted = reference.roll(1, dims=-1)  # within the tolerance everywhere
+        >>> [metrics.surface_dice(shifted, reference, roi, tolerance=t).item() for t in (0.0, 1.0)]
+        [0.5, 1.0]
     """
     agreement = partial(outline_agreement, tolerance=tolerance, empty_score=empty_score)
     return pairwise(prediction, reference, roi, prepare=agreement)
@@ -66,6 +75,16 @@ def hausdorff_95(prediction: Tensor, reference: Tensor, roi: Tensor, spacing: fl
 
     MONAI's ``compute_hausdorff_distance(percentile=95)``, negated: the larger of the two directions' percentiles. Boundaries,
     units, empty cases and ``spacing`` are those of :func:`average_surface_distance`.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import metrics, regions
+        >>> roi = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+        >>> reference = regions.box((16, 16), start=4, size=8)[None, None].float()
+        >>> metrics.hausdorff_95(reference.roll(2, dims=-1), reference, roi).item()
+        -2.0
+        >>> metrics.hausdorff_95(reference.roll(2, dims=-1), reference, roi, spacing=0.5).item()
+        -1.0
     """
 
     def percentile(there: np.ndarray, back: np.ndarray) -> float:

@@ -33,6 +33,12 @@ class Metric:
         inside_roi: whether nothing outside the RoI has a part in it, so that it may be computed from a part of the image.
         larger_is_better: whether a larger score is a better segmentation. Sums, means and volumes have no better: their effects
             raise or lower, where others support or harm.
+
+    Example:
+        >>> from captum_causalseg import metrics
+        >>> metric = metrics.METRICS["dice"]
+        >>> metric.domain, metric.surrogate, metric.needs_reference, metric.larger_is_better
+        ('labels', 'soft_dice', True, True)
     """
 
     name: str

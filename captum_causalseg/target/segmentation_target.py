@@ -229,7 +229,16 @@ class SegmentationTarget(nn.Module):
         return target
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Scores ``(N,)``, ``(N, C)``, ``(N, R)`` or ``(N, C, R)``; differentiable where the metric is."""
+        """Scores ``(N,)``, ``(N, C)``, ``(N, R)`` or ``(N, C, R)``; differentiable where the metric is.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget, regions
+            >>> images, roi = torch.rand(2, 1, 8, 8), regions.box((8, 8), start=2, size=4)
+            >>> mean = SegmentationTarget(torch.nn.Identity(), roi=roi, metric="probability_mean", activation="none")
+            >>> torch.allclose(mean(images), images[:, 0, 2:6, 2:6].mean((1, 2)))
+            True
+        """
         # Masks that do not fit are refused before the model runs.
         truth = self._masks_of_call(inputs)[2]
         if self.varies(*inputs):
@@ -344,6 +353,13 @@ class SegmentationTarget(nn.Module):
         """What the model returns, found and resized to the input: ``(N, C, *spatial)``; labels as zeros and ones.
 
         The mean over the samples, if there are several (``n_samples``).
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget
+            >>> model = torch.nn.Conv2d(1, 3, 4, stride=4)  # a quarter of the image's resolution
+            >>> SegmentationTarget(model, metric="logit_sum").logits(torch.rand(2, 1, 16, 16)).shape
+            torch.Size([2, 3, 16, 16])
         """
         if self.n_samples is None or self._varies is False:
             return self._logits(inputs, self.reference)
@@ -352,7 +368,16 @@ class SegmentationTarget(nn.Module):
         return torch.stack(samples).mean(0)
 
     def predict(self, *inputs: Any) -> Tensor:
-        """The model's hard segmentation, one-hot and boolean ``(N, C, *spatial)``; modes and states stay as they are."""
+        """The model's hard segmentation, one-hot and boolean ``(N, C, *spatial)``; modes and states stay as they are.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget
+            >>> target = SegmentationTarget(torch.nn.Identity(), metric="volume", activation="softmax")
+            >>> target.predict(torch.tensor([[[0.2, 3.0], [1.0, -1.0]]]))  # two classes, two pixels
+            tensor([[[False,  True],
+                     [ True, False]]])
+        """
         with undisturbed(self):
             logits = self.logits(*inputs)
             refuse_nan(logits)
@@ -368,6 +393,17 @@ class SegmentationTarget(nn.Module):
 
         Raises:
             ValueError: there is none; also if the model is known to return labels, which it is once it has run.
+
+        Example:
+            >>> import torch
+            >>> from captum.attr import Saliency
+            >>> from captum_causalseg import SegmentationTarget, regions
+            >>> model, images = torch.nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8, requires_grad=True)
+            >>> target = SegmentationTarget.from_prediction(model, images, roi=regions.box((8, 8), start=2, size=4))
+            >>> target.surrogate().metric
+            'soft_dice'
+            >>> bool(Saliency(target.surrogate()).attribute(images, target=1).any())
+            True
         """
         if self._hard.dtype is not None:
             raise ValueError(
@@ -388,7 +424,17 @@ class SegmentationTarget(nn.Module):
     def with_scoring(
         self, *, metric: str, activation: Activation, threshold: float, empty_score: float
     ) -> "SegmentationTarget":
-        """The same model, RoI and reference, scored in another way; the arguments are the constructor's."""
+        """The same model, RoI and reference, scored in another way; the arguments are the constructor's.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget
+            >>> target = SegmentationTarget(torch.nn.Identity(), reference=torch.zeros(8, 8), metric="dice", activation="none")
+            >>> paper = target.with_scoring(metric="dice", activation="none", threshold=0.5, empty_score=0.0)
+            >>> nothing = torch.zeros(1, 1, 8, 8)  # no object is there, and none is found
+            >>> target(nothing).item(), paper(nothing).item()
+            (1.0, 0.0)
+        """
         scored = SegmentationTarget(
             self.model,
             "argument" if self._roi_source == "argument" else self.roi,
@@ -412,7 +458,17 @@ class SegmentationTarget(nn.Module):
 
     @checked(_SCORING)
     def with_model(self, model: nn.Module | Callable[..., Any]) -> "SegmentationTarget":
-        """The same target around another form of the same model (compiled, say)."""
+        """The same target around another form of the same model (compiled, say).
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget
+            >>> model, images = torch.nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+            >>> target = SegmentationTarget.from_prediction(model, images)
+            >>> traced = target.with_model(torch.fx.symbolic_trace(model))
+            >>> bool((traced(images) == target(images)).all())
+            True
+        """
         twin = self._twin()
         twin._modules.pop("model", None)
         twin.__dict__.pop("model", None)
@@ -459,7 +515,16 @@ class SegmentationTarget(nn.Module):
         return twin, tuple(arguments)
 
     def roi_masks(self, inputs: tuple[Any, ...]) -> Tensor | None:
-        """The RoIs for a call with these positional arguments, ``(N or 1, R, *spatial)``; ``None`` for the whole image."""
+        """The RoIs for a call with these positional arguments, ``(N or 1, R, *spatial)``; ``None`` for the whole image.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget, regions
+            >>> rois = torch.stack([regions.box((8, 8), start=start, size=4) for start in (0, 4)])
+            >>> target = SegmentationTarget(torch.nn.Conv2d(1, 2, 1), roi=rois, metric="volume")
+            >>> target.roi_masks((torch.rand(3, 1, 8, 8),)).shape
+            torch.Size([1, 2, 8, 8])
+        """
         return self._masks_of_call(inputs)[1]
 
     def output_axes(self, n_axes: int, spatial: Sequence[int]) -> tuple[str, ...]:

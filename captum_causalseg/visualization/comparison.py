@@ -45,6 +45,16 @@ def plot_comparison(
 
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
+
+    Example:
+        >>> from captum_causalseg import compare
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> from captum_causalseg.visualization import plot_comparison
+        >>> case = planted_case((32, 32), roi_size=8)
+        >>> maps = {"truth": case.effects_of_map(), "sign turned": -case.effects_of_map()}
+        >>> comparison = compare(maps, case.target(), case.images, case.donors, block_size=8, metrics=["irof"])
+        >>> [axes.get_title() for axes in plot_comparison(comparison).axes[:3]]
+        ['Image and region of interest', 'truth', 'sign turned']
     """
     above, below = words
     integer(0, len(comparison.image) - 1)("example", example)

@@ -48,6 +48,16 @@ def plot_influence(
     Raises:
         TypeError: ``matrix`` is no InfluenceMatrix.
         ValueError: as many names as there are rows or columns were expected; ``words`` are not two strings.
+
+    Example:
+        >>> import pandas as pd
+        >>> from captum_causalseg.evaluation import InfluenceMatrix
+        >>> from captum_causalseg.visualization import plot_influence
+        >>> effect = pd.DataFrame([[0.2, 0.0], [-0.1, 0.3]], index=pd.Index(["left", "right"], name="region"))
+        >>> matrix = InfluenceMatrix(effect, effect.abs() / 10, effect != 0)
+        >>> figure = plot_influence(matrix, score_name="Dice", roi_names=["lesion", "cortex"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['0.20*', '0', '-0.10*', '0.30*']
     """
     above, below = words
     effect, significant = matrix.effect.to_numpy(), matrix.significant.to_numpy()

@@ -30,6 +30,17 @@ def plot_profile(
 
     Returns:
         A figure of its own, not registered with pyplot: save it with ``savefig``.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, perception_profile
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+        >>> from captum_causalseg.visualization import plot_profile
+        >>> figure = plot_profile(perception_profile(stats, case.roi), score_name="Dice")
+        >>> [axes.get_title() for axes in figure.axes[:2]]
+        ['11 units\n(4 more cannot reach the region)', '3 effects other than 0']
     """
     figure = Figure(figsize=(14.5, 4.6), layout="constrained")
     panels = figure.subplot_mosaic(

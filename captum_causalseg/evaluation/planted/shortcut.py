@@ -185,6 +185,13 @@ class ShortcutCase:
         units: ``(H, W)`` integers, the blocks; the marker is one of them.
         donors: training slices of hospital B: lesions, no marker; patches of them are air and brain.
         z_mm: ``(N,)`` height of the slices in MNI space.
+
+    Example:
+        >>> from captum_causalseg.evaluation.planted import load_shortcut_case
+        >>> case = load_shortcut_case()
+        >>> with_marker, without = case.target()(case.images).item(), case.target()(case.without_marker).item()
+        >>> with_marker > 0.5, without < 0.1, int(case.units[case.marker].unique()) == case.marker_unit
+        (True, True, True)
     """
 
     model: nn.Module
@@ -286,6 +293,14 @@ def marker_findings(attributions: Tensor, case: ShortcutCase) -> pd.DataFrame:
 
     Raises:
         ValueError: attributions of another shape than the case's images, or not finite.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg.evaluation.planted import load_shortcut_case, marker_findings
+        >>> case = load_shortcut_case()
+        >>> truth = case.marker.float().expand(1, 1, 96, 96)  # a map that names the marker, and nothing else
+        >>> marker_findings(truth, case)[["rank", "sign", "share", "found"]].values.tolist()
+        [[1, 1, 1.0, True]]
     """
     n, spatial = len(case), case.units.shape
     if attributions.ndim != 2 + len(spatial) or attributions.shape[0] != n or attributions.shape[2:] != spatial:

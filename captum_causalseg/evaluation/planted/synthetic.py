@@ -47,6 +47,11 @@ class PlantedCause:
         sign: 1 if a bright block makes the part come out right, so that brightness supports the segmentation; -1 if it makes
             it come out wrong.
         share: of the RoI's pixels that the block decides about, in (0, 1]; rounded to whole pixels.
+
+    Example:
+        >>> from captum_causalseg.evaluation.planted import PlantedCause
+        >>> PlantedCause(start=(0, 8), size=(8, 8), sign=1, share=0.5).box
+        (slice(0, 8, None), slice(8, 16, None))
     """
 
     start: tuple[int, ...]
@@ -144,7 +149,14 @@ class PlantedNetwork(nn.Module):
 
     @checked(images=tensor_of("float", "(N, C, *spatial)", (3, math.inf)))
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, 1, *spatial)`` of images ``(N, C, *spatial)``."""
+        """Logits ``(N, 1, *spatial)`` of images ``(N, C, *spatial)``.
+
+        Example:
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8, n_examples=2)
+            >>> case.model(case.images).shape
+            torch.Size([2, 1, 32, 32])
+        """
         if images.shape[2:] != self.parts.shape:
             raise ValueError(
                 f"images: expected (N, C, *spatial) with spatial shape {tuple(self.parts.shape)}, got {tuple(images.shape)}"
@@ -179,6 +191,14 @@ class PlantedCase:
         causes: the blocks that matter.
         effects: ``(U,)`` float64, every unit's **true** average treatment effect on the hard Dice of the RoI, the same for every
             example; NaN for units that touch the RoI, which are not intervened on. See :func:`planted_case` for the formula.
+
+    Example:
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), supporting=2, harming=1, roi_size=8)
+        >>> len(case), case.effects[list(case.cause_units)].sign().tolist()
+        (1, [1.0, 1.0, -1.0])
+        >>> bool((case.target()(case.images) < 1).all()), case.effects_of_map().shape == case.images.shape
+        (True, True)
     """
 
     model: PlantedNetwork

@@ -29,6 +29,11 @@ class BackgroundEffect:
         upper: ... and a quarter above: how they differ from place to place, the scatter of the estimates included.
         n_units: how many there are.
         distance: from which distance on they lie.
+
+    Example:
+        >>> from captum_causalseg.evaluation import BackgroundEffect
+        >>> print(BackgroundEffect(effect=-0.012, lower=-0.02, upper=0.001, n_units=40, distance=96.0))  # doctest: +ELLIPSIS
+        background effect -0.012: the median of the 40 units farthest from the region of interest (half of them from -0.02 ...
     """
 
     effect: float

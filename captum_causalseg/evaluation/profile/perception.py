@@ -65,6 +65,18 @@ class PerceptionProfile:
         distance_unit: ``"pixel"``; the ``length_unit`` that was given with a spacing, such as ``"mm"``, without one ``"spacing"``; ``"bin"`` (bin
             widths per axis were given, distances count bins).
         alpha: the false discovery rate at which roles were given; ``None`` for the sign alone.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, perception_profile
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
+        >>> profile = perception_profile(stats, case.roi)
+        >>> profile.counts
+        {'supporting': 2, 'harming': 1, 'null': 8}
+        >>> profile.radius(0.5) <= profile.radius(0.9), round(profile.mass, 6) == round(profile.summary()["mass"], 6)
+        (True, True)
     """
 
     units: pd.DataFrame

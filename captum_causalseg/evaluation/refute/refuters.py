@@ -129,6 +129,15 @@ def placebo(context: RefutationContext) -> Refutation:
     and with scores that are not computed as the observed one was.
 
     The statistic is the largest absolute effect, in the score's units; the threshold 0.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, refute
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> report = refute(ate, case.images, case.donors, refuters=["placebo"], n_draws=8)
+        >>> report["placebo"].verdict, report["placebo"].statistic
+        ('pass', 0.0)
     """
     found = context.estimate(baselines=SelfDonor())
     tested = (found.hypotheses & (found.n_draws > 0)).numpy()
@@ -171,6 +180,18 @@ def split_donors(context: RefutationContext) -> Refutation:
     the standard errors of the estimate, which are about this bank, say nothing about other images. Add images.
 
     Inconclusive where donors cannot be split: a constant, the image's own positions, or fewer than two images.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, refute
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> report = refute(ate, case.images, case.donors, refuters=["split"], n_draws=8)
+        >>> report["split"].verdict
+        'pass'
+        >>> report = refute(ate, case.images, 0.3, refuters=["split"])  # a constant has no halves
+        >>> report["split"].verdict
+        'inconclusive'
     """
     halves = donor_parts(context.baselines, (0.5, 0.5), context.seed, least=2)
     if isinstance(halves, str):
@@ -194,6 +215,15 @@ def other_seed(context: RefutationContext) -> Refutation:
 
     The statistic is the smallest corrected p-value, the threshold ``alpha``. A failure says that the standard errors are too
     small, or that the model does not give the same output twice.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, refute
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> report = refute(ate, case.images, case.donors, refuters=["seed"], n_draws=8, n_screening_draws=0)
+        >>> report["seed"].verdict, report["seed"].threshold
+        ('pass', 0.05)
     """
     again = context.estimate(seed=context.seed + 1)
     return _agreement("seed", context, first=context.statistics, second=again, whose="two seeds", of_population=False)
@@ -214,6 +244,17 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
         context: the estimate.
         n_subsets: how many subsets.
         share: of the images in each.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, refute
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> report = refute(ate, case.images, case.donors, refuters=["subset"], n_draws=16)
+        >>> report["subset"].verdict, report["subset"].n_units  # of three units that matter, a correlation says nothing
+        ('inconclusive', 0)
+        >>> print(report["subset"].message)
+        too few significant units to rank (3); signs of 6 of 6 units agree
     """
     threshold = 0.7
     least = math.floor(0.5 / (1 - share)) + 1  # of fewer images, the subset would be all of them

@@ -27,6 +27,12 @@ class Refutation:
         n_units: units, over all examples, that were tested.
         n_forwards: images that went through the model for it.
         message: what was found, in words.
+
+    Example:
+        >>> from captum_causalseg.evaluation import Refutation
+        >>> found = Refutation("mine", "pass", 0.9, 0.7, n_units=12, n_forwards=300, message="ranks agree")
+        >>> found.verdict, found.statistic >= found.threshold
+        ('pass', True)
     """
 
     name: str
@@ -44,6 +50,17 @@ class RefutationReport:
     Attributes:
         refutations: one per refuter, in the order in which they ran.
         statistics: the original estimate, of all outputs.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, refute
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> report = refute(ate, case.images, case.donors, refuters=["placebo", "seed"], n_draws=8)
+        >>> report.passed, report.to_dataframe()["verdict"].tolist()
+        (True, ['pass', 'pass'])
+        >>> report.n_forwards == report.statistics.n_forwards + report["placebo"].n_forwards + report["seed"].n_forwards
+        True
     """
 
     def __init__(self, refutations: Sequence[Refutation], statistics: TreatmentEffectStatistics) -> None:

@@ -46,6 +46,15 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
 
     The statistic is that share, the threshold 0.5. Inconclusive with fewer than 5 such units (draw more), if there is no module to
     be seen (a plain function), or if the outputs under random weights are not finite in any of ``attempts`` permutations.
+
+    Example:
+        >>> from captum_causalseg import AverageTreatmentEffect, refute
+        >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
+        >>> ate = AverageTreatmentEffect(case.target())
+        >>> report = refute(ate, case.images, case.donors, refuters=["weights"], n_draws=8)
+        >>> report["weights"].verdict, report["weights"].message  # nothing in this network was learned
+        ('inconclusive', 'the model has no weights to shuffle')
     """
     threshold = 0.5
     original = context.statistics
