@@ -75,10 +75,11 @@ class Comparison:
             >>> from captum_causalseg import compare
             >>> from captum_causalseg.evaluation.planted import planted_case
             >>> case = planted_case((32, 32), roi_size=8)
-            >>> comparison = compare({"truth": case.effects_of_map()}, case.target(), case.images, case.donors, block_size=8)
+            >>> maps, options = {"truth": case.effects_of_map()}, {"block_size": 8, "metrics": ["irof"]}
+            >>> comparison = compare(maps, case.target(), case.images, case.donors, **options)
             >>> table = comparison.wide()
-            >>> table.index.tolist(), table.columns[-2:].tolist()
-            (['truth', 'random (control)'], ['forwards', 'seconds'])
+            >>> table.index.tolist(), table.columns.tolist()
+            (['truth', 'random (control)'], ['irof', 'forwards', 'seconds'])
         """
         methods = list(self.attributions)
         values = self.table.pivot_table("value", "method", "metric", aggfunc="mean", dropna=False, sort=False)
@@ -94,7 +95,8 @@ class Comparison:
             >>> from captum_causalseg import compare
             >>> from captum_causalseg.evaluation.planted import planted_case
             >>> case = planted_case((32, 32), roi_size=8)
-            >>> comparison = compare({"truth": case.effects_of_map()}, case.target(), case.images, case.donors, block_size=8)
+            >>> maps, options = {"truth": case.effects_of_map()}, {"block_size": 8, "metrics": ["irof"]}
+            >>> comparison = compare(maps, case.target(), case.images, case.donors, **options)
             >>> [axes.get_title() for axes in comparison.plot().axes[:2]]
             ['Image and region of interest', 'truth']
         """

@@ -58,10 +58,16 @@ def average_surface_distance(
 
     Example:
         >>> from functools import partial
-        >>> from captum_causalseg import metrics
+        >>> import torch
+        >>> from captum_causalseg import metrics, regions
         >>> in_millimeters = partial(metrics.average_surface_distance, spacing=(0.7, 0.7, 3.0))
         >>> metrics.register("asd_mm", in_millimeters, domain="labels", surrogate="soft_dice", inside_roi=True)
-        >>> del metrics.METRICS["asd_mm"]
+        >>> metrics.METRICS.pop("asd_mm").larger_is_better  # it is negated
+        True
+        >>> reference = regions.box((9, 9, 5), start=2, size=(4, 4, 2))[None, None].float()
+        >>> thick = reference.roll(1, dims=-1)  # one slice too high
+        >>> round(in_millimeters(thick, reference, torch.ones(1, 1, 9, 9, 5, dtype=torch.bool)).item(), 2)
+        -1.5
     """
 
     def mean(there: np.ndarray, back: np.ndarray) -> float:

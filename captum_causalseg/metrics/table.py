@@ -94,8 +94,9 @@ def register(
         >>> from captum_causalseg import metrics
         >>> def coverage(prediction, reference, roi):
         ...     return metrics.sum_inside(prediction, roi) / roi.flatten(2).sum(-1)[:, None]
-        >>> metrics.register("coverage", coverage, needs_reference=False)
-        >>> del metrics.METRICS["coverage"]
+        >>> metrics.register("coverage", coverage, needs_reference=False, inside_roi=True, larger_is_better=False)
+        >>> metrics.METRICS.pop("coverage").surrogate  # on probabilities it has a gradient of its own
+        'coverage'
     """
     twin = name if surrogate is None else surrogate
     metric = Metric(

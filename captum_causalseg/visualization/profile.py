@@ -39,8 +39,8 @@ def plot_profile(
         >>> _, stats = ate.attribute(case.images, case.donors, n_draws=16, return_statistics=True)
         >>> from captum_causalseg.visualization import plot_profile
         >>> figure = plot_profile(perception_profile(stats, case.roi), score_name="Dice")
-        >>> [axes.get_title() for axes in figure.axes[:2]]
-        ['11 units\n(4 more cannot reach the region)', '3 effects other than 0']
+        >>> [axes.get_title().splitlines()[0] for axes in figure.axes[:2]]
+        ['11 units', '3 effects other than 0']
     """
     figure = Figure(figsize=(14.5, 4.6), layout="constrained")
     panels = figure.subplot_mosaic(

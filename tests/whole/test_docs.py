@@ -189,6 +189,62 @@ def test_what_the_reference_describes_is_there():
         _resolved(name)
 
 
+# A class on the page, and which of its parts: named one by one, or all of them.
+_CLASS = re.compile(r"^\.\. autoclass:: (\S+)\n(?:\s+:members:(.*)\n)?", re.MULTILINE)
+
+
+def public_values() -> dict[str, object]:
+    """Every class and function that a door (``__all__``) or the reference names, and every method that the reference names.
+
+    Tables, constants and type aliases are not among them: they say what they are where they are defined.
+    """
+    names = {name for module in PUBLIC for name in _doors(module)} | documented()
+    for described, members in _CLASS.findall((DOCS / "api.md").read_text(encoding="utf-8")):
+        names |= {f"{described}.{member.strip()}" for member in members.split(",") if member.strip()}
+    values = {id(value): (name, value) for name in sorted(names) for value in [_resolved(name)]}
+    return {name: value for name, value in values.values() if inspect.isclass(value) or _function_of(value) is not None}
+
+
+def _doors(module: str) -> list[str]:
+    return [f"{module}.{name}" for name in importlib.import_module(module).__all__]
+
+
+def _function_of(value: object) -> object | None:
+    function = value.fget if isinstance(value, property) else value
+    return function if inspect.isroutine(function) else None
+
+
+def has_example(value: object) -> bool:
+    """An example whose result is asserted; pytest runs it (``--doctest-modules``)."""
+    documentation = (value if inspect.isclass(value) else _function_of(value)).__doc__ or ""
+    return any(example.want for example in doctest.DocTestParser().get_examples(documentation))
+
+
+def test_every_public_name_has_an_example():
+    assert [name for name, value in public_values().items() if not has_example(value)] == []
+
+
+def test_every_public_method_is_shown_at_work():
+    """Of classes whose every part the reference describes: by an example of its own, or in its class's."""
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    in_part = [
+        _resolved(name) for name, members in _CLASS.findall(page) if members.strip() or f":: {name}\n   :members:" not in page
+    ]
+    unseen = []
+    for name, value in public_values().items():
+        if not inspect.isclass(value) or value in in_part:
+            continue
+        shown = "".join(example.source for example in doctest.DocTestParser().get_examples(value.__doc__ or ""))
+        inherited = {part for base in value.__mro__[1:] for part in vars(base)} - {"attribute"}
+        for part, method in vars(value).items():
+            function = method.__func__ if isinstance(method, (classmethod, staticmethod)) else method
+            if part.startswith("_") or part in inherited or not inspect.isfunction(function):
+                continue
+            if not has_example(function) and not re.search(rf"\.{part}\b", shown):
+                unseen.append(f"{name}.{part}")
+    assert unseen == []
+
+
 def _resolved(name: str) -> object:
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
