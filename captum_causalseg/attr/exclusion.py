@@ -1,5 +1,6 @@
 """Which parts of which input are left as they are, and from which places no donor is cut."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -9,16 +10,48 @@ from torch import Tensor
 from captum_causalseg._checks import shown
 from captum_causalseg.interventions.units import Units
 
-__all__ = ["Exclude", "excluded_places", "excluded_units", "exclusion_in_words", "forbidden_places"]
+__all__ = ["Exclude", "Exclusion", "find_exclusion"]
 
 Exclude: TypeAlias = Literal["roi"] | Tensor | tuple[Literal["roi"] | Tensor | None, ...] | None
 
 
-def excluded_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | None) -> list[Tensor | None]:
-    """Per input, boolean ``(N or 1, R or 1, *spatial)``: whose units are not intervened on for the sake of which RoI.
+@dataclass(frozen=True, kw_only=True)
+class Exclusion:
+    """What the argument ``exclude`` means for these inputs.
 
-    One value is that of the segmented image and of every input of its spatial shape. Of a tuple, each must fit its own input.
+    Args:
+        units: boolean ``(N, U, R)``: units that touch an excluded place of any of the inputs that they are part of, and are left as
+            they are for the sake of RoI ``r``; ``R`` is 1 where RoIs do not matter.
+        forbidden: per input, boolean ``(N or 1, *spatial)``: pixels that no donor may hold where it is cut from this very input.
+        in_words: what was excluded, for the statistics: ``"roi"``, a mask by its shape, or None where nothing was; of a tuple, per
+            input.
     """
+
+    units: np.ndarray
+    forbidden: list[Tensor | None]
+    in_words: Any
+
+
+def find_exclusion(exclude: Any, tensors: tuple[Tensor, ...], *, rois: Tensor | None, units: Units) -> Exclusion:
+    """Read ``exclude``.
+
+    Args:
+        exclude: as the user gave it. One value is that of the segmented image and of every input of its spatial shape. Of a tuple,
+            each must fit its own input.
+        tensors: the inputs.
+        rois: boolean ``(N or 1, R, *spatial)``.
+        units: of the inputs.
+    """
+    places = _all_places(exclude, tensors, rois)
+    return Exclusion(
+        units=_touching(units, places, 1 if rois is None else rois.shape[1]),
+        forbidden=_forbidden(exclude, tensors, rois),
+        in_words=_in_words(exclude, places),
+    )
+
+
+def _all_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | None) -> list[Tensor | None]:
+    """Per input, boolean ``(N or 1, R or 1, *spatial)``: whose units are not intervened on for the sake of which RoI."""
     if not isinstance(exclude, tuple):
         places = _places("exclude", exclude, tensors[_segmented(tensors)].shape[2:], rois=rois)
         return [None if places is None or tensor.shape[2:] != places.shape[2:] else places for tensor in tensors]
@@ -27,9 +60,7 @@ def excluded_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | No
     return [_places(f"exclude[{slot}]", exclude[slot], tensor.shape[2:], rois=rois) for slot, tensor in enumerate(tensors)]
 
 
-def exclusion_in_words(exclude: Any, places: list[Tensor | None]) -> Any:
-    """What was excluded, for the statistics: ``"roi"``, a mask by its shape, or None where nothing was; of a tuple, per input."""
-
+def _in_words(exclude: Any, places: list[Tensor | None]) -> Any:
     def one(asked: Any, place: Tensor | None) -> str | None:
         if place is None:
             return None
@@ -40,8 +71,8 @@ def exclusion_in_words(exclude: Any, places: list[Tensor | None]) -> Any:
     return next((one(exclude, place) for place in places if place is not None), None)
 
 
-def excluded_units(units: Units, places: list[Tensor | None], n_rois: int) -> np.ndarray:
-    """``(N, U, R)``: units that touch an excluded place of any of the inputs that they are part of."""
+def _touching(units: Units, places: list[Tensor | None], n_rois: int) -> np.ndarray:
+    """Boolean ``(N, U, R)``."""
     excluded = np.zeros((units.n_examples, len(units), n_rois), dtype=bool)
     for slot, masks in enumerate(places):
         if masks is None:
@@ -52,12 +83,8 @@ def excluded_units(units: Units, places: list[Tensor | None], n_rois: int) -> np
     return excluded
 
 
-def forbidden_places(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | None) -> list[Tensor | None]:
-    """Per input, boolean ``(N or 1, *spatial)``: the pixels that no donor may hold where it is cut from this very input.
-
-    In the segmented image these are its RoIs, whatever is excluded. In another input they are the same places if they are excluded
-    there for being the RoI.
-    """
+def _forbidden(exclude: Any, tensors: tuple[Tensor, ...], rois: Tensor | None) -> list[Tensor | None]:
+    """Of the segmented image its RoIs, whatever is excluded; of another input the same places if they are excluded for being the RoI."""
     if rois is None:
         return [None] * len(tensors)
     union, segmented = rois.any(1), _segmented(tensors)

@@ -15,7 +15,7 @@ from captum_causalseg import regions
 from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._checks import integer, misfit
 from captum_causalseg._version import __version__
-from captum_causalseg.attr.exclusion import excluded_places, excluded_units, exclusion_in_words, forbidden_places
+from captum_causalseg.attr.exclusion import find_exclusion
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.donors import BoundDonors, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
@@ -156,9 +156,8 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     is_tuple = isinstance(options.inputs, tuple)
     block_sizes = _block_sizes(tensors, is_tuple, asked.block_size)
     units = Units(_feature_masks(tensors, asked, block_sizes), [tensor.shape for tensor in tensors])
-    n_rois = 1 if rois is None else rois.shape[1]
-    places = excluded_places(asked.exclude, tensors, rois)
-    excluded = excluded_units(units, places, n_rois)
+    exclusion = find_exclusion(asked.exclude, tensors, rois=rois, units=units)
+    excluded = exclusion.units
     if asked.whole_blocks_only:
         excluded = excluded | _remainders(units, block_sizes)[None, :, None]
     lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
@@ -172,17 +171,14 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
         )
     given = _baselines(options.baselines, tensors)
     sources = [as_donor_source(source, tensor) for source, tensor in zip(given, tensors)]
-    donors = tuple(
-        source.bind(tensor, forbidden)
-        for source, tensor, forbidden in zip(sources, tensors, forbidden_places(asked.exclude, tensors, rois))
-    )
+    donors = tuple(source.bind(tensor, forbidden) for source, tensor, forbidden in zip(sources, tensors, exclusion.forbidden))
     # As they were given, or what was taken where nothing was.
     named = [source if one is None else one for source, one in zip(sources, given)]
     described = common_settings(
         units="block" if asked.feature_mask is None else "feature_mask",
         block_size=None if asked.feature_mask is not None else block_sizes if is_tuple else block_sizes[0],
         baselines=tuple(named) if isinstance(options.baselines, tuple) else named[0],
-        exclude=exclusion_in_words(asked.exclude, places),
+        exclude=exclusion.in_words,
     )
     return Problem(
         tensors=tensors,
