@@ -8,9 +8,7 @@ from torch.nn import functional
 from captum_causalseg import SegmentationTarget, regions
 
 SPATIAL = {1: (11,), 2: (9, 12), 3: (6, 7, 8)}
-
 BOX = {1: ((2,), (7,)), 2: ((1, 3), (6, 7)), 3: ((1, 2, 0), (4, 5, 6))}
-
 per_case = pytest.mark.parametrize(
     ("n_spatial", "n", "channels", "exclusive"),
     [(1, 3, 3, True), (2, 1, 1, False), (2, 3, 3, True), (2, 3, 2, False), (3, 1, 3, True), (3, 3, 1, False)],

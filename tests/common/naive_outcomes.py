@@ -9,7 +9,6 @@ from captum_causalseg import SegmentationTarget, regions
 from captum_causalseg.metrics import METRICS
 
 Pixel = tuple[int, ...]
-
 NEW = [
     *("average_surface_distance", "hausdorff_95", "detection", "uniformity", "boundary_alignment", "soft_boundary_alignment"),
     *("relative_volume", "soft_relative_volume", "volumetric_similarity", "soft_volumetric_similarity", "brier"),

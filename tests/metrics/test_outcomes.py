@@ -8,18 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_outcomes import (
-    NEW,
-    SHAPES,
-    Pixel,
-    masks,
-    naive_distances,
-    naive_hausdorff,
-    pixels_of,
-    scene,
-    score_of,
-    values_for,
-)
+from naive_outcomes import NEW, SHAPES, Pixel, masks, naive_distances, naive_hausdorff, pixels_of, scene, score_of, values_for
 from torch import Tensor, nn
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions

@@ -1,8 +1,6 @@
 """MONAI bundles, made here: what is loaded is what stands in the folder, and what is wrong with it is said in one line."""
 
-import copy
 import itertools
-import json
 import random
 import sys
 
@@ -10,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-import yaml
+from bundle_cases import CONV, LOADING, WINDOW, inference, network, small, write
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import UNet
@@ -19,82 +17,6 @@ from torch import nn
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
 from captum_causalseg.bundle import load_bundle
-
-WINDOW = 16
-NETWORK = {"in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2], "norm": "batch"}
-CONV = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
-LOADING = [
-    {"_target_": "LoadImaged", "keys": "@image_key"},
-    {"_target_": "EnsureChannelFirstd", "keys": "@image_key"},
-    {
-        "_target_": "ScaleIntensityRanged",
-        "keys": "@image_key",
-        "a_min": 0,
-        "a_max": 100,
-        "b_min": "$-1 * @top",
-        "b_max": "@top",
-    },
-    {"_target_": "EnsureTyped", "keys": "@image_key", "device": "@device"},
-]
-
-
-def network(spatial_dims):
-    """With weights and running statistics that differ from fresh ones."""
-    torch.manual_seed(7)
-    made = UNet(spatial_dims, **NETWORK)
-    for _ in range(3):
-        made(torch.rand(2, 1, *(8,) * spatial_dims) * 3)
-    return made.eval()
-
-
-def inference(spatial_dims):
-    """A config of the kind that bundles have: imports, references, expressions, a device of its own."""
-    return {
-        "imports": ["$import math"],
-        "bundle_root": "/nowhere",
-        "device": "$torch.device('cuda:7')",
-        "image_key": "scan",
-        "spatial_dims": spatial_dims,
-        "top": "$math.sqrt(4.0)",
-        "network_def": {"_target_": "UNet", "spatial_dims": "@spatial_dims", **NETWORK},
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": copy.deepcopy(LOADING)},
-        "dataset": {"_target_": "Dataset", "data": "$[][0]", "transform": "@preprocessing"},
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": f"$[{WINDOW}] * @spatial_dims",
-            "sw_batch_size": 3,
-            "overlap": 0.5,
-        },
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "Activationsd", "keys": "pred", "softmax": True},
-                {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "@image_key"},
-            ],
-        },
-        "evaluator": {"_target_": "nothing.of.this.name", "network": "@network"},
-    }
-
-
-def write(folder, weights=None, metadata=None, **configs):
-    """A bundle: configs by name (JSON, or YAML if the name ends in _yaml) and what torch.save is to write."""
-    (folder / "configs").mkdir(parents=True, exist_ok=True)
-    (folder / "models").mkdir(exist_ok=True)
-    for name, config in configs.items():
-        stem, _, kind = name.partition("_")
-        text = yaml.safe_dump(config) if kind else json.dumps(config)
-        (folder / "configs" / f"{stem}.{kind or 'json'}").write_text(text)
-    if metadata is not None:
-        (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
-    if weights is not None:
-        torch.save(weights, folder / "models" / "model.pt")
-    return folder
-
-
-def small(folder, **more):
-    """The smallest bundle: a convolution."""
-    return write(folder, nn.Conv2d(1, 2, 1).state_dict(), inference={"network_def": CONV, **more})
 
 
 def scan(folder, shape, name="scan.nii.gz"):
@@ -228,9 +150,6 @@ def test_gradients_reach_the_image_through_the_windows(tmp_path):
     by_hand(expected)[:, 1].sum().backward()
     assert expected.grad.abs().max() > 0
     torch.testing.assert_close(found.grad, expected.grad)
-
-
-# Configs
 
 
 def test_training_configs_read_a_single_image_without_chance(tmp_path):
@@ -421,127 +340,6 @@ def test_configs_know_their_folder(tmp_path):
     config = {"imports": ["$import pathlib"], "bundle_root": ".", "network_def": made}
     folder = write(tmp_path, nn.Conv2d(1, 6, 1).state_dict(), inference=config)
     assert load_bundle(folder).model.out_channels == 6
-
-
-# Weights
-
-
-@pytest.mark.parametrize("form", ["plain", "model", "state_dict", "parallel", "compiled in a checkpoint"])
-def test_forms_of_weights(tmp_path, form):
-    state = network(2).state_dict()
-    saved = {
-        "plain": state,
-        "model": {"model": state, "epoch": 3},
-        "state_dict": {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
-        "parallel": {f"module.{key}": value for key, value in state.items()},
-        "compiled in a checkpoint": {"model": {f"_orig_mod.{key}": value for key, value in state.items()}, "epoch": 1},
-    }[form]
-    bundle = load_bundle(write(tmp_path, saved, inference=inference(2)))
-    images = torch.rand(1, 1, 16, 16)
-    assert torch.equal(bundle.model(images), network(2)(images))
-
-
-@pytest.mark.parametrize("name", ["model.ts", "model.pt"])
-@pytest.mark.parametrize("is_frozen", [False, True])
-def test_torchscript_brings_its_network(tmp_path, name, is_frozen):
-    folder = write(tmp_path, inference={"inferer": {"_target_": "SimpleInferer"}})
-    scripted = torch.jit.script(network(2).eval())
-    torch.jit.save(torch.jit.freeze(scripted) if is_frozen else scripted, folder / "models" / name)
-    bundle = load_bundle(folder)
-    assert not bundle.model.training
-    images = torch.rand(1, 1, 16, 16)
-    torch.testing.assert_close(bundle.model(images), network(2)(images))
-    attr = AverageTreatmentEffect(bundle.target(regions.box((16, 16), 4, 8), metric="logit_mean")).attribute(
-        images, baselines=0.0, block_size=8, target=1, n_draws=2, exclude=None
-    )
-    assert attr.isfinite().all()
-
-
-def test_which_weights(tmp_path):
-    folder = write(tmp_path, inference={"network_def": CONV})
-    convolutions = {name: nn.Conv2d(1, 2, 1) for name in ("best.pt", "last.pth", "model.pt")}
-    with pytest.raises(FileNotFoundError, match=r"^weights: none in .*models, expected model.pt"):
-        load_bundle(folder)
-    for name, module in convolutions.items():
-        if name == "last.pth":
-            assert torch.equal(load_bundle(folder).model.weight, convolutions["best.pt"].weight)  # the only ones
-        if name == "model.pt":
-            with pytest.raises(ValueError, match=r"^weights: several to choose from in .*: best.pt, last.pth; name one"):
-                load_bundle(folder)
-        torch.save(module.state_dict(), folder / "models" / name)
-    assert torch.equal(load_bundle(folder).model.weight, convolutions["model.pt"].weight)
-    for chosen in ("last", "last.pth", "models/last.pth", folder / "models" / "last.pth"):
-        assert torch.equal(load_bundle(folder, weights=chosen).model.weight, convolutions["last.pth"].weight)
-    with pytest.raises(FileNotFoundError, match=r"^weights: there is no file first.pt in .*best.pt, last.pth, model.pt"):
-        load_bundle(folder, weights="first.pt")
-
-
-class Harmful:
-    """What a pickle can do."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return open, (str(self.file), "w")
-
-
-def test_weights_run_nothing(tmp_path):
-    folder = write(tmp_path, {"model": Harmful(tmp_path / "ran")}, inference={"network_def": CONV})
-    with pytest.raises(ValueError, match=r"^weights: .*model.pt is no file of weights, or holds other objects"):
-        load_bundle(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", r"model.pt is damaged or no file of weights: EOFError$"),
-        (b"nothing of the kind", r"model.pt is no file of weights"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"model.pt is a Git LFS pointer"),
-    ],
-)
-def test_unreadable_weights(tmp_path, content, message):
-    folder = small(tmp_path)
-    (folder / "models" / "model.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_bundle(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_truncated_weights(tmp_path):
-    folder = small(tmp_path)
-    file = folder / "models" / "model.pt"
-    file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"model.pt is damaged or no file of weights: RuntimeError"):
-        load_bundle(folder)
-    (folder / "models" / "model.ts").write_bytes(b"no script")
-    with pytest.raises(ValueError, match=r"^weights: .*model.ts cannot be read as TorchScript"):
-        load_bundle(folder, weights="model.ts")
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ({"weight": torch.zeros(2, 1, 1, 1)}, r"does not fit the network of .*inference.json: 1 missing: bias$"),
-        (
-            {"weight": torch.zeros(2, 1, 3, 3), "bias": torch.zeros(2)},
-            r"1 of another shape: weight \(2, 1, 3, 3\) for \(2, 1, 1, 1\)$",
-        ),
-        (
-            {f"layer{i}": torch.zeros(1) for i in range(5)},
-            r"2 missing: weight, bias; 5 unexpected: layer0, layer1, layer2, \.\.\.$",
-        ),
-        ([torch.zeros(1)], r"expected a state dict in .*model.pt, got list"),
-    ],
-)
-def test_weights_of_another_network(tmp_path, state, message):
-    folder = write(tmp_path, state, inference={"network_def": CONV})
-    with pytest.raises(ValueError, match=message):
-        load_bundle(folder)
-
-
-# Images and targets
 
 
 def test_images_that_cannot_be_prepared(tmp_path):
