@@ -1,5 +1,7 @@
 """Settings that all tests share."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,57 +9,65 @@ from hypothesis import settings
 # Tiny models, several workers: more threads only get in each other's way.
 torch.set_num_threads(1)
 
+TESTS = Path(__file__).parent
+
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")
 
 
 # Files whose tests train networks, run studies, start processes or count how often intervals cover; `make check` leaves them out.
 SLOW = {
-    "test_captum_suite",
-    "test_cli",
-    "test_cli_bad_input",
-    "test_cli_bundle",
-    "test_cli_cohort",
-    "test_cli_names",
-    "test_cohort",
-    "test_cohort_ray",
-    "test_cohort_resume",
-    "test_cohort_summary",
-    "test_comparison",
-    "test_coverage",
-    "test_demo_and_pictures",
-    "test_demo_data",
-    "test_docs",
-    "test_faithfulness",
-    "test_families",
-    "test_files",
-    "test_memory",
-    "test_model_study",
-    "test_null",
-    "test_paper_picture",
-    "test_picture_images",
-    "test_pictures",
-    "test_planted",
-    "test_profile",
-    "test_refute",
-    "test_refusals",
-    "test_repeatability",
-    "test_stochastic",
-    "test_support_on_models",
-    "test_transformer_layers",
-    "test_undisturbed",
-    "test_window",
+    "cli/test_cli",
+    "cli/test_cli_bad_input",
+    "cli/test_cli_bundle",
+    "cli/test_cli_cohort",
+    "cli/test_cli_names",
+    "cli/test_demo_and_pictures",
+    "cohort/test_cohort",
+    "cohort/test_cohort_ray",
+    "cohort/test_cohort_resume",
+    "cohort/test_cohort_summary",
+    "demo/test_network",
+    "evaluation/test_comparison",
+    "evaluation/test_faithfulness",
+    "evaluation/test_planted",
+    "evaluation/test_profile",
+    "evaluation/test_refute",
+    "interventions/test_repeatability",
+    "interventions/test_support_on_models",
+    "interventions/test_transformer_layers",
+    "interventions/test_window",
+    "target/test_stochastic",
+    "visualization/test_picture_images",
+    "visualization/test_pictures",
+    "whole/test_captum_suite",
+    "whole/test_coverage",
+    "whole/test_docs",
+    "whole/test_families",
+    "whole/test_memory",
+    "whole/test_model_study",
+    "whole/test_null",
+    "whole/test_paper_picture",
+    "whole/test_refusals",
+    "whole/test_undisturbed",
+    "writing/test_files",
 }
+
+
+def is_slow(item: pytest.Item) -> bool:
+    if item.path.suffix == ".ipynb":
+        return True
+    return item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).with_suffix("").as_posix() in SLOW
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.suffix == ".ipynb" or item.path.stem in SLOW:
+        if is_slow(item):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     # The longest first: what comes last should be short, or one worker runs it while the others wait. Files stay together.
-    items.sort(key=lambda item: (item.path.suffix != ".ipynb", item.path.stem not in SLOW))
+    items.sort(key=lambda item: (item.path.suffix != ".ipynb", not is_slow(item)))
 
 
 @pytest.fixture(autouse=True)

@@ -74,4 +74,4 @@ def test_hooks_before_a_commit_are_what_lint_runs():
 def test_slow_files_are_there():
     source = ast.parse((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
     (slow,) = [node.value for node in source.body if isinstance(node, ast.Assign) and node.targets[0].id == "SLOW"]
-    assert ast.literal_eval(slow) <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {name for name in ast.literal_eval(slow) if not (ROOT / "tests" / f"{name}.py").exists()} == set()
