@@ -1,7 +1,7 @@
 """What the faces share: the plan, the run, the statistics."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from captum_causalseg.attr.parts import in_part
 from captum_causalseg.attr.problem import Problem, prepare_inputs
 from captum_causalseg.attr.ranking import rank_donors
 from captum_causalseg.attr.reach import everything_reaches, find_reach
+from captum_causalseg.boxes import Box
+from captum_causalseg.donors import BoundDonors
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
@@ -59,6 +61,8 @@ class Intervention:
         weight: of the draw in the estimate of the effect, ``sum(weight * (observed - intervened))``.
         donors: per input that the unit reaches into, ``(input, donor image, corner)``: where the donor's bounding box begins in
             the donor image (-1 for sources that have no images, such as a constant).
+        numbers: per entry of ``donors``, which of the unit's donors it is.
+        sources: per entry of ``donors``, what it is read from, and the bounding box of the unit there.
 
     Example:
         >>> from captum_causalseg import AverageTreatmentEffect
@@ -74,6 +78,23 @@ class Intervention:
     draw: int
     weight: float
     donors: tuple[tuple[int, int, tuple[int, ...]], ...]
+    numbers: tuple[int, ...] = ()
+    sources: tuple[tuple[BoundDonors, Box], ...] = field(default=(), repr=False, compare=False)
+
+    def read(self) -> tuple[Tensor, ...]:
+        """The donors' values, one ``(C or 1, *bounding box)`` per entry of ``donors``; a layer's with channels first.
+
+        They are read one by one, by the simplest way that a donor source has.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import AverageTreatmentEffect, PatchBank
+            >>> ate, bank = AverageTreatmentEffect(lambda image: image.amax((1, 2, 3))), PatchBank(torch.rand(5, 1, 16, 16))
+            >>> planned = ate.plan(torch.rand(1, 1, 16, 16), bank, block_size=4, n_draws=2)
+            >>> [values.shape for values in planned[0].read()]
+            [torch.Size([1, 4, 4])]
+        """
+        return tuple(source.read(self.example, box, number) for (source, box), number in zip(self.sources, self.numbers))
 
 
 @dataclass(frozen=True)
@@ -226,8 +247,17 @@ def interventions(options: Options) -> list[Intervention]:
         numbers = problem.evaluator.spread(draws.donors(n)).tolist()
         for draw, (weight, number) in enumerate(zip(draws.weights(n).tolist(), numbers)):
             donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, number[p.slot])) for p in pieces)
-            number_of_unit = int(problem.units.ids[unit])
-            planned.append(Intervention(example=example, unit=number_of_unit, draw=draw, weight=weight, donors=donors))
+            planned.append(
+                Intervention(
+                    example=example,
+                    unit=int(problem.units.ids[unit]),
+                    draw=draw,
+                    weight=weight,
+                    donors=donors,
+                    numbers=tuple(number[p.slot] for p in pieces),
+                    sources=tuple((problem.donors[p.slot], p.box) for p in pieces),
+                )
+            )
     return planned
 
 
