@@ -493,6 +493,16 @@ CALLS: dict[str, Callable[[World], Call]] = {
             )
         },
     ),
+    "TreatmentEffectStatistics.from_moments": lambda w: _call(
+        "statistics",
+        ccs.TreatmentEffectStatistics.from_moments,
+        moments=w.statistics.moments,
+        **{
+            name: getattr(w.statistics, name)
+            for name in ("observed_score", "unit_ids", "feature_mask", "input_shapes", "n_forwards", "output_axes")
+        },
+    ),
+    "TreatmentEffectStatistics.replaced": lambda w: _call("statistics", w.statistics.replaced, moments=w.statistics.moments),
     "TreatmentEffectStatistics.adjusted_p_values": lambda w: _call("statistics", w.statistics.adjusted_p_values),
     "TreatmentEffectStatistics.on_image": lambda w: _call("statistics", w.statistics.on_image, spatial_shape=(SIZE, SIZE)),
     "TreatmentEffectStatistics.why_empty": lambda w: _call("statistics", w.statistics.why_empty, target=1),

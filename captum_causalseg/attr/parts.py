@@ -7,24 +7,13 @@ from contextvars import ContextVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = ["in_part", "merge_parts", "only_part"]
 
 _PART: ContextVar[tuple[int, int]] = ContextVar("part", default=(0, 1))
-
-_PER_UNIT = (
-    "effect",
-    "sample_variance",
-    "variance_factor",
-    "variance_freedom",
-    "n_draws",
-    "population",
-    "status",
-    "decision",
-)
 
 
 @contextmanager
@@ -60,26 +49,11 @@ def merge_parts(parts: Sequence[TreatmentEffectStatistics]) -> TreatmentEffectSt
         raise ValueError("parts: they are not of the same case: their units differ")
     if any(not torch.equal(one.observed_score, first.observed_score) for one in parts):
         raise ValueError("parts: they are not of the same case: their observed scores differ")
-    whose = torch.arange(n_units, device="cpu") % len(parts)
-
-    def gathered(name: str) -> Tensor:
-        merged: Tensor = getattr(first, name).clone()
-        for k, one in enumerate(parts):
-            merged[:, whose == k] = getattr(one, name)[:, whose == k]
-        return merged
-
     forwards: Counter[str] = Counter()
     for one in parts:
         forwards.update(one.settings["forwards"])
-    return TreatmentEffectStatistics(
-        **{name: gathered(name) for name in _PER_UNIT},
-        observed_score=first.observed_score,
-        unit_ids=first.unit_ids,
-        feature_mask=first.feature_mask,
-        input_shapes=first.input_shapes,
+    return first.replaced(
+        UnitMoments.merged([one.moments for one in parts], np.arange(n_units) % len(parts)),
         n_forwards=sum(forwards.values()),
-        inputs_are_tuple=first.inputs_are_tuple,
-        output_axes=first.output_axes,
         settings=first.settings | {"forwards": dict(forwards)},
-        layouts=first.layouts,
     )

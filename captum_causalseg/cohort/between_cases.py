@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from captum_causalseg.statistics import adjust_p_values
+from captum_causalseg.statistics.intervals import half_width, p_value
 
 __all__ = ["Discoveries", "mean_of_cases", "paired_difference", "random_effects"]
 
@@ -36,7 +37,7 @@ def mean_of_cases(values: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     mean = values.mean()
     spread = values.std(ddof=1)
     spread = spread.where(spread > _EXACT**2 * mean.abs())
-    half = scipy_stats.t.ppf(0.5 + level / 2, n.to_numpy() - 1) * spread / np.sqrt(n.where(n > 0))
+    half = half_width(spread / np.sqrt(n.where(n > 0)), n - 1, level)
     return pd.DataFrame({"n": n, "mean": mean, "lower": mean - half, "upper": mean + half})
 
 
@@ -89,14 +90,14 @@ def random_effects(effect: np.ndarray, standard_error: np.ndarray, level: float 
     else:
         mean, variance, tau2, q = _alike(effect, error)
     se = _known(math.sqrt(variance), mean)
-    half = float(scipy_stats.t.ppf(0.5 + level / 2, n - 1)) * se
+    half = float(half_width(se, n - 1, level))
     found |= {"effect": mean, "standard_error": se, "lower": mean - half, "upper": mean + half}
     found |= {"p_value": _p_value(mean, se, n - 1), "tau2": tau2, "tau": math.sqrt(tau2), "q": q}
     if not math.isnan(q):
         found["q_p_value"] = float(scipy_stats.chi2.sf(q, n - 1))
         found["i2"] = 1.0 if math.isinf(q) else max(0.0, (q - n + 1) / q) if q > 0 else 0.0
     if n > 2 and not math.isnan(tau2 + se):
-        half = float(scipy_stats.t.ppf(0.5 + level / 2, n - 2)) * math.sqrt(tau2 + variance)
+        half = float(half_width(math.sqrt(tau2 + variance), n - 2, level))
         found |= {"prediction_lower": mean - half, "prediction_upper": mean + half}
     return found
 
@@ -149,7 +150,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, level: float = 0.95
     if n == 1:
         return found
     se = _known(float(change.std(ddof=1)) / math.sqrt(n), mean)
-    half = float(scipy_stats.t.ppf(0.5 + level / 2, n - 1)) * se
+    half = float(half_width(se, n - 1, level))
     wilcoxon = float(scipy_stats.wilcoxon(change).pvalue) if change.any() else 1.0
     found |= {"standard_error": se, "lower": mean - half, "upper": mean + half}
     return found | {"p_value": _p_value(mean, se, n - 1), "p_wilcoxon": wilcoxon}
@@ -235,7 +236,7 @@ def _p_value(mean: float, se: float, freedom: int) -> float:
     """Two-sided; of a mean without any spread 1 if it is 0, else not known."""
     if math.isnan(se):
         return 1.0 if mean == 0 else math.nan
-    return float(2 * scipy_stats.t.sf(abs(mean) / se, freedom))
+    return float(p_value(mean, se, freedom))
 
 
 def _known(se: float, mean: float) -> float:

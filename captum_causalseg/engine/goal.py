@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as scipy_stats
 
-from captum_causalseg.statistics import moderate
+from captum_causalseg.statistics.intervals import half_width
+from captum_causalseg.statistics.moderation import moderated_errors
 
 __all__ = ["Goal", "half_widths"]
 
@@ -57,11 +57,6 @@ def half_widths(
     """
     error, total = np.full(variance.shape, np.nan), np.full(variance.shape, np.nan)
     for n in np.unique(example):
-        rows = np.flatnonzero(example == n)
-        for k in range(variance.shape[1]):
-            moderated, total[rows, k] = moderate(variance[rows, k], freedom[rows, k])
-            with np.errstate(invalid="ignore"):
-                error[rows, k] = np.where(factor[rows, k] == 0, 0.0, np.sqrt(moderated * factor[rows, k]))
-    with np.errstate(invalid="ignore"):
-        half = np.where(error == 0, 0.0, scipy_stats.t.ppf(0.5 + level / 2, total) * error)
-    return error, half
+        rows = example == n
+        error[rows], total[rows] = moderated_errors(variance[rows], factor[rows], freedom[rows])
+    return error, half_width(error, total, level)

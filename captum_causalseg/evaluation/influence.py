@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from captum_causalseg._checks import FRACTION, NONE, array_of, checked, instance, integer, shown
 from captum_causalseg.evaluation.unit_space import Array, check_example, integer_map, unit_labels
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics, adjust_p_values, is_hypothesis
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics, adjust_p_values, intervals, is_hypothesis
 
 __all__ = ["InfluenceMatrix", "influence_matrix"]
 
@@ -139,7 +138,7 @@ def _grouped(
     member[pixels.argmax(1), np.searchsorted(statistics.unit_ids.numpy(), ids)] = True
 
     shape = (len(names), effect.shape[1])
-    mean, spread, p_value = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
+    mean, spread, p_values = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
     for g, r in np.ndindex(shape):
         own = member[g] & tested[:, r]
         if not own.any():
@@ -150,16 +149,12 @@ def _grouped(
         mean[g, r] = effect[own, r].mean()
         variance = error[own, r] ** 2
         spread[g, r] = math.sqrt(variance.sum()) / own.sum()
-        if spread[g, r] == 0:
-            p_value[g, r] = float(mean[g, r] == 0)
-        elif np.isinf(spread[g, r]):
-            p_value[g, r] = 1.0
+        if np.isinf(spread[g, r]):
+            p_values[g, r] = 1.0
         else:
-            # Welch and Satterthwaite: degrees of freedom of a sum of variances; exact ones add nothing.
-            inexact = variance > 0
-            degrees = variance.sum() ** 2 / (variance[inexact] ** 2 / freedom[own, r][inexact]).sum()
-            p_value[g, r] = 2 * scipy_stats.t.sf(abs(mean[g, r] / spread[g, r]), degrees)
-    return names, "region", (mean, spread, p_value)
+            degrees = intervals.satterthwaite(variance, freedom[own, r])
+            p_values[g, r] = intervals.p_value(mean[g, r], spread[g, r], degrees)
+    return names, "region", (mean, spread, p_values)
 
 
 def _of_class(values: np.ndarray, statistics: TreatmentEffectStatistics, target: int | None) -> np.ndarray:

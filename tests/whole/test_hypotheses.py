@@ -347,4 +347,4 @@ def test_p_values_are_adjusted_in_one_place():
         for line in file.read_text(encoding="utf-8").splitlines()
         if re.search(r"false_discovery_control\(|multipletests", line)
     ]
-    assert [file for file, _ in calls] == ["statistics.py"]
+    assert [file for file, _ in calls] == ["statistics/corrections.py"]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats as scipy_stats
 from torch import Tensor
 
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, moderate
+from captum_causalseg.statistics.intervals import p_value, satterthwaite
 
 __all__ = ["p_values_of_difference"]
 
@@ -65,9 +65,7 @@ def _welch(
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = [np.where(factor == 0, 0.0, variance * factor) for (variance, _), factor in zip(variances, factors)]
         total = squares[0] + squares[1]
-        # Welch-Satterthwaite; a part that is exact has no say in it.
-        parts = [np.where(square == 0, 0.0, square**2 / freedom) for square, (_, freedom) in zip(squares, variances)]
-        p = 2 * scipy_stats.t.sf(distance / np.sqrt(total), total**2 / (parts[0] + parts[1]))
+        p = p_value(distance, np.sqrt(total), satterthwaite(np.stack(squares), np.stack([freedom for _, freedom in variances])))
     exact: np.ndarray = np.where(distance <= rounding, 1.0, 0.0)
     return np.where(total == 0, exact, np.where(np.isfinite(total), p, np.nan))
 

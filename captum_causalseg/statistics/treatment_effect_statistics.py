@@ -1,20 +1,17 @@
 """Treatment effects with their uncertainty: standard errors, intervals, p-values, false discovery rates, tables."""
 
-import json
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
-from scipy import stats as scipy_stats
 from torch import Tensor
 
-from captum_causalseg._captum import TargetType, select_targets
+from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import (
     ANY,
     BOOLEAN,
@@ -23,52 +20,42 @@ from captum_causalseg._checks import (
     NEW_FILE,
     NONE,
     TEXT,
-    array_of,
     checked,
     instance,
     integer,
     mapping,
-    number,
     one_of,
     sequence,
-    shown,
     tensor_of,
 )
 from captum_causalseg.layout import Layout
+from captum_causalseg.statistics import emptiness, files, table
+from captum_causalseg.statistics.corrections import CORRECTIONS, adjust_p_values
+from captum_causalseg.statistics.intervals import half_width, p_value
+from captum_causalseg.statistics.moderation import moderated_errors
+from captum_causalseg.statistics.moments import UnitMoments
+from captum_causalseg.statistics.on_image import laid_out
+from captum_causalseg.statistics.outputs import target_index
+from captum_causalseg.statistics.status import Status, is_hypothesis
 
-__all__ = ["CORRECTIONS", "Status", "TreatmentEffectStatistics", "adjust_p_values", "is_hypothesis", "moderate", "target_index"]
-
-PRIOR_DEGREES_OF_FREEDOM = 3.0
-CORRECTIONS = ("fdr_bh", "fdr_by", "holm", "bonferroni", None)
-"""Names of the corrections for multiple testing; see :func:`adjust_p_values`."""
-_FORMAT = 2
-
-
-class Status(IntEnum):
-    """How a unit's effect on one output came about.
-
-    Example:
-        >>> from captum_causalseg import Status
-        >>> Status(2), Status.SCREENED.name
-        (<Status.OUTSIDE_SUPPORT: 2>, 'SCREENED')
-    """
-
-    ESTIMATED = 0
-    """All its draws were made."""
-    SCREENED = 1
-    """No screening draw moved the score by the threshold: the effect is the mean of those few draws."""
-    OUTSIDE_SUPPORT = 2
-    """The unit cannot reach the RoI through the model: the effect is exactly 0."""
-    EXCLUDED = 3
-    """The unit was not intervened on (it touches the RoI): nothing is known."""
-    ABSENT = 4
-    """This example has no such unit (feature masks that differ between examples)."""
-
+__all__ = ["TreatmentEffectStatistics"]
 
 _PER_UNIT = tensor_of("real", "(N, U, *output_shape)", (2, math.inf))
 _FIELDS = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
-_COLUMN = instance(pd.Series, expected="a column of a table")
-_HYPOTHESES = (Status.ESTIMATED, Status.SCREENED)
+_ABOUT = (
+    *(
+        "observed_score",
+        "unit_ids",
+        "feature_mask",
+        "input_shapes",
+        "n_forwards",
+        "inputs_are_tuple",
+        "output_axes",
+        "settings",
+    ),
+    "layouts",
+)
+"""What the constructor takes besides the moments."""
 
 
 class TreatmentEffectStatistics:
@@ -201,7 +188,7 @@ class TreatmentEffectStatistics:
         self.feature_mask = tuple(feature_mask)
         self.input_shapes = tuple(tuple(int(length) for length in shape) for shape in input_shapes)
         if variance_factor is None or variance_freedom is None:
-            variance_factor, variance_freedom = _of_plain_draws(n_draws, population)
+            variance_factor, variance_freedom = _of_simple_random_draws(n_draws, population)
         self.variance_factor, self.variance_freedom = variance_factor, variance_freedom
         self.decision = torch.zeros_like(status) if decision is None else decision
         self.n_forwards = int(n_forwards)
@@ -209,13 +196,65 @@ class TreatmentEffectStatistics:
         self.layouts = tuple(layouts) or (None,) * len(self.feature_mask)
         self.output_axes = tuple(output_axes)
         self.settings = dict(settings or {})
-        self.standard_error, self.degrees_of_freedom = self._standard_error()
+        self.standard_error, self.degrees_of_freedom = _errors(self.moments)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{int((self.status == s).sum())} {s.name}" for s in Status if bool((self.status == s).any()))
         examples, units = self.effect.shape[:2]
         outputs = f", outputs {self.output_shape}" if self.output_shape else ""
         return f"TreatmentEffectStatistics({examples} example(s), {units} units{outputs}: {counts}; {self.n_forwards} forwards)"
+
+    @classmethod
+    @checked(moments=instance(UnitMoments, expected="moments of units (UnitMoments)"))
+    def from_moments(cls, moments: UnitMoments, **about: Any) -> "TreatmentEffectStatistics":
+        """What the draws say, and all else that the constructor takes.
+
+        Args:
+            moments: of examples and units, ``(N, U, *output_shape)``.
+            about: the arguments of the constructor that are not moments.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import TreatmentEffectStatistics
+            >>> from captum_causalseg.statistics.moments import UnitMoments
+            >>> TreatmentEffectStatistics.from_moments(
+            ...     UnitMoments.missing((1, 4), ()),
+            ...     observed_score=torch.ones(1),
+            ...     unit_ids=torch.arange(4),
+            ...     feature_mask=[torch.arange(4).view(1, 1, 2, 2)],
+            ...     input_shapes=[(1, 1, 2, 2)],
+            ...     n_forwards=1,
+            ... )
+            TreatmentEffectStatistics(1 example(s), 4 units: 4 ABSENT; 1 forwards)
+        """
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in vars(moments).items()
+        }
+        return cls(**tensors, **about)
+
+    @property
+    def moments(self) -> UnitMoments:
+        """What the draws say, as arrays that share memory with the tensors here."""
+        return UnitMoments(**{field.name: getattr(self, field.name).numpy() for field in dataclasses.fields(UnitMoments)})
+
+    @checked(moments=NONE | instance(UnitMoments, expected="moments of units (UnitMoments)"))
+    def replaced(self, moments: UnitMoments | None = None, **about: Any) -> "TreatmentEffectStatistics":
+        """The same but for other moments or other arguments of the constructor; errors are made anew.
+
+        Args:
+            moments: of examples and units; its own by default.
+            about: the arguments of the constructor that change.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> ate = AverageTreatmentEffect(lambda x: x.sum((1, 2)))
+            >>> _, stats = ate.attribute(torch.ones(1, 1, 4), 0.0, block_size=2, return_statistics=True)
+            >>> stats.replaced(settings={}).settings
+            {}
+        """
+        kept = {name: getattr(self, name) for name in _ABOUT}
+        return TreatmentEffectStatistics.from_moments(moments or self.moments, **kept | about)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -268,10 +307,7 @@ class TreatmentEffectStatistics:
             >>> bool(((lower[0] <= case.effects) & (case.effects <= upper[0]))[causes].all())
             True
         """
-        quantile = scipy_stats.t.ppf(0.5 + level / 2, self.degrees_of_freedom.numpy())
-        half = torch.from_numpy(np.asarray(quantile)) * self.standard_error
-        # Infinite degrees of freedom and a standard error of 0 stand for exactness: 0, not NaN.
-        half = torch.where(self.standard_error == 0, torch.zeros_like(half), half)
+        half = torch.from_numpy(half_width(self.standard_error, self.degrees_of_freedom, level))
         return self.effect - half, self.effect + half
 
     def p_values(self) -> Tensor:
@@ -287,10 +323,7 @@ class TreatmentEffectStatistics:
             >>> bool((p[0, list(case.cause_units)] < 0.001).all())
             True
         """
-        exact = self.standard_error == 0
-        ratio = (self.effect / torch.where(exact, 1.0, self.standard_error)).abs().numpy()
-        p = torch.from_numpy(np.asarray(2 * scipy_stats.t.sf(ratio, self.degrees_of_freedom.numpy())))
-        return torch.where(exact, (self.effect == 0).double(), p)
+        return torch.from_numpy(p_value(self.effect, self.standard_error, self.degrees_of_freedom))
 
     @checked(correction=one_of(*CORRECTIONS))
     def adjusted_p_values(self, correction: str | None = "fdr_bh") -> Tensor:
@@ -375,41 +408,7 @@ class TreatmentEffectStatistics:
             >>> nothing.why_empty().split(":")[0]
             'no effect differs from 0'
         """
-        integer(0, self.effect.shape[0] - 1)("example", example)
-        chosen = self.of_output(target)
-        tested, status = chosen.hypotheses[example], chosen.status[example]
-        n = int(tested.sum())
-        reaching = " that can reach the region of interest" if bool((status == Status.OUTSIDE_SUPPORT).any()) else ""
-        if n == 0:
-            if reaching:
-                return "no unit beside the region of interest can reach it through the model: the effects are exactly 0"
-            return "every unit touches the region of interest or was excluded: no effect is known"
-        # Of a single draw there is no variance.
-        still = tested & (chosen.effect[example] == 0) & ~(chosen.sample_variance[example] > 0)
-        quiet = still | (status == Status.SCREENED)
-        count = int(quiet.sum())
-        if 2 * count < n or bool(chosen.significant()[example].any()):
-            return None
-        said = f"no effect differs from 0: of {n} {'unit' if n == 1 else 'units'}{reaching}, {count} "
-        if bool((quiet == still).all()):
-            said += "did not change the score in any draw"
-        else:
-            threshold = self.settings.get("screening_threshold")
-            said += "changed the score by less than " + ("the screening threshold" if threshold is None else f"{threshold:g}")
-            said += " in the draws that they had"
-        metric, smooth = self.settings.get("metric"), self.settings.get("smooth_metric")
-        score = float(chosen.observed_score[example])
-        if smooth is not None:
-            value = f"exactly {score:.0f}" if score in (0, 1) else f"{score:.4g}"
-            said += f'. metric="{metric}" is {value} and changes only where a pixel changes its label; metric="{smooth}" on the same '
-            said += "target shows what happens before that"
-            said += ", if the reference holds the class in the region" if score == 0 else ""
-            return said + (", with AverageTreatmentEffect" if self.settings.get("sampling") == "paper" else "")
-        if bool((quiet != still).any()):
-            return said + ". n_screening_draws=0 goes on measuring such units"
-        if metric is not None and score == 0:
-            said += f'. metric="{metric}" is exactly 0 whatever is replaced: does the reference hold the class in the region of interest?'
-        return said
+        return emptiness.why_empty(self, target, example)
 
     @checked(field=one_of(*_FIELDS))
     def to_map(self, field: str = "effect", target: TargetType = None) -> Tensor | tuple[Tensor, ...]:
@@ -478,27 +477,12 @@ class TreatmentEffectStatistics:
         """
         n = self.effect.shape[0]
         index = target_index(target, n, self.output_shape, self.output_axes)
-        observed = self.observed_score.reshape(n, -1).gather(1, index.view(-1, 1))[:, 0]
-        return TreatmentEffectStatistics(
-            effect=self.select(self.effect, target),
-            sample_variance=self.select(self.sample_variance, target),
-            n_draws=self.select(self.n_draws, target),
-            variance_factor=self.select(self.variance_factor, target),
-            variance_freedom=self.select(self.variance_freedom, target),
-            decision=self.select(self.decision, target),
-            status=self.select(self.status, target),
-            population=self.population,
-            observed_score=observed,
-            unit_ids=self.unit_ids,
-            feature_mask=self.feature_mask,
-            input_shapes=self.input_shapes,
-            n_forwards=self.n_forwards,
-            inputs_are_tuple=self.inputs_are_tuple,
-            settings=self.settings,
-            layouts=self.layouts,
+        return self.replaced(
+            self.moments.of_output(index.numpy()),
+            observed_score=self.observed_score.reshape(n, -1).gather(1, index.view(-1, 1))[:, 0],
+            output_axes=(),
         )
 
-    @checked(spatial_shape=sequence(integer(1), 1))
     @checked(spatial_shape=sequence(integer(1), 1, expected="a sequence of lengths"))
     def on_image(self, spatial_shape: Sequence[int]) -> "TreatmentEffectStatistics":
         """The same effects of a layer's tokens or blocks, with the units laid out on the image: for maps and pictures of them.
@@ -529,18 +513,15 @@ class TreatmentEffectStatistics:
         spatial = tuple(int(length) for length in spatial_shape)
         layouts = [layout or Layout("NC*") for layout in self.layouts]
         masks = [
-            _places(layout, mask, shape, spatial) for layout, mask, shape in zip(layouts, self.feature_mask, self.input_shapes)
+            laid_out(layout, mask, shape, spatial) for layout, mask, shape in zip(layouts, self.feature_mask, self.input_shapes)
         ]
         drawn = np.concatenate([np.unique(mask.numpy()) for mask in masks])
         missing = np.setdiff1d(self.unit_ids.numpy(), drawn).tolist()
-        return TreatmentEffectStatistics(
-            **{name: getattr(self, name) for name in _ARRAYS},
+        return self.replaced(
             feature_mask=masks,
             input_shapes=[(shape[0], 1, *spatial) for shape in self.input_shapes],
-            n_forwards=self.n_forwards,
-            inputs_are_tuple=self.inputs_are_tuple,
-            output_axes=self.output_axes,
             settings=self.settings | {"not_on_image": missing},
+            layouts=(),
         )
 
     @checked(level=FRACTION)
@@ -563,28 +544,7 @@ class TreatmentEffectStatistics:
                12       24        0 ESTIMATED
                15       24       24 ESTIMATED
         """
-        lower, upper = self.confidence_interval(level)
-        n, units = self.effect.shape[:2]
-        axes = np.indices((n, units, *self.output_shape)).reshape(2 + len(self.output_shape), -1)
-        columns: dict[str, Any] = {"example": axes[0], "unit": self.unit_ids.numpy()[axes[1]]}
-        columns |= dict(zip(self.output_axes, axes[2:]))
-        boxes = self._boxes()
-        for name in boxes:
-            columns[name] = boxes[name][axes[0], axes[1]]
-        columns["status"] = np.array([s.name for s in Status])[self.status.numpy().ravel()]
-        observed = self.observed_score.unsqueeze(1).expand(self.effect.shape)
-        for name, values in {
-            "effect": self.effect,
-            "standard_error": self.standard_error,
-            "lower": lower,
-            "upper": upper,
-            "p_value": self.p_values(),
-            "n_draws": self.n_draws,
-            "observed_score": observed,
-        }.items():
-            columns[name] = values.numpy().ravel()
-        frame = pd.DataFrame(columns)
-        return frame[frame["status"] != Status.ABSENT.name].reset_index(drop=True)
+        return table.as_table(self, level)
 
     @checked(path=NEW_FILE)
     def save(self, path: str | Path) -> None:
@@ -602,19 +562,7 @@ class TreatmentEffectStatistics:
             >>> TreatmentEffectStatistics.load(path).standard_error.nan_to_num().equal(stats.standard_error.nan_to_num())
             True
         """
-        arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
-        arrays |= {f"feature_mask_{i}": mask.numpy() for i, mask in enumerate(self.feature_mask)}
-        about = {
-            "format": _FORMAT,
-            "input_shapes": self.input_shapes,
-            "n_forwards": self.n_forwards,
-            "inputs_are_tuple": self.inputs_are_tuple,
-            "output_axes": self.output_axes,
-            "settings": self.settings,
-            "layouts": [None if layout is None else layout.described() for layout in self.layouts],
-        }
-        with open(path, "wb") as file:
-            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+        files.write(self, path)
 
     @classmethod
     @checked(path=FILE)
@@ -637,20 +585,7 @@ class TreatmentEffectStatistics:
             >>> repr(again) == repr(stats), again.settings["seed"]
             (True, 0)
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            about = json.loads(str(arrays.pop("about")))
-        except (OSError, ValueError, KeyError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"path: {str(path)!r} is not a file written by TreatmentEffectStatistics.save") from error
-        if about.pop("format") != _FORMAT:
-            raise ValueError(f"path: {str(path)!r} was written by another version of captum_causalseg, in another format")
-        masks = [torch.from_numpy(arrays.pop(f"feature_mask_{i}")) for i in range(len(about["input_shapes"]))]
-        about |= {name: torch.from_numpy(array) for name, array in arrays.items()}
-        about["layouts"] = [None if one is None else Layout(**one) for one in about.get("layouts", [])]
-        return cls(feature_mask=masks, **about)
+        return cls(**files.read(path))
 
     def _field(self, field: str) -> Tensor:
         if field in ("effect", "standard_error", "n_draws", "status"):
@@ -661,230 +596,21 @@ class TreatmentEffectStatistics:
             return self.significant()
         return self.confidence_interval()[field == "upper"]
 
-    def _standard_error(self) -> tuple[Tensor, Tensor]:
-        n, units = self.effect.shape[:2]
-        shape = self.effect.shape
-        flat = [values.reshape(n, units, -1).numpy() for values in (self.sample_variance, self.variance_factor)]
-        status = self.status.reshape(n, units, -1).numpy()
-        # What is no hypothesis has no say in the common scale, whatever stands in its moments.
-        given = np.where(is_hypothesis(status), self.variance_freedom.reshape(n, units, -1).numpy(), np.nan)
-        moderated, freedom = np.full(given.shape, np.nan), np.full(given.shape, np.nan)
-        for i, k in np.ndindex(given.shape[0], given.shape[2]):
-            moderated[i, :, k], freedom[i, :, k] = moderate(flat[0][i, :, k], given[i, :, k])
-        # Not inf * 0, where a single draw says nothing about the spread but is all there is.
-        with np.errstate(invalid="ignore"):
-            error = np.where(flat[1] == 0, 0.0, np.sqrt(moderated * flat[1]))
-        error = np.where(status == Status.OUTSIDE_SUPPORT, 0.0, error)
-        error = np.where((status == Status.EXCLUDED) | (status == Status.ABSENT), np.nan, error)
-        return torch.from_numpy(error.reshape(shape)), torch.from_numpy(freedom.reshape(shape))
 
-    def _boxes(self) -> dict[str, np.ndarray]:
-        """Per example and unit: the first input that holds the unit, and the bounding box there."""
-        n, units = self.effect.shape[:2]
-        layouts = [layout or Layout("NC*") for layout in self.layouts]
-        masks = [layout.channels_first(mask) for layout, mask in zip(layouts, self.feature_mask)]
-        lengths = [layout.spatial(shape) for layout, shape in zip(layouts, self.input_shapes)]
-        most = max(map(len, lengths))
-        inputs = np.full((n, units), -1)
-        corners = np.full((2, most, n, units), -1)
-        for slot, mask in reversed(list(enumerate(masks))):
-            labels = torch.searchsorted(self.unit_ids, mask.contiguous()).numpy() + 1
-            for m in range(len(labels)):
-                rows = slice(None) if len(labels) == 1 else slice(m, m + 1)
-                for u, found in enumerate(ndimage.find_objects(labels[m], max_label=units)):
-                    if found is None:
-                        continue
-                    inputs[rows, u] = slot
-                    corners[:, :, rows, u] = -1
-                    for axis, side in enumerate(found[1:]):
-                        # An axis of length 1 in the mask stands for the whole of it.
-                        stop = lengths[slot][axis] if mask.shape[axis + 2] == 1 else side.stop
-                        corners[0, axis, rows, u], corners[1, axis, rows, u] = side.start, stop
-        columns = {"input": inputs} if len(self.feature_mask) > 1 else {}
-        for axis in range(most):
-            columns |= {f"start_{axis}": corners[0, axis], f"stop_{axis}": corners[1, axis]}
-        return columns
+def _errors(moments: UnitMoments) -> tuple[Tensor, Tensor]:
+    """Standard errors and the degrees of freedom of their intervals, both ``(N, U, *output_shape)``."""
+    shape, flat = moments.effect.shape, moments.with_outputs((-1,))
+    # What is no hypothesis has no say in the common scale, whatever stands in its moments.
+    said = np.where(is_hypothesis(flat.status), flat.variance_freedom, np.nan)
+    examples = [moderated_errors(*rows) for rows in zip(flat.sample_variance, flat.variance_factor, said)]
+    error, freedom = (np.stack(values) for values in zip(*examples))
+    error = np.where(flat.status == Status.OUTSIDE_SUPPORT, 0.0, error)
+    error = np.where((flat.status == Status.EXCLUDED) | (flat.status == Status.ABSENT), np.nan, error)
+    return torch.from_numpy(error.reshape(shape)), torch.from_numpy(freedom.reshape(shape))
 
 
-_ARRAYS = (
-    *("effect", "sample_variance", "variance_factor", "variance_freedom", "n_draws", "decision", "population", "status"),
-    *("observed_score", "unit_ids"),
-)
-
-
-def _places(layout: Layout, mask: Tensor, shape: tuple[int, ...], spatial: tuple[int, ...]) -> Tensor:
-    """Units that are places, stretched to the image's spatial shape: ``(N or 1, 1, *spatial)``."""
-    own = layout.spatial(shape)
-    placed = layout.channels_first(mask)
-    if placed.shape[1] > 1:
-        raise ValueError(
-            f'units: those of an activation {shape} that differ from channel to channel are no places; give effects of units="token" '
-            'or "block"'
-        )
-    placed = placed.expand(len(placed), 1, *own)
-    if layout.axes == "NLC":
-        if layout.grid is None:
-            raise ValueError(
-                f'layout: which grid the {own[0]} tokens lie on is not known; give attribute Layout("NLC", grid=(rows, columns))'
-            )
-        placed = placed[..., layout.first : layout.first + math.prod(layout.grid)].reshape(len(placed), 1, *layout.grid)
-        own = layout.grid
-    if len(own) != len(spatial):
-        raise ValueError(f"spatial_shape: expected {len(own)} numbers, as many as the units' grid {own} has, got {spatial}")
-    for axis, (coarse, fine) in enumerate(zip(own, spatial)):
-        placed = placed.index_select(axis + 2, torch.arange(fine, device="cpu") * coarse // fine)
-    return placed
-
-
-def _of_plain_draws(n_draws: Tensor, population: Tensor) -> tuple[Tensor, Tensor]:
+def _of_simple_random_draws(n_draws: Tensor, population: Tensor) -> tuple[Tensor, Tensor]:
     """Factor and degrees of freedom of the variance of draws without replacement; NaN where there are none."""
     n = torch.where(n_draws > 0, n_draws.double(), torch.nan)
     donors = population.reshape(*population.shape, *(1,) * (n.ndim - 2))
     return (1 - n / donors).clamp_min(0) / n, n - 1
-
-
-@checked(n_examples=integer(0), output_shape=sequence(integer(0)), output_axes=sequence(TEXT))
-def target_index(target: TargetType, n_examples: int, output_shape: Sequence[int], output_axes: Sequence[str]) -> Tensor:
-    """Per example, the flat index ``(N,)`` of the output that Captum's ``target`` (an int, tuple, tensor or list) picks.
-
-    Raises:
-        ValueError: it picks no output, or several.
-    """
-    count = math.prod(output_shape)
-    described = f"{count} outputs"
-    if output_axes:
-        described += " (" + " x ".join(f"{length} {name}" for length, name in zip(output_shape, output_axes)) + ")"
-    if target is None:
-        if count != 1:
-            raise ValueError(f"target: the forward function has {described} per example; say which one")
-        return torch.zeros(n_examples, dtype=torch.int64, device="cpu")
-    indices = torch.arange(count, device="cpu").reshape(1, *output_shape).expand(n_examples, *output_shape)
-    try:
-        chosen: Tensor = select_targets(indices, target)
-    except (IndexError, RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"target: {shown(target)} does not pick one of {described} for each of {n_examples} example(s)"
-        ) from error
-    if chosen.shape != (n_examples,):
-        raise ValueError(f"target: {shown(target)} picks {math.prod(chosen.shape[1:])} of {described} per example; pick one")
-    return chosen
-
-
-@checked(status=array_of() | _COLUMN)
-def is_hypothesis(status: "Tensor | np.ndarray | pd.Series[Any]") -> np.ndarray:
-    """Whether "no effect" is a question of units with this status: of those that were intervened on.
-
-    Args:
-        status: :class:`Status` as numbers or as names, of any shape; a tensor, an array, or the column ``status`` of a table.
-
-    Returns:
-        Booleans of the same shape: True where ESTIMATED or SCREENED, False where OUTSIDE_SUPPORT, EXCLUDED or ABSENT.
-
-    Example:
-        >>> import numpy as np
-        >>> from captum_causalseg.statistics import Status, is_hypothesis
-        >>> is_hypothesis(np.array([Status.SCREENED, Status.OUTSIDE_SUPPORT])), is_hypothesis(np.array(["ESTIMATED", "EXCLUDED"]))
-        (array([ True, False]), array([ True, False]))
-    """
-    values = np.asarray(status)
-    if values.dtype.kind in "iubf":
-        return np.isin(values, [int(one) for one in _HYPOTHESES])
-    return np.isin(values.astype(str), [one.name for one in _HYPOTHESES])
-
-
-@checked(
-    p_values=array_of("real") | _COLUMN,
-    correction=one_of(*CORRECTIONS),
-    hypotheses=NONE | array_of("boolean") | _COLUMN,
-    n_tests=NONE | integer(0),
-)
-def adjust_p_values(
-    p_values: "Tensor | np.ndarray | pd.Series[Any]",
-    correction: str | None = "fdr_bh",
-    *,
-    hypotheses: "Tensor | np.ndarray | pd.Series[Any] | None" = None,
-    n_tests: int | None = None,
-) -> np.ndarray:
-    """P-values of one family of tests, adjusted for their number: those of at most ``alpha`` pass at the error rate ``alpha``.
-
-    Args:
-        p_values: of any shape, all one family; NaN is no test. A tensor, an array, or a column of a table.
-        correction: ``"fdr_bh"`` (Benjamini and Hochberg 1995) or ``"fdr_by"`` (Benjamini and Yekutieli 2001, under any dependence):
-            the expected share of false ones among those that pass; ``"holm"`` (Holm 1979) or ``"bonferroni"``: the chance of any
-            false one; ``None``: as they are.
-        hypotheses: booleans of the same shape, which of them are tests at all (:func:`is_hypothesis`); all by default.
-        n_tests: how many tests there are, where ``p_values`` are only the smallest of them. The adjusted ones are right up to the
-            smallest p-value that was left out.
-
-    Returns:
-        Float64 of the same shape, NaN where there is no test.
-
-    Raises:
-        TypeError, ValueError: an argument is not as described.
-
-    Example:
-        >>> import numpy as np
-        >>> from captum_causalseg.statistics import adjust_p_values
-        >>> adjust_p_values(np.array([0.01, 1.0, 0.04, np.nan]), hypotheses=np.array([True, False, True, True]))
-        array([0.02,  nan, 0.04,  nan])
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    tests = ~np.isnan(p) if hypotheses is None else ~np.isnan(p) & np.asarray(hypotheses, dtype=bool)
-    adjusted = np.full(p.shape, np.nan)
-    values = p[tests]
-    if ((values < 0) | (values > 1)).any():
-        raise ValueError(f"p_values: expected numbers from 0 to 1, got {values[(values < 0) | (values > 1)][0]}")
-    count = len(values)
-    total = count if n_tests is None else n_tests
-    if not count:
-        return adjusted
-    if correction in ("fdr_bh", "fdr_by"):
-        # Linear in the number of tests; under dependence, that times the harmonic sum.
-        values = scipy_stats.false_discovery_control(values, method="bh") * (total / count)
-        values = values * (1 / np.arange(1, total + 1)).sum() if correction == "fdr_by" else values
-    elif correction == "holm":
-        order = np.argsort(values, kind="stable")
-        values[order] = np.maximum.accumulate(values[order] * (total - np.arange(count)))
-    elif correction == "bonferroni":
-        values = values * total
-    adjusted[tests] = np.minimum(values, 1)
-    return adjusted
-
-
-@checked(
-    variance=array_of("real", "(U,)", (1, 1)),
-    freedom=array_of("real", "(U,)", (1, 1)),
-    prior_degrees_of_freedom=number(above=0),
-)
-def moderate(
-    variance: np.ndarray, freedom: np.ndarray, prior_degrees_of_freedom: float = PRIOR_DEGREES_OF_FREEDOM
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shrink sample variances toward their common scale (Smyth 2004).
-
-    Args:
-        variance: ``(U,)`` sample variances of one example's and output's units; NaN where they cannot be seen.
-        freedom: ``(U,)`` their degrees of freedom; 0 where they cannot be seen, NaN for units without draws.
-        prior_degrees_of_freedom: weight of the common scale.
-
-    Returns:
-        Moderated variances ``(U,)`` and their degrees of freedom ``(U,)``. The variances are infinite where no unit has a
-        spread to learn the scale from, and NaN for units without draws.
-
-    Example:
-        >>> import numpy as np
-        >>> from captum_causalseg.statistics import moderate
-        >>> moderate(np.array([0.0, 4.0]), np.array([4, 4]), prior_degrees_of_freedom=4)[0]
-        array([2., 4.])
-    """
-    if len(freedom) != len(variance):
-        raise ValueError(f"freedom: expected {len(variance)}, one per variance, got {len(freedom)}")
-    weight = np.nan_to_num(np.asarray(freedom, dtype=np.float64))
-    own = np.where(weight > 0, np.nan_to_num(variance), 0.0)
-    positive = own[own > 0]
-    d0 = prior_degrees_of_freedom
-    if len(positive) == 0:
-        moderated = np.full(len(own), np.inf)
-    else:
-        scale = math.exp(float(np.mean(np.log(positive))))
-        moderated = (d0 * scale + weight * own) / (d0 + weight)
-    return np.where(np.isnan(freedom), np.nan, moderated), d0 + np.asarray(freedom, dtype=np.float64)

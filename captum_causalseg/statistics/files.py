@@ -1,0 +1,52 @@
+"""Statistics in a file: arrays and JSON, no pickle."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from captum_causalseg.layout import Layout
+
+if TYPE_CHECKING:
+    from captum_causalseg.statistics.treatment_effect_statistics import TreatmentEffectStatistics
+
+__all__ = ["read", "write"]
+
+_FORMAT = 2
+
+
+def write(statistics: "TreatmentEffectStatistics", path: str | Path) -> None:
+    """See :meth:`TreatmentEffectStatistics.save`."""
+    arrays = vars(statistics.moments) | {name: getattr(statistics, name).numpy() for name in ("observed_score", "unit_ids")}
+    arrays |= {f"feature_mask_{i}": mask.numpy() for i, mask in enumerate(statistics.feature_mask)}
+    about = {
+        "format": _FORMAT,
+        "input_shapes": statistics.input_shapes,
+        "n_forwards": statistics.n_forwards,
+        "inputs_are_tuple": statistics.inputs_are_tuple,
+        "output_axes": statistics.output_axes,
+        "settings": statistics.settings,
+        "layouts": [None if layout is None else layout.described() for layout in statistics.layouts],
+    }
+    with open(path, "wb") as file:
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The arguments of :class:`TreatmentEffectStatistics` that make those in a file again."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about: dict[str, Any] = json.loads(str(arrays.pop("about")))
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"path: {str(path)!r} is not a file written by TreatmentEffectStatistics.save") from error
+    if about.pop("format") != _FORMAT:
+        raise ValueError(f"path: {str(path)!r} was written by another version of captum_causalseg, in another format")
+    masks = [torch.from_numpy(arrays.pop(f"feature_mask_{i}")) for i in range(len(about["input_shapes"]))]
+    about |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+    about["layouts"] = [None if one is None else Layout(**one) for one in about.get("layouts", [])]
+    return {"feature_mask": masks, **about}
