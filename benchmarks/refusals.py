@@ -54,6 +54,10 @@ PUBLIC = (
 
 LEFT_OUT = {
     "cli.main": "speaks to people: one line and an exit code",
+    **dict.fromkeys(
+        ("cli.Command.add_arguments", "cli.Command.run"),
+        "a protocol: the command line calls it with arguments of its own",
+    ),
     "demo.load_brain_slices": "reads a whole brain",
     **dict.fromkeys(
         (

@@ -1,4 +1,4 @@
-"""Moved: cases to :mod:`captum_causalseg.demo.cases`, what ``causalseg demo`` does with them to :mod:`captum_causalseg.cli.demo`; for programs written before."""
+"""Moved: cases to :mod:`captum_causalseg.demo.cases`, what ``causalseg demo`` does with them to :mod:`captum_causalseg.cli.commands.demo`; for programs written before."""
 
 import warnings
 from typing import Any
@@ -17,6 +17,6 @@ warnings.warn(
 def __getattr__(name: str) -> Any:
     if name not in ("explain", "report"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from captum_causalseg.cli import demo
+    from captum_causalseg.cli.commands import demo
 
     return getattr(demo, name)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from captum_causalseg import AverageTreatmentEffect, TreatmentEffectStatistics, cli, images, metrics
+from captum_causalseg.cli import job as _cli_job
 from captum_causalseg.cli import report as _cli_report
-from captum_causalseg.cli import run as _cli_run
 from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.places import find_roi
 from captum_causalseg.visualization import plot_effects
@@ -105,7 +105,7 @@ def test_distances_of_a_scan_are_in_millimeters_along_a_straight_line(place, mon
     plot = _cli_report.plot_profile
     monkeypatch.setattr(_cli_report, "plot_profile", lambda profile, **more: profiles.append(profile) or plot(profile, **more))
     drawn = []
-    monkeypatch.setattr(_cli_run, "plot_effects", lambda *args, **more: drawn.append(plot_effects(*args, **more)) or drawn[-1])
+    monkeypatch.setattr(_cli_job, "plot_effects", lambda *args, **more: drawn.append(plot_effects(*args, **more)) or drawn[-1])
     assert cli.main(on_scan(name)) == 0
     # Its slices along the first axis have pixels of 1 x 3 mm.
     height, width = (getattr(drawn[0].axes[2].get_position(), side) for side in ("height", "width"))
@@ -356,7 +356,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(place, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli_run, "plot_effects", interrupted)
+    monkeypatch.setattr(_cli_job, "plot_effects", interrupted)
     assert cli.main(on_picture(name, "--out", "deep/er/out")) == 130
     assert capsys.readouterr().err.endswith("causalseg explain: interrupted, nothing was written\n")
     assert not (folder / "deep").exists()
@@ -370,7 +370,7 @@ def test_errors_of_the_program_are_not_blamed_on_the_user(place, monkeypatch, er
     def broken(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(AverageTreatmentEffect if where == "attribute" else _cli_run, where, broken)
+    monkeypatch.setattr(AverageTreatmentEffect if where == "attribute" else _cli_job, where, broken)
     with pytest.raises(type(error), match="a bug"):
         cli.main(on_picture(name))
     assert not (folder / "out").exists()
@@ -384,7 +384,7 @@ def test_both_ends_of_the_intervals_are_drawn_on_the_scale_of_the_effects(place,
         drawn.append(plot_effects(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(_cli_run, "plot_effects", remember)
+    monkeypatch.setattr(_cli_job, "plot_effects", remember)
     assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
     effects, intervals = ({axes.get_title(): axes for axes in figure.axes} for figure in drawn)
     titles = ["Lower end of the 95 % interval", "Upper end of the 95 % interval"]

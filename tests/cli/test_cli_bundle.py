@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from captum_causalseg import cli
 from captum_causalseg.bundle import load_bundle
+from captum_causalseg.cli import job as _cli_job
 from captum_causalseg.cli import report as _cli_report
-from captum_causalseg.cli import run as _cli_run
 from captum_causalseg.cli.grid import Grids, grids_of_bundle
 
 nibabel = pytest.importorskip("nibabel")
@@ -79,7 +79,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(place, monkeypatch):
     """The same, without pictures, which take most of the time."""
-    monkeypatch.setattr(_cli_run, "plot_effects", lambda *args, **options: Figure())
+    monkeypatch.setattr(_cli_job, "plot_effects", lambda *args, **options: Figure())
     monkeypatch.setattr(_cli_report, "plot_profile", lambda *args, **options: Figure())
     return place
 

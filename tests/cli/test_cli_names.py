@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from captum_causalseg import cli
+from captum_causalseg import cli, visualization
+from captum_causalseg.cli import job, modules
 from captum_causalseg.cohort import Cohort
 
 pytest.importorskip("nibabel")
@@ -233,11 +234,9 @@ def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place,
     folder, name = place
     files = private_files(folder)
     titles = []
-    for plot in ("plot_effects", "plot_components", "plot_comparison"):
-        original = getattr(cli_run(), plot)
-        monkeypatch.setattr(
-            cli_run(), plot, lambda *a, _plot=original, **k: titles.append(k.get("title", "")) or _plot(*a, **k)
-        )
+    for module, plot in ((job, "plot_effects"), (modules, "plot_components"), (visualization, "plot_comparison")):
+        original = getattr(module, plot)
+        monkeypatch.setattr(module, plot, lambda *a, _plot=original, **k: titles.append(k.get("title", "")) or _plot(*a, **k))
     assert cli.main([*commands(name, files)[command], *(["--private"] if private else [])]) == 0
     written = contents(folder / PATIENT / f"{FILE}-out")
     assert "report.html" in written
@@ -257,12 +256,6 @@ def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place,
     assert not any(FILE in line for line in printed[:-1]) or not private
     title = re.search("<h1>(.*?)</h1>", html)[1]
     assert title.endswith("?") is private
-
-
-def cli_run():
-    from captum_causalseg.cli import run
-
-    return run
 
 
 def test_a_report_names_the_region_and_the_units_without_their_folders(place):

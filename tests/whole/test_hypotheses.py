@@ -24,7 +24,7 @@ from captum_causalseg import (
     refute,
     regions,
 )
-from captum_causalseg.cli.demo import report
+from captum_causalseg.cli.commands.demo import report
 from captum_causalseg.cli.results import counts
 from captum_causalseg.cohort import explain_cohort, summarize
 from captum_causalseg.demo.cases import Case

@@ -9,11 +9,12 @@ from typing import Any, NoReturn
 
 from captum_causalseg import regions
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
-from captum_causalseg.cli.arguments import Parser, add_commands
+from captum_causalseg.cli.arguments import Parser, add_command
 from captum_causalseg.cli.case import CommandCase, read_case
+from captum_causalseg.cli.case_command import check_effort
+from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.model import CommandModel, read_model
-from captum_causalseg.cli.run import check_effort
 from captum_causalseg.cohort import Cohort, explain_cohort
 from captum_causalseg.cohort.engines import WorkerError
 from captum_causalseg.images import save_map
@@ -21,7 +22,7 @@ from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.writing.names import native, printable
 
-__all__ = ["run_cohort"]
+__all__ = ["run_study"]
 
 # What a study may say of its cases, and a row of its own case: the options of `causalseg explain`.
 _OF_A_STUDY = ("bundle", "model", "weights", "device", "dims", "class", "roi", "normalize", "donors", "units", "metric")
@@ -33,7 +34,7 @@ _PERHAPS_FILES = ("model", "roi", "units")
 _CASE, _ARGUMENTS = "_command_case", ("baselines", "feature_mask", "target")
 
 
-def run_cohort(options: argparse.Namespace) -> tuple[str, int]:
+def run_study(options: argparse.Namespace) -> tuple[str, int]:
     """Explain every row; the text to print and the exit status: 1 where a case failed, or a file is not what it was.
 
     Raises:
@@ -263,5 +264,5 @@ class _Raising(Parser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Raising(prog="causalseg")
-    add_commands(parser.add_subparsers(required=True, dest="command"))
+    add_command(parser.add_subparsers(required=True, dest="command"), Explain())
     return parser

@@ -1,0 +1,203 @@
+"""What the commands have in common that explain a case of one's own: their arguments, read without torch, and their course."""
+
+import argparse
+import math
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from captum_causalseg.cli.arguments import positive
+from captum_causalseg.cli.command import Command
+from captum_causalseg.cli.errors import InputError
+from captum_causalseg.writing.names import printable
+
+if TYPE_CHECKING:
+    from captum_causalseg.cli.case import CommandCase
+    from captum_causalseg.cli.job import Job
+
+__all__ = ["CaseCommand", "check_effort"]
+
+# Per unit; with a precision to reach, the most on the average.
+_DRAWS, _BUDGET = 20, 500
+_CASE = """\
+one model:   --bundle DIR, or --model package.module:factory --weights FILE,
+             or --model FILE.ts (TorchScript)
+one image:   --image FILE (NIfTI, NRRD, PNG, JPEG, DICOM file or folder),
+             with --label FILE if there is a reference segmentation
+one region:  --roi WHERE, in which the segmentation is scored
+
+Places are given in the image file's own pixels or voxels, also where a bundle's pre-processing turns, resamples or crops the image; what \
+is written lies on the file's grid, too.
+"""
+
+
+class CaseCommand(Command):
+    """Explains a case: reads everything, computes, writes a folder that is complete or not there, and says what was found.
+
+    Attributes:
+        intent: what the command does and writes; the description begins with it.
+        example: of a call, its lines.
+    """
+
+    intent: ClassVar[str]
+    example: ClassVar[tuple[str, ...]]
+    when_interrupted = "nothing was written"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.description = f"{cls.intent}\n\n{_CASE}"
+        cls.epilog = "example:\n  " + " \\\n      ".join(cls.example)
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """See :meth:`Command.add_arguments`; the command's own come after these."""
+        _add_model(parser)
+        _add_case(parser)
+        effort = parser.add_argument_group("effort and output")
+        self.add_effort(effort)
+        _add_output(effort, self.name)
+
+    def add_effort(self, group: argparse._ArgumentGroup) -> None:
+        """Add what says how much is computed."""
+        group.add_argument(
+            "--draws",
+            type=positive,
+            metavar="N",
+            help="interventions per unit; with --precision, at most so many on the average (default: 20; with --precision 500)",
+        )
+        group.add_argument(
+            "--precision",
+            type=float,
+            metavar="X",
+            help="draw on until every 95 %% interval is at most X to either side, in the score's units",
+        )
+
+    def run(self, options: argparse.Namespace) -> tuple[str, int]:
+        """See :meth:`Command.run`."""
+        if options.out.exists() and not options.out.is_dir():
+            raise InputError(f"--out: {options.out} is a file, expected a folder")
+        check_effort(options)
+        self.check(options)
+        # Imported late: `--help`, and what is wrong with an option, should not wait for torch and MONAI.
+        from captum_causalseg.cli.case import read_case
+        from captum_causalseg.cli.job import Job, results
+
+        case = read_case(options)
+        self.check_case(case, options)
+        job = Job(case, options)
+        with results(options.out) as folder:
+            said = self.explain(job, folder)
+            written = ", ".join(sorted(file.name for file in folder.iterdir()))
+        return f"{said}\n\nwritten to {printable(options.out)}/: {written}", 0
+
+    def check(self, options: argparse.Namespace) -> None:
+        """Refuse options that cannot be used, before any file is read."""
+
+    def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
+        """Refuse what does not go with the case, before anything is computed."""
+
+    @abstractmethod
+    def explain(self, job: "Job", folder: Path) -> str:
+        """Compute, write the results into the folder, and return what to print."""
+
+
+def check_effort(options: argparse.Namespace) -> None:
+    """Refuse what cannot be computed, and settle how many draws there are where that was not said.
+
+    Raises:
+        InputError: the message begins with the option.
+    """
+    if options.seed < 0:
+        raise InputError(f"--seed: expected a number of at least 0, got {options.seed}")
+    precision = getattr(options, "precision", None)
+    if precision is not None and not 0 < precision < math.inf:
+        raise InputError(f"--precision: expected a positive number, got {precision:g}")
+    if options.draws is None:
+        options.draws = _DRAWS if precision is None else _BUDGET
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("the model")
+    which = model.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="a MONAI bundle; its configs are programs, so trust its source"
+    )
+    which.add_argument(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="a function without arguments that returns the network (looked for in the current folder too), or a TorchScript file",
+    )
+    model.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="state dict for the factory's network; of a bundle, other weights than its usual",
+    )
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)")
+
+
+def _add_case(parser: argparse.ArgumentParser) -> None:
+    case = parser.add_argument_group("the case")
+    case.add_argument("--image", type=Path, required=True, metavar="FILE", help="the image to explain")
+    case.add_argument(
+        "--label",
+        type=Path,
+        metavar="FILE",
+        help="the reference segmentation on the image's grid (or on the prepared one), 0, 1, ... per class; a mask of 0 and 255 counts "
+        "as 0 and 1 (default: the model's own prediction)",
+    )
+    case.add_argument(
+        "--dims",
+        type=int,
+        choices=(2, 3),
+        help="how many spatial axes the image must have; with 2, a volume of one slice is that slice (default: those of the file)",
+    )
+    case.add_argument(
+        "--class", type=int, dest="class_", metavar="N", help="the class that is explained (default: the only one, or 1 of two)"
+    )
+    case.add_argument(
+        "--roi",
+        required=True,
+        metavar="WHERE",
+        help="box:72,88+32 (start and size; per axis: box:72,88,4+32,32,8); point:80,90 (the object there) or label:2 (both in --label, "
+        "else in the prediction); boundary:3 (pixels of the prepared image on both sides of the predicted outline of the class); or a "
+        "mask file on the image's grid",
+    )
+    case.add_argument(
+        "--normalize",
+        choices=("none", "255", "range", "zscore"),
+        default="none",
+        help="intensities of image and donors, as the network was trained: as in the file, divided by 255, minimum 0 and maximum 1, "
+        "or mean 0 and standard deviation 1 (default: none; bundles do it themselves)",
+    )
+    case.add_argument(
+        "--donors", type=Path, metavar="DIR", help="folder of image files that units are replaced from (default: this image)"
+    )
+    case.add_argument(
+        "--units",
+        default=None,
+        metavar="SIZE",
+        help="edge of the blocks in the image file's pixels: 8, or 8x8x4 per axis; or a file of labels on the image's grid (default: as "
+        "many as make 8 pixels of the prepared image)",
+    )
+    case.add_argument(
+        "--metric",
+        default="dice",
+        metavar="NAME",
+        help="the score: dice, iou, surface_dice, hausdorff_95, volume, ...; a wrong name lists them all (default: dice)",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup, name: str) -> None:
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    group.add_argument(
+        "--private",
+        action="store_true",
+        help="name neither the image nor other files of the case in the results, only those of the model (folders are never named)",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path(f"causalseg-{name}"),
+        metavar="DIR",
+        help=f"folder for the results (default: causalseg-{name})",
+    )

@@ -1,0 +1,70 @@
+"""``causalseg compare``: this method beside others of Captum."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captum_causalseg.cli.case_command import CaseCommand
+
+if TYPE_CHECKING:
+    from captum_causalseg.cli.job import Job
+
+__all__ = ["Compare"]
+
+
+class Compare(CaseCommand):
+    """Four methods on one segmentation, scored for their faithfulness to the model."""
+
+    name = "compare"
+    help = "this method beside others of Captum, scored for faithfulness"
+    intent = (
+        "Explain the same segmentation with treatment effects, their first-order estimate, integrated gradients and feature "
+        "ablation, and score how faithful each is to the model. Writes report.html, comparison.csv and comparison.png."
+    )
+    example = (
+        "causalseg compare --model net.ts --image picture.png --label mask.png",
+        "--roi box:72,88+32 --donors training/ --out result",
+    )
+
+    def explain(self, job: "Job", folder: Path) -> str:
+        """See :meth:`CaseCommand.explain`."""
+        from captum.attr import FeatureAblation, IntegratedGradients
+
+        from captum_causalseg import regions
+        from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+        from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
+        from captum_causalseg.cli.errors import naming_arguments
+        from captum_causalseg.cli.report import comparison_page
+        from captum_causalseg.cli.results import sign_words
+        from captum_causalseg.evaluation.comparison import compare
+        from captum_causalseg.visualization import plot_comparison
+        from captum_causalseg.writing.names import write_csv
+
+        case, options, target = job.case, job.options, job.case.target
+        mask = case.units.arguments.get("feature_mask")
+        if mask is None:
+            mask = regions.grid(case.image.shape[2:], case.units.arguments["block_size"])[None, None]
+        effort = {"n_draws": options.draws, "precision": options.precision, "seed": options.seed}
+        with naming_arguments():
+            methods = {
+                "treatment effects": (AverageTreatmentEffect(target), effort),
+                "gradient treatment effects": GradientTreatmentEffect(target),
+                "integrated gradients": (IntegratedGradients(target.surrogate()), {"internal_batch_size": 4}),
+                "feature ablation": (FeatureAblation(target), {"feature_mask": mask.to(case.image.device)}),
+            }
+            comparison = compare(
+                methods,
+                target,
+                case.image,
+                baselines=case.donors,
+                output=case.output,
+                seed=options.seed,
+                show_progress=True,
+                **case.units.arguments,
+            )
+        seconds = job.seconds()
+        write_csv(comparison.table, folder / "comparison.csv")
+        picture = plot_comparison(comparison, title=case.name, columns=5, words=sign_words(options.metric))
+        picture.savefig(folder / "comparison.png", dpi=110)
+        (folder / "report.html").write_text(comparison_page(job, comparison, picture, seconds), encoding="utf-8")
+        said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}")
+        return said

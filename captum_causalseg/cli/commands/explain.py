@@ -1,0 +1,84 @@
+"""``causalseg explain``: the effects of all units of one image."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captum_causalseg.cli.case_command import CaseCommand
+
+if TYPE_CHECKING:
+    from captum_causalseg.cli.case import CommandCase
+    from captum_causalseg.cli.job import Job
+
+__all__ = ["Explain"]
+
+
+class Explain(CaseCommand):
+    """Effects of the image's parts; on request also of the network's, and attempts to refute them."""
+
+    name = "explain"
+    help = "explain one segmentation of a model of your own"
+    intent = (
+        "Estimate the effect of every unit of the image on the score of a region of interest. Writes report.html (one page with "
+        "everything), effects.png, effects.csv, statistics.npz and, for scans, effects.nii.gz (opens over the scan in any viewer)."
+    )
+    example = (
+        "causalseg explain --model nets:unet --weights unet.pt --image scan.nii.gz",
+        "--label truth.nii.gz --class 1 --roi label:1 --donors training/",
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """See :meth:`Command.add_arguments`."""
+        super().add_arguments(parser)
+        parser.add_argument("--refute", action="store_true", help="also try to refute the effects (about seven times the work)")
+        parser.add_argument(
+            "--components",
+            metavar="PATTERN",
+            help='also the effects of the network\'s modules of these names, e.g. "decoder.*"',
+        )
+
+    def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
+        """See :meth:`CaseCommand.check_case`."""
+        if options.components is not None:
+            from captum_causalseg.cli.modules import check_modules
+
+            check_modules(case, options.components, "--components")
+
+    def explain(self, job: "Job", folder: Path) -> str:
+        """See :meth:`CaseCommand.explain`."""
+        from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+        from captum_causalseg.cli.errors import naming_arguments
+        from captum_causalseg.cli.job import effect_pictures, write_effects
+        from captum_causalseg.cli.modules import component_picture, component_table
+        from captum_causalseg.cli.report import effects_page
+        from captum_causalseg.cli.results import components_text, effects_text
+        from captum_causalseg.evaluation.refute import refute
+        from captum_causalseg.writing.names import write_csv
+
+        case, options = job.case, job.options
+        explainer = AverageTreatmentEffect(case.target)
+        arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **job.effort()}
+        report = components = None
+        with naming_arguments():
+            if options.refute:
+                report = refute(explainer, **arguments)
+                statistics = report.statistics
+            else:
+                _, statistics = explainer.attribute(**arguments, return_statistics=True)
+        if options.components is not None:
+            components = component_table(job, options.components, "module", option="--components")
+        seconds = job.seconds()
+        pictures = effect_pictures(job, statistics)
+        pictures["effects"].savefig(folder / "effects.png", dpi=110)
+        write_effects(job, statistics, folder)
+        said = [effects_text(case, options, statistics, seconds)]
+        if report is not None:
+            write_csv(report.to_dataframe(), folder / "refutation.csv")
+            said.append(str(report))
+        if components is not None:
+            write_csv(components, folder / "components.csv")
+            pictures["components"] = component_picture(job, components)
+            said.append(components_text(components))
+        page = effects_page(job, statistics, pictures, report, components, seconds)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        return "\n\n".join(said)

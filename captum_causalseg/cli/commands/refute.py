@@ -1,0 +1,75 @@
+"""``causalseg refute``: attempts to refute the effects."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captum_causalseg.cli.case_command import CaseCommand
+from captum_causalseg.cli.errors import InputError
+
+if TYPE_CHECKING:
+    from captum_causalseg.cli.job import Job
+
+__all__ = ["Refute"]
+
+
+class Refute(CaseCommand):
+    """Effects, and what is left of them with placebo donors, other donors, other draws and another model."""
+
+    name = "refute"
+    help = "try to refute the effects"
+    intent = (
+        "Estimate the effects and try to refute them: placebo donors, other donors, other draws, another model. Writes report.html, "
+        "refutation.csv and the files of explain."
+    )
+    example = (
+        "causalseg refute --model net.ts --image picture.png --label mask.png",
+        "--roi point:80,90 --donors training/ --out result",
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """See :meth:`Command.add_arguments`."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--refuters", metavar="NAME,...", help="which: placebo, split, subset, seed, weights (default: all)"
+        )
+
+    def check(self, options: argparse.Namespace) -> None:
+        """See :meth:`CaseCommand.check`."""
+        from captum_causalseg.evaluation.refute import REFUTERS
+
+        unknown = [name for name in _names(options) or [] if name not in REFUTERS]
+        if unknown:
+            raise InputError(f"--refuters: there is no {unknown[0]!r}; expected some of {', '.join(REFUTERS)}")
+
+    def explain(self, job: "Job", folder: Path) -> str:
+        """See :meth:`CaseCommand.explain`."""
+        from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+        from captum_causalseg.cli.errors import naming_arguments
+        from captum_causalseg.cli.job import effect_pictures, write_effects
+        from captum_causalseg.cli.report import refutation_page
+        from captum_causalseg.evaluation.refute import refute
+        from captum_causalseg.writing.names import write_csv
+
+        case = job.case
+        with naming_arguments():
+            report = refute(
+                AverageTreatmentEffect(case.target),
+                case.image,
+                baselines=case.donors,
+                target=case.output,
+                refuters=_names(job.options),
+                **job.effort(),
+            )
+        seconds = job.seconds()
+        write_csv(report.to_dataframe(), folder / "refutation.csv")
+        pictures = effect_pictures(job, report.statistics)
+        pictures["effects"].savefig(folder / "effects.png", dpi=110)
+        write_effects(job, report.statistics, folder)
+        (folder / "report.html").write_text(refutation_page(job, report, pictures, seconds), encoding="utf-8")
+        return str(report)
+
+
+def _names(options: argparse.Namespace) -> list[str] | None:
+    names: list[str] | None = None if options.refuters is None else options.refuters.split(",")
+    return names
