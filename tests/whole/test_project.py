@@ -42,6 +42,16 @@ def _short(version: str) -> str:
     return re.sub(r"(\.0)+$", "", version)
 
 
+def test_the_wheel_holds_every_file_that_the_package_reads():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = re.findall(r'"([^"]+)"', re.search(r"^package-data\.captum_causalseg = \[(.*?)\]", project, re.M | re.S)[1])
+    package = ROOT / "captum_causalseg"
+    held = {file for pattern in patterns for file in package.glob(pattern)}
+    others = {file for file in package.rglob("*.*") if file.suffix not in (".py", ".pyc")}
+    assert package / "cli" / "pages" / "page.html" in others, "this test looks at the right thing"
+    assert others == held
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_run_targets_that_there_are(path):
     jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
