@@ -38,7 +38,7 @@ from torch import Tensor, nn
 import captum_causalseg as ccs
 import captum_causalseg.demo
 import captum_causalseg.visualization
-from captum_causalseg import PatchBank, SegmentationTarget, metrics, regions
+from captum_causalseg import PatchBank, SegmentationTarget, layout, metrics, regions
 from captum_causalseg.cohort import explain_cohort, summarize
 from captum_causalseg.evaluation import faithfulness, planted, profile
 from captum_causalseg.evaluation.refute import REFUTERS, RefutationContext
@@ -48,7 +48,7 @@ PUBLIC = (
     "captum_causalseg",
     *(f"captum_causalseg.{name}" for name in ("baselines", "bundle", "cli", "cohort", "demo", "donors", "evaluation")),
     *(f"captum_causalseg.evaluation.{name}" for name in ("faithfulness", "planted", "profile", "refute")),
-    *(f"captum_causalseg.{name}" for name in ("images", "metrics", "regions", "statistics", "visualization")),
+    *(f"captum_causalseg.{name}" for name in ("images", "layout", "metrics", "regions", "statistics", "visualization")),
 )
 """Modules whose ``__all__`` is for users."""
 
@@ -463,6 +463,11 @@ CALLS: dict[str, Callable[[World], Call]] = {
         for name in ("as_it_lies", "channels_first")
     },
     "Layout.n_units": lambda w: _call("attr", ccs.Layout("NLC").n_units, units="token", shape=(1, 5, 4)),
+    "layout.Units": lambda w: _call("attr", layout.Units, function=total),
+    "layout.register_units": lambda w: _call("attr", layout.register_units, name=f"units {next(_COUNTER)}", function=total),
+    "layout.unit_mask": lambda w: _call(
+        "attr", layout.unit_mask, layout=ccs.Layout("NC*"), units="block", shape=(1, 4, 6, 8), block_size=2
+    ),
     # Donors.
     "ActivationBank": lambda w: _call("donors", ccs.ActivationBank, images=w.donors),
     "Blur": lambda w: _call("donors", ccs.Blur),

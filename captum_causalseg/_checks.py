@@ -44,6 +44,7 @@ __all__ = [
     "checked",
     "instance",
     "integer",
+    "key_of",
     "listed",
     "mapping",
     "misfit",
@@ -232,6 +233,17 @@ class _Either(Check):
         super().__call__(name, value)
 
 
+class _KeyOf(Check):
+    """A key of a table, as the table is when it is asked."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        super().__init__("", lambda value: isinstance(value, str) and value in table)
+        self._table = table
+
+    def __call__(self, name: str, value: Any) -> None:
+        one_of(*self._table)(name, value)
+
+
 class _Sequence(Check):
     """A list or tuple, whose elements are checked as well."""
 
@@ -355,6 +367,11 @@ def one_of(*choices: Any) -> Check:
         return any(value is one or (type(value) is type(one) and bool(value == one)) for one in choices)
 
     return Check(expected, fits)
+
+
+def key_of(table: Mapping[str, Any]) -> Check:
+    """A name in a table that may grow: what is refused, and what the message lists, is what the table holds by then."""
+    return _KeyOf(table)
 
 
 def instance(*types: type, expected: str | None = None) -> Check:

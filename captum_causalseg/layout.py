@@ -8,22 +8,62 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, TEXT, check_all, checked, integer, one_of, sequence, tensor_of
+from captum_causalseg._checks import (
+    BOOLEAN,
+    FUNCTION,
+    NONE,
+    TEXT,
+    check_all,
+    checked,
+    instance,
+    integer,
+    key_of,
+    one_of,
+    sequence,
+    tensor_of,
+)
 from captum_causalseg.boxes import number_blocks
 
-__all__ = ["AXES", "UNIT_KINDS", "Layout", "UnitKind", "unit_mask"]
+__all__ = ["AXES", "UNIT_KINDS", "Layout", "UnitKind", "Units", "register_units", "unit_mask"]
 
 AXES = ("NC*", "N*C", "NLC")
-UnitKind = Literal["channel", "token", "head", "block", "channel_block", "layer"]
+UnitKind: TypeAlias = str
+"""A name in :data:`UNIT_KINDS`."""
+BlockSize: TypeAlias = int | tuple[int, ...] | None
 _SHAPE = sequence(integer(0), 2, expected="the shape of an activation (N, ...)")
-UNIT_KINDS = ("channel", "token", "head", "block", "channel_block", "layer")
+_BLOCK_SIZE = NONE | integer(1) | sequence(integer(1), 1, expected="one per spatial axis")
+
+
+@dataclass(frozen=True)
+class Units:
+    """A kind of unit that activations fall into.
+
+    Args:
+        function: ``(layout, shape, block_size) -> mask``; see :func:`register_units`.
+        in_blocks: whether it needs a ``block_size``; if not, it is given ``None``.
+
+    Example:
+        >>> from captum_causalseg.layout import UNIT_KINDS
+        >>> UNIT_KINDS["channel"].in_blocks, UNIT_KINDS["block"].in_blocks
+        (False, True)
+    """
+
+    function: "Callable[[Layout, tuple[int, ...], BlockSize], Tensor]"
+    in_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        check_all(vars(self), function=FUNCTION, in_blocks=BOOLEAN)
+
+
+UNIT_KINDS: dict[str, Units] = {}
+"""The table: every kind of unit by its name; :func:`register_units` adds to it."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +157,11 @@ class Layout:
         return tuple(i for i in range(shape[1]) if not self.first <= i < stop)
 
     @checked(
-        units=one_of(*UNIT_KINDS),
+        units=key_of(UNIT_KINDS),
         shape=_SHAPE,
-        block_size=NONE | integer(1) | sequence(integer(1), 1, expected="one per spatial axis"),
+        block_size=_BLOCK_SIZE,
     )
-    def n_units(self, units: UnitKind, shape: Sequence[int], block_size: int | tuple[int, ...] | None = None) -> int:
+    def n_units(self, units: UnitKind, shape: Sequence[int], block_size: BlockSize = None) -> int:
         """How many units of this kind an activation of this shape has.
 
         Example:
@@ -130,7 +170,7 @@ class Layout:
             >>> layout.n_units("channel", (1, 16, 8, 8)), layout.n_units("block", (1, 16, 8, 8), block_size=4)
             (16, 4)
         """
-        if block_size is None and units in ("block", "channel_block"):
+        if block_size is None and UNIT_KINDS[units].in_blocks:
             raise ValueError(f"block_size: units={units!r} needs it, in positions of the grid")
         channels = shape[1 if self.axes == "NC*" else -1]
         return int(unit_mask(self, units, (shape[0], channels, *self.spatial(shape)), block_size=block_size).max()) + 1
@@ -143,14 +183,15 @@ class Layout:
         return found if self.heads is None else found | {"heads": self.heads}
 
 
-def unit_mask(layout: Layout, units: UnitKind, shape: Sequence[int], block_size: int | tuple[int, ...] | None = None) -> Tensor:
+@checked(layout=instance(Layout), units=key_of(UNIT_KINDS), shape=_SHAPE, block_size=_BLOCK_SIZE)
+def unit_mask(layout: Layout, units: UnitKind, shape: Sequence[int], block_size: BlockSize = None) -> Tensor:
     """The units of an activation as integers, to be broadcast over it, channels first.
 
     Args:
         layout: of the activation as it lies.
         units: ``"channel"``; ``"token"``: all channels at one position; ``"head"``: all channels of one attention head; ``"block"``:
             ``block_size`` positions of the spatial grid, special tokens one by one behind them; ``"channel_block"``: one channel of
-            one block; ``"layer"``: all of it.
+            one block; ``"layer"``: all of it; or another name in :data:`UNIT_KINDS`.
         shape: of the activation with its channels first, ``(N, C, *spatial)``.
         block_size: edge of blocks in positions of the grid.
 
@@ -165,26 +206,77 @@ def unit_mask(layout: Layout, units: UnitKind, shape: Sequence[int], block_size:
         >>> unit_mask(Layout("NLC", heads=2), "head", (1, 6, 65)).flatten().tolist()
         [0, 0, 0, 1, 1, 1]
     """
-    channels, spatial = shape[1], tuple(shape[2:])
-    ones = (1,) * len(spatial)
-    numbers = torch.arange(channels, device="cpu").view(1, -1, *ones)
-    if units == "layer":
-        return torch.zeros((1, 1, *ones), dtype=torch.int64, device="cpu")
-    if units == "channel":
-        return numbers
-    if units == "head":
-        if layout.heads is None:
-            raise ValueError("units: how many heads lie in the channels is not known; give layout=Layout(..., heads=...)")
-        return numbers // (channels // layout.heads)
-    if units == "token":
-        if layout.axes == "NC*":
-            raise ValueError(
-                f'units: an activation (N, C, *spatial) has no tokens, got one of shape {tuple(shape)}; units="block", block_size=1 '
-                "takes its positions one by one"
-            )
-        return torch.arange(math.prod(spatial), device="cpu").view(1, 1, *spatial)
+    shape = tuple(shape)
+    return _numbered(units, UNIT_KINDS[units].function(layout, shape, block_size), shape)
+
+
+@checked(name=TEXT, function=FUNCTION, in_blocks=BOOLEAN)
+def register_units(
+    name: str, function: Callable[[Layout, tuple[int, ...], BlockSize], Tensor], *, in_blocks: bool = False
+) -> None:
+    """Add a kind of unit of one's own to the table :data:`UNIT_KINDS`, for ``units=name`` of the layer methods.
+
+    Args:
+        name: must not be taken.
+        function: ``(layout, shape, block_size) -> mask`` for an activation that lies as the :class:`Layout` says and has the shape
+            ``(N, C, *spatial)`` with its channels first (of tokens ``(N, C, L)``). The mask holds integers, ``(1, C or 1, *spatial or
+            ones)``; equal numbers are one unit. They are renumbered from 0 in ascending order.
+        in_blocks: whether it needs ``block_size``.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import Layout
+        >>> from captum_causalseg.layout import UNIT_KINDS, register_units, unit_mask
+        >>> def halves(layout, shape, block_size):
+        ...     return (torch.arange(shape[-1]) >= shape[-1] // 2).long().view(1, *(1,) * (len(shape) - 2), -1)
+        >>> register_units("halves", halves)  # the left and the right half of every channel
+        >>> unit_mask(Layout("NC*"), "halves", (1, 8, 3, 4)).tolist()
+        [[[[0, 0, 1, 1]]]]
+        >>> del UNIT_KINDS["halves"]
+    """
+    if name in UNIT_KINDS:
+        raise ValueError(f"name: units called {name!r} exist already")
+    UNIT_KINDS[name] = Units(function, in_blocks)
+
+
+def _numbered(units: str, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mask that a kind's function returned, with its units numbered from 0."""
+    fits = isinstance(mask, Tensor) and not (mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool)
+    if not fits or mask.ndim != len(shape) or any(n not in (1, most) for n, most in zip(mask.shape, (1, *shape[1:]))):
+        came = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"units: expected the function of {units!r} to return integers that can be broadcast to {(1, *shape[1:])}, got {came}"
+        )
+    numbered: Tensor = torch.unique(mask.cpu(), return_inverse=True)[1]
+    return numbered
+
+
+def _channels(layout: Layout, shape: tuple[int, ...], block_size: BlockSize) -> Tensor:
+    return torch.arange(shape[1], device="cpu").view(1, -1, *(1,) * (len(shape) - 2))
+
+
+def _heads(layout: Layout, shape: tuple[int, ...], block_size: BlockSize) -> Tensor:
+    if layout.heads is None:
+        raise ValueError("units: how many heads lie in the channels is not known; give layout=Layout(..., heads=...)")
+    return _channels(layout, shape, None) // (shape[1] // layout.heads)
+
+
+def _tokens(layout: Layout, shape: tuple[int, ...], block_size: BlockSize) -> Tensor:
+    if layout.axes == "NC*":
+        raise ValueError(
+            f'units: an activation (N, C, *spatial) has no tokens, got one of shape {shape}; units="block", block_size=1 '
+            "takes its positions one by one"
+        )
+    return torch.arange(math.prod(shape[2:]), device="cpu").view(1, 1, *shape[2:])
+
+
+def _blocks(layout: Layout, shape: tuple[int, ...], block_size: BlockSize) -> Tensor:
+    spatial = shape[2:]
     if not spatial:
-        raise ValueError(f"block_size: the activation {tuple(shape)} has no spatial axes")
+        raise ValueError(f"block_size: the activation {shape} has no spatial axes")
     assert block_size is not None
     blocks = number_blocks(spatial if layout.axes != "NLC" else _grid_of(layout), block_size)
     if layout.axes == "NLC":
@@ -193,8 +285,24 @@ def unit_mask(layout: Layout, units: UnitKind, shape: Sequence[int], block_size:
         special = placed < 0
         placed[special] = torch.arange(int(special.sum()), device="cpu") + int(blocks.max()) + 1
         blocks = placed
-    blocks = blocks[None, None]
-    return blocks if units == "block" else blocks + numbers * (int(blocks.max()) + 1)
+    return blocks[None, None]
+
+
+def _channel_blocks(layout: Layout, shape: tuple[int, ...], block_size: BlockSize) -> Tensor:
+    blocks = _blocks(layout, shape, block_size)
+    return blocks + _channels(layout, shape, None) * (int(blocks.max()) + 1)
+
+
+def _whole(layout: Layout, shape: tuple[int, ...], block_size: BlockSize) -> Tensor:
+    return torch.zeros((1,) * len(shape), dtype=torch.int64, device="cpu")
+
+
+register_units("channel", _channels)
+register_units("token", _tokens)
+register_units("head", _heads)
+register_units("block", _blocks, in_blocks=True)
+register_units("channel_block", _channel_blocks, in_blocks=True)
+register_units("layer", _whole)
 
 
 def _grid_of(layout: Layout) -> tuple[int, ...]:

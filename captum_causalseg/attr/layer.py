@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, one_of, renamed, sequence, shown
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, key_of, renamed, sequence, shown
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
@@ -44,7 +44,7 @@ LAYER = {
     "layer": instance(nn.Module, expected="a torch.nn.Module"),
     "device_ids": NONE | sequence(integer(0)),
     "attribute_to_layer_input": BOOLEAN,
-    "units": one_of(*UNIT_KINDS),
+    "units": key_of(UNIT_KINDS),
     "block_size": NONE | integer(1) | sequence(integer(1), expected="one per spatial axis"),
     "layout": LAYOUT | sequence(LAYOUT, 1, expected="one per tensor of the activation"),
 }
@@ -55,7 +55,8 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
     """Check every argument, run the model once to see the activation, and tie donors to it."""
     layer = asked.layer
     if asked.block_size is not None and not asked.in_blocks:
-        raise ValueError('block_size: it goes with units="block" or "channel_block"')
+        kinds = " or ".join(f'"{name}"' for name, kind in UNIT_KINDS.items() if kind.in_blocks)
+        raise ValueError(f"block_size: it goes with units={kinds}")
     if asked.block_size is None and asked.in_blocks:
         raise ValueError(f"block_size: units={asked.kind!r} needs it, in the activation's own pixels")
     executed = options.executed

@@ -9,7 +9,7 @@ from torch import nn
 from captum_causalseg._captum import TargetType
 from captum_causalseg.attr.effort import Effort
 from captum_causalseg.interventions.inputs import Execution
-from captum_causalseg.layout import UnitKind
+from captum_causalseg.layout import UNIT_KINDS, UnitKind
 
 __all__ = ["InputUnits", "LayerUnits", "Options"]
 
@@ -45,7 +45,7 @@ class LayerUnits:
     @property
     def in_blocks(self) -> bool:
         """Whether units are blocks, which need a size."""
-        return self.asked in ("block", "channel_block")
+        return self.layer_mask is None and UNIT_KINDS[self.kind].in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
