@@ -5,21 +5,16 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Protocol
 
 from captum_causalseg.cohort.worker import Loaded, Outcome, Recipe, Task, Worker
 
-__all__ = ["Next", "WorkerError", "on_ray", "run_here", "run_on_ray"]
+__all__ = ["Pool", "Tasks", "WorkerError", "on_ray", "run_here", "run_on_ray"]
 
 logger = logging.getLogger(__name__)
-
-Next = Callable[[], Task | None]
-"""Gives the next task, or ``None`` if there is none now: perhaps one that is being carried out brings another."""
-Done = Callable[[Task, Outcome], None]
-Begun = Callable[[Loaded], None]
-"""Told of every model that a worker has loaded, before it is used."""
 
 # A case that took so many workers with it (memory, mostly) would take the next one, too.
 _ATTEMPTS = 3
@@ -29,16 +24,45 @@ class WorkerError(RuntimeError):
     """A worker could not begin: the model could not be loaded."""
 
 
-def run_here(recipe: Recipe, begun: Begun, next_task: Next, done: Done) -> None:
+class Tasks(Protocol):
+    """What is to be done."""
+
+    def begun(self, loaded: Loaded) -> None:
+        """Told of every model that a worker has loaded, before it is used."""
+
+    def next_task(self) -> Task | None:
+        """The next one, or ``None`` if there is none now: perhaps one that is being carried out brings another."""
+
+    def done(self, task: Task, outcome: Outcome) -> None:
+        """Told what came of a task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The workers of a cluster.
+
+    Args:
+        address: of a running cluster; ``None`` for one that is started here.
+        n_workers: how many at most; ``None`` for as many as fit.
+        num_cpus, num_gpus: what one of them asks for.
+    """
+
+    address: str | None
+    n_workers: int | None
+    num_cpus: float
+    num_gpus: float
+
+
+def run_here(recipe: Recipe, tasks: Tasks) -> None:
     """One task after another, in this process."""
     worker = Worker(recipe, in_process=True)
-    begun(worker.set_up())
-    while (task := next_task()) is not None:
-        done(task, worker.do(task))
+    tasks.begun(worker.set_up())
+    while (task := tasks.next_task()) is not None:
+        tasks.done(task, worker.do(task))
 
 
 @contextlib.contextmanager
-def on_ray(address: str | None, n_workers: int | None, num_cpus: float, num_gpus: float) -> Iterator[int]:
+def on_ray(pool: Pool) -> Iterator[int]:
     """A cluster for the block, and how many workers it is to have: a running one (stays), or one started here (goes again).
 
     Raises:
@@ -52,33 +76,34 @@ def on_ray(address: str | None, n_workers: int | None, num_cpus: float, num_gpus
     started = not ray.is_initialized()
     if started:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
+        if pool.address is None:
             options["include_dashboard"] = False
             # A new one, whatever RAY_ADDRESS says.
             options["address"] = "local"
             # What can be imported here can be imported there.
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
-            if n_workers is not None:
+            if pool.n_workers is not None:
                 # Workers that were asked for are there, whatever the machine counts as its own.
-                options["num_cpus"] = max(1, round(n_workers * num_cpus + 0.499))
+                options["num_cpus"] = max(1, round(pool.n_workers * pool.num_cpus + 0.499))
             with _only_this_machine():
                 ray.init(**options)
         else:
-            ray.init(address=address, **options)
+            ray.init(address=pool.address, **options)
     try:
-        if started and address is None and not ip_address(found := ray.util.get_node_ip_address()).is_loopback:
+        if started and pool.address is None and not ip_address(found := ray.util.get_node_ip_address()).is_loopback:
             raise WorkerError(
                 f"engine: this version of Ray lets other machines in, at {found}; start a cluster of your own (ray start --head), and give "
                 "its address"
             )
         there = ray.cluster_resources()
-        for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus)):
+        asked = {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
+        for name, wanted in asked.items():
             if wanted > there.get(name, 0):
                 raise ValueError(
                     f"num_{name.lower()}s: a worker asks for {wanted:g}, the cluster has {there.get(name, 0):g} {name} in all"
                 )
-        fitting = min(int(there[name] / wanted) for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus)) if wanted > 0)
-        yield fitting if n_workers is None else min(n_workers, fitting)
+        fitting = min(int(there[name] / wanted) for name, wanted in asked.items() if wanted > 0)
+        yield fitting if pool.n_workers is None else min(pool.n_workers, fitting)
     finally:
         if started:
             ray.shutdown()
@@ -101,16 +126,19 @@ def _only_this_machine() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def run_on_ray(
-    recipe: Recipe, begun: Begun, next_task: Next, done: Done, n_workers: int, num_cpus: float, num_gpus: float
-) -> None:
+def run_on_ray(recipe: Recipe, tasks: Tasks, pool: Pool) -> None:
     """Tasks on a pool of actors; one that dies is replaced, and its task is given to another.
 
     Only as many tasks are read ahead as there are workers.
     """
+    with on_ray(pool) as n_workers:
+        _run_on_cluster(recipe, tasks, pool, n_workers=n_workers)
+
+
+def _run_on_cluster(recipe: Recipe, tasks: Tasks, pool: Pool, *, n_workers: int) -> None:
     import ray
 
-    actor = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(Worker)
+    actor = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_restarts=0, max_task_retries=0)(Worker)
     held = ray.put(recipe)
     # Workers load their models at the same time, and none waits for another's.
     starting: dict[Any, Any] = {}
@@ -120,7 +148,7 @@ def run_on_ray(
     died: Counter[int] = Counter()
     try:
         while True:
-            while len(waiting) + len(running) < n_workers and (task := next_task()) is not None:
+            while len(waiting) + len(running) < n_workers and (task := tasks.next_task()) is not None:
                 waiting.append(task)
             while len(waiting) > len(idle) + len(starting):
                 worker = actor.remote(held)
@@ -133,7 +161,7 @@ def run_on_ray(
             (ended,), _ = ray.wait([*starting, *running], num_returns=1)
             if ended in starting:
                 worker = starting.pop(ended)
-                begun(_loaded(ended))
+                tasks.begun(_loaded(ended))
                 idle.append(worker)
                 continue
             task, worker = running.pop(ended)
@@ -151,7 +179,7 @@ def run_on_ray(
                     continue
                 said = f"its worker died {_ATTEMPTS} times; perhaps it needs more memory than there is"
                 outcome = Outcome(task.name, error=f"WorkerDied: {said}", details=str(error))
-            done(task, outcome)
+            tasks.done(task, outcome)
     finally:
         for worker in (*starting.values(), *idle, *(worker for _, worker in running.values())):
             ray.kill(worker)

@@ -216,18 +216,10 @@ def explain_cohort(
         driver = Driver(cases=cases, recipe=recipe, writer=writer, shards=shards, errors=errors, show_progress=show_progress)
         try:
             if engine == "local":
-                engines.run_here(recipe, driver.begun, driver.next_task, done=driver.done)
+                engines.run_here(recipe, driver)
             else:
-                with engines.on_ray(address, num_workers, num_cpus, num_gpus=num_gpus) as n_workers:
-                    engines.run_on_ray(
-                        recipe,
-                        driver.begun,
-                        next_task=driver.next_task,
-                        done=driver.done,
-                        n_workers=n_workers,
-                        num_cpus=num_cpus,
-                        num_gpus=num_gpus,
-                    )
+                pool = engines.Pool(address=address, n_workers=num_workers, num_cpus=num_cpus, num_gpus=num_gpus)
+                engines.run_on_ray(recipe, driver, pool)
         finally:
             driver.close()
             writer.close(driver.positions)

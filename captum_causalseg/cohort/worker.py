@@ -24,7 +24,7 @@ from captum_causalseg.attr.parts import merge_parts, only_part
 from captum_causalseg.cohort.digests import digest_of_file
 from captum_causalseg.cohort.fingerprint import described, differences, digest, modules_of, of_call
 from captum_causalseg.cohort.folder import file_of_part, fresh_place, written_beside
-from captum_causalseg.evaluation.unit_space import UnitSpace, unit_labels
+from captum_causalseg.evaluation.unit_space import Ruler, UnitSpace, unit_labels
 from captum_causalseg.images import save_map, spacing_of
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target import SegmentationTarget
@@ -367,9 +367,7 @@ def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple
     spacing = spacing_of(inputs[0])
     per_roi = []
     for roi in rois[0]:
-        space = UnitSpace(
-            labels=unit_labels(statistics, 0), roi=roi.as_subclass(Tensor), spacing=spacing, bin_width=None, metric="chebyshev"
-        )
+        space = UnitSpace(unit_labels(statistics, 0), roi.as_subclass(Tensor), Ruler(spacing=spacing))
         place = pd.Series(space.distance, index=space.ids).reindex(statistics.unit_ids.numpy())
         per_roi.append(place.to_numpy())
     # The outputs are (C, R), (C,) or (R,): the last axis is the regions'.

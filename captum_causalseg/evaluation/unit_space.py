@@ -1,6 +1,7 @@
 """Where units lie, seen from a region of interest (RoI): distances, bins of distance, displacements."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "DISTANCES",
     "Array",
     "Metric",
+    "Ruler",
     "UnitSpace",
     "check_example",
     "distance_to",
@@ -37,29 +39,43 @@ DISTANCES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ruler:
+    """How distances are measured.
+
+    Args:
+        spacing: edge of a pixel, one number or one per axis; 1 by default.
+        metric: which distance.
+        bin_width: of distances, one number or one per axis; the edge of the units by default.
+        length_unit: what the spacing is measured in.
+    """
+
+    spacing: float | Sequence[float] | None = None
+    metric: Metric = "chebyshev"
+    bin_width: float | Sequence[float] | None = None
+    length_unit: str | None = None
+
+    def step(self, axes: int) -> np.ndarray:
+        """Edges of a pixel, ``(axes,)``."""
+        return np.ones(axes) if self.spacing is None else _lengths("spacing", self.spacing, axes)
+
+
 class UnitSpace:
     """Where an example's units lie, seen from the RoI.
 
     Args:
         labels: ``(C, *spatial)`` ids of the units; equal ids in several channels are one unit.
+        roi: boolean mask ``(*spatial)``.
+        ruler: how distances are measured.
         beside: ids of units that the default width of a bin is not taken from.
-        length_unit: what the spacing is measured in.
     """
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        roi: Array,
-        spacing: float | Sequence[float] | None,
-        bin_width: float | Sequence[float] | None,
-        metric: Metric,
-        beside: np.ndarray | None = None,
-        length_unit: str | None = None,
-    ) -> None:
+    def __init__(self, labels: np.ndarray, roi: Array, ruler: Ruler, *, beside: np.ndarray | None = None) -> None:
+        spacing, bin_width, length_unit = ruler.spacing, ruler.bin_width, ruler.length_unit
         spatial = labels.shape[1:]
         axes = len(spatial)
         self.roi = _roi(roi, spatial)
-        step = np.ones(axes) if spacing is None else _lengths("spacing", spacing, axes)
+        step = ruler.step(axes)
         self.ids, unit = np.unique(labels, return_inverse=True)
         index = unit.reshape(labels.shape) + 1
         if length_unit is not None and spacing is None:
@@ -73,7 +89,7 @@ class UnitSpace:
             self.bin_width = float(_lengths("bin_width", bin_width, axes)[0])
         else:
             scale, self.distance_unit = step / _lengths("bin_width", bin_width, axes), "bin"
-        reach = np.broadcast_to(distance_to(self.roi, scale, metric), labels.shape)
+        reach = np.broadcast_to(distance_to(self.roi, scale, ruler.metric), labels.shape)
         number = np.arange(len(self.ids)) + 1
         self.distance = np.asarray(ndimage.minimum(reach, index, number))
         # Far from 0 in no bin's favor: 3 * 0.1 belongs to the third bin of width 0.1.
@@ -82,15 +98,13 @@ class UnitSpace:
         self.displacement = (center - np.array(ndimage.center_of_mass(self.roi))) * step
 
 
-def unit_distances(
-    labels: np.ndarray, roi: Array, spacing: float | Sequence[float] | None, metric: Metric
-) -> tuple[np.ndarray, np.ndarray]:
+def unit_distances(labels: np.ndarray, roi: Array, ruler: Ruler) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the units in ``labels`` ``(C, *spatial)`` and their smallest distances from the RoI, as :class:`UnitSpace` has them."""
     spatial = labels.shape[1:]
-    DISTANCES["metric"]("metric", metric)
-    step = np.ones(len(spatial)) if spacing is None else _lengths("spacing", spacing, len(spatial))
+    DISTANCES["metric"]("metric", ruler.metric)
+    step = ruler.step(len(spatial))
     ids, unit = np.unique(labels, return_inverse=True)
-    reach = np.broadcast_to(distance_to(_roi(roi, spatial), step, metric), labels.shape)
+    reach = np.broadcast_to(distance_to(_roi(roi, spatial), step, ruler.metric), labels.shape)
     return ids, np.asarray(ndimage.minimum(reach, unit.reshape(labels.shape) + 1, np.arange(len(ids)) + 1))
 
 

@@ -25,7 +25,7 @@ from captum_causalseg.cohort import (
 from captum_causalseg.cohort.between_cases import Discoveries, mean_of_cases, paired_difference, random_effects
 from captum_causalseg.cohort.case_values import case_values, typical_width
 from captum_causalseg.evaluation.profile import perception_profile
-from captum_causalseg.evaluation.unit_space import UnitSpace
+from captum_causalseg.evaluation.unit_space import Ruler, UnitSpace
 from captum_causalseg.statistics import adjust_p_values
 
 SHAPE = (16, 16)
@@ -339,7 +339,7 @@ def test_false_discovery_rate_holds(correction):
 
 def table_of_units(labels, roi, spacing):
     """As a study writes it, of a grid of boxes."""
-    space = UnitSpace(labels[None], roi, spacing, None, "chebyshev")
+    space = UnitSpace(labels[None], roi, Ruler(spacing=spacing))
     rows = []
     for unit, distance in zip(space.ids, space.distance):
         where = np.argwhere(labels == unit)

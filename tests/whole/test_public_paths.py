@@ -25,7 +25,7 @@ PATHS = {
     "captum_causalseg.cli": "main",
     "captum_causalseg.cohort": "Cohort CohortError CohortSummary explain_cohort plot_cohort_components plot_cohort_profile summarize",
     "captum_causalseg.cohort.driver": "CohortError Driver",
-    "captum_causalseg.cohort.engines": "Next WorkerError on_ray run_here run_on_ray",
+    "captum_causalseg.cohort.engines": "WorkerError on_ray run_here run_on_ray",
     "captum_causalseg.cohort.explain": "explain_cohort",
     "captum_causalseg.cohort.figures": "plot_cohort_components plot_cohort_profile",
     "captum_causalseg.cohort.fingerprint": "described differences digest model_of modules_of of_call",

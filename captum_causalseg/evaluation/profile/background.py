@@ -7,7 +7,7 @@ import numpy as np
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import FRACTION, array_of, checked, instance, integer
-from captum_causalseg.evaluation.unit_space import DISTANCES, Array, Metric, check_example, unit_distances, unit_labels
+from captum_causalseg.evaluation.unit_space import DISTANCES, Array, Metric, Ruler, check_example, unit_distances, unit_labels
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
 __all__ = ["FAR_SHARE", "BackgroundEffect", "background_effect", "of_units"]
@@ -101,7 +101,7 @@ def background_effect(
         (28, 9.0, True)
     """
     row = check_example(statistics, example)
-    ids, distance = unit_distances(unit_labels(statistics, row), roi, spacing, metric=metric)
+    ids, distance = unit_distances(unit_labels(statistics, row), roi, Ruler(spacing=spacing, metric=metric))
     chosen = statistics.of_output(target)
     place = np.searchsorted(statistics.unit_ids.numpy(), ids)
     n_outside = int((chosen.status[row].numpy()[place] == Status.OUTSIDE_SUPPORT).sum())

@@ -16,6 +16,7 @@ from captum_causalseg.evaluation.unit_space import (
     DISTANCES,
     Array,
     Metric,
+    Ruler,
     UnitSpace,
     check_example,
     integer_map,
@@ -124,13 +125,10 @@ def perception_profile(
         sure = units["p_value"] <= alpha
         role = np.select([sure & (units["effect"] > 0), sure & (units["effect"] < 0)], ROLES[:2], ROLES[2])
     space = UnitSpace(
-        labels=unit_labels(statistics, row),
-        roi=roi,
-        spacing=spacing,
-        bin_width=bin_width,
-        metric=metric,
+        unit_labels(statistics, row),
+        roi,
+        Ruler(spacing=spacing, bin_width=bin_width, metric=metric, length_unit=length_unit),
         beside=outside,
-        length_unit=length_unit,
     )
     return _profile(
         units.assign(role=role), space, alpha=alpha, n_outside=int(np.isin(outside, space.ids).sum()), measured=measured
@@ -197,9 +195,8 @@ def profile_of_map(
         labels = regions.grid(values.shape, block_size).numpy()
     else:
         labels = integer_map("feature_mask", feature_mask, values.shape)
-    space = UnitSpace(
-        labels=labels[None], roi=roi, spacing=spacing, bin_width=bin_width, metric=metric, length_unit=length_unit
-    )
+    ruler = Ruler(spacing=spacing, bin_width=bin_width, metric=metric, length_unit=length_unit)
+    space = UnitSpace(labels[None], roi, ruler)
 
     ids, first, unit = np.unique(labels, return_index=True, return_inverse=True)
     of_unit = values.ravel()[first]
