@@ -124,7 +124,7 @@ def test_the_comparison_sees_that_the_outline_is_missing(monkeypatch):
 
 
 def test_the_comparison_sees_that_the_hatch_is_missing(monkeypatch):
-    monkeypatch.setattr(effect_panels, "shade", lambda *arguments: None)
+    monkeypatch.setattr(effect_panels, "shade", lambda *arguments, **options: None)
     assert not is_like(rendered(accessible), kept(accessible))
 
 
