@@ -55,7 +55,9 @@ class AxisTrace(TorchFunctionMode):
         if rule is None:
             return func(*args, **kwargs)
         # As they are now: what runs may change the shape of a tensor in place.
-        call = _Call(func, name, args, kwargs, {id(x): self.axes(x) for x in _tensors((args, kwargs))})
+        call = _Call(
+            func=func, name=name, args=args, kwargs=kwargs, axes={id(x): self.axes(x) for x in _tensors((args, kwargs))}
+        )
         returned = func(*args, **kwargs)
         outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
         made = rule(call, [tuple(x.shape) if isinstance(x, Tensor) else () for x in outputs])
@@ -215,7 +217,7 @@ def _indexed(call: _Call, shapes: _Shapes) -> list[Axes]:
         axis = next(old)
         if isinstance(item, slice):
             start, stop, step = item.indices(axis.length)
-            axes.append(_part(axis, start, len(range(start, stop, step)), step))
+            axes.append(_part(axis, start, len(range(start, stop, step)), step=step))
     return [tuple(axes)]
 
 

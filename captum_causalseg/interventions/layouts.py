@@ -19,8 +19,15 @@ __all__ = ["Sighting", "channels_first_by_type", "follow", "read_layout", "uncle
 
 # Modules that by definition take and return (N, C, *spatial).
 _CHANNELS_FIRST = (
-    *(conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm, normalization.GroupNorm),
-    *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd, upsampling.Upsample),
+    conv._ConvNd,
+    batchnorm._BatchNorm,
+    instancenorm._InstanceNorm,
+    normalization.GroupNorm,
+    pooling._MaxPoolNd,
+    pooling._AvgPoolNd,
+    pooling._AdaptiveAvgPoolNd,
+    pooling._AdaptiveMaxPoolNd,
+    upsampling.Upsample,
 )
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
 

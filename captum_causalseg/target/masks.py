@@ -143,7 +143,7 @@ def per_class_or_labels(reference: Tensor, n: int, channels: int, n_spatial: int
 def one_hot(batch: Tensor, channels: int, activation: str, exclusive: bool) -> Tensor:
     """``(N or 1, C, *spatial)`` from what :func:`per_class_or_labels` returns."""
     if channels > 1 and batch.shape[1] == 1:
-        return _from_labels(batch, channels, activation, exclusive)
+        return _from_labels(batch, channels, activation, exclusive=exclusive)
     if batch.shape[1] != channels:
         raise ValueError(
             f"reference: it has {batch.shape[1]} channels, the model {channels}; give a label map or one channel per class"

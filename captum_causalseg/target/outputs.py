@@ -184,7 +184,9 @@ class HardOutput:
             logger.warning(
                 "reference: its labels are of %d classes, the model's go up to %d; labels are read as the model's classes, and those from "
                 "%d on are not scored",
-                *(n_classes, largest_found, n_classes),
+                n_classes,
+                largest_found,
+                n_classes,
             )
         self.n_classes = n_classes
 

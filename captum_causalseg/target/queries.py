@@ -32,9 +32,9 @@ def refuse_queries(returned: Any, found: Any, is_asked: bool) -> None:
         masks, classes = _fields_of_queries(holder)
         for name, field in (masks | classes).items():
             if any(_is_part(found, tensor) for tensor in _tensors(field)):
-                raise ValueError(_said(holder, name, masks, classes, found))
+                raise ValueError(_said(holder, name, masks=masks, classes=classes, found=found))
         if masks and not isinstance(found, Tensor) and not is_asked:
-            raise ValueError(_said(holder, next(iter(masks)), masks, classes, found))
+            raise ValueError(_said(holder, next(iter(masks)), masks=masks, classes=classes, found=found))
     if isinstance(found, Tensor) and not is_asked and type(returned) in (list, tuple):
         beside = [t for t in _tensors(returned) if t.ndim == 3 < found.ndim and t.shape[:2] == found.shape[:2]]
         if found.shape[1] > 1 and beside and beside[0].is_floating_point():
@@ -42,7 +42,7 @@ def refuse_queries(returned: Any, found: Any, is_asked: bool) -> None:
             raise ValueError(
                 f"output: the model returns {tuple(found.shape)} beside {tuple(beside[0].shape)}, which look like masks and class scores "
                 f"of {found.shape[1]} queries, and queries are no classes. Say where the logits are (an index), or make class scores "
-                f"with a callable: {_class_scores('out[...]', 'out[...]', found.ndim, beside[0].shape[-1])}"
+                f"with a callable: {_class_scores('out[...]', 'out[...]', found.ndim, n_classes=beside[0].shape[-1])}"
             )
 
 
@@ -93,7 +93,7 @@ def _said(holder: Any, name: str, masks: Mapping[str, Any], classes: Mapping[str
     mask = next((n for n in masks if isinstance(masks[n], Tensor)), None)
     scores = next((n for n in classes if isinstance(classes[n], Tensor)), None)
     if mask is not None and scores is not None:
-        made = _class_scores(where.format(scores), where.format(mask), masks[mask].ndim, classes[scores].shape[-1])
+        made = _class_scores(where.format(scores), where.format(mask), masks[mask].ndim, n_classes=classes[scores].shape[-1])
         return f"{said}query, and queries are no classes. Make class scores with a callable: {made}"
     if mask is not None:
         one = f"{where.format(mask)}[:, {'0, ' * (masks[mask].ndim - 4)}:1]"

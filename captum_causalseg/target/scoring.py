@@ -109,7 +109,7 @@ def in_domain(metric: Metric, logits: Tensor, activation: str, exclusive: bool, 
             f"expected one of {hard} or a callable"
         )
     if domain == "labels":
-        return hard_labels(logits, activation, exclusive, threshold).to(logits.dtype)
+        return hard_labels(logits, activation, exclusive, threshold=threshold).to(logits.dtype)
     if domain == "probabilities":
         return probabilities(logits, activation)
     if domain == "log_odds" and activation == "none":

@@ -683,7 +683,10 @@ class SegmentationTarget(nn.Module):
             if self.activation == "auto":
                 logger.info(
                     "activation: took %r for an output of %d channel(s) in [%.3g, %.3g]",
-                    *(resolved[0], values.shape[1], float(values.amin()), float(values.amax())),
+                    resolved[0],
+                    values.shape[1],
+                    float(values.amin()),
+                    float(values.amax()),
                 )
             self._resolved = resolved
         return self._resolved
