@@ -44,6 +44,12 @@ class Command(ABC):
         ...         except (OSError, ValueError) as error:
         ...             raise InputError(f"--image: {error}") from error
         ...         return f"{image.shape[-1]} slices", 0
+        >>> import argparse
+        >>> try:
+        ...     Slices().run(argparse.Namespace(image="scan.nii.gz"))
+        ... except InputError as error:
+        ...     print(error)
+        --image: path: there is no file scan.nii.gz
     """
 
     name: ClassVar[str]

@@ -20,10 +20,19 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 1 if cases failed, 130 after Ctrl-C, 143 and 129
-    after SIGTERM and SIGHUP, 141 if all was done but nobody read to the end what was printed (``| head -1``).
+    """Run the command line and return its exit status.
 
-    Input that cannot be used is named in one line. Errors of the program itself keep their traceback.
+    0: done; 1: cases failed; 2: input that cannot be used, which is named in one line; 130 after Ctrl-C, 143 after SIGTERM, 129 after
+    SIGHUP; 141: all was done, but the reader of the output closed it early (``| head -1``). Errors of the program itself keep their
+    traceback.
+
+    Args:
+        arguments: what is typed after ``causalseg``; by default what was typed.
+
+    Example:
+        >>> from captum_causalseg.cli import main
+        >>> main(["cohort", "--out", "no such folder", "--verify"])  # says on stderr that there is no study
+        2
     """
     with watched_streams() as streams:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))

@@ -32,7 +32,13 @@ _ARGUMENTS = re.compile(r"^([a-z_]+)(?:, [a-z_]+)*: ")
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message begins with the option. Other errors are the program's own."""
+    """What the user gave cannot be used; the message begins with the option. Other errors are the program's own.
+
+    Example:
+        >>> from captum_causalseg.cli import InputError
+        >>> str(InputError("--image: there is no file scan.nii.gz")).split(":")[0]
+        '--image'
+    """
 
 
 @contextmanager
