@@ -289,7 +289,7 @@ class SegmentationTarget(nn.Module):
         truth = self._masks_of_call(inputs)[2]
         total: Tensor | None = None
         for sample in range(self.n_samples or 1):
-            scores = self.score(self._sampled_logits(noise, sample, inputs, truth), *inputs)
+            scores = self.score(self._sampled_logits(noise, sample, inputs, reference=truth), *inputs)
             total = scores if total is None else total + scores
         assert total is not None
         return total / (self.n_samples or 1)
@@ -338,13 +338,13 @@ class SegmentationTarget(nn.Module):
         device = first_image(inputs).device
         rois = torch.ones((1, 1, *spatial), dtype=torch.bool, device=device) if masks is None else masks.to(device)
         shape = len(first_image(inputs)), self._channels, *spatial
-        truth = None if reference is None else self._one_hot(reference.to(device), shape, activation, exclusive)
+        truth = None if reference is None else self._one_hot(reference.to(device), shape, activation, exclusive=exclusive)
 
         def score(logits: Tensor, rois: Tensor, truth: Tensor | None) -> Tensor:
             logits = in_single_precision(logits)
             prediction = self._prediction(logits, activation, exclusive)
             return self._shaped(
-                self._named_score(prediction, None if truth is None else truth.to(logits.dtype), rois, exclusive)
+                self._named_score(prediction, None if truth is None else truth.to(logits.dtype), rois, exclusive=exclusive)
             )
 
         return LocalScores(score, rois, truth)
@@ -364,7 +364,10 @@ class SegmentationTarget(nn.Module):
         if self.n_samples is None or self._varies is False:
             return self._logits(inputs, self.reference)
         noise = [0] * len(first_image(inputs))
-        samples = [self._sampled_logits(noise, sample, inputs, self.reference, masks=False) for sample in range(self.n_samples)]
+        samples = [
+            self._sampled_logits(noise, sample, inputs, reference=self.reference, masks=False)
+            for sample in range(self.n_samples)
+        ]
         return torch.stack(samples).mean(0)
 
     def predict(self, *inputs: Any) -> Tensor:
@@ -586,9 +589,11 @@ class SegmentationTarget(nn.Module):
         if self._lacks_batch_axis(image, roi, reference):
             raise ValueError(no_batch_axis(image))
         try:
-            masks = None if roi is None else roi_of_batch(roi, spatial, n, self._roi_source == "argument")
+            masks = None if roi is None else roi_of_batch(roi, spatial, n, is_argument=self._roi_source == "argument")
             truth = (
-                None if reference is None else reference_of_batch(reference, spatial, n, self._reference_source == "argument")
+                None
+                if reference is None
+                else reference_of_batch(reference, spatial, n, is_argument=self._reference_source == "argument")
             )
         except ValueError as error:
             if self._lacks_batch_axis(image, roi, reference, failed=True):
@@ -612,7 +617,7 @@ class SegmentationTarget(nn.Module):
         """One answer of the model to each example, ``(N, C, *spatial)``."""
         given = self.model_inputs(*inputs) if masks else inputs
         keys = [(self.seed, int(which), sample) for which in noise]
-        return one_by_one(lambda *row: self._logits(row, reference), given, len(first_image(inputs)), keys)
+        return one_by_one(lambda *row: self._logits(row, reference), given, len(first_image(inputs)), keys=keys)
 
     def _logits(self, inputs: tuple[Any, ...], reference: Tensor | None) -> Tensor:
         """The logits, for a call with this reference, which tells how many classes label maps have."""
@@ -701,15 +706,17 @@ class SegmentationTarget(nn.Module):
         masks = masks.to(logits.device)
         truth = None
         if reference is not None:
-            truth = self._one_hot(reference.to(logits.device), logits.shape, activation, exclusive).to(logits.dtype)
+            truth = self._one_hot(reference.to(logits.device), logits.shape, activation, exclusive=exclusive).to(logits.dtype)
         prediction = self._prediction(logits, activation, exclusive)
         if callable(self.metric):
-            return user_score(self._metric, prediction, truth, masks)
-        return self._named_score(prediction, truth, masks, exclusive)
+            return user_score(self._metric, prediction, truth, masks=masks)
+        return self._named_score(prediction, truth, masks, exclusive=exclusive)
 
     def _named_score(self, prediction: Tensor, truth: Tensor | None, masks: Tensor, exclusive: bool) -> Tensor:
         """``(N, C, R)``."""
-        return named_score(self._metric, prediction, truth, masks, exclusive, self.empty_score)
+        return named_score(
+            self._metric, prediction, truth=truth, masks=masks, exclusive=exclusive, empty_score=self.empty_score
+        )
 
     def _one_hot(self, reference: Tensor, shape: Sequence[int], activation: str, exclusive: bool) -> Tensor:
         """``(N or 1, C, *spatial)`` for logits of this shape, from a reference of checked shape."""
@@ -719,8 +726,8 @@ class SegmentationTarget(nn.Module):
                 reference = self._shared_reading.to(reference.device)
             else:
                 refuse_other_classes(self._shared_reading, channels)
-        batch = per_class_or_labels(reference, n, channels, len(shape) - 2, exclusive)
-        truth = one_hot(batch, channels, activation, exclusive)
+        batch = per_class_or_labels(reference, n, channels=channels, n_spatial=len(shape) - 2, exclusive=exclusive)
+        truth = one_hot(batch, channels, activation, exclusive=exclusive)
         if channels > 1 and batch.shape[1] == 1:
             self._say_what_is_absent(batch, channels)
         return truth
@@ -739,7 +746,7 @@ class SegmentationTarget(nn.Module):
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def _prediction(self, logits: Tensor, activation: str, exclusive: bool) -> Tensor:
-        return in_domain(self._metric, logits, activation, exclusive, self.threshold)
+        return in_domain(self._metric, logits, activation=activation, exclusive=exclusive, threshold=self.threshold)
 
     def _is_stack(self, roi: Tensor | None, spatial: torch.Size) -> bool:
         """Whether the scores have an RoI axis: a stack was given, shared or per example."""
