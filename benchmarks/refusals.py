@@ -87,7 +87,7 @@ LEFT_OUT = {
     **dict.fromkeys(
         (
             *(f"donors.BoundDonors.{name}" for name in ("inner_products", "locate", "mean", "population", "read", "read_many")),
-            "DonorSource.bind",
+            *("DonorSource.bind", "DonorSource.chosen", "PatchBank.chosen", "ActivationBank.chosen"),
         ),
         "a protocol: the engine calls it for every draw, with arguments of its own",
     ),
@@ -114,6 +114,11 @@ def public_callables() -> dict[str, Callable[..., Any]]:
     """Functions, classes and methods of ours by their shortest public names, such as ``AverageTreatmentEffect.attribute``."""
     found: dict[str, Callable[..., Any]] = {}
     seen: set[int] = set()
+    public = {
+        id(getattr(importlib.import_module(module), name))
+        for module in PUBLIC
+        for name in getattr(importlib.import_module(module), "__all__", ())
+    }
     for module in PUBLIC:
         for name in getattr(importlib.import_module(module), "__all__", ()):
             value = getattr(importlib.import_module(module), name)
@@ -129,6 +134,8 @@ def public_callables() -> dict[str, Callable[..., Any]]:
                 found[full] = value
             for member in dir(value):
                 method = getattr(value, member)
+                if any(getattr(base, member, None) is method and id(base) in public for base in value.__mro__[1:]):
+                    continue  # it is that of a base class, which is tried
                 is_public = member == "__call__" or not member.startswith("_")
                 if callable(method) and is_public and _is_ours(method) and _parameters(method):
                     found[f"{full}.{member}"] = method
@@ -478,7 +485,8 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "PatchBank.bind": lambda w: _call("donors", PatchBank(w.donors).bind, images=w.image),
     "PatchBank.from_dataset": lambda w: _call("donors", PatchBank.from_dataset, dataset=list(w.donors)),
     "PatchBank.from_folder": lambda w: _call("donors", PatchBank.from_folder, folder=w._picture.parent, pattern="*.png"),
-    "PatchBank.split": lambda w: _call(
+    "ActivationBank.split": lambda w: _call("donors", ccs.ActivationBank(w.donors).split, parts=2, seed=0),
+    "DonorSource.split": lambda w: _call(
         "donors",
         lambda fractions, parts, seed: PatchBank(w.donors).split(
             *([] if fractions == "none" else [fractions]), parts=parts, seed=seed

@@ -19,7 +19,7 @@ from captum_causalseg.attr.effort import EFFORT
 from captum_causalseg.attr.layer import LAYOUT
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect, LayerBaselines
 from captum_causalseg.attr.problem import prepare_call
-from captum_causalseg.donors import ActivationBank
+from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.interventions.axes import Axes, projected
 from captum_causalseg.interventions.layouts import Sighting, follow, read_layout, with_grid, with_heads
 from captum_causalseg.layout import Layout, UnitKind
@@ -120,7 +120,7 @@ def component_effects(
             _, statistics = face.attribute(
                 inputs,
                 # A bank of its own for each module: the activations of all of them together may not fit into memory.
-                layer_baselines=baselines.fresh() if isinstance(baselines, ActivationBank) else baselines,
+                layer_baselines=baselines.fresh() if isinstance(baselines, AnySource) else baselines,
                 target=output,
                 additional_forward_args=additional_forward_args,
                 attribute_to_layer_input=level == "head",

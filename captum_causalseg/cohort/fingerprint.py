@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from captum_causalseg.cohort.code import imported, nested, package_of, read_names, resolved, source_of
 from captum_causalseg.cohort.digests import DIGITS, add, digest_of_json, digest_of_source
 from captum_causalseg.cohort.models import attributes_of, digest_of_model, unwrapped
-from captum_causalseg.donors import ActivationBank, PatchBank
+from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.donors.images import BankImages, ChosenImages, DatasetImages, as_tensor
 from captum_causalseg.target import SegmentationTarget
 
@@ -221,7 +221,10 @@ class _Describer:
         if isinstance(value, CodeType):
             return self._code(value)
         if isinstance(value, BankImages):
-            return self._images(value._images)
+            return self._images(value.given)
+        if isinstance(value, AnySource) and not self._only_modules:
+            made_of = {name: self._step(name, one) for name, one in value.describe().items()}
+            return {"is a": self._step("class", type(value))} | made_of
         return self._object(value)
 
     def _step(self, name: str, value: Any) -> Any:
@@ -369,12 +372,6 @@ class _Describer:
         if compose is not None and type(value) is compose:
             # It only hands its random numbers on to the transforms that are random, which have their own.
             return {key: one for key, one in state.items() if key != "R"}
-        if isinstance(value, PatchBank):
-            kept = {key: one for key, one in state.items() if key not in ("_images", "_sums", "fingerprints")}
-            return kept | {"images": value._images}
-        if isinstance(value, ActivationBank):
-            kept = {key: one for key, one in state.items() if key not in ("_images", "_recorded")}
-            return kept | {"images": [BankImages(images, 1) for images in value._images]}
         return dict(state)
 
     def _images(self, images: Any) -> Any:
@@ -387,11 +384,11 @@ class _Describer:
         if isinstance(images, (list, tuple)):
             return f"{len(images)} images {digest(*map(as_tensor, images))}"
         if isinstance(images, ChosenImages):
-            return {"of": self._images(images._images), "chosen": digest(np.asarray(images._indices))}
-        dataset = images._dataset if isinstance(images, DatasetImages) else images
+            return {"of": self._images(images.images), "chosen": digest(np.asarray(images.indices))}
+        dataset = images.dataset if isinstance(images, DatasetImages) else images
         found: dict[str, Any] = {"is a": self._step("class", type(dataset)), "length": len(images)}
         if isinstance(images, DatasetImages):
-            found |= {"key": self._step("key", images._key), "chosen": digest(images._indices)}
+            found |= {"key": self._step("key", images.key), "chosen": digest(images.indices)}
         files = getattr(dataset, "files", None)
         if isinstance(files, (list, tuple)) and all(isinstance(file, (str, PurePath)) for file in files):
             found["files"] = digest_of_json([[PurePath(file).name, _contents(Path(file))] for file in files])

@@ -6,6 +6,7 @@ the spatial box around it: how many different donors are there (``population``),
 """
 
 from captum_causalseg.donors.activation_bank import ActivationBank
+from captum_causalseg.donors.any_source import CannotSplit
 from captum_causalseg.donors.baselines import as_donor_source
 from captum_causalseg.donors.blur import Blur
 from captum_causalseg.donors.constant import Constant
@@ -18,6 +19,7 @@ __all__ = [
     "ActivationBank",
     "Blur",
     "BoundDonors",
+    "CannotSplit",
     "Constant",
     "DonorSource",
     "PatchBank",

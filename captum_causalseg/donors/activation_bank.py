@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._checks import checked, integer, one_of
-from captum_causalseg.donors.images import SizedImages, check_images
+from captum_causalseg.donors.any_source import AnySource
+from captum_causalseg.donors.images import BankImages, ChosenImages, SizedImages, check_images
 from captum_causalseg.donors.patch_bank import PatchBank
 
 __all__ = ["ActivationBank"]
 
 
-class ActivationBank:
+class ActivationBank(AnySource):
     """The activations of a layer on natural donor images, recorded once per layer, in one pass.
 
     A unit of the layer is replaced by the same unit of the activation that a donor image gives: a value that the network
@@ -67,6 +68,22 @@ class ActivationBank:
 
     def __repr__(self) -> str:
         return f"ActivationBank({len(self)} images, reduction={self.reduction!r})"
+
+    @property
+    def n_images(self) -> int | None:
+        """See :attr:`DonorSource.n_images`; the mean over all images is one donor, and cannot be split."""
+        return len(self) if self.reduction is None else None
+
+    def chosen(self, indices: Sequence[int]) -> "ActivationBank":
+        """See :meth:`DonorSource.chosen`."""
+        indices = list(indices)
+        images = tuple(one[indices] if isinstance(one, Tensor) else ChosenImages(one, indices) for one in self._images)
+        return ActivationBank(images, reduction=self.reduction, batch_size=self.batch_size, memory_budget=self.memory_budget)
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`DonorSource.describe`."""
+        kept = {key: one for key, one in super().describe().items() if key not in ("_images", "_recorded")}
+        return kept | {"images": [BankImages(images, 1) for images in self._images]}
 
     def fresh(self) -> "ActivationBank":
         """A bank of the same images with nothing recorded yet.

@@ -87,6 +87,11 @@ class BankImages:
         return len(self._images)
 
     @property
+    def given(self) -> Any:
+        """What holds the images: a tensor, a sequence, a data set."""
+        return self._images
+
+    @property
     def stacked(self) -> Tensor | None:
         """All images in one tensor ``(D, C, *spatial)``, if they are given as one."""
         return self._images if isinstance(self._images, Tensor) else None
@@ -127,28 +132,28 @@ class ChosenImages:
     """Some images of lazily read ones."""
 
     def __init__(self, images: SizedImages, indices: Sequence[int]) -> None:
-        self._images, self._indices = images, list(indices)
+        self.images, self.indices = images, list(indices)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Any:
-        return self._images[self._indices[index]]
+        return self.images[self.indices[index]]
 
 
 class DatasetImages:
     """The images of a torch or MONAI data set, whose items may hold more than an image."""
 
     def __init__(self, dataset: Any, key: Any, indices: np.ndarray) -> None:
-        self._dataset, self._key, self._indices = dataset, key, indices
+        self.dataset, self.key, self.indices = dataset, key, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Any:
-        item = self._dataset[int(self._indices[index])]
-        if self._key is not None:
-            return item[self._key]
+        item = self.dataset[int(self.indices[index])]
+        if self.key is not None:
+            return item[self.key]
         if isinstance(item, dict):
             raise ValueError(f"key: the data set's items are dictionaries; say which of {sorted(item)} holds the image")
         return item[0] if isinstance(item, (tuple, list)) else item

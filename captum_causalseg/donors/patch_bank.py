@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._checks import FOLDER, FUNCTION, NONE, SEED, Check, checked, integer, number, one_of, sequence
+from captum_causalseg._checks import FOLDER, FUNCTION, NONE, SEED, Check, checked, integer, one_of
 from captum_causalseg.boxes import Box, box_at, size_of
 from captum_causalseg.donors.gather import ImageRows, Request, alike, cut, cut_each
 from captum_causalseg.donors.images import (
@@ -18,7 +18,6 @@ from captum_causalseg.donors.images import (
     SizedImages,
     check_images,
     fingerprint,
-    random_parts,
     same_image,
 )
 from captum_causalseg.donors.means import BankSums, sum_over_places
@@ -304,54 +303,22 @@ class PatchBank(DonorSource):
         dataset = FolderImages(files, transform)
         return cls.from_dataset(dataset, None, placement, n_images=n_images, seed=seed, cache_images=cache_images)
 
-    @checked(fractions=sequence(number()), parts=NONE | integer(1), seed=SEED)
-    def split(self, *fractions: float, parts: int | None = None, seed: int = 0) -> "tuple[PatchBank, ...]":
-        """Banks over disjoint random subsets of the images, to hold donors out or to compare two halves.
+    @property
+    def n_images(self) -> int:
+        """See :attr:`DonorSource.n_images`."""
+        return len(self)
 
-        Images are never divided: places of one image lie in one part. Nothing is copied; placement and ``cache_images`` are this
-        bank's.
-
-        Args:
-            fractions: what share of the images each part gets, positive and at most 1 in sum; what is left over is in no part.
-            parts: instead of fractions, into how many equal parts (to one image) to split; 2 if neither is given.
-            seed: of the random choice.
-
-        Returns:
-            As many banks as fractions or parts.
-
-        Raises:
-            ValueError: fractions that are not positive or are more than 1 in sum, both ``fractions`` and ``parts``, or too few
-                images for every part to have one.
-
-        Example:
-            >>> import torch
-            >>> from captum_causalseg import PatchBank
-            >>> estimation, held_out = PatchBank(torch.rand(10, 1, 8, 8)).split(0.8, 0.2)
-            >>> len(estimation), len(held_out)
-            (8, 2)
-        """
-        if fractions and parts is not None:
-            raise ValueError(f"parts: expected either fractions or parts, got fractions {fractions} and parts={parts!r}")
-        if fractions:
-            shares = np.array(fractions, dtype=np.float64)
-            if not (shares > 0).all() or shares.sum() > 1 + 1e-9:
-                raise ValueError(f"fractions: expected positive numbers of sum 1 at most, got {fractions}")
-        else:
-            parts = 2 if parts is None else min(parts, len(self) + 1)  # of more, some are empty just so
-            shares = np.full(parts, 1 / parts)
-        chosen = random_parts(len(self), shares.tolist(), seed)
-        if not all(chosen):
-            name, given = ("fractions", fractions) if fractions else ("parts", parts)
-            raise ValueError(
-                f"{name}: expected at least one image in every part, got {given} for a bank of {len(self)} image(s)"
-            )
-        return tuple(self._chosen(indices) for indices in chosen)
-
-    def _chosen(self, indices: list[int]) -> "PatchBank":
+    def chosen(self, indices: Sequence[int]) -> "PatchBank":
+        """See :meth:`DonorSource.chosen`; nothing is copied, placement and ``cache_images`` are this bank's."""
         part = PatchBank(self._images.chosen(indices), self.placement)
         if self.fingerprints is not None:
             part.fingerprints = [self.fingerprints[index] for index in indices]
         return part
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`DonorSource.describe`."""
+        kept = {key: one for key, one in super().describe().items() if key not in ("_images", "_sums", "fingerprints")}
+        return kept | {"images": self._images}
 
     def __len__(self) -> int:
         return len(self._images)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_causalseg._checks import NONE, tensor_of
 from captum_causalseg.boxes import Box, box_at, size_of
+from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.donors.gather import Request, rows_at_once, weighted_sums
 
 __all__ = ["ALL_CHANNELS", "BIND", "IMAGES", "BoundDonors", "DonorSource", "some_channels"]
@@ -130,8 +131,11 @@ IMAGES = tensor_of("real", "(N, C, *spatial)", (2, math.inf), may_be_empty=False
 BIND = {"images": IMAGES, "forbidden": NONE | tensor_of("boolean", "(N or 1, *spatial)", (1, math.inf))}
 
 
-class DonorSource(ABC):
+class DonorSource(AnySource, ABC):
     """Where donors come from. Subclass it, with a :class:`BoundDonors`, to add a source of one's own.
+
+    :meth:`bind` is all that has to be written. A source made of images also has ``n_images`` and :meth:`chosen`: refuters and
+    comparisons then :meth:`split` it. One that keeps more than what it was made with says in :meth:`describe` what counts.
 
     Attributes:
         of_the_image: whether donors are made from the explained image itself (or activation), not brought from elsewhere.

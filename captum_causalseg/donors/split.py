@@ -1,12 +1,12 @@
 """Donors in disjoint parts, whatever form they were given in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from captum_causalseg.donors.activation_bank import ActivationBank
-from captum_causalseg.donors.images import ChosenImages, random_parts
-from captum_causalseg.donors.patch_bank import PatchBank
+from captum_causalseg.donors.any_source import AnySource, CannotSplit
+from captum_causalseg.donors.images import random_parts
 
 __all__ = ["donor_parts"]
 
@@ -17,32 +17,29 @@ def donor_parts(baselines: Any, shares: tuple[float, ...], seed: int, least: int
     Of a tuple of baselines each is split, those of equal length alike; those that have one donor only stay as they are.
     """
     given = baselines if isinstance(baselines, tuple) else (baselines,)
-    counts = [_n_images(one) for one in given]
-    if not any(counts):
+    counts = [count for one in given if (count := _n_images(one))]
+    if counts and min(counts) < least:
+        return f"too few donor images to split ({min(counts)})"
+    split = [_parts(one, shares, seed) for one in given]
+    if not any(split):
         return f"there are no donor images to split (baselines={baselines!r})"
-    fewest = min(count for count in counts if count)
-    if fewest < least:
-        return f"too few donor images to split ({fewest})"
-    parts = []
-    for part in range(len(shares)):
-        chosen = tuple(
-            one if count is None else _chosen(one, random_parts(count, shares, seed)[part]) for one, count in zip(given, counts)
-        )
-        parts.append(chosen if isinstance(baselines, tuple) else chosen[0])
-    return parts
+    parts = [tuple(one if found is None else found[part] for one, found in zip(given, split)) for part in range(len(shares))]
+    return parts if isinstance(baselines, tuple) else [part[0] for part in parts]
 
 
 def _n_images(baselines: Any) -> int | None:
-    """How many donor images there are to split; ``None`` for a source that has none."""
-    if isinstance(baselines, PatchBank) or (isinstance(baselines, ActivationBank) and baselines.reduction is None):
-        return len(baselines)
-    return len(baselines) if isinstance(baselines, Tensor) and baselines.ndim > 0 else None
+    if isinstance(baselines, Tensor):
+        return len(baselines) if baselines.ndim else None
+    return baselines.n_images if isinstance(baselines, AnySource) else None
 
 
-def _chosen(baselines: Any, indices: list[int]) -> Any:
-    if isinstance(baselines, PatchBank):
-        return baselines._chosen(indices)
-    if isinstance(baselines, ActivationBank):
-        images = tuple(one[indices] if isinstance(one, Tensor) else ChosenImages(one, indices) for one in baselines._images)
-        return ActivationBank(images, batch_size=baselines.batch_size, memory_budget=baselines.memory_budget)
-    return baselines[indices]
+def _parts(baselines: Any, shares: tuple[float, ...], seed: int) -> Sequence[Any] | None:
+    """``None`` of what cannot be split."""
+    if isinstance(baselines, Tensor) and baselines.ndim:
+        return [baselines[indices] for indices in random_parts(len(baselines), shares, seed)]
+    if not isinstance(baselines, AnySource):
+        return None
+    try:
+        return baselines.split(*shares, seed=seed)
+    except CannotSplit:
+        return None
