@@ -20,10 +20,9 @@ from scipy import stats as scipy_stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "common"))
 
-from exhaustive import METRICS, SAMPLINGS, Table, draw, of_slice, of_volumes, orders_of, statistics_of
+from exhaustive import METRICS, SAMPLINGS, Table, design_of, draw, of_slice, of_volumes, orders_of, statistics_of
 
 from captum_causalseg import TreatmentEffectStatistics
-from captum_causalseg.engine.draws import StratifiedDraws, UniformDraws
 
 DRAWS = (6, 12, 20, 50)
 NAMES = {"dice": "hard Dice", "soft_dice": "soft Dice"}
@@ -120,9 +119,8 @@ def missed(table: Table, k: int, sampling: str, n: int, seeds: int, threshold: f
     lost = []
     for u in np.flatnonzero(np.abs(table.truth[:, k]) >= threshold):
         for seed in range(seeds):
-            given = np.random.default_rng((seed, u)), [donors], 3, n
-            draws = UniformDraws(*given) if sampling == "uniform" else StratifiedDraws(*given, orders[u])
-            lost.append(np.abs(table.differences[u, draws.donors(3)[:, 0], k]).max() < threshold)
+            design = design_of((seed, u), donors, None if sampling == "uniform" else orders[u], n, 3)
+            lost.append(np.abs(table.differences[u, design.donors(3)[:, 0], k]).max() < threshold)
     return float(np.mean(lost)) if lost else np.nan
 
 

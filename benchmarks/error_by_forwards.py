@@ -22,7 +22,9 @@ from cases import BLOCK, LABEL, Case, Exhaustive, cases, exhaustive, machine, pa
 from paper_loop import N_SCREENING, THRESHOLD, simulated
 
 from captum_causalseg import AverageTreatmentEffect
-from captum_causalseg.engine.draws import Draws, StratifiedDraws, UniformDraws
+from captum_causalseg.engine.design import Design, StratifiedDesign, UniformDesign
+from captum_causalseg.engine.estimator import StratifiedEstimator
+from captum_causalseg.engine.sample import Sample
 
 SCREENED_OF = (12, 50)
 DRAWS = (4, 6, 8, 12, 20, 32, 50, 100, 200)
@@ -63,12 +65,13 @@ class Simulator:
         def run(seed: int) -> tuple[np.ndarray, np.ndarray]:
             effects, forwards = np.zeros(len(self.ids)), np.zeros(len(self.ids), dtype=int)
             for u in range(len(self.ids)):
-                draws = self.draws(u, seed, n_draws, n_screening, sampling)
-                n = draws.end(1)
-                values = self.differences[u, draws.donors(n)[:, 0]][:, None]
-                first = values[: draws.end(0)]
+                design = self.design(u, seed, n_draws, n_screening, sampling)
+                n = design.end(1)
+                values = self.differences[u, design.donors(n)[:, 0]][:, None]
+                first = values[: design.end(0)]
                 screened = n_screening > 0 and np.abs(first).max() < THRESHOLD and n > len(first)
-                effects[u] = (draws.screened(first) if screened else draws.estimate(values)).mean[0]
+                sample = Sample(first, design.selection(0)) if screened else Sample(values, design.selection(1))
+                effects[u] = StratifiedEstimator().estimate(sample).mean[0]
                 forwards[u] = len(first) if screened else n
             return effects, forwards
 
@@ -84,14 +87,18 @@ class Simulator:
         squares = [np.mean((effects - self.effects) ** 2) for effects, _ in found]
         return 100 * float(np.sqrt(np.mean(squares))), float(np.mean([forwards.sum() for _, forwards in found]))
 
-    def draws(self, u: int, seed: int, n_draws: int, n_screening: int, sampling: str) -> Draws:
-        """Those that the library makes for a unit: it seeds them with the seed and the unit's id."""
+    def design(self, u: int, seed: int, n_draws: int, n_screening: int, sampling: str) -> Design:
+        """That which the library makes for a unit: it seeds them with the seed and the unit's id."""
         predicted = self.predicted[u]
         generator = np.random.default_rng((seed, int(self.ids[u])))
-        given = generator, [len(predicted)], n_screening if n_screening < n_draws else 0, n_draws
-        if sampling == "uniform" or n_draws >= len(predicted) or (predicted == predicted[0]).all():
-            return UniformDraws(*given)
-        return StratifiedDraws(*given, np.argsort(predicted, kind="stable"))
+        unranked = sampling == "uniform" or n_draws >= len(predicted) or (predicted == predicted[0]).all()
+        return (UniformDesign if unranked else StratifiedDesign)(
+            generator,
+            [len(predicted)],
+            n_first=n_draws,
+            n_screening=n_screening if n_screening < n_draws else 0,
+            ranking=None if unranked else np.argsort(predicted, kind="stable"),
+        )
 
 
 @dataclass
@@ -153,7 +160,7 @@ def screening(simulator: Simulator, seeds: int) -> str:
         missed = np.zeros(len(matters))
         for seed in range(seeds):
             for i, u in enumerate(matters):
-                first = simulator.draws(u, seed, n_draws, N_SCREENING, "stratified").donors(N_SCREENING)[:, 0]
+                first = simulator.design(u, seed, n_draws, N_SCREENING, "stratified").donors(N_SCREENING)[:, 0]
                 missed[i] += still[u, first].all() / seeds
         shares.append(missed)
     cells = [f"{m.mean():.1%}, {(m * sizes).sum() / max(m.sum(), 1e-12):.3f}" for m in shares] if len(matters) else ["-"] * 3

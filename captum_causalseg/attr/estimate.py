@@ -29,6 +29,7 @@ from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.statistics.moments import UnitMoments
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = [
@@ -131,7 +132,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             bar.update(done - reported)
             reported = done
 
-    n, u = problem.n_examples, len(problem.units)
+    n = problem.n_examples
     try:
         with undisturbed(problem.forward_func):
             prepared = _prepare(problem, options, _plan(problem, effort))
@@ -172,42 +173,11 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         if bar is not None:
             bar.close()
 
-    k = prepared.observed.shape[1]
-    where = plan.example, plan.unit
-    status = np.full((n, u, k), int(Status.ABSENT))
-    status[problem.units.present] = int(Status.EXCLUDED)
-    allowed = allowed_outputs(problem, k)[where]
-    status[where] = np.where(outcome.screened, int(Status.SCREENED), int(Status.ESTIMATED))
-    status[where] = np.where(allowed, status[where], int(Status.EXCLUDED))
-    outside = prepared.outside & (status != Status.EXCLUDED) & (status != Status.ABSENT)
-    status[outside] = int(Status.OUTSIDE_SUPPORT)
-    population = np.full((n, u), np.nan)
-    population[where] = [plan.draws(row).total for row in range(len(plan))]
-    shape = (n, u, *prepared.output_shape)
-
-    def spread(values: np.ndarray, missing: float) -> Tensor:
-        full = np.full((n, u, k), missing, dtype=values.dtype)
-        full[where] = values
-        return torch.from_numpy(full.reshape(shape))
-
-    effect = spread(outcome.mean, np.nan)
-    effect[torch.from_numpy(outside.reshape(shape))] = 0.0
-    decision = spread(outcome.decision.astype(np.int64), 0)
-    if effort.decide is not None:
-        # These effects are 0 for certain.
-        decision[torch.from_numpy(outside.reshape(shape))] = int(np.sign(-effort.decide))
     forwards = {"observed": n, "interventions": outcome.n_forwards, **evaluator.spent}
     if problem.more_forwards:
         forwards["donors"] = problem.more_forwards
-    return problem, TreatmentEffectStatistics(
-        effect=effect,
-        sample_variance=spread(outcome.variance, np.nan),
-        variance_factor=spread(outcome.factor, np.nan),
-        variance_freedom=spread(outcome.freedom, np.nan),
-        decision=decision,
-        n_draws=spread(outcome.n, 0),
-        population=torch.from_numpy(population),
-        status=torch.from_numpy(status.reshape(shape)),
+    return problem, TreatmentEffectStatistics.from_moments(
+        _of_all_units(problem, effort, prepared, outcome.moments).with_outputs(prepared.output_shape),
         observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.output_shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
         feature_mask=as_they_lie(problem.units.masks, problem.layouts),
@@ -221,7 +191,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         | effort.settings()
         | {
             "n_screening_draws": plan.n_screening_draws if plan.screens else 0,
-            "sampling": plan.sampling,
+            "sampling": plan.scheme.name,
             "support": None if "support" in problem.evaluator.switched_off else effort.support,
             "batch_size": outcome.batch_size,
             "window": None if prepared.reach.window is None else list(prepared.reach.window),
@@ -231,21 +201,35 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     )
 
 
+def _of_all_units(problem: Problem, effort: Effort, prepared: _Prepared, rows: UnitMoments) -> UnitMoments:
+    """From rows ``(M, K)`` to examples and units ``(N, U, K)``, with what is known of those that were not intervened on."""
+    allowed = allowed_outputs(problem, prepared.observed.shape[1])
+    moments = rows.spread(prepared.plan.example, prepared.plan.unit, *allowed.shape[:2])
+    moments.status[problem.units.present & (moments.status == Status.ABSENT).all(2)] = Status.EXCLUDED
+    moments.status[(moments.status != Status.ABSENT) & ~allowed] = Status.EXCLUDED
+    outside = prepared.outside & (moments.status != Status.EXCLUDED) & (moments.status != Status.ABSENT)
+    moments.status[outside] = Status.OUTSIDE_SUPPORT
+    # These effects are 0 for certain.
+    moments.effect[outside] = 0.0
+    if effort.decide is not None:
+        moments.decision[outside] = int(np.sign(-effort.decide))
+    return moments
+
+
 def interventions(options: Options) -> list[Intervention]:
     """All interventions that would be made if no unit were screened out, in order."""
     problem, effort = prepare(options), options.effort
     with undisturbed(problem.forward_func):
         plan = _plan(problem, effort)
-        if plan.sampling == "stratified" or effort.support is not None:
+        if plan.scheme.design.needs_ranking or effort.support is not None:
             plan = _prepare(problem, options, plan).plan
     planned = []
     for row in np.flatnonzero(plan.active.any(1)).tolist():
         example, unit = int(plan.example[row]), int(plan.unit[row])
         pieces = problem.units.pieces(example, unit)
-        draws = plan.draws(row)
-        n = draws.end(1)
-        numbers = problem.evaluator.spread(draws.donors(n)).tolist()
-        for draw, (weight, number) in enumerate(zip(draws.weights(n).tolist(), numbers)):
+        design = plan.design(row)
+        numbers = problem.evaluator.spread(design.donors(design.end(1))).tolist()
+        for draw, (weight, number) in enumerate(zip(design.selection(1).weights.tolist(), numbers)):
             donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, number[p.slot])) for p in pieces)
             planned.append(
                 Intervention(
@@ -346,7 +330,7 @@ def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness 
     if not len(active):
         return None
     row = int(active[0])
-    donors = plan.draws(row).donors(COMPANY)
+    donors = plan.design(row).donors(COMPANY)
     return Witness(evaluator, plan.interventions(np.full(len(donors), row), donors), batch_size)
 
 
@@ -374,9 +358,9 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     active = (allowed_outputs(problem, n_outputs) & ~outside)[plan.example, plan.unit]
     plan = replace(plan, active=active)
     asked = _outputs_of_goal(index.numpy(), output_shape, axes)
-    if plan.sampling == "stratified":
+    if plan.scheme.design.needs_ranking:
         ranked = rank_donors(problem, reach.evaluator, plan, outputs=asked, n_draws=effort.n_draws)
-        plan = replace(plan, sampling="uniform") if ranked is None else replace(plan, rankings=ranked[0])
+        plan = plan.unranked() if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
             problem.evaluator.spent["gradient"] += ranked[1] * problem.evaluator.runs_of_gradient
     return _Prepared(

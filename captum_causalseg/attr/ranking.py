@@ -46,7 +46,7 @@ def rank_donors(
     Returns:
         ``None`` where no gradient can be had, which is logged once per forward function.
     """
-    totals = [plan.draws(row).total for row in range(len(plan))]
+    totals = [plan.total(row) for row in range(len(plan))]
     wanted = np.flatnonzero(plan.active.any(1) & (np.array(totals) > plan.n_draws))
     rankings: list[np.ndarray | None] = [None] * len(plan)
     if not len(wanted):

@@ -7,6 +7,7 @@ import numpy as np
 
 from captum_causalseg.statistics.intervals import half_width
 from captum_causalseg.statistics.moderation import moderated_errors
+from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = ["Goal", "half_widths"]
 
@@ -43,20 +44,18 @@ class Goal:
         return np.where(mean - half_width > self.decide, 1, np.where(mean + half_width < self.decide, -1, 0))
 
 
-def half_widths(
-    example: np.ndarray, variance: np.ndarray, factor: np.ndarray, freedom: np.ndarray, level: float
-) -> tuple[np.ndarray, np.ndarray]:
+def half_widths(example: np.ndarray, moments: UnitMoments, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Standard errors and half-widths of intervals ``(M, K)``, the variances moderated among each example's rows.
 
     Args:
         example: ``(M,)``.
-        variance: ``(M, K)``; NaN where nothing is known.
-        factor: ``(M, K)`` squared standard error over variance.
-        freedom: ``(M, K)``; NaN where there are no draws.
+        moments: of the rows, ``(M, K)``.
         level: of the intervals.
     """
-    error, total = np.full(variance.shape, np.nan), np.full(variance.shape, np.nan)
+    shape = moments.effect.shape
+    error, freedom = np.full(shape, np.nan), np.full(shape, np.nan)
     for n in np.unique(example):
         rows = example == n
-        error[rows], total[rows] = moderated_errors(variance[rows], factor[rows], freedom[rows])
-    return error, half_width(error, total, level)
+        known = moments.sample_variance[rows], moments.variance_factor[rows], moments.variance_freedom[rows]
+        error[rows], freedom[rows] = moderated_errors(*known)
+    return error, half_width(error, freedom, level)

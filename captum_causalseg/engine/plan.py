@@ -5,17 +5,15 @@ whatever the batch, and they are drawn anew whenever they are asked for, so that
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from captum_causalseg.engine.draws import Draws, PaperDraws, StratifiedDraws, UniformDraws
+from captum_causalseg.engine.design import Design, UniformDesign
 from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.engine.sampling import Sampling, SamplingScheme, scheme_of
 
 __all__ = ["Plan", "Sampling"]
-
-Sampling = Literal["uniform", "stratified", "paper"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,10 @@ class Plan:
         n_draws: interventions per row, the screening draws included (for ``"paper"`` they come on top).
         n_screening_draws: how many of them come first and decide whether the rest is needed; 0 for no screening.
         seed: one for all, or one per example.
-        sampling: ``"uniform"``, ``"stratified"`` or ``"paper"``: see :mod:`captum_causalseg.engine.draws`.
+        sampling: ``"uniform"``, ``"stratified"``, ``"paper"`` or another :class:`~captum_causalseg.engine.sampling.SamplingScheme`.
         with_noise: the last slot is no donor but the random state that a stochastic model meets.
-        rankings: per row, the order of its candidates for stratified draws; ``None`` for rows whose donors could not be ranked, or
-            that use all of them.
+        rankings: per row, the order of its candidates for designs that need one; ``None`` for rows whose donors could not be ranked, or
+            that use all of them: these are drawn uniformly.
     """
 
     example: np.ndarray
@@ -55,7 +53,18 @@ class Plan:
     @property
     def screens(self) -> bool:
         """Whether there is a screening round at all."""
-        return self.n_screening_draws > 0 and (self.sampling == "paper" or self.n_screening_draws < self.n_draws)
+        on_top = not self.scheme.design.keeps_screening_draws
+        return self.n_screening_draws > 0 and (on_top or self.n_screening_draws < self.n_draws)
+
+    @property
+    def scheme(self) -> SamplingScheme:
+        """Design and estimator of all rows."""
+        return scheme_of(self.sampling)
+
+    def unranked(self) -> "Plan":
+        """The same where no donors can be ranked: uniform draws, the same estimator."""
+        uniform: Sampling = "uniform" if self.sampling == "stratified" else SamplingScheme(UniformDesign, self.scheme.estimator)
+        return replace(self, sampling=uniform, rankings=())
 
     def interventions(self, rows: np.ndarray, draws: np.ndarray) -> Interventions:
         """Draws ``(B, slots)`` of rows ``(B,)`` as an evaluator takes them."""
@@ -67,11 +76,17 @@ class Plan:
         seed = self.seed[self.example[row]] if len(self.seed) > 1 else self.seed[0]
         return np.random.default_rng((seed, int(self.key[row])))
 
-    def draws(self, row: int) -> Draws:
-        """The row's draws."""
-        n_screening = self.n_screening_draws if self.screens else 0
-        given = self.generator(row), self.population[row].tolist(), n_screening, self.n_draws
-        if self.sampling == "paper":
-            return PaperDraws(*given)
-        ranking = self.rankings[row] if self.sampling == "stratified" and len(self.rankings) else None
-        return UniformDraws(*given) if ranking is None else StratifiedDraws(*given, ranking)
+    def total(self, row: int) -> float:
+        """How many different donors the row has; infinite if they are drawn with replacement."""
+        return self.scheme.design.total(self.population[row].tolist())
+
+    def design(self, row: int) -> Design:
+        """The row's donors."""
+        design, ranking = self.scheme.design, self.rankings[row] if len(self.rankings) else None
+        return (UniformDesign if design.needs_ranking and ranking is None else design)(
+            self.generator(row),
+            self.population[row].tolist(),
+            n_first=self.n_draws,
+            n_screening=self.n_screening_draws if self.screens else 0,
+            ranking=ranking,
+        )

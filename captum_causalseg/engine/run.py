@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg.engine.draws import Estimate
 from captum_causalseg.engine.goal import Goal, half_widths
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.plan import Plan
+from captum_causalseg.engine.sample import Sample
+from captum_causalseg.statistics import Status
+from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = ["Evaluator", "Outcome", "observe", "run"]
 
@@ -43,29 +45,18 @@ class Evaluator(Protocol):
 
 @dataclass
 class Outcome:
-    """What a run leaves, per row ``m`` and output ``k``; NaN (0 draws) where nothing was wanted.
+    """What a run leaves.
 
     Args:
         observed: ``(N, K)``.
-        mean: ``(M, K)`` estimated effects.
-        variance: ``(M, K)`` spread of one draw; exactly 0 where no two draws differ by more than rounding.
-        factor: ``(M, K)``: the squared standard error is ``factor * variance``.
-        freedom: ``(M, K)`` degrees of freedom of the variance.
-        n: ``(M, K)`` draws that went into the mean.
-        screened: ``(M, K)`` whether the row was given up after its screening draws.
-        decision: ``(M, K)`` 1 above the goal's threshold, -1 below, 0 undecided.
+        moments: per row ``(M, K)``; NaN and 0 draws where nothing was wanted. ESTIMATED, or SCREENED where the row was given up after its screening
+            draws; ``decision`` is about the goal's threshold.
         n_forwards: images that went through the model, the observed ones not counted.
         batch_size: interventions per batch, at the end.
     """
 
     observed: np.ndarray
-    mean: np.ndarray
-    variance: np.ndarray
-    factor: np.ndarray
-    freedom: np.ndarray
-    n: np.ndarray
-    screened: np.ndarray
-    decision: np.ndarray
+    moments: UnitMoments
     n_forwards: int
     batch_size: int
 
@@ -152,61 +143,53 @@ class _Loop:
         self._resolution = 0.0
         # Of rows that are not finished, all draws so far, (n, K).
         self._values: dict[int, np.ndarray] = {}
-        shape = (len(plan), observed.shape[1])
-        self.outcome = Outcome(
-            observed,
-            mean=np.full(shape, np.nan),
-            variance=np.full(shape, np.nan),
-            factor=np.full(shape, np.nan),
-            freedom=np.full(shape, np.nan),
-            n=np.zeros(shape, dtype=np.int64),
-            screened=np.zeros(shape, dtype=bool),
-            decision=np.zeros(shape, dtype=np.int8),
-            n_forwards=0,
-            batch_size=batch_size,
-        )
+        # Which stage of a row is complete.
+        self._stage = dict.fromkeys(range(len(plan)), 0)
+        moments = UnitMoments.missing((len(plan),), observed.shape[1:])
+        moments.status[:] = Status.ESTIMATED
+        moments.population[:] = [plan.total(row) for row in range(len(plan))]
+        self.outcome = Outcome(observed, moments, n_forwards=0, batch_size=batch_size)
 
     def screen(self, threshold: float) -> None:
         """The screening draws; rows and outputs that they do not move are finished."""
         active = np.flatnonzero(self._wanted.any(1)).tolist()
-        self._expect(sum(self.plan.draws(row).end(1) for row in active))
+        self._expect(sum(self.plan.design(row).end(1) for row in active))
         saved = 0
 
         def finished(row: int, values: np.ndarray) -> None:
             nonlocal saved
-            draws = self.plan.draws(row)
-            rest = draws.end(1) - len(values)
+            rest = self.plan.design(row).end(1) - len(values)
             # A drained bank leaves nothing to screen: the estimate is exact already.
             screened = self._wanted[row] & (np.abs(values).max(0) < threshold) & (rest > 0)
-            self.outcome.screened[row] = screened
-            self._note(row, screened, draws.screened(values), values)
+            self.outcome.moments.status[row, screened] = Status.SCREENED
+            self._note(row, screened, values)
             self._wanted[row] &= ~screened
             if self._wanted[row].any():
                 self._values[row] = values
             else:
                 saved += rest
 
-        self._carry_out([(row, 0, self.plan.draws(row).end(0)) for row in active], finished)
+        self._carry_out([(row, 0, self.plan.design(row).end(0)) for row in active], finished)
         self._expect(self._total - saved)
 
     def sample(self, keep: bool) -> None:
         """The first sample of every row that is left."""
-        jobs = [(row, len(self._values.get(row, ())), self.plan.draws(row).end(1)) for row in self._left()]
+        jobs = [(row, len(self._values.get(row, ())), self.plan.design(row).end(1)) for row in self._left()]
         if not self.plan.screens:
             self._expect(sum(stop for _, _, stop in jobs))
         self._carry_out(jobs, partial(self._sampled, keep=keep))
 
     def pursue(self, goal: Goal) -> None:
         """Further stages for the rows whose goal is not reached, those with the largest standard errors first."""
-        stage = dict.fromkeys(self._left(), 1)
+        left = self._left()
         looks = goal.looks(self.plan.n_draws)
         asked = goal.outputs[self.plan.example] & self._wanted
         fresh = asked.copy()
-        costs = {row: self._next(row, 1, goal) for row in stage}
+        costs = {row: self._next(row, goal) for row in left}
         while True:
             error, unmet = self._judge(goal, asked, fresh, looks)
             worst = np.where(unmet, error, -np.inf).max(1, initial=-np.inf)
-            open_rows = (row for row in stage if costs[row] and unmet[row].any())
+            open_rows = (row for row in left if costs[row] and unmet[row].any())
             order = sorted(open_rows, key=lambda row: (-worst[row], row))
             jobs = self._affordable(order, costs, goal.budget - self.done)
             if not jobs:
@@ -215,18 +198,17 @@ class _Loop:
             self._carry_out(jobs, partial(self._sampled, keep=True))
             fresh[:] = False
             for row, _, _ in jobs:
-                stage[row] += 1
-                costs[row] = self._next(row, stage[row], goal)
+                costs[row] = self._next(row, goal)
                 fresh[row] = asked[row]
 
     def _left(self) -> list[int]:
         return [int(row) for row in np.flatnonzero(self._wanted.any(1))]
 
-    def _next(self, row: int, stage: int, goal: Goal) -> int:
+    def _next(self, row: int, goal: Goal) -> int:
         """How many draws the row's next stage takes; 0 if there is none."""
-        draws = self.plan.draws(row)
-        end = draws.end(stage + 1)
-        return end - draws.end(stage) if end <= goal.most_draws else 0
+        design, stage = self.plan.design(row), self._stage[row]
+        end = design.end(stage + 1)
+        return end - design.end(stage) if end <= goal.most_draws else 0
 
     def _affordable(self, order: Sequence[int], cost: dict[int, int], budget: int) -> list[Job]:
         """Of rows in the order of need, the first ones, in full batches; a quarter of all before it is looked again."""
@@ -244,36 +226,39 @@ class _Loop:
 
     def _judge(self, goal: Goal, asked: np.ndarray, fresh: np.ndarray, looks: int) -> tuple[np.ndarray, np.ndarray]:
         """Standard errors, and where ``(M, K)`` the goal is not reached; decisions are taken where there are new draws."""
-        out = self.outcome
-        known = self.plan.example, out.variance, out.factor, out.freedom
-        error, half = half_widths(*known, goal.level)
+        out = self.outcome.moments
+        error, half = half_widths(self.plan.example, out, goal.level)
         unmet = np.zeros_like(asked)
         if goal.precision is not None:
             unmet |= asked & ~(half <= goal.precision)
         if goal.decide is not None:
-            _, wide = half_widths(*known, 1 - goal.alpha / looks)
+            _, wide = half_widths(self.plan.example, out, 1 - goal.alpha / looks)
             new = fresh & (out.decision == 0)
-            out.decision[new] = goal.decisions(out.mean, wide)[new]
+            out.decision[new] = goal.decisions(out.effect, wide)[new]
             unmet |= asked & (out.decision == 0) & (error > 0)
         return error, unmet
 
     def _sampled(self, row: int, values: np.ndarray, keep: bool) -> None:
         before = self._values.pop(row, None)
         values = values if before is None else np.concatenate([before, values])
-        self._note(row, self._wanted[row], self.plan.draws(row).estimate(values), values)
+        self._stage[row] += 1
+        self._note(row, self._wanted[row], values)
         if keep:
             self._values[row] = values
 
-    def _note(self, row: int, which: np.ndarray, estimate: Estimate, values: np.ndarray) -> None:
-        out = self.outcome
-        size = np.abs(out.observed[self.plan.example[row]]) + np.abs(values).max(0)
+    def _note(self, row: int, which: np.ndarray, values: np.ndarray) -> None:
+        """Write down what all draws up to the end of the row's stage say of some outputs."""
+        selection = self.plan.design(row).selection(self._stage[row])
+        estimate = self.plan.scheme.estimator.estimate(Sample(values, selection))
+        size = np.abs(self.outcome.observed[self.plan.example[row]]) + np.abs(values).max(0)
         rounding = _ROUNDING * self._resolution * size
         # Only where no draw moved the score: small flips of some draws are kept as they are.
         still = np.abs(values).max(0) <= rounding
-        out.mean[row, which] = np.where(still, 0.0, estimate.mean)[which]
-        out.variance[row, which] = np.where(estimate.variance <= rounding**2, 0.0, estimate.variance)[which]
-        out.factor[row, which], out.freedom[row, which] = estimate.factor, estimate.freedom
-        out.n[row, which] = estimate.n
+        out = self.outcome.moments
+        out.effect[row, which] = np.where(still, 0.0, estimate.mean)[which]
+        out.sample_variance[row, which] = np.where(estimate.variance <= rounding**2, 0.0, estimate.variance)[which]
+        out.variance_factor[row, which], out.variance_freedom[row, which] = estimate.factor, estimate.freedom
+        out.n_draws[row, which] = estimate.n
 
     def _expect(self, total: int) -> None:
         self._total = total
@@ -310,7 +295,7 @@ class _Loop:
         donors: list[np.ndarray] = []
         held = 0
         for row, start, stop in jobs:
-            drawn = self.plan.draws(row).donors(stop)[start:]
+            drawn = self.plan.design(row).donors(stop)[start:]
             rows.append(np.full(len(drawn), row))
             donors.append(drawn)
             held += len(drawn)

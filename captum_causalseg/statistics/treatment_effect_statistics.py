@@ -96,7 +96,7 @@ class TreatmentEffectStatistics:
     example's and output's units: ``(d0 s0^2 + d s^2) / (d0 + d)``, with ``d0 = 3`` prior degrees of freedom, and intervals
     take Student's t with ``d0 + d``. Draws without replacement from ``D`` donors have the factor ``1 - n/D``. Stratified draws
     have one donor per stratum, and ``s^2`` comes from successive differences along the strata
-    (:class:`captum_causalseg.engine.draws.StratifiedDraws`).
+    (:class:`captum_causalseg.engine.estimator.StratifiedEstimator`).
 
     **Hypotheses.** "This unit has no effect" is a question only of units that were intervened on: those that are ESTIMATED or
     SCREENED (:attr:`hypotheses`). What is OUTSIDE_SUPPORT is known to have none, and of what is EXCLUDED or ABSENT nothing was asked.

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, Status, TreatmentEffectStatistics, regions
 from captum_causalseg.demo import fit, load_brain_slices, load_demo_network
-from captum_causalseg.engine.draws import StratifiedDraws, UniformDraws
+from captum_causalseg.engine.design import Design, StratifiedDesign, UniformDesign
+from captum_causalseg.engine.estimator import StratifiedEstimator
+from captum_causalseg.engine.sample import Sample
 
 METRICS = ("dice", "soft_dice")
 CLASSES = (1, 2)
@@ -155,6 +157,12 @@ def exhaust(
     return tuple(map(Table, differences, first_order))
 
 
+def design_of(seed: tuple[int, int], donors: int, order: np.ndarray | None, n_draws: int, n_screening_draws: int = 0) -> Design:
+    """The donors that the library takes for a unit: along the ranking ``order`` ``(D,)``, or uniformly."""
+    kind = UniformDesign if order is None else StratifiedDesign
+    return kind(np.random.default_rng(seed), [donors], n_first=n_draws, n_screening=n_screening_draws, ranking=order)
+
+
 def draw(
     differences: np.ndarray, orders: np.ndarray | None, n_draws: int, seeds: range, n_screening_draws: int = 0
 ) -> TreatmentEffectStatistics:
@@ -171,9 +179,8 @@ def draw(
     mean, variance, factor, freedom = np.empty((4, len(seeds), units, outputs))
     for s, seed in enumerate(seeds):
         for u, row in enumerate(differences):
-            given = np.random.default_rng((seed, u)), [donors], n_screening_draws, n_draws
-            draws = UniformDraws(*given) if orders is None else StratifiedDraws(*given, orders[u])
-            estimate = draws.estimate(row[draws.donors(n_draws)[:, 0]])
+            design = design_of((seed, u), donors, None if orders is None else orders[u], n_draws, n_screening_draws)
+            estimate = StratifiedEstimator().estimate(Sample(row[design.donors(n_draws)[:, 0]], design.selection(1)))
             mean[s, u], variance[s, u], factor[s, u] = estimate.mean, estimate.variance, estimate.factor
             freedom[s, u] = estimate.freedom
     return statistics_of(mean, variance, factor, freedom, n_draws, donors)

@@ -124,7 +124,7 @@ def strata(size: int, n_strata: int, stage: int) -> list[list[int]]:
 def stratified_estimate(
     values: Sequence[float], ranks: Sequence[int], cells: Sequence[Sequence[int]], donors: float
 ) -> tuple[float, float]:
-    """Effect and squared standard error of one output, from the words of ``StratifiedDraws``.
+    """Effect and squared standard error of one output, from the words of ``StratifiedEstimator``.
 
     ``values`` and ``ranks`` in the order of use; ``cells`` the strata, with one of the ranks in each.
     """

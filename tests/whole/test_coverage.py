@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from exhaustive import METRICS, SAMPLINGS, Table, attributed, draw, orders_of, tables
+from exhaustive import METRICS, SAMPLINGS, Table, attributed, design_of, draw, orders_of, tables
 from scipy import stats as scipy_stats
 
 from captum_causalseg import Status, TreatmentEffectStatistics
-from captum_causalseg.engine.draws import StratifiedDraws, UniformDraws
 
 SEEDS = {2: 25, 3: 20}
 """Per number of spatial axes: 120 and 224 units, so 3000 and 4480 trials."""
@@ -201,9 +200,8 @@ def test_ranked_screening_misses_fewer_units_for_the_same_three_draws(table, k):
         lost = []
         for u in matters:
             for seed in range(60):
-                given = np.random.default_rng((seed, u)), [orders.shape[1]], 3, 20
-                draws = UniformDraws(*given) if name == "uniform" else StratifiedDraws(*given, orders[u])
-                lost.append(np.abs(table.differences[u, draws.donors(3)[:, 0], k]).max() < threshold)
+                design = design_of((seed, u), orders.shape[1], None if name == "uniform" else orders[u], 20, 3)
+                lost.append(np.abs(table.differences[u, design.donors(3)[:, 0], k]).max() < threshold)
         missed[name] = np.mean(lost)
     assert missed["stratified"] < missed["uniform"]
 

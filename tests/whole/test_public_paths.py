@@ -35,7 +35,7 @@ PATHS = {
     "captum_causalseg.demo": "Augmentation BrainSlices CLASS_NAMES build_network fit load_brain_slices load_demo_network mean_dice",
     "captum_causalseg.demo.explain": "Case brain_case explain picture_case report",
     "captum_causalseg.donors": "Blur BoundDonors Constant DonorSource PatchBank SameImage SelfDonor as_donor_source",
-    "captum_causalseg.engine.draws": "Draws Estimate PaperDraws StratifiedDraws UniformDraws candidates with_replacement without_replacement",
+    "captum_causalseg.engine.draws": "candidates with_replacement without_replacement",
     "captum_causalseg.engine.goal": "Goal half_widths",
     "captum_causalseg.engine.plan": "Plan Sampling",
     "captum_causalseg.engine.run": "Evaluator Outcome observe run",

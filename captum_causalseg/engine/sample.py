@@ -1,0 +1,63 @@
+"""What a design hands to an estimator: the draws' values, how they were selected, and what is known besides."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["Sample", "Selection", "Strata"]
+
+
+@dataclass(frozen=True, eq=False)
+class Strata:
+    """Ranked candidates, cut along the ranking into ``n`` strata, from each of which one donor was drawn at random.
+
+    Args:
+        ranks: ``(n,)`` every draw's rank among the candidates, in the order of use.
+        edges: ``(n + 1,)``: stratum ``h`` holds the ranks from ``edges[h]`` up to ``edges[h + 1]``; the last edge is the number of candidates.
+    """
+
+    ranks: np.ndarray
+    edges: np.ndarray
+
+    @property
+    def n_candidates(self) -> int:
+        """How many donors were ranked: all there are, or a simple random sample of them."""
+        return int(self.edges[-1])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Candidates per stratum, ``(n,)``, along the ranking."""
+        return np.diff(self.edges)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """How draws were selected from a row's donors: all that an estimator is told of a design.
+
+    Args:
+        weights: ``(n,)`` in the order of use, with sum 1: the sum of weights times values is unbiased for the mean over all donors. A draw of
+            weight 0 is no part of the sample.
+        total: how many different donors there are; infinite if they are drawn with replacement.
+        strata: where there are any; ``None``: all draws of a weight are a simple random sample.
+    """
+
+    weights: np.ndarray
+    total: float
+    strata: Strata | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The draws of one row, scored.
+
+    Args:
+        values: ``(n, K)``, ``observed - intervened`` of every draw and output, in the order of use.
+        selection: how they were selected.
+        controls: ``(n, K, C)``: quantities that are known for every draw, and whose mean is known for all donors; ``C`` may be 0.
+        control_means: ``(K, C)`` those means; NaN where they are not known.
+    """
+
+    values: np.ndarray
+    selection: Selection
+    controls: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0)))
+    control_means: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
