@@ -6,6 +6,7 @@ import shutil
 import time
 import traceback
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -334,7 +335,8 @@ def _is_whole(part: Path) -> bool:
     try:
         with zipfile.ZipFile(part) as archive:
             return archive.testzip() is None
-    except (FileNotFoundError, zipfile.BadZipFile):
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        # What is said of a changed byte depends on where it lies: as if encrypted, of an unknown method, cut short, not to be decompressed.
         return False
 
 

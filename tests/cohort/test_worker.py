@@ -19,6 +19,7 @@ from captum_causalseg import (
 )
 from captum_causalseg.attr.parts import merge_parts, only_part
 from captum_causalseg.cohort import explain_cohort, plot_cohort_profile, summarize
+from captum_causalseg.cohort.worker import _is_whole
 
 
 def test_distances_to_the_region_of_interest(tmp_path):
@@ -217,3 +218,20 @@ def test_environment_is_left_alone(tmp_path):
     study(tmp_path / "s", 1)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_part_with_any_bit_changed_is_whole_or_not_and_no_error(tmp_path):
+    part = tmp_path / "part.npz"
+    np.savez_compressed(part, a=np.arange(40.0), b=np.random.default_rng(0).random(30))
+    written = part.read_bytes()
+    assert _is_whole(part)
+    found = set()
+    for place in range(len(written)):
+        for bit in range(0, 8, 3):
+            changed = bytearray(written)
+            changed[place] ^= 1 << bit
+            part.write_bytes(changed)
+            found.add(_is_whole(part))
+    assert found == {False, True}, "of a time stamp, nothing is read"
+    part.unlink()
+    assert not _is_whole(part)
