@@ -1,14 +1,25 @@
 """Models of more than one input, end to end: an image and the clicks of its reader, a query and the examples that explain the task."""
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from captum.attr import FeatureAblation
+from input_pairs import (
+    ALL_OF_THEM,
+    CORNER,
+    ROI,
+    SPATIAL,
+    Case,
+    both_dimensions,
+    excluded_ids,
+    random,
+    statistics_of,
+    toy,
+    toy_inputs,
+)
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captum_causalseg import (
     AverageTreatmentEffect,
@@ -23,132 +34,6 @@ from captum_causalseg import (
     regions,
 )
 from captum_causalseg.evaluation import refute
-
-SPATIAL = {2: (12, 12), 3: (8, 8, 8)}
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-both_dimensions = pytest.mark.parametrize("d", [2, 3])
-ALL_OF_THEM = {"n_draws": 2, "return_statistics": True}
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=generator)
-    return module.eval()
-
-
-class Interactive(nn.Module):
-    """Segments an image with the help of maps of positive and negative clicks; ``strength`` says how much they count."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.of_image, self.of_clicks = CONVOLUTION[d](1, 4, 3, padding=1), CONVOLUTION[d](2, 4, 5, padding=2)
-        self.mixed, self.head = nn.Tanh(), CONVOLUTION[d](4, 2, 3, padding=1)
-        seeded(self)
-
-    def forward(self, image: Tensor, clicks: Tensor, strength: float = 1.0) -> Tensor:
-        return self.head(self.mixed(self.of_image(image) + strength * self.of_clicks(clicks)))
-
-
-class FewShot(nn.Module):
-    """Segments a query by the prototypes of the masked support images: queries ``(N, 1, ...)``, support and masks ``(N, K, ...)``."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.d = d
-        self.features = CONVOLUTION[d](1, 6, 3, padding=1)
-        self.decoder = CONVOLUTION[d](6, 6, 1)
-        seeded(self)
-
-    def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
-        n, k = support.shape[:2]
-        spatial = tuple(range(2, 2 + self.d))
-        # Two calls of one module would leave no one activation: query and support go through together.
-        seen = torch.tanh(self.features(torch.cat([query, support.flatten(0, 1).unsqueeze(1)])))
-        of_query = torch.tanh(self.decoder(seen[:n]))
-        of_support = torch.tanh(seen[n:])
-        logits = []
-        for weights in (1 - masks, masks):
-            weights = weights.flatten(0, 1).unsqueeze(1)
-            sums = (of_support * weights).sum(spatial).view(n, k, -1).sum(1)
-            prototypes = sums / weights.sum(spatial).view(n, k, -1).sum(1)
-            logits.append(4 * functional.cosine_similarity(of_query, prototypes.view(n, -1, *(1,) * self.d), dim=1))
-        return torch.stack(logits, 1)
-
-
-class Case:
-    """A model of two inputs with donors for each, and scores by hand."""
-
-    def __init__(self, kind: str, d: int, n: int = 1) -> None:
-        s = SPATIAL[d]
-        self.kind, self.d, self.n = kind, d, n
-        self.image, self.labels = random(n, 1, *s), (random(n, *s, seed=1) > 0).long()
-        self.roi = regions.box(s, start={2: 4, 3: 1}[d], size=3)
-        if kind == "interactive":
-            self.model: nn.Module = Interactive(d)
-            self.second, self.others = (random(n, 2, *s, seed=2) > 1).float(), 0.75
-            self.donors = 2 * random(2, 1, *s, seed=4), (random(2, 2, *s, seed=5) > 0.5).float()
-        else:
-            self.model = FewShot(d)
-            self.second, self.others = random(n, 3, *s, seed=2), (random(n, 3, *s, seed=3) > 0.3).float()
-            self.donors = 2 * random(2, 1, *s, seed=4), 2 * random(2, 3, *s, seed=5)
-        self.inputs = self.image, self.second
-        self.banks = tuple(PatchBank(donors, placement="aligned") for donors in self.donors)
-        blocks = regions.grid(s, 4)[None, None]
-        count = int(blocks.max()) + 1
-        # The second input's channels are units of their own: the sign of a click, one of the support images.
-        channels = torch.arange(self.second.shape[1]).view(1, -1, *(1,) * d)
-        self.masks = blocks, count + blocks + count * channels
-        # The region of interest is a place in the query; what lies at the same place of a support image is another matter.
-        self.options = {
-            "feature_mask": self.masks,
-            "target": 1,
-            "additional_forward_args": self.others,
-            "exclude": "roi" if kind == "interactive" else ("roi", None),
-        }
-        self.with_roi = self.masks if kind == "interactive" else self.masks[:1]
-
-    def target(self, metric: str = "soft_dice") -> SegmentationTarget:
-        return SegmentationTarget(self.model, self.roi, self.labels, metric=metric)
-
-    def score(self, *inputs: Tensor, example: int = 0, model: Callable[..., Tensor] | None = None) -> Tensor:
-        """Soft Dice of both classes ``(2,)`` for the inputs of one example ``(1, C, ...)``."""
-        others = self.others[example : example + 1] if isinstance(self.others, Tensor) else self.others
-        p = (self.model if model is None else model)(*inputs, others).softmax(1)[0]
-        r = torch.stack([self.labels[example] == 0, self.labels[example] == 1]).float()
-        p, r = p[:, self.roi], r[:, self.roi]
-        return 2 * (p * r).sum(-1) / (p.sum(-1) + r.sum(-1))
-
-    @torch.no_grad()
-    def effect_of(self, unit: int, example: int = 0) -> Tensor:
-        """Its effect on both classes: all it holds comes from the first donor, then from the second, of every input."""
-        mine = [x[example : example + 1] for x in self.inputs]
-        scores = []
-        for first in range(2):
-            for second in range(2):
-                donors = self.donors[0][first : first + 1], self.donors[1][second : second + 1]
-                scores.append(
-                    self.score(
-                        *(torch.where(mask == unit, b, x) for mask, b, x in zip(self.masks, donors, mine)), example=example
-                    )
-                )
-        return self.score(*mine, example=example) - torch.stack(scores).mean(0)
-
-    def explained(self, **options):
-        face = AverageTreatmentEffect(self.target())
-        return face.attribute(self.inputs, self.banks, **{**self.options, **ALL_OF_THEM, **options})
-
-
-@pytest.fixture(params=["interactive", "few-shot"])
-def kind(request) -> str:
-    return request.param
-
-
-# --- The input face --------------------------------------------------------------------------------------------------
 
 
 @both_dimensions
@@ -250,73 +135,6 @@ def test_clicks_may_be_coordinates():
     assert statistics.effect.shape == (1, 4 + 2)
 
 
-# --- What is excluded in which input ---------------------------------------------------------------------------------
-
-# Blocks of 2 are numbered row by row, those of the second input after the first's: 16 and 16 in 2D, 8 and 8 in 3D.
-GRID = {2: (8, 8), 3: (4, 4, 4)}
-ROI = {2: regions.box((8, 8), (2, 2), (3, 2)), 3: regions.box((4, 4, 4), (0, 2, 2), (1, 2, 2))}
-CORNER = {2: regions.box((8, 8), (0, 7), 1), 3: regions.box((4, 4, 4), (3, 3, 0), 1)}
-
-
-def sum_of_both(image: Tensor, other: Tensor) -> Tensor:
-    """Logits in which every pixel of both inputs counts for every pixel of the output."""
-    means = image.flatten(1).mean(1) + other.flatten(1).mean(1)
-    return image[:, :1] + means.view(-1, *(1,) * (image.ndim - 1))
-
-
-def toy(d: int, n: int = 1, roi: Tensor | None = None) -> SegmentationTarget:
-    labels = random(n, *GRID[d], seed=1) > 0
-    return SegmentationTarget(sum_of_both, ROI[d] if roi is None else roi, labels, "soft_dice")
-
-
-def toy_inputs(d: int, n: int = 1) -> tuple[Tensor, Tensor]:
-    return random(n, 1, *GRID[d]), random(n, 2, *GRID[d], seed=2)
-
-
-def excluded_ids(statistics, example: int = 0) -> list[list[int]]:
-    """Per output, the units that were left alone."""
-    status = statistics.status[example].reshape(len(statistics.unit_ids), -1)
-    return [statistics.unit_ids[one == Status.EXCLUDED].tolist() for one in status.unbind(1)]
-
-
-def statistics_of(face: AverageTreatmentEffect, inputs, exclude, **options):
-    options = {"block_size": 2, "n_draws": 1, "return_statistics": True} | options
-    return face.attribute(inputs, 0.0, exclude=exclude, **options)[1]
-
-
-def asked(exclude, d: int):
-    """The mask of the corner for its name."""
-    if isinstance(exclude, tuple):
-        return tuple(asked(one, d) for one in exclude)
-    return CORNER[d] if exclude == "corner" else exclude
-
-
-@both_dimensions
-@pytest.mark.parametrize(
-    ("exclude", "in_2d", "in_3d"),
-    [
-        ("roi", [5, 9, 21, 25], [3, 11]),
-        (("roi", "roi"), [5, 9, 21, 25], [3, 11]),
-        (("roi", None), [5, 9], [3]),
-        ((None, "roi"), [21, 25], [11]),
-        (None, [], []),
-        ((None, None), [], []),
-        ("corner", [3, 19], [6, 14]),
-        (("corner", None), [3], [6]),
-        ((None, "corner"), [19], [14]),
-        (("roi", "corner"), [5, 9, 19], [3, 14]),
-        (("corner", "roi"), [3, 21, 25], [6, 11]),
-    ],
-    ids=str,
-)
-def test_units_are_excluded_where_it_was_asked_for(exclude, in_2d, in_3d, d):
-    found = statistics_of(AverageTreatmentEffect(toy(d)), toy_inputs(d), asked(exclude, d))
-    assert len(found.unit_ids) == {2: 32, 3: 16}[d]
-    assert excluded_ids(found) == [in_2d if d == 2 else in_3d]
-    assert found.effect[found.status == Status.EXCLUDED].isnan().all()
-    assert found.effect[found.status != Status.EXCLUDED].isfinite().all()
-
-
 @both_dimensions
 def test_masks_may_be_arrays(d):
     mask = CORNER[d].numpy()
@@ -325,53 +143,6 @@ def test_masks_may_be_arrays(d):
         as_tensors = tuple(CORNER[d] if one is mask else one for one in exclude) if isinstance(exclude, tuple) else CORNER[d]
         expected = excluded_ids(statistics_of(face, toy_inputs(d), as_tensors))
         assert excluded_ids(statistics_of(face, toy_inputs(d), exclude)) == expected
-
-
-@both_dimensions
-def test_what_only_the_query_excludes_is_explained_in_the_support_images(d):
-    """Excluded units carry 0; the same place of the other input carries its effect, whichever face explains it."""
-    inputs, there = toy_inputs(d), {2: ([5, 9], [21, 25]), 3: ([3], [11])}[d]
-    blocks = regions.grid(GRID[d], 2)
-    for face, options in (
-        (AverageTreatmentEffect(toy(d)), {"n_draws": 1}),
-        (GradientTreatmentEffect(toy(d)), {}),
-        (GradientTreatmentEffect(toy(d)), {"n_steps": 3}),
-    ):
-        one, other = face.attribute(inputs, 0.0, block_size=2, exclude=("roi", None), **options)
-        place = torch.isin(blocks, torch.tensor(there[0]))
-        assert (one[0, :, place] == 0).all()
-        assert (one[0, :, ~place] != 0).all()
-        assert (other[0, :, place] != 0).all()
-        both = face.attribute(inputs, 0.0, block_size=2, exclude="roi", **options)
-        assert (both[1][0, :, place] == 0).all()
-
-
-@both_dimensions
-def test_units_are_excluded_for_the_roi_that_they_touch_alone(d):
-    two = torch.stack([ROI[d], CORNER[d]])
-    statistics = statistics_of(AverageTreatmentEffect(toy(d, roi=two)), toy_inputs(d), ("roi", None), target=0)
-    assert excluded_ids(statistics) == {2: [[5, 9], [3]], 3: [[3], [6]]}[d]
-    statistics = statistics_of(AverageTreatmentEffect(toy(d, roi=two)), toy_inputs(d), (CORNER[d], "roi"), target=0)
-    assert excluded_ids(statistics) == {2: [[3, 21, 25], [3, 19]], 3: [[6, 11], [6, 14]]}[d]
-
-
-@both_dimensions
-def test_every_example_excludes_its_own_roi(d):
-    of_each = torch.stack([ROI[d], CORNER[d]])[:, None]
-    statistics = statistics_of(AverageTreatmentEffect(toy(d, 2, of_each)), toy_inputs(d, 2), ("roi", None))
-    assert [excluded_ids(statistics, n) for n in range(2)] == {2: [[[5, 9]], [[3]]], 3: [[[3]], [[6]]]}[d]
-
-
-@both_dimensions
-def test_a_unit_across_inputs_is_excluded_if_it_is_in_one_of_them(d):
-    blocks = regions.grid(GRID[d], 2)[None, None]
-    options = {"feature_mask": (blocks, blocks), "block_size": None}
-    face = AverageTreatmentEffect(toy(d))
-    for exclude in (("roi", None), (None, "roi")):
-        statistics = statistics_of(face, toy_inputs(d), exclude, **options)
-        assert excluded_ids(statistics) == [{2: [5, 9], 3: [3]}[d]]
-    expected = {2: [3, 5, 9], 3: [3, 6]}[d]
-    assert excluded_ids(statistics_of(face, toy_inputs(d), ("roi", CORNER[d]), **options)) == [expected]
 
 
 def test_masks_are_those_of_each_inputs_own_shape():
@@ -396,119 +167,6 @@ def test_a_tuple_of_one():
     for inputs in (random(1, 1, 8, 8), (random(1, 1, 8, 8),)):
         for exclude in ("roi", ("roi",)):
             assert excluded_ids(statistics_of(AverageTreatmentEffect(target), inputs, exclude)) == [[5, 9]]
-
-
-@both_dimensions
-@pytest.mark.parametrize("source", ["same image", "bank"])
-@pytest.mark.parametrize(
-    ("exclude", "avoided"),
-    [
-        ("roi", (True, True)),
-        (("roi", "roi"), (True, True)),
-        (("roi", None), (True, False)),
-        ((None, "roi"), (True, True)),
-        (None, (True, False)),
-        ((None, None), (True, False)),
-        ("corner", (True, False)),
-        (("roi", "corner"), (True, False)),
-    ],
-    ids=str,
-)
-def test_donors_avoid_the_roi_where_it_lies(d, source, exclude, avoided):
-    """In the segmented image always, in another input if the RoI is excluded there for being the RoI."""
-    inputs = toy_inputs(d)
-    n_blocks = {2: 16, 3: 8}[d]
-    places = set(itertools.product(*(range(length - 1) for length in GRID[d])))
-    boxes = {corner: tuple(slice(start, start + 2) for start in corner) for corner in places}
-    touching = {corner for corner in places if bool(ROI[d][boxes[corner]].any())}
-    # Of the last block, in the far corner.
-    own = {corner for corner in places if all(start >= length - 3 for start, length in zip(corner, GRID[d]))}
-    assert touching
-    assert touching - own
-    planned = AverageTreatmentEffect(toy(d)).plan(
-        *(inputs, None if source == "same image" else tuple(PatchBank(one) for one in inputs)),
-        block_size=2,
-        exclude=asked(exclude, d),
-        n_draws=1000,
-        n_screening_draws=0,
-        sampling="uniform",
-        support=None,
-    )
-    for slot in range(2):
-        last = (slot + 1) * n_blocks - 1
-        found = {corner for one in planned if one.unit == last for _, _, corner in one.donors}
-        expected = places - (touching if avoided[slot] else set()) - (own if source == "same image" else set())
-        assert found == expected
-
-
-@both_dimensions
-def test_exclusion_per_input_in_a_batch_is_that_of_its_examples(d):
-    case = Case("few-shot", d, 2)
-    mask = regions.box(SPATIAL[d], 0, 2)
-    together = case.explained(exclude=("roi", mask))[1]
-    for example in range(2):
-        alone = Case("few-shot", d, 2)
-        alone.inputs = tuple(x[example : example + 1] for x in case.inputs)
-        alone.labels = case.labels[example : example + 1]
-        found = alone.explained(exclude=("roi", mask), additional_forward_args=case.others[example : example + 1])[1]
-        assert torch.equal(found.status[0], together.status[example])
-        torch.testing.assert_close(found.effect[0], together.effect[example], atol=1e-6, rtol=0, equal_nan=True)
-    again = case.explained(exclude=("roi", mask))[1]
-    assert torch.equal(again.effect.nan_to_num(), together.effect.nan_to_num())
-
-
-@pytest.mark.parametrize(
-    ("exclude", "error", "match"),
-    [
-        (("roi",), ValueError, r"^exclude: expected one per input \(2\), got 1$"),
-        ((), ValueError, r"^exclude: expected one per input \(2\), got 0$"),
-        (("roi", None, None), ValueError, r"^exclude: expected one per input \(2\), got 3$"),
-        (("roi", "clicks"), ValueError, r"^exclude\[1\]: expected \"roi\", a boolean mask or None, got 'clicks'$"),
-        ((True, None), TypeError, r'^exclude\[0\]: expected "roi", a boolean mask or None, got bool$'),
-        (("roi", [[True]]), TypeError, r'^exclude\[1\]: expected "roi", a boolean mask or None, got list$'),
-        (["roi", None], TypeError, '^exclude: expected "roi", a boolean mask or None, got list$'),
-        ((None, ("roi",)), TypeError, r'^exclude\[1\]: expected "roi", a boolean mask or None, got tuple$'),
-        (
-            ("roi", torch.ones(8, 8) > 0),
-            ValueError,
-            r"^exclude\[1\]: expected a boolean mask of spatial shape \(4, 6\), got torch.bool \(8, 8\)$",
-        ),
-        (
-            (torch.ones(8, 8), None),
-            ValueError,
-            r"^exclude\[0\]: expected a boolean mask of spatial shape \(8, 8\), got torch.float32 \(8, 8\)$",
-        ),
-        (
-            (None, torch.ones(1, 4, 6).numpy() > 0),
-            ValueError,
-            r"^exclude\[1\]: expected a boolean mask of spatial shape \(4, 6\), got bool \(1, 4, 6\)$",
-        ),
-        (
-            (None, torch.ones(4, 6).numpy()),
-            ValueError,
-            r"^exclude\[1\]: expected a boolean mask of spatial shape \(4, 6\), got float32 \(4, 6\)$",
-        ),
-        (
-            ("roi", "roi"),
-            ValueError,
-            r"^exclude\[1\]: expected a boolean mask or None, the RoI of spatial shape \(8, 8\) has no place in an input of "
-            r'spatial shape \(4, 6\), got "roi"$',
-        ),
-        (
-            (torch.ones(8, 8) > 0, torch.ones(4, 6) > 0),
-            ValueError,
-            "^exclude: every unit of example 0 is excluded; choose smaller units",
-        ),
-    ],
-)
-@pytest.mark.parametrize("face", [AverageTreatmentEffect, GradientTreatmentEffect])
-def test_an_exclusion_that_does_not_fit_is_named(face, exclude, error, match):
-    inputs = random(1, 1, 8, 8), random(1, 2, 4, 6, seed=2)
-    with pytest.raises(error, match=match):
-        face(toy(2)).attribute(inputs, 0.0, block_size=2, exclude=exclude)
-
-
-# --- Extra inputs are left alone -------------------------------------------------------------------------------------
 
 
 @both_dimensions
@@ -547,9 +205,6 @@ def test_masks_among_the_arguments_come_after_the_models_own(kind, d):
         **{**case.options, **ALL_OF_THEM, "additional_forward_args": (case.others, rois, case.labels)},
     )[1]
     torch.testing.assert_close(found.effect, expected.effect, atol=1e-6, rtol=0, equal_nan=True)
-
-
-# --- The other faces -------------------------------------------------------------------------------------------------
 
 
 def by_hook(layer: nn.Module, change: Callable[[Tensor], Tensor], run: Callable[[], Tensor]) -> Tensor:
@@ -656,9 +311,6 @@ def test_gradients_of_a_layer(kind, d):
         torch.testing.assert_close(found[example].flatten(1).mean(1), expected, atol=1e-6, rtol=1e-4)
 
 
-# --- Comparing and refuting ------------------------------------------------------------------------------------------
-
-
 def many(donors: Sequence[Tensor]) -> tuple[PatchBank, ...]:
     """Enough donors to be split among methods and scores."""
     return tuple(PatchBank(torch.cat([one, -one, one.flip(-1), 0.5 * one]), placement="aligned") for one in donors)
@@ -720,9 +372,6 @@ def test_a_layers_estimate_is_refuted_with_pairs_of_donors():
     )
     assert report["placebo"].verdict == "pass"
     assert "fail" not in [one.verdict for one in report.refutations]
-
-
-# --- What does not fit -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The backpropagated effect: against interventions, autograd by hand and Captum; and exact means of donors."""
+"""The backpropagated effect: against interventions, autograd by hand and Captum."""
 
 import copy
 import math
@@ -6,159 +6,19 @@ import math
 import captum.attr
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from gradient_cases import Curved, case
 from torch import Tensor, nn
 
 from captum_causalseg import (
     ActivationBank,
     AverageTreatmentEffect,
-    Blur,
-    Constant,
     GradientTreatmentEffect,
-    LayerAverageTreatmentEffect,
     LayerGradientTreatmentEffect,
     PatchBank,
-    SameImage,
     SegmentationTarget,
     regions,
 )
 from captum_causalseg._state import undisturbed
-from captum_causalseg.donors import BoundDonors
-
-CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-SPATIAL = {1: (11,), 2: (9, 12), 3: (6, 7, 5)}
-
-
-class Lazy:
-    """Images that are counted as they are read."""
-
-    def __init__(self, images) -> None:
-        self.images, self.reads = images, 0
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        self.reads += 1
-        return self.images[index]
-
-
-def box(start, size):
-    return tuple(slice(a, a + b) for a, b in zip(start, size))
-
-
-def assert_mean_is_literal(bound: BoundDonors, example: int, unit) -> None:
-    literal = torch.stack([bound.read(example, unit, k).double() for k in range(bound.population(example, unit))]).mean(0)
-    found = bound.mean(example, unit)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, literal, atol=1e-11, rtol=0)
-
-
-# Exact means
-
-
-@given(st.data())
-def test_means_over_a_bank_are_those_of_all_its_donors(data):
-    d = data.draw(st.integers(1, 3), "axes")
-    channels = data.draw(st.integers(1, 2), "channels")
-    highest = {1: 14, 2: 9, 3: 6}[d]
-    sizes = st.tuples(*[st.integers(4, highest)] * d)
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), "seed"))
-    images = [torch.randn(channels, *data.draw(sizes), generator=generator) for _ in range(data.draw(st.integers(1, 3)))]
-    explained = images[0][None]
-    roi = torch.rand(1, *explained.shape[2:], generator=generator) > data.draw(st.sampled_from([0.0, 0.8, 0.97]))
-    lazy = data.draw(st.booleans(), "lazy")
-    bound = PatchBank(Lazy(images) if lazy else images, cache_images=1).bind(explained, roi)
-    for _ in range(3):  # small boxes before large ones and the other way round
-        size = data.draw(st.tuples(*[st.integers(1, 4)] * d), "size")
-        unit = box([0] * d, size)
-        if bound.population(0, unit):
-            assert_mean_is_literal(bound, 0, unit)
-
-
-@pytest.mark.parametrize("d", [1, 2, 3])
-def test_means_over_aligned_donors_leave_out_the_explained_images_roi(d):
-    images = torch.randn(4, 2, *SPATIAL[d])
-    roi = regions.box(SPATIAL[d], start=2, size=2)
-    bound = PatchBank(images, placement="aligned").bind(images[[1, 2]], roi[None])
-    for example in range(2):
-        for start in ((0,) * d, (2,) * d):
-            assert_mean_is_literal(bound, example, box(start, (2, 3, 2)[:d]))
-    assert bound.population(0, box((2,) * d, (2, 3, 2)[:d])) == 3
-
-
-@pytest.mark.parametrize("d", [1, 2, 3])
-@pytest.mark.parametrize("masks", ["none", "shared", "per example"])
-def test_means_over_the_same_image_leave_out_the_unit_and_the_roi(d, masks):
-    images = torch.randn(2, 2, *SPATIAL[d])
-    rois = torch.stack([regions.box(SPATIAL[d], start=start, size=1) for start in (1, 3)])
-    bound = SameImage().bind(images, {"none": None, "shared": rois[:1], "per example": rois}[masks])
-    for example in range(2):
-        for start, size in (((4, 5, 2), (2, 3, 2)), ((0, 0, 0), (3, 2, 1)), ((0, 9, 3), (2, 3, 2))):
-            assert_mean_is_literal(bound, example, box(start[:d], size[:d]))
-
-
-def test_means_of_single_donors_are_the_donors():
-    images = torch.rand(2, 3, 8, 8)
-    unit = box((2, 3), (4, 4))
-    assert float(Constant(0.25).bind(images).mean(1, unit)) == 0.25
-    blurred = Blur(2.0).bind(images)
-    assert torch.equal(blurred.mean(1, unit), blurred.read(1, unit, 0).double())
-
-
-def test_a_bank_is_read_once_for_all_images_and_units():
-    images = Lazy(torch.rand(5, 1, 16, 16))
-    bank = PatchBank(images, cache_images=1)
-    bank.bind(torch.rand(1, 1, 16, 16))
-    before = images.reads
-    for _ in range(3):
-        bound = bank.bind(torch.rand(1, 1, 16, 16))
-        for start in ((0, 0), (8, 0), (8, 8)):
-            bound.mean(0, box(start, (8, 8)))
-            bound.mean(0, box(start, (5, 8)))
-    # Binding looks at the first image; every other read would be of all five.
-    assert images.reads - before <= 5 + 3
-
-
-def test_sources_of_ones_own_have_a_mean_too():
-    class Numbered(BoundDonors):
-        def population(self, example, box):
-            return 3
-
-        def locate(self, example, box, number):
-            return number, ()
-
-        def read(self, example, box, number):
-            return torch.full((1, 2, 2), float(number**2))
-
-    assert torch.equal(Numbered().mean(0, box((0, 0), (2, 2))), torch.full((1, 2, 2), 5 / 3, dtype=torch.float64))
-
-
-# Effects
-
-
-class Linear(nn.Module):
-    """Convolutions and nothing else: linear from the image to the logits."""
-
-    def __init__(self, d: int, channels: int = 1) -> None:
-        super().__init__()
-        self.first, self.second = CONV[d](channels, 4, 3, padding=1), CONV[d](4, 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
-
-
-class Curved(Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.sin(3 * self.first(x)))
-
-
-def case(d: int = 2, kind: type[Linear] = Linear, n: int = 2):
-    spatial = {2: (12, 10), 3: (7, 7, 8)}[d]
-    images, labels = torch.rand(n, 1, *spatial), torch.randint(0, 3, (n, *spatial))
-    return kind(d).eval(), images, labels, regions.box(spatial, start=4, size=3)
-
 
 SOURCES = {
     "anywhere": lambda spatial: PatchBank(torch.rand(3, 1, *(length - 1 for length in spatial))),
@@ -185,29 +45,6 @@ def test_where_the_score_is_linear_the_effect_is_that_of_interventions(d, source
     assert float(truth.abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("kind", ["channel", "block", "channel_block", "layer"])
-@pytest.mark.parametrize("d", [2, 3])
-def test_where_the_score_is_linear_in_a_layer_the_effect_is_that_of_interventions(d, kind):
-    model, images, labels, roi = case(d)
-    target = SegmentationTarget(model, roi=roi, reference=labels, metric="logit_mean")
-    bank = ActivationBank(torch.rand(6, *images.shape[1:]))
-    arguments = {
-        "layer_baselines": bank,
-        "units": kind,
-        "block_size": 4 if "block" in kind else None,
-        "target": [(2,), (0,)],
-    }
-    truth = LayerAverageTreatmentEffect(target, model.first).attribute(images, **arguments, n_draws=6, n_screening_draws=0)
-    face = LayerGradientTreatmentEffect(target, model.first)
-    for n_steps in (1, 2):
-        torch.testing.assert_close(face.attribute(images, **arguments, n_steps=n_steps), truth, atol=1e-6, rtol=0)
-    at_input = {"attribute_to_layer_input": True} | arguments
-    before = LayerAverageTreatmentEffect(target, model.second).attribute(images, **at_input, n_draws=6, n_screening_draws=0)
-    found = LayerGradientTreatmentEffect(target, model.second).attribute(images, **at_input)
-    torch.testing.assert_close(found, before, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found, truth, atol=1e-6, rtol=0)
-
-
 def test_one_step_is_the_gradient_at_the_image_times_the_distance_to_the_mean_donor():
     model, images, labels, roi = case(2, Curved)
     target = SegmentationTarget(model, roi=roi, reference=labels)
@@ -226,21 +63,6 @@ def test_one_step_is_the_gradient_at_the_image_times_the_distance_to_the_mean_do
     assert bool(touching.any())
     assert bool((kept[:, 0][:, touching] == 0).all())
     assert torch.equal(kept[:, 0][:, ~touching], attr[:, 0][:, ~touching])
-
-
-def test_one_step_on_a_layer_is_the_gradient_at_the_activation():
-    model, images, labels, roi = case(2, Curved)
-    target = SegmentationTarget(model, roi=roi, reference=labels)
-    donors = torch.rand(4, 1, 12, 10)
-    attr = LayerGradientTreatmentEffect(target, model.first).attribute(images, layer_baselines=donors, target=1)
-    seen = []
-    handle = model.first.register_forward_hook(lambda m, a, out: seen.append(out))
-    score = target.surrogate()(images)[:, 1].sum()
-    handle.remove()
-    (gradient,) = torch.autograd.grad(score, seen)
-    with torch.no_grad():
-        truth = (gradient * (seen[0] - model.first(donors).mean(0))).sum((2, 3), keepdim=True).expand(2, 4, 12, 10)
-    torch.testing.assert_close(attr, truth, atol=1e-6, rtol=1e-5)
 
 
 def test_single_elements_against_zero_are_captums_input_times_gradient():
@@ -276,53 +98,6 @@ def test_many_steps_are_integrated_gradients_and_complete():
     )
     for i, unit in enumerate(units):
         torch.testing.assert_close(effects[:, i], integrated[:, 0][:, grid == unit].sum(1).float(), atol=1e-5, rtol=0)
-
-
-def test_a_layer_that_is_the_identity_at_the_input_has_the_inputs_effects():
-    inner, images, labels, roi = case(2, Curved)
-    model = nn.Sequential(nn.Identity(), inner)
-    target = SegmentationTarget(model, roi=roi, reference=labels)
-    donors = torch.rand(5, 1, 12, 10)
-    for n_steps in (1, 4):
-        at_input = GradientTreatmentEffect(target).attribute(
-            images, baselines=donors, target=1, block_size=4, exclude=None, n_steps=n_steps
-        )
-        at_layer = LayerGradientTreatmentEffect(target, model[0]).attribute(
-            images, layer_baselines=donors, target=1, units="block", block_size=4, n_steps=n_steps
-        )
-        torch.testing.assert_close(at_layer, at_input, atol=1e-7, rtol=1e-5)
-
-
-@pytest.mark.parametrize("in_place", [False, True])
-def test_models_that_work_in_place_have_the_same_effects(in_place):
-    """The recorded activations are those that the layer returned, not what the next module made of them."""
-    torch.manual_seed(3)
-    model = nn.Sequential(
-        nn.LeakyReLU(0.3, in_place), nn.Conv2d(1, 4, 3, padding=1), nn.LeakyReLU(0.3, in_place), nn.Conv2d(4, 2, 3)
-    )
-    images, donors = torch.randn(2, 1, 8, 8), torch.randn(5, 1, 8, 8)
-    before = images.clone(), donors.clone()
-
-    def score(x: Tensor) -> Tensor:
-        return model(x).sin().mean((2, 3))
-
-    attr = GradientTreatmentEffect(score).attribute(images, baselines=donors, target=1, block_size=4)
-    layer = LayerGradientTreatmentEffect(score, model[1]).attribute(images, layer_baselines=donors, target=1)
-    assert torch.equal(images, before[0])
-    assert torch.equal(donors, before[1])
-    leaf = images.clone().requires_grad_()
-    middle = model[1](nn.functional.leaky_relu(leaf, 0.3))
-    out = model[3](nn.functional.leaky_relu(middle, 0.3)).sin().mean((2, 3))[:, 1].sum()
-    at_leaf, at_middle = torch.autograd.grad(out, [leaf, middle])
-    product = (at_leaf * (images - donors.mean(0)))[:, :, :4, :4].sum((1, 2, 3))
-    torch.testing.assert_close(attr[:, 0, 0, 0], product)
-    with torch.no_grad():
-        mean = model[1](nn.functional.leaky_relu(donors, 0.3)).mean(0)
-        torch.testing.assert_close(layer[:, :, 0, 0], (at_middle * (middle - mean)).sum((2, 3)))
-        moved = LayerAverageTreatmentEffect(score, model[1]).attribute(
-            images, layer_baselines=donors, target=1, units="layer", n_draws=5, n_screening_draws=0
-        )
-        torch.testing.assert_close(moved[:, 0, 0, 0], (score(images)[:, 1] - score(donors)[:, 1].mean()), atol=1e-6, rtol=0)
 
 
 def test_tuples_of_inputs_and_units_across_them():
@@ -436,44 +211,6 @@ def test_results_have_the_inputs_type(dtype):
     assert layer.dtype == dtype
 
 
-def test_tuple_activations_give_tuples():
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, str, Tensor]:
-            return 2 * x, "kept", x[:, :, :3] ** 2
-
-    class Uses(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pair = Pair()
-
-        def forward(self, x: Tensor) -> Tensor:
-            first, _, second = self.pair(x)
-            return first.sum((1, 2, 3)) - 3 * second.sum((1, 2, 3))
-
-    model, images, donors = Uses(), torch.rand(2, 1, 6, 5), torch.rand(4, 1, 6, 5)
-    face = LayerGradientTreatmentEffect(model, model.pair)
-    first, second = face.attribute(images, layer_baselines=donors)
-    torch.testing.assert_close(first[:, 0, 0, 0], 2 * (images - donors.mean(0)).sum((1, 2, 3)))
-    squares = (images**2 - (donors**2).mean(0))[:, :, :3].sum((1, 2, 3))
-    torch.testing.assert_close(second[:, 0, 0, 0], -3 * squares)
-    whole = face.attribute(images, layer_baselines=donors, units="layer")
-    with torch.no_grad():
-        truth = model(images) - model(donors).mean()
-    torch.testing.assert_close(whole[0][:, 0, 0, 0], truth)
-
-
-def test_a_bank_recorded_for_interventions_serves_the_gradient():
-    model, images, labels, roi = case(2, Curved)
-    target = SegmentationTarget(model, roi=roi, reference=labels)
-    bank = ActivationBank(torch.rand(6, 1, 12, 10), batch_size=6)
-    LayerAverageTreatmentEffect(target, model.first).attribute(images, layer_baselines=bank, target=1, n_draws=1)
-    seen = []
-    model.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
-    LayerGradientTreatmentEffect(target, model.first).attribute(images, layer_baselines=bank, target=1, n_steps=3)
-    # Before the gradients: recorded once, answered twice alone, and compared alone and beside each other.
-    assert seen == [2] + [1, 1] + [1, 2] + [2] * (1 + 3)
-
-
 def test_captums_noise_tunnel_runs_on_it():
     model, images, labels, roi = case(2, Curved)
     target = SegmentationTarget(model, roi=roi, reference=labels[0])
@@ -550,21 +287,3 @@ def test_units_without_a_donor_are_refused():
     target = SegmentationTarget(model, roi=roi, reference=labels)
     with pytest.raises(ValueError, match="baselines: no donor is left for unit 0"):
         GradientTreatmentEffect(target).attribute(images, baselines=PatchBank(images), target=1, block_size=4, exclude=None)
-
-
-def test_layers_without_one_activation_are_refused():
-    class Twice(Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(self.first(self.first(x)[:, :1]))
-
-    _, images, labels, roi = case()
-    model = Twice(2).eval()
-    target = SegmentationTarget(model, roi=roi, reference=labels)
-    with pytest.raises(ValueError, match="layer: Conv2d is called 2 times in one forward pass"):
-        LayerGradientTreatmentEffect(target, model.first).attribute(images, target=1)
-    with pytest.raises(TypeError, match=r"layer: expected a torch\.nn\.Module, got str"):
-        LayerGradientTreatmentEffect(target, "first")
-    with pytest.raises(ValueError, match="n_steps: expected at least 1"):
-        LayerGradientTreatmentEffect(target, model.second).attribute(images, target=1, n_steps=0)
-    hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert not hooks
