@@ -15,6 +15,7 @@ from captum_causalseg.interventions.evaluator import checked_scores, chosen_outp
 from captum_causalseg.interventions.layer import as_they_lie
 from captum_causalseg.interventions.repeatability import refuse_unrepeatable
 from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
+from captum_causalseg.statistics.unit_places import UnitPlaces
 from captum_causalseg.target.gradient import has_gradient
 
 __all__ = ["backpropagate"]
@@ -54,18 +55,12 @@ def backpropagate(options: Options, n_steps: int) -> Any:
                 ]
                 found = _gradients(checked_scores(problem.scores(leaves), n, shape), index, leaves)
                 gradients = [total + gradient / n_steps for total, gradient in zip(gradients, found)]
-    effects = np.zeros((n, len(problem.units)))
-    labels = [np.searchsorted(problem.units.ids, mask.numpy()) for mask in problem.units.masks]
-    for slot, value in enumerate(values):
-        products = (gradients[slot] * (value - means[slot])).numpy()
-        for example in range(n):
-            units = _labels_of(labels[slot], example, products.shape[1:])
-            effects[example] += np.bincount(units.ravel(), products[example].ravel(), minlength=effects.shape[1])
-    effects = np.where(used, effects, 0.0)
+    places = UnitPlaces(torch.from_numpy(problem.units.ids), problem.units.masks)
+    products = [gradient * (value - mean) for gradient, value, mean in zip(gradients, values, means)]
+    sums = sum(places.sums(slot, product, product.shape) for slot, product in enumerate(products))
+    effects = torch.from_numpy(np.where(used, sums, 0.0))
     painted = [
-        torch.stack([torch.from_numpy(effects[e][_labels_of(labels[slot], e, tensor.shape[1:])]) for e in range(n)]).to(
-            device=tensor.device, dtype=tensor.dtype
-        )
+        places.painted(slot, effects).to(device=tensor.device, dtype=tensor.dtype).expand(tensor.shape).contiguous()
         for slot, tensor in enumerate(problem.tensors)
     ]
     painted = as_they_lie(painted, problem.layouts)
@@ -104,8 +99,3 @@ def _gradients(scores: Tensor, index: Tensor, leaves: Sequence[Tensor]) -> list[
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         raise ValueError("forward_func: the gradient of its score holds NaN or infinite values")
     return gradients
-
-
-def _labels_of(labels: np.ndarray, example: int, shape: Sequence[int]) -> np.ndarray:
-    """The units' positions in one example, for every element of it."""
-    return np.broadcast_to(labels[example if len(labels) > 1 else 0], tuple(shape))

@@ -14,6 +14,7 @@ from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.interventions.units import gather, paste
+from captum_causalseg.statistics.unit_places import UnitPlaces
 
 __all__ = ["Attributions", "Replacements"]
 
@@ -57,8 +58,7 @@ class Replacements:
         self.batch_size = perturbations_per_eval * self.n_examples
         self.seed, self.n_forwards = seed, 0
         self.unit_ids: np.ndarray = problem.units.ids
-        ids = torch.from_numpy(problem.units.ids)
-        self._labels = [torch.searchsorted(ids, mask.contiguous()) for mask in problem.units.masks]
+        self._places = UnitPlaces(torch.from_numpy(problem.units.ids), problem.units.masks)
         everyone = np.arange(self.n_examples)
         with undisturbed(self.forward_func):
             found = self.forward_func(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
@@ -99,16 +99,15 @@ class Replacements:
             values = values.detach().cpu().double()
             if not bool(values.isfinite().all()):
                 raise ValueError("attributions: they hold NaN or infinite values")
-            total += self._sums(slot, values)
+            total += self._places.sums(slot, values, tensor.shape)
         means: np.ndarray = total / self.unit_sizes()
         return means
 
     def unit_sizes(self) -> np.ndarray:
         """``(N, U)``: how many elements of the inputs each unit holds, at least 1."""
-        ones = (
-            torch.ones((1, 1, *(1,) * (t.ndim - 2)), dtype=torch.float64, device="cpu").expand(t.shape) for t in self.tensors
-        )
-        sizes: np.ndarray = np.maximum(sum(self._sums(slot, one) for slot, one in enumerate(ones)), 1)
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        held = [self._places.sums(slot, one.view((1,) * t.ndim), t.shape) for slot, t in enumerate(self.tensors)]
+        sizes: np.ndarray = np.maximum(sum(held), 1)
         return sizes
 
     def painted(self, values: np.ndarray, examples: np.ndarray) -> list[Tensor]:
@@ -150,7 +149,7 @@ class Replacements:
     def pick_class(self, scores: Tensor) -> np.ndarray:
         """The same of scores ``(N, C, 1)`` of all examples in one region that is not the target's."""
         number = np.zeros(self.n_examples, dtype=np.int64)
-        for axis, length, place in zip(self._axes, self._output_shape, self._places()):
+        for axis, length, place in zip(self._axes, self._output_shape, self._picked_places()):
             if axis != "roi":
                 number = number * length + place
         return _picked(scores, torch.from_numpy(number))
@@ -160,11 +159,11 @@ class Replacements:
         """``(N, *spatial)``, on the CPU: the region of interest of the output that is looked at; ``None`` without one."""
         if self.rois is None:
             return None
-        which = dict(zip(self._axes, self._places())).get("roi", np.zeros(self.n_examples, dtype=np.int64))
+        which = dict(zip(self._axes, self._picked_places())).get("roi", np.zeros(self.n_examples, dtype=np.int64))
         rois = self.rois.cpu().expand(self.n_examples, *self.rois.shape[1:])
         return rois[torch.arange(self.n_examples, device="cpu"), torch.from_numpy(which)]
 
-    def _places(self) -> tuple[np.ndarray, ...]:
+    def _picked_places(self) -> tuple[np.ndarray, ...]:
         """Per axis of the scores, the position ``(N,)`` of the output that is looked at."""
         return np.unravel_index(self._index.numpy(), self._output_shape) if self._output_shape else ()
 
@@ -181,21 +180,8 @@ class Replacements:
 
     def _on(self, slot: int, values: np.ndarray, examples: np.ndarray) -> Tensor:
         """``(B, C or 1, *spatial or ones)``, on the input's device: the units' values ``(B, U)`` where they lie."""
-        labels = self._labels[slot]
-        of = labels[torch.from_numpy(examples)] if len(labels) > 1 else labels
-        rows = torch.arange(len(examples), device="cpu").view(-1, *(1,) * (labels.ndim - 1))
-        return torch.from_numpy(values)[rows, of].to(self.tensors[slot].device)
-
-    def _sums(self, slot: int, values: Tensor) -> np.ndarray:
-        """``(N, U)``: sums of ``(N, C or 1, *spatial)`` over each unit's elements; one channel counts for all."""
-        tensor, labels = self.tensors[slot], self._labels[slot]
-        n_units = self.replaceable.shape[1]
-        found = np.zeros((self.n_examples, n_units))
-        for n in range(self.n_examples):
-            of = labels[n if len(labels) > 1 else 0].expand(tensor.shape[1:]).reshape(-1).numpy()
-            weights = values[n if len(values) > 1 else 0].expand(tensor.shape[1:]).reshape(-1).numpy()
-            found[n] = np.bincount(of, weights, minlength=n_units)
-        return found
+        painted = self._places.painted(slot, torch.from_numpy(values), torch.from_numpy(examples))
+        return painted.to(self.tensors[slot].device)
 
 
 def _picked(scores: Tensor, index: Tensor) -> np.ndarray:

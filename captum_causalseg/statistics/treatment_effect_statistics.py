@@ -37,6 +37,7 @@ from captum_causalseg.statistics.moments import UnitMoments
 from captum_causalseg.statistics.on_image import laid_out
 from captum_causalseg.statistics.outputs import target_index
 from captum_causalseg.statistics.status import Status, is_hypothesis
+from captum_causalseg.statistics.unit_places import UnitPlaces
 
 __all__ = ["TreatmentEffectStatistics"]
 
@@ -436,11 +437,8 @@ class TreatmentEffectStatistics:
             True
         """
         values = self.select(self._field(field).double(), target)
-        maps = []
-        for mask, shape in zip(self.feature_mask, self.input_shapes):
-            index = torch.searchsorted(self.unit_ids, mask.contiguous())
-            example = torch.arange(shape[0], device="cpu").view(-1, *(1,) * (mask.ndim - 1))
-            maps.append(values[example, index].expand(shape).contiguous())
+        places = UnitPlaces(self.unit_ids, self.feature_mask)
+        maps = [places.painted(slot, values).expand(shape).contiguous() for slot, shape in enumerate(self.input_shapes)]
         return tuple(maps) if self.inputs_are_tuple else maps[0]
 
     @checked(values=_PER_UNIT)
