@@ -13,9 +13,8 @@ from captum_causalseg.attr.problem import Call, prepare_call
 from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["INTERPOLATION", "baseline_of", "counting", "prepare_image", "scores_of_outputs"]
+__all__ = ["baseline_of", "counting", "prepare_image", "scores_of_outputs"]
 
-INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _BASELINES = number() | tensor_of("real", finite=True)
 
 
@@ -30,7 +29,7 @@ def prepare_image(
         )
     call = prepare_call(forward_func, inputs, additional_forward_args)
     image = call.inputs[0]
-    if image.ndim - 2 not in INTERPOLATION:
+    if not 1 <= image.ndim - 2 <= 3:
         raise ValueError(f"inputs: expected an image batch (N, C, *spatial) with 1 to 3 spatial axes, got {tuple(image.shape)}")
     if isinstance(inputs, tuple) and isinstance(baselines, tuple) and len(baselines) == 1:
         baselines = baselines[0]

@@ -13,10 +13,11 @@ from captum_causalseg._captum import PerturbationAttribution, TargetType, log_us
 from captum_causalseg._checks import BOOLEAN, checked, instance, integer, number, per_axis
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.problem import Call
-from captum_causalseg.baselines.call import INTERPOLATION, counting, prepare_image, scores_of_outputs
+from captum_causalseg.baselines.call import counting, prepare_image, scores_of_outputs
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.outputs import interpolated
 
 __all__ = ["MiSuRe"]
 
@@ -289,7 +290,7 @@ def _reduce(
     for step in range(n_steps + 1):
         values = cells
         if tuple(grid) != tuple(spatial):
-            values = functional.interpolate(cells, size=spatial, mode=INTERPOLATION[len(spatial)], align_corners=False)
+            values = interpolated(cells, spatial)
         mask = values * inside
         dice = question.dice(question.soft, mask, everyone)
         variation = torch.stack([mask.diff(dim=axis).abs().flatten(1).sum(1) for axis in range(2, mask.ndim)]).sum(0)

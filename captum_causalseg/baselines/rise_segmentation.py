@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import BOOLEAN, SEED, checked, integer, number, per_axis
 from captum_causalseg._state import undisturbed
-from captum_causalseg.baselines.call import INTERPOLATION, counting, prepare_image, scores_of_outputs
+from captum_causalseg.baselines.call import counting, prepare_image, scores_of_outputs
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.evaluator import checked_scores
 from captum_causalseg.interventions.units import gather
+from captum_causalseg.target.outputs import interpolated
 
 __all__ = ["RiseSegmentation"]
 
@@ -149,5 +149,5 @@ def _mask(seed: int, number: int, cells: Sequence[int], spatial: Sequence[int], 
     starts = [int(generator.integers(edge)) for edge in edges]
     values = torch.from_numpy(grid.astype(np.float64))[None, None]
     size = [(count + 1) * edge for count, edge in zip(cells, edges)]
-    mask = functional.interpolate(values, size=size, mode=INTERPOLATION[len(cells)], align_corners=False)[0, 0]
+    mask = interpolated(values, size)[0, 0]
     return mask[tuple(slice(start, start + length) for start, length in zip(starts, spatial))]

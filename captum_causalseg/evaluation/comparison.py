@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
-from captum.attr import Attribution, LayerAttribution
+from captum.attr import Attribution
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from captum_causalseg.donors.split import donor_parts
 from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names
 from captum_causalseg.evaluation.replacements import Attributions
 from captum_causalseg.target import SegmentationTarget
-from captum_causalseg.target.outputs import first_image
+from captum_causalseg.target.outputs import first_image, interpolated
 
 __all__ = ["Comparison", "compare"]
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 Method: TypeAlias = Attribution | tuple[Attribution, Mapping[str, Any]] | Callable[..., Attributions] | Attributions
 CONTROL = "random (control)"
 _OURS = (AverageTreatmentEffect, GradientTreatmentEffect, PdCR)
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -311,7 +310,7 @@ def _like_inputs(found: Any, inputs: Any) -> Attributions:
         if one.ndim == tensor.ndim and one.ndim > 2 and one.shape != tensor.shape:
             one = one.sum(1, keepdim=True)
             if one.shape[2:] != tensor.shape[2:]:
-                one = LayerAttribution.interpolate(one, tuple(tensor.shape[2:]), interpolate_mode=_MODES[tensor.ndim - 2])
+                one = interpolated(one, tensor.shape[2:])
         brought.append(one)
     return tuple(brought) if isinstance(inputs, tuple) else brought[0]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,16 @@ from captum_causalseg._checks import shown
 from captum_causalseg.target.masks import is_one_hot
 from captum_causalseg.target.queries import refuse_queries
 
-__all__ = ["HardOutput", "find_logits", "first_image", "no_batch_axis", "resized", "spatial_axes_of", "with_channels"]
+__all__ = [
+    "HardOutput",
+    "find_logits",
+    "first_image",
+    "interpolated",
+    "no_batch_axis",
+    "resized",
+    "spatial_axes_of",
+    "with_channels",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +32,6 @@ _CONVOLUTIONS = {
     3: (nn.Conv3d, nn.ConvTranspose3d),
 }
 _OUTPUT_NAMES = ("out", "logits", "pred")
-_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def find_logits(returned: Any, output: Any, image: Tensor | None = None) -> Tensor:
@@ -114,9 +122,13 @@ def resized(logits: Tensor, spatial: torch.Size, *, hard: bool) -> Tensor:
     """Logits ``(N, C, *own)`` at the image's resolution: linearly, as models of less resolution do it; labels by the nearest."""
     if logits.shape[2:] == spatial:
         return logits
-    if hard:
-        return functional.interpolate(logits, size=spatial, mode="nearest-exact")
-    return functional.interpolate(logits, size=spatial, mode=_INTERPOLATION[len(spatial)], align_corners=False)
+    return functional.interpolate(logits, size=spatial, mode="nearest-exact") if hard else interpolated(logits, spatial)
+
+
+def interpolated(values: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Values ``(N, C, *own)`` at another resolution of one to three spatial axes: linearly between the centers of pixels."""
+    mode = ("linear", "bilinear", "trilinear")[len(spatial) - 1]
+    return functional.interpolate(values, size=tuple(spatial), mode=mode, align_corners=False)
 
 
 class HardOutput:
