@@ -104,11 +104,9 @@ class Layout:
         if self.grid is not None:
             object.__setattr__(self, "grid", tuple(self.grid))
             if self.axes != "NLC":
-                raise ValueError(
-                    f'grid: it goes with axes="NLC"; of {self.axes!r} the activation has the grid as axes of its own'
-                )
+                raise ValueError(f'grid: it works only with axes="NLC"; with {self.axes!r} the grid is axes of the activation')
         if self.first and self.grid is None:
-            raise ValueError("first: it says where the grid begins, so it goes with grid")
+            raise ValueError("first: it says where the grid begins, so it needs grid")
 
     @checked(shape=_SHAPE, name=TEXT)
     def check(self, shape: Sequence[int], name: str = "layout") -> None:

@@ -145,7 +145,7 @@ def from_file(path: str | Path, like: Tensor | None = None) -> Tensor:
     values = _numpy(mask[0, 0])
     labels = np.unique(values[values != 0])
     if len(labels) == 0:
-        raise ValueError(f"path: {path} is 0 everywhere, it draws no RoI")
+        raise ValueError(f"path: {path} is 0 everywhere, so it contains no RoI")
     if len(labels) > 1:
         raise ValueError(
             f"path: {path} holds several labels, {_listed(values)}; choose one with regions.from_label(images.load_label(path), value)"
@@ -172,7 +172,7 @@ def boundary(mask: Array, width: float = 2.0) -> Tensor:
     """
     inside = _numpy(mask).astype(bool)
     if inside.all() or not inside.any():
-        raise ValueError("mask: it has no outline, it is everywhere the same")
+        raise ValueError("mask: it is the same everywhere and has no outline")
     distance = ndimage.distance_transform_edt(inside) + ndimage.distance_transform_edt(~inside)
     return torch.from_numpy(distance <= width)
 

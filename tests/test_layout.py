@@ -54,7 +54,7 @@ def test_a_kind_in_blocks_needs_a_size_and_others_take_none():
     assert statistics.effect.shape[1] == Layout("NC*").n_units("bands", SHAPE, 2) == 3
     with pytest.raises(ValueError, match=r"^block_size: units='bands' needs it"):
         method.attribute(image, units="bands", target=0)
-    with pytest.raises(ValueError, match=r'^block_size: it goes with units="block" or "channel_block" or "bands"$'):
+    with pytest.raises(ValueError, match=r'^block_size: it works only with units="block" or "channel_block" or "bands"$'):
         method.attribute(image, units="checkerboard", block_size=2, target=0)
 
 

@@ -173,14 +173,14 @@ def test_from_file_refuses(tmp_path):
     ):
         regions.from_file(labels)
     empty = write_nifti(tmp_path / "empty.nii", np.zeros((1, 1, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"path: .*empty\.nii is 0 everywhere, it draws no RoI"):
+    with pytest.raises(ValueError, match=r"path: .*empty\.nii is 0 everywhere, so it contains no RoI"):
         regions.from_file(empty)
     drawn = write_nifti(tmp_path / "drawn.nii", np.ones((1, 2, 3), np.uint8))
     with pytest.raises(
         ValueError, match=r"label: expected the image's grid, 1 example\(s\) of \(1, 2, 4\), got 1 of \(1, 2, 3\)"
     ):
         regions.from_file(drawn, like=torch.rand(1, 1, 1, 2, 4))
-    with pytest.raises(ValueError, match="label: it lies elsewhere than the image"):
+    with pytest.raises(ValueError, match="label: it is not on the image's grid"):
         regions.from_file(drawn, like=MetaTensor(torch.rand(1, 1, 1, 2, 3), affine=torch.eye(4)))
     with pytest.raises(ValueError, match=r"drawn\.nii holds 3 spatial axes \(1, 2, 3\), expected 2"):
         regions.from_file(drawn, like=torch.rand(1, 1, 2, 3))

@@ -341,7 +341,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     n_outputs = observed.shape[1]
     if len(problem.units) * observed.size > _MOST_OUTPUTS:
         raise ValueError(
-            f"forward_func: it returns {n_outputs} values per example, too many to follow each; wrap the model in a "
+            f"forward_func: it returns {n_outputs} values per example, too many to track; wrap the model in a "
             "SegmentationTarget, which scores a region"
         )
     output_shape = problem.evaluator.output_shape or ()

@@ -26,8 +26,8 @@ def backpropagate(options: Options, n_steps: int) -> Any:
     problem = prepare(options)
     if isinstance(problem.evaluator, SampledLayerActivation):
         raise ValueError(
-            "forward_func: the gradient at a layer is not defined for a model that answers differently each time (n_samples), "
-            "for its activation differs as well; LayerAverageTreatmentEffect measures the effects"
+            "forward_func: the gradient at a layer is not defined for a stochastic model (n_samples), because its "
+            "activation differs from run to run; LayerAverageTreatmentEffect measures the effects"
         )
     n = problem.n_examples
     # In float64 on the CPU: the sums over units are then exact to rounding and the same every time.

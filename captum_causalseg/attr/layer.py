@@ -56,7 +56,7 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
     layer = asked.layer
     if asked.block_size is not None and not asked.in_blocks:
         kinds = " or ".join(f'"{name}"' for name, kind in UNIT_KINDS.items() if kind.in_blocks)
-        raise ValueError(f"block_size: it goes with units={kinds}")
+        raise ValueError(f"block_size: it works only with units={kinds}")
     if asked.block_size is None and asked.in_blocks:
         raise ValueError(f"block_size: units={asked.kind!r} needs it, in the activation's own pixels")
     executed = options.executed

@@ -76,7 +76,7 @@ class Problem:
     def populations(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """How many donors units of examples have, ``(M, tensors)``; 1 where a unit does not reach.
 
-        Of a model that answers differently each time, there is a last column: how many random states there are.
+        For a stochastic model, there is a last column: how many random states there are.
 
         Raises:
             ValueError: a unit has none.

@@ -137,4 +137,6 @@ def _tell(forward_func: Callable[..., Any], reason: str) -> None:
         _told.add(model)
     except TypeError:  # it can be neither hashed nor referred to weakly: then it is said every time
         pass
-    logger.warning("sampling: donors are drawn uniformly, for there is no gradient to rank them by (forward_func: %s)", reason)
+    logger.warning(
+        "sampling: donors are drawn uniformly, because there is no gradient to rank them by (forward_func: %s)", reason
+    )

@@ -38,7 +38,7 @@ def _why_everything(problem: Problem) -> str:
     if problem.rois is None:
         return "without an RoI nothing lies outside it"
     if problem.evaluator.noise_population > 1:
-        return "the model answers differently each time, and a part of the image would meet other noise"
+        return "the model is stochastic, and a part of the image would get other noise"
     return "the metric may look beyond the RoI"
 
 

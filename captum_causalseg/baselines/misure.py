@@ -71,7 +71,7 @@ class MiSuRe(PerturbationAttribution):
     def __init__(self, forward_func: SegmentationTarget) -> None:
         if callable(forward_func.metric):
             raise ValueError(
-                "forward_func: expected a target with a named metric, whose outputs are classes and RoIs, got a metric of one's own; "
+                "forward_func: expected a target with a named metric, whose outputs are classes and RoIs, got one whose metric is a function; "
                 'give one with metric="dice"'
             )
         super().__init__(forward_func)

@@ -332,7 +332,7 @@ def _weight_file(root: Path, weights: File | None) -> Path:
     found = _listed(folder, _WEIGHT_ENDINGS)
     if not found:
         raise FileNotFoundError(
-            f"weights: none in {folder}, expected model.pt or model.ts; a bundle may want them downloaded first"
+            f"weights: none in {folder}, expected model.pt or model.ts; they may have to be downloaded first"
         )
     return _only("weights", found, folder)
 
@@ -476,7 +476,7 @@ def _for_one_image(transforms: "Compose") -> None:
         if type(step) is Compose:
             _for_one_image(step)
         elif isinstance(step, RandomizableTrait):
-            logger.info("bundle: left out of the preprocessing, as it is random: %s", type(step).__name__)
+            logger.info("bundle: random transforms left out of the preprocessing: %s", type(step).__name__)
             continue
         elif isinstance(step, MapTransform):
             # Dropping keys instead would shift arguments that are given per key.

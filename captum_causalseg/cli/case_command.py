@@ -62,13 +62,13 @@ class CaseCommand(Command):
             "--draws",
             type=positive,
             metavar="N",
-            help="interventions per unit; with --precision, at most so many on the average (default: 20; with --precision 500)",
+            help="interventions per unit; with --precision, the most per unit on average (default: 20; with --precision 500)",
         )
         group.add_argument(
             "--precision",
             type=float,
             metavar="X",
-            help="draw on until every 95 %% interval is at most X to either side, in the score's units",
+            help="continue until the half-width of every 95 %% interval is at most X, in the score's units",
         )
 
     def run(self, options: argparse.Namespace) -> tuple[str, int]:
@@ -119,7 +119,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     which = model.add_mutually_exclusive_group(required=True)
     which.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="a MONAI bundle; its configs are programs, so trust its source"
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="a MONAI bundle; its configuration files are programs, so use only bundles that you trust",
     )
     which.add_argument(
         "--model",
@@ -130,9 +133,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="state dict for the factory's network; of a bundle, other weights than its usual",
+        help="state dict for the factory's network; with --bundle, weights to use instead of the bundle's own",
     )
-    model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)")
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
 
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +155,7 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         help="how many spatial axes the image must have; with 2, a volume of one slice is that slice (default: those of the file)",
     )
     case.add_argument(
-        "--class", type=int, dest="class_", metavar="N", help="the class that is explained (default: the only one, or 1 of two)"
+        "--class", type=int, dest="class_", metavar="N", help="the class to explain (default: the only one, or 1 of two)"
     )
     case.add_argument(
         "--roi",
@@ -170,7 +173,7 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         "or mean 0 and standard deviation 1 (default: none; bundles do it themselves)",
     )
     case.add_argument(
-        "--donors", type=Path, metavar="DIR", help="folder of image files that units are replaced from (default: this image)"
+        "--donors", type=Path, metavar="DIR", help="folder of image files to cut donors from (default: the image itself)"
     )
     case.add_argument(
         "--units",
@@ -183,16 +186,16 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         "--metric",
         default="dice",
         metavar="NAME",
-        help="the score: dice, iou, surface_dice, hausdorff_95, volume, ...; a wrong name lists them all (default: dice)",
+        help="the score: dice, iou, surface_dice, hausdorff_95, volume, ...; an unknown name lists them all (default: dice)",
     )
 
 
 def _add_output(group: argparse._ArgumentGroup, name: str) -> None:
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the draws (default: 0)")
     group.add_argument(
         "--private",
         action="store_true",
-        help="name neither the image nor other files of the case in the results, only those of the model (folders are never named)",
+        help="in the results, do not name the image or other files of the case, only those of the model (folders are never named)",
     )
     group.add_argument(
         "--out",

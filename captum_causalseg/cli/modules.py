@@ -32,10 +32,10 @@ def check_modules(case: CommandCase, pattern: str | None, option: str) -> None:
     modules = {name: module for name, module in model.named_modules() if name} if isinstance(model, nn.Module) else {}
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
         raise InputError(
-            f"{option}: TorchScript lets nobody into its parts; give the network with --model package.module:factory"
+            f"{option}: the parts of a TorchScript model cannot be reached; give the network with --model package.module:factory"
         )
     if not modules:
-        raise InputError(f"{option}: the network is a single module, it has no parts")
+        raise InputError(f"{option}: the network is a single module and has no parts")
     if pattern is not None and not fnmatch.filter(modules, pattern):
         raise InputError(f"{option}: {no_module(pattern, modules)}")
 

@@ -222,7 +222,7 @@ def _located(name: str, value: str, folder: Path) -> str:
 def _verified(options: argparse.Namespace) -> tuple[str, int]:
     for name in ("cases", "config", "ray"):
         if getattr(options, name) is not None:
-            raise InputError(f"--{name}: --verify explains nothing, it goes with --out alone")
+            raise InputError(f"--{name}: --verify explains nothing and works only with --out")
     with naming("--out"):
         cohort = Cohort(options.out)
         found = cohort.verify()

@@ -197,7 +197,7 @@ class Driver:
         found = damages(self._recipe.folder, record)
         if found:
             said = ", ".join(f"{path.relative_to(self._recipe.folder)} is {problem}" for path, problem in found)
-            logger.warning("case %s is done again: %s", name, said)
+            logger.warning("case %s is run again: %s", name, said)
             self._finished.discard(name)
         return not found
 
@@ -236,7 +236,7 @@ class Driver:
         if outcome.error is not None:
             # Perhaps its file is gone; then another finished case has to do.
             self._unbuilt.append(f"{name!r}: {outcome.error}")
-            logger.warning("case %s was explained before and cannot be built any more: %s", name, outcome.error)
+            logger.warning("case %s was explained before and cannot be rebuilt: %s", name, outcome.error)
             if len(self._unbuilt) >= _MOST_UNBUILT:
                 self._raise_unbuilt()
         else:
@@ -248,7 +248,7 @@ class Driver:
             self._bar.update()
 
     def _raise_unbuilt(self) -> None:
-        raise ValueError(f"cases: finished ones cannot be built any more, {'; '.join(self._unbuilt)}")
+        raise ValueError(f"cases: finished cases cannot be rebuilt, {'; '.join(self._unbuilt)}")
 
     def _part_done(self, task: Task, outcome: Outcome) -> None:
         kept = self._part_records.setdefault(task.position, {"seconds": 0.0})

@@ -92,7 +92,7 @@ def on_ray(pool: Pool) -> Iterator[int]:
     try:
         if started and pool.address is None and not ip_address(found := ray.util.get_node_ip_address()).is_loopback:
             raise WorkerError(
-                f"engine: this version of Ray lets other machines in, at {found}; start a cluster of your own (ray start --head), and give "
+                f"engine: this version of Ray accepts connections from other machines, at {found}; start a cluster of your own (ray start --head), and give "
                 "its address"
             )
         there = ray.cluster_resources()
@@ -192,7 +192,7 @@ def _loaded(set_up: Any) -> Loaded:
     try:
         found: Loaded = ray.get(set_up)
     except ray.exceptions.RayActorError as error:
-        raise WorkerError(f"engine: a worker could not begin. {error}") from error
+        raise WorkerError(f"engine: a worker could not start. {error}") from error
     if found.problem is not None:
         raise WorkerError(f"load_model: {found.problem}")
     return found

@@ -176,7 +176,7 @@ def explain_cohort(
     arrow()
     _check(method, shards, arguments, columns=columns)
     if address is not None and engine != "ray":
-        raise ValueError('address: it goes with engine="ray"')
+        raise ValueError('address: it works only with engine="ray"')
     folder = Path(out).absolute()
     dataset = cases if _is_dataset(cases) else None
     recipe = Recipe(
@@ -237,7 +237,7 @@ def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequenc
         if column in _RESERVED:
             raise ValueError(f"columns: {column!r} is a column of the table already")
     if shards > 1 and method is component_effects:
-        raise ValueError("shards: component_effects has no units to be shared out; its modules are explained by one worker")
+        raise ValueError("shards: component_effects has no units to divide; one worker explains all modules")
     if shards > 1 and any(arguments.get(name) is not None for name in ("precision", "decide")):
         raise ValueError("shards: not with precision or decide, whose budget is shared among all units of a case")
     for name in _OURS:
@@ -250,7 +250,9 @@ def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequenc
     if method is component_effects:
         known.append("target")
     elif "return_statistics" not in known:
-        raise TypeError(f"method: {method.__name__} has no uncertainties to be kept; expected a class with return_statistics")
+        raise TypeError(
+            f"method: {method.__name__} returns no statistics; expected a class whose attribute takes return_statistics"
+        )
     unknown = sorted({*arguments} - {*known})
     if unknown:
         raise TypeError(unexpected(unknown[0], f"explain_cohort (with {method.__name__})", known[2:]))

@@ -434,7 +434,7 @@ def locked(folder: Path, study: dict[str, Any], resume: bool) -> Iterator[Writer
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"out: another process is at work in {str(folder)!r}; wait until it is done, or choose another folder"
+            f"out: another process is working in {str(folder)!r}; wait until it has finished, or choose another folder"
         ) from None
     with cleared_away_when_ended():
         try:
@@ -457,12 +457,12 @@ def locked(folder: Path, study: dict[str, Any], resume: bool) -> Iterator[Writer
 def _open(folder: Path, study: dict[str, Any], resume: bool) -> None:
     if _has_records(folder):
         if not resume:
-            raise ValueError(f"out: there is a study in {str(folder)!r} already; resume=True goes on with it")
+            raise ValueError(f"out: there is a study in {str(folder)!r} already; resume=True continues it")
         before = _read_study(folder)
         if before["format"] < _FORMAT:
             raise ValueError(
                 f"out: the study in {str(folder)!r} was written by an earlier version, which described functions and models in another "
-                "way; it can be read as before, but not gone on with: choose another folder"
+                "way; it can be read, but not resumed: choose another folder"
             )
         changed = differences(before["arguments"], study["arguments"])
         if changed:
@@ -487,7 +487,7 @@ def study_error(folder: Path, changed: Sequence[str]) -> ValueError:
     """What is said to someone who goes on with a study but asks something else."""
     lines = "\n  ".join(changed)
     return ValueError(
-        f"out: the study in {str(folder)!r} was asked something else; choose another folder, or ask the same:\n  {lines}"
+        f"out: the study in {str(folder)!r} has other arguments; choose another folder, or use the same arguments:\n  {lines}"
     )
 
 
@@ -507,7 +507,7 @@ def _read_study(folder: Path) -> dict[str, Any]:
         study = json.loads(path.read_text(encoding="utf-8"))
         number = study["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"folder: {path} is damaged ({error}); without it nobody knows what was asked") from error
+        raise ValueError(f"folder: {path} is damaged ({error}); without it, the arguments of the study are unknown") from error
     if number not in range(1, _FORMAT + 1):
         raise ValueError(
             f"folder: the study in {str(folder)!r} is of format {number}, this version reads up to {_FORMAT}; install a newer one"

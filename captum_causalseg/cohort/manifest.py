@@ -31,8 +31,8 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
                     raise ValueError(f"the state {state!r} of {name!r} is none of {', '.join(_STATES)}")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"folder: {path}, line {number}, is damaged ({type(error).__name__}: {error}); take the line away, and the same call "
-                    "does its case again"
+                    f"folder: {path}, line {number}, is damaged ({type(error).__name__}: {error}); delete the line, and the same call "
+                    "will run its case again"
                 ) from error
             if state == "withdrawn":
                 found.pop(name, None)

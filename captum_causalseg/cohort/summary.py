@@ -278,7 +278,9 @@ def summarize(
         bin_width = math.nan if modules else width_of(members)
     values, bins, parts, lengths = read(members, bin_width, alpha)
     if len(lengths) > 1:
-        logger.warning("summarize: distances of some cases are in mm, of others in pixels; profile and radii mix them up")
+        logger.warning(
+            "summarize: distances of some cases are in mm, those of others in pixels; the profile and the radii mix both"
+        )
 
     groups = list(counts.index)
     names = tuple(", ".join(word(part) for part in group) if columns else "all" for group in groups)

@@ -341,7 +341,7 @@ def _attempt(evaluate: Callable[[], Tensor], batch_size: int) -> tuple[np.ndarra
 
 def _halve(batch_size: int) -> int:
     smaller = max(1, batch_size // 2)
-    logger.warning("Out of memory: going on with %d interventions per batch", smaller)
+    logger.warning("Out of memory: continuing with %d interventions per batch", smaller)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return smaller

@@ -224,7 +224,9 @@ def _check_method(name: str, method: Any) -> None:
     if isinstance(method, tuple) and len(method) == 2 and isinstance(method[1], Mapping):
         method = method[0]
         if not isinstance(method, Attribution):
-            raise TypeError(f"methods[{name!r}]: arguments go with a Captum attribution object, got {type(method).__name__}")
+            raise TypeError(
+                f"methods[{name!r}]: arguments are only for a Captum attribution object, got {type(method).__name__}"
+            )
     maps = isinstance(method, tuple) and bool(method) and all(isinstance(one, Tensor) for one in method)
     if not (isinstance(method, (Attribution, Tensor)) or maps or callable(method)):
         raise TypeError(

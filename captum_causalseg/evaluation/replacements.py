@@ -94,7 +94,7 @@ class Replacements:
             if values.shape != tensor.shape and values.shape != (len(tensor), 1, *tensor.shape[2:]):
                 raise ValueError(
                     f"attributions: expected the input's shape {tuple(tensor.shape)} (or one channel), got {tuple(values.shape)}; "
-                    "maps of a layer are brought to it by captum.attr.LayerAttribution.interpolate"
+                    "captum.attr.LayerAttribution.interpolate resizes maps of a layer"
                 )
             values = values.detach().cpu().double()
             if not bool(values.isfinite().all()):

@@ -79,7 +79,7 @@ class UnitSpace:
         self.ids, unit = np.unique(labels, return_inverse=True)
         index = unit.reshape(labels.shape) + 1
         if length_unit is not None and spacing is None:
-            raise ValueError(f"length_unit: it is the unit of spacing, which was not given; got {shown(length_unit)}")
+            raise ValueError(f"length_unit: it is the unit of spacing, so it needs spacing; got {shown(length_unit)}")
         self.distance_unit = "pixel" if spacing is None else length_unit or "spacing"
         scale, self.bin_width = step, 1.0
         if bin_width is None:
@@ -164,7 +164,7 @@ def unit_labels(statistics: TreatmentEffectStatistics, row: int) -> np.ndarray:
     """Ids of one example's units in the first input, ``(C or 1, *spatial)``."""
     mask, spatial = statistics.feature_mask[0], statistics.input_shapes[0][2:]
     if not spatial:
-        raise ValueError("statistics: the first input has no spatial axes, its units have no place")
+        raise ValueError("statistics: the first input has no spatial axes, so its units have no positions")
     labels = mask[row if mask.shape[0] > 1 else 0].numpy()
     return np.broadcast_to(labels, (labels.shape[0], *spatial))
 

@@ -39,7 +39,7 @@ def check_same_grid(image: Tensor, label: Tensor, tolerance: float = 0.01) -> No
         >>> images.check_same_grid(scan, MetaTensor(scan.as_tensor() > 0.5))
         Traceback (most recent call last):
         ...
-        ValueError: label: it lies elsewhere than the image. Affine of the image: [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0]]; of the label: [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+        ValueError: label: it is not on the image's grid. Affine of the image: [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0]]; of the label: [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
     """
     if image.shape[2:] != label.shape[2:] or len(image) != len(label):
         raise ValueError(
@@ -55,7 +55,7 @@ def check_same_grid(image: Tensor, label: Tensor, tolerance: float = 0.01) -> No
         apart = np.linalg.norm(((first - second) @ corners)[:3], axis=0).max()
         if not apart <= tolerance * edges.min():
             raise ValueError(
-                "label: it lies elsewhere than the image. Affine of the image: "
+                "label: it is not on the image's grid. Affine of the image: "
                 f"{_written(first)}; of the label: {_written(second)}"
             )
 

@@ -16,7 +16,7 @@ def laid_out(layout: Layout, mask: Tensor, shape: tuple[int, ...], spatial: tupl
     placed = layout.channels_first(mask)
     if placed.shape[1] > 1:
         raise ValueError(
-            f'units: those of an activation {shape} that differ from channel to channel are no places; give effects of units="token" '
+            f'units: those of an activation {shape} that differ from channel to channel have no positions; give effects of units="token" '
             'or "block"'
         )
     placed = placed.expand(len(placed), 1, *own)

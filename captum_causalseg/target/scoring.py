@@ -46,7 +46,9 @@ def read_activation(values: Tensor, activation: str) -> tuple[tuple[str, bool], 
     """
     channels = values.shape[1]
     if activation == "softmax" and channels == 1:
-        raise ValueError('activation: "softmax" of a single channel is 1 everywhere; a model with one wants "sigmoid"')
+        raise ValueError(
+            'activation: "softmax" of a single channel is 1 everywhere; use "sigmoid" for a model with one channel'
+        )
     is_probability = bool((values.amin() >= 0) & (values.amax() <= 1))
     if activation == "auto":
         default = "sigmoid" if channels == 1 else "softmax"

@@ -275,7 +275,7 @@ class SegmentationTarget(nn.Module):
                     answers.append(self._logits(first, self.reference))
             self._varies = not torch.equal(*answers)
             if not self._varies:
-                logger.info("n_samples: the model gives the same answer twice, so one is enough")
+                logger.info("n_samples: the model returns the same output twice, so one sample is enough")
         return self._varies
 
     @checked(noise=sequence(integer(), 1))
@@ -687,7 +687,7 @@ class SegmentationTarget(nn.Module):
                 return resolved
             if self.activation == "auto":
                 logger.info(
-                    "activation: took %r for an output of %d channel(s) in [%.3g, %.3g]",
+                    "activation: chose %r for an output of %d channel(s) in [%.3g, %.3g]",
                     resolved[0],
                     values.shape[1],
                     float(values.amin()),

@@ -172,7 +172,7 @@ def plot_volume(
         raise ValueError(f"axis: expected an integer from -3 to 2, got {shown(axis)}")
     outputs = shown_outputs(statistics, target, view)
     if len(outputs) > 1:
-        raise ValueError(f"target: it leaves {len(outputs)} regions of interest open, pick one: (class, roi)")
+        raise ValueError(f"target: it does not say which of {len(outputs)} regions of interest to draw; pass (class, roi)")
     figure = volume_figure(
         statistics,
         view,

@@ -423,7 +423,7 @@ def test_help_fits_the_screen(command, columns, capsys, monkeypatch):
         (["demo", "--nothing"], r"causalseg: error: unrecognized arguments: --nothing  \(causalseg --help\)"),
         (["demo", "--dra", "3"], r"causalseg: error: unrecognized arguments: --dra 3  .*"),
         (["demo", "--draws", "0"], r"causalseg demo: error: argument --draws: expected a positive number, got '0'  .*"),
-        (["demo", "--label", "mask.png"], r"causalseg demo: error: --image: --label and --patches go with it"),
+        (["demo", "--label", "mask.png"], r"causalseg demo: error: --image: it needs --label and --patches"),
         (["demo", "--image", "none.png", "--label", "none.png"], r"causalseg demo: error: .*none.png: cannot be read.*"),
     ],
 )

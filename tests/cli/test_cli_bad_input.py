@@ -133,14 +133,14 @@ def test_pictures(place, capsys, change, message):
         (["--image", "series.nii.gz"], r"--image: series.nii.gz holds 3 spatial axes and another of length 3"),
         (["--image", "nan.nii.gz"], r"--image: nan.nii.gz holds 2048 NaN or infinite values"),
         (["--label", "broken.nii.gz"], r"--label: broken.nii.gz cannot be read as NIfTI"),
-        (["--label", "moved.nii.gz"], r"--label: it lies elsewhere than the image"),
+        (["--label", "moved.nii.gz"], r"--label: it is not on the image's grid"),
         (["--label", "four.nii.gz", "--roi", "label:4"], r"--label: labels 0..4 are outside the model's classes 0..2"),
         (["--label", "four.nii.gz"], r"--roi: the label map holds 0, 4, got 2"),
         (["--label", "fractions.nii.gz"], r"--label: fractions.nii.gz holds fractions"),
         (["--roi", "label:5"], r"--roi: the label map holds 0, 2, got 5"),
-        (["--roi", "moved.nii.gz"], r"--roi: it lies elsewhere than the image"),
-        (["--roi", "empty.nii.gz"], r"--roi: empty.nii.gz is 0 everywhere, it draws no RoI"),
-        (["--units", "moved.nii.gz"], r"--units: it lies elsewhere than the image"),
+        (["--roi", "moved.nii.gz"], r"--roi: it is not on the image's grid"),
+        (["--roi", "empty.nii.gz"], r"--roi: empty.nii.gz is 0 everywhere, so it contains no RoI"),
+        (["--units", "moved.nii.gz"], r"--units: it is not on the image's grid"),
         (["--class", "9"], r"--class: expected 0..2, got 9"),
     ],
 )
@@ -163,10 +163,10 @@ def test_a_model_of_several_classes_needs_one(place, capsys):
         (
             "components",
             ["--model", "two.ts"],
-            r"--layers: TorchScript lets nobody into its parts; give the network with --model ",
+            r"--layers: the parts of a TorchScript model cannot be reached; give the network with --model ",
         ),
         ("components", ["--donors", "sizes"], r"--donors: the network's parts need donor images as large as the image"),
-        ("components", ["--model", "MODULE:single"], r"--layers: the network is a single module, it has no parts"),
+        ("components", ["--model", "MODULE:single"], r"--layers: the network is a single module and has no parts"),
         ("refute", ["--refuters", "placebo,nothing"], r"--refuters: there is no 'nothing'; expected some of placebo"),
         ("compare", ["--donors", "rgb"], r"--donors: rgb/0.png holds 3 channel"),
     ],
@@ -258,4 +258,4 @@ def test_one_line_in_a_real_shell(place):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=folder)
     assert ended.returncode == 2
     assert not ended.stdout
-    assert re.fullmatch(r"causalseg explain: error: --label: it lies elsewhere than the image\. .*\n", ended.stderr)
+    assert re.fullmatch(r"causalseg explain: error: --label: it is not on the image's grid\. .*\n", ended.stderr)

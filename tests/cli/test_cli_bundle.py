@@ -218,8 +218,8 @@ def test_what_was_cut_away_is_said(quick, capsys):
         (["--roi", "point:15,4,2"], r"--roi: point:15,4,2 was cut away by the pre-processing"),
         (["--roi", "point:4,4,8"], r"--roi: \(4, 4, 8\) is no position in an image of shape \(16, 12, 8\)"),
         (["--roi", "point:4,0,5"], r"--roi: the label map or prediction is 0 at \(4, 0, 5\)"),
-        (["--label", "moved.nii.gz"], r"--label: it lies elsewhere than the image"),
-        (["--units", "moved.nii.gz"], r"--units: it lies elsewhere than the image"),
+        (["--label", "moved.nii.gz"], r"--label: it is not on the image's grid"),
+        (["--units", "moved.nii.gz"], r"--units: it is not on the image's grid"),
         (["--bundle", "away"], r"--image: the pre-processing of .*away moves scan.nii.gz to where none of its voxels are left"),
     ],
 )

@@ -128,7 +128,7 @@ def test_files_are_compared_with_their_digests(place, capsys):
     assert status_of(["cohort", "--out", "nowhere", "--verify"]) == 2
     assert "--out: there is no study in 'nowhere'" in capsys.readouterr().err
     assert status_of(line("--verify")) == 2
-    assert "--cases: --verify explains nothing, it goes with --out alone" in capsys.readouterr().err
+    assert "--cases: --verify explains nothing and works only with --out" in capsys.readouterr().err
     assert status_of(["cohort", "--out", "study", "--cases", "cases.csv"]) == 2
     assert "--config: it has to be given; only --verify does without" in capsys.readouterr().err
 

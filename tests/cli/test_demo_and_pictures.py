@@ -69,7 +69,7 @@ def exit_status(arguments):
     [
         (["demo", "--roi", "72,88"], "expected box:ROW,COL+SIZE, e.g. box:72,88+32, got '72,88'"),
         (["demo", "--draws", "0"], "expected a positive number, got '0'"),
-        (["demo", "--label", "x.png"], "--label and --patches go with"),
+        (["demo", "--label", "x.png"], "--image: it needs --label and --patches"),
         (["demo", "--image", "x.png"], "--image needs"),
         ([], "required: command"),
     ],

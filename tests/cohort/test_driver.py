@@ -1,4 +1,4 @@
-"""Cases that are stopped, fail, or are gone on with: nothing is lost, and nothing done twice."""
+"""Cases that are stopped, fail, or are resumed: nothing is lost, and nothing is done twice."""
 
 import signal
 import subprocess
@@ -122,7 +122,7 @@ def test_two_at_once(tmp_path):
         while not (tmp_path / "s" / "manifest.jsonl").exists():
             assert program.poll() is None
             time.sleep(0.05)
-        with pytest.raises(ValueError, match="out: another process is at work in"):
+        with pytest.raises(ValueError, match="out: another process is working in"):
             study(tmp_path / "s", 8)
     finally:
         program.kill()

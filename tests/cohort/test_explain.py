@@ -83,7 +83,7 @@ def test_bad_arguments(tmp_path):
             "n_drawz: explain_cohort (with AverageTreatmentEffect) got an unexpected keyword argument 'n_drawz'; did you mean n_draws?",
         ),
         ({"show_progress": False, "return_statistics": True}, TypeError, "'return_statistics' is not an argument of a study"),
-        ({"method": GradientTreatmentEffect}, TypeError, "GradientTreatmentEffect has no uncertainties"),
+        ({"method": GradientTreatmentEffect}, TypeError, "GradientTreatmentEffect returns no statistics"),
         ({"method": "PdCR"}, TypeError, "method: expected a callable, got str"),
         ({"cases": 3}, TypeError, "cases: expected an iterable of dicts or a data set of them, got int"),
         ({"cases": {"id": 1}}, TypeError, "cases: expected an iterable of dicts or a data set of them, got dict"),
@@ -92,7 +92,7 @@ def test_bad_arguments(tmp_path):
         ({"columns": ["device"]}, ValueError, "columns: 'device' is a column of the table already"),
         ({"load_model": 3}, TypeError, "load_model: expected a callable or None"),
         ({"num_gpus": -1}, ValueError, "num_gpus"),
-        ({"address": "auto"}, ValueError, "address: it goes with"),
+        ({"address": "auto"}, ValueError, "address: it works only with"),
     ):
         with pytest.raises(error) as caught:
             study(out, 1, **options)
@@ -108,7 +108,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(ValueError, match="there is no study"):
         Cohort(tmp_path / "nowhere")
     study(tmp_path / "t", 1)
-    with pytest.raises(ValueError, match="resume=True goes on with it"):
+    with pytest.raises(ValueError, match="resume=True continues it"):
         study(tmp_path / "t", 1, resume=False)
 
 

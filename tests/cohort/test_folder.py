@@ -45,7 +45,7 @@ def test_a_case_with_damaged_files_is_done_again(tmp_path, how, caplog):
     seen.clear()
     with caplog.at_level(logging.WARNING, logger="captum_causalseg"):
         cohort = study(tmp_path / "s", 3, make_target=target)
-    assert f"case case/2 is done again: cases/case%2F2/statistics.npz is {problem}" in caplog.text
+    assert f"case case/2 is run again: cases/case%2F2/statistics.npz is {problem}" in caplog.text
     assert seen == ["case/0", "case/0", "case/2"]  # the first one as the witness, too
     assert cohort.verify().empty
     assert contents(tmp_path / "s") == whole
@@ -265,7 +265,7 @@ def test_folders_of_the_first_version_can_be_read(tmp_path):
     pd.testing.assert_frame_equal(old.cases(), before[0])
     pd.testing.assert_frame_equal(old.units(), before[1])
     assert torch.equal(old.statistics("case/1").effect.nan_to_num(7.0), before[2].nan_to_num(7.0))
-    with pytest.raises(ValueError, match=r"out: .* by an earlier version, .* not gone on with: choose another folder"):
+    with pytest.raises(ValueError, match=r"out: .* by an earlier version, .* not resumed: choose another folder"):
         study(tmp_path / "s", 3)
     with pytest.raises(ValueError, match=r"folder: .* by an earlier version, which noted no digests"):
         old.verify()

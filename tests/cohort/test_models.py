@@ -1,4 +1,4 @@
-"""Digests of models, and studies that are gone on with by another one."""
+"""Digests of models, and studies that are resumed with another one."""
 
 import contextlib
 import functools
@@ -60,7 +60,7 @@ def test_another_model_is_refused_before_any_work(tmp_path):
     seen.clear()
     models.append(other_model())
     new = [case | {"id": f"new {case['id']}"} for case in make_cases(2)]
-    with pytest.raises(ValueError, match="was asked something else") as caught:
+    with pytest.raises(ValueError, match="has other arguments") as caught:
         study(tmp_path / "s", cases=new, **options)
     assert f"load_model, model: was Sequential {model_of(models[0])}, attributes" in str(caught.value)
     assert f"now Sequential {model_of(models[1])}, attributes" in str(caught.value)
@@ -82,7 +82,7 @@ def test_a_model_that_targets_make_is_one_for_all_cases(tmp_path, n):
         if n == 2:
             study(tmp_path / "s", cases=cases[:2], **options)
             cases = cases[2:]
-        caught = left.enter_context(pytest.raises(ValueError, match="was asked something else"))
+        caught = left.enter_context(pytest.raises(ValueError, match="has other arguments"))
         study(tmp_path / "s", cases=cases, **options)
     assert f"model: was {model_of(load_model())}, now {model_of(other_model())}" in str(caught.value)
     assert len(Cohort(tmp_path / "s").records()) == n
@@ -149,5 +149,5 @@ def test_a_finished_case_that_cannot_be_built_any_more(tmp_path):
     gone.add("case/0")
     assert repr(study(tmp_path / "s", 3, make_target=target)) == "Cohort(3 finished)"
     gone |= {"case/1", "case/2"}
-    with pytest.raises(ValueError, match="cases: finished ones cannot be built any more, 'case/0': FileNotFoundError"):
+    with pytest.raises(ValueError, match="cases: finished cases cannot be rebuilt, 'case/0': FileNotFoundError"):
         study(tmp_path / "s", 4, make_target=target)

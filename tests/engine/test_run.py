@@ -60,7 +60,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(caplog):
     assert halved.n_forwards == whole.n_forwards == 100
     assert halved.batch_size == 8
     assert max(evaluator.batches) == 8
-    assert "Out of memory: going on with 8 interventions per batch" in caplog.text
+    assert "Out of memory: continuing with 8 interventions per batch" in caplog.text
     assert np.array_equal(observe(Table(differences, observed, fails_above=1), 2), observed)
 
 

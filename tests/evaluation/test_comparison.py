@@ -239,7 +239,11 @@ def test_several_inputs():
     [
         ({}, ValueError, "methods: expected at least 1 of them"),
         ({"x": 3}, TypeError, r"methods\['x'\]: expected a Captum attribution object, a pair .* got int"),
-        ({"x": (torch.nn.ReLU(), {})}, TypeError, r"methods\['x'\]: arguments go with a Captum attribution object, got ReLU"),
+        (
+            {"x": (torch.nn.ReLU(), {})},
+            TypeError,
+            r"methods\['x'\]: arguments are only for a Captum attribution object, got ReLU",
+        ),
         ({"x": ()}, TypeError, r"methods\['x'\]"),
         ({CONTROL: lambda x: x}, ValueError, "is taken by the control"),
         ({"x": lambda x: "map"}, TypeError, r"expected a map for each of 1 input\(s\), got \['str'\]"),

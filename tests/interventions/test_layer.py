@@ -403,7 +403,7 @@ def test_layers_inside_torchscript_are_refused_with_the_reason():
     [
         ({"units": "voxel"}, ValueError, "units: expected .*'voxel'"),
         ({"units": "block"}, ValueError, "block_size: units='block' needs it"),
-        ({"block_size": 4}, ValueError, "block_size: it goes with units"),
+        ({"block_size": 4}, ValueError, "block_size: it works only with units"),
         ({"units": "block", "block_size": 40}, ValueError, "block_size: a block of .* is larger than the image"),
         ({"layer_mask": torch.zeros(1, 3, 1, 1, dtype=torch.int64)}, ValueError, "layer_mask: shape .* the activation's"),
         ({"layer_mask": torch.zeros(1, 5, 1, 1)}, TypeError, "layer_mask: expected a tensor of integers"),

@@ -148,7 +148,7 @@ def test_special_tokens_are_told_from_the_grid_which_is_laid_out_on_the_image(ca
     # An image that the grid does not divide: every pixel has the token that lies over it.
     assert stats.on_image((13, 5)).feature_mask[0][0, 0, :, 0].tolist() == [1, 1, 9, 9, 17, 25, 25, 33, 33, 41, 49, 49, 57]
     _, channels = face.attribute(images, target=1, n_draws=1, n_screening_draws=0, return_statistics=True)
-    with pytest.raises(ValueError, match=r"units: those of an activation .* differ from channel to channel are no places"):
+    with pytest.raises(ValueError, match=r"units: those of an activation .* differ from channel to channel have no positions"):
         channels.on_image((64, 64))
     with pytest.raises(ValueError, match="spatial_shape: expected 2 numbers"):
         stats.on_image((64, 64, 64))

@@ -1,4 +1,4 @@
-"""Models that answer differently each time: common random numbers, and standard errors that hold what is left of the noise."""
+"""Stochastic models: common random numbers, and standard errors that hold what is left of the noise."""
 
 import numpy as np
 import pandas as pd
@@ -369,7 +369,7 @@ def test_a_model_that_works_in_place_does_not_add_up_its_noise():
 
 def test_what_does_not_go_with_it():
     model = PerPixel()
-    with pytest.raises(ValueError, match="the gradient at a layer is not defined for a model that answers differently"):
+    with pytest.raises(ValueError, match="the gradient at a layer is not defined for a stochastic model"):
         LayerGradientTreatmentEffect(target_of(model, n_samples=2), model.conv).attribute(images(), layer_baselines=0.0)
     with pytest.raises(ValueError, match="compile, autocast: not for a target with n_samples"):
         AverageTreatmentEffect(target_of(model)).attribute(images(), 0.0, block_size=4, autocast=torch.bfloat16)

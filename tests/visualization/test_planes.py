@@ -149,6 +149,8 @@ def test_images_and_several_regions_are_no_montage():
         plot_volume(image, statistics, rois, (1, 1))
     mask = np.zeros((2, 2, 2), int)
     several = statistics_of(np.ones((1, 1, 2)), mask, axes=("roi",))
-    with pytest.raises(ValueError, match=r"target: it leaves 2 regions of interest open, pick one: \(class, roi\)"):
+    with pytest.raises(
+        ValueError, match=r"target: it does not say which of 2 regions of interest to draw; pass \(class, roi\)"
+    ):
         plot_volume(torch.rand(1, 1, 2, 2, 2), several)
     assert plot_volume(torch.rand(1, 1, 2, 2, 2), several, target=1).axes[0].get_title() == "slice 0: largest"

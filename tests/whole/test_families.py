@@ -516,5 +516,5 @@ def test_without_gradients_donors_are_drawn_uniformly_and_the_settings_say_why(d
     assert statistics.settings["sampling"] == "uniform"
     reason = statistics.settings["switched_off"]["stratified sampling"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"sampling: donors are drawn uniformly, for there is no gradient to rank them by (forward_func: {reason})"
+        f"sampling: donors are drawn uniformly, because there is no gradient to rank them by (forward_func: {reason})"
     ]

@@ -102,4 +102,4 @@ def test_out_of_memory_inside_the_model_halves_the_batch_and_changes_nothing(cap
     fed = AverageTreatmentEffect(lambda x: model(x).sum((1, 2, 3))).attribute(image, **arguments)
     torch.testing.assert_close(starved, fed, atol=1e-5, rtol=0)
     # Four blocks with three screening draws make a first batch of twelve.
-    assert [r.getMessage() for r in caplog.records] == ["Out of memory: going on with 6 interventions per batch"]
+    assert [r.getMessage() for r in caplog.records] == ["Out of memory: continuing with 6 interventions per batch"]

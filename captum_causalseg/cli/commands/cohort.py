@@ -37,33 +37,37 @@ class CohortCommand(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         parser.add_argument("--cases", type=Path, metavar="FILE.csv", help="a row per case")
-        parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="what holds for all of them")
+        parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="options for all cases, a YAML file")
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
         parser.add_argument(
             "--ray",
             nargs="?",
             const="local",
             metavar="ADDRESS",
-            help="on a Ray cluster: its address, auto for the one that this machine belongs to; without an address one is started here",
+            help="run on a Ray cluster: its address, or auto for the cluster that this machine belongs to; without an address, a cluster is started on this machine",
         )
         parser.add_argument("--workers", type=positive, metavar="N", help="with --ray, how many (default: as many as fit)")
         parser.add_argument(
             "--cpus", type=amount, default=1.0, metavar="X", help="with --ray, what each worker reserves (default: 1)"
         )
         parser.add_argument(
-            "--gpus", type=amount, default=0.0, metavar="X", help="the same; a fraction lets several share one (default: 0)"
+            "--gpus",
+            type=amount,
+            default=0.0,
+            metavar="X",
+            help="GPUs that each worker reserves; with a fraction, several workers share one (default: 0)",
         )
         parser.add_argument(
             "--shards",
             type=positive,
             default=1,
             metavar="N",
-            help="cut the units of each case into so many parts for different workers, for huge volumes (default: 1)",
+            help="divide the units of each case into this many parts for different workers, for very large volumes (default: 1)",
         )
         parser.add_argument(
             "--verify",
             action="store_true",
-            help="explain nothing: compare the files in --out with their digests, and name those that are missing or damaged",
+            help="explain nothing; compare the files in --out with their digests, and list those that are missing or damaged",
         )
 
     def run(self, options: argparse.Namespace) -> tuple[str, int]:

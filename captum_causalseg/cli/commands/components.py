@@ -31,7 +31,9 @@ class Components(CaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
-        parser.add_argument("--layers", metavar="PATTERN", help="only modules of these names, with * and ? (default: all)")
+        parser.add_argument(
+            "--layers", metavar="PATTERN", help="only modules with these names, which may contain * and ? (default: all)"
+        )
         parser.add_argument(
             "--level",
             choices=("module", "channel", "token", "head"),

@@ -33,7 +33,7 @@ class Demo(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         parser.add_argument(
-            "--image", type=Path, metavar="FILE", help="an RGB picture to explain instead; a small network is fitted to it"
+            "--image", type=Path, metavar="FILE", help="an RGB picture to explain instead; a small network is trained on it"
         )
         parser.add_argument("--label", type=Path, metavar="FILE", help="its mask, 0 for background")
         parser.add_argument(
@@ -43,7 +43,7 @@ class Demo(Command):
             "--roi", type=_box, metavar="box:ROW,COL+SIZE", help="where to look, e.g. box:72,88+32 (in the 256 x 256 picture)"
         )
         parser.add_argument("--draws", type=positive, default=20, metavar="N", help="interventions per block (default: 20)")
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the draws (default: 0)")
         parser.add_argument(
             "--out",
             type=Path,
@@ -55,7 +55,7 @@ class Demo(Command):
     def run(self, options: argparse.Namespace) -> tuple[str, int]:
         """See :meth:`Command.run`."""
         if options.image is None and (options.label or options.patches):
-            raise InputError("--image: --label and --patches go with it")
+            raise InputError("--image: it needs --label and --patches")
         if options.image is not None and options.label is None:
             raise InputError("--label: --image needs it, the mask that the segmentation is compared with")
         if options.out.exists() and not options.out.is_dir():

@@ -34,7 +34,7 @@ class Explain(CaseCommand):
         parser.add_argument(
             "--components",
             metavar="PATTERN",
-            help='also the effects of the network\'s modules of these names, e.g. "decoder.*"',
+            help='also measure the effects of the network\'s modules with these names, e.g. "decoder.*"',
         )
 
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:

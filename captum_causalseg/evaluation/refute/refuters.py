@@ -153,7 +153,7 @@ def placebo(context: RefutationContext) -> Refutation:
             threshold=0.0,
             tested=tested,
             n_forwards=found.n_forwards,
-            message="replaced by themselves, units have no effect",
+            message="units replaced by themselves have no effect",
         )
     count = int((effects > 0).sum())
     message = f"replaced by themselves, {count} units have an effect, up to {largest:.3g} ({largest_unit_name(found, effects)})"

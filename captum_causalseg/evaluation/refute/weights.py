@@ -103,7 +103,7 @@ def _changed(
     before, now = original.effect.abs().numpy()[tested], found.effect.abs().numpy()[tested]
     correlation = rank_correlation(before, now)
     ranks = "" if math.isnan(correlation) else f" (rank correlation of sizes {correlation:.2f})"
-    message = f"with random weights {changed} of {int(tested.sum())} effects are others{ranks}"
+    message = f"with random weights {changed} of {int(tested.sum())} effects differ{ranks}"
     return verdict(
         "weights", share >= threshold, statistic=share, threshold=threshold, tested=tested, n_forwards=forwards, message=message
     )

@@ -79,7 +79,7 @@ def test_a_volume_with_spacing_by_hand():
     assert axes.get_xlabel() == "distance from the region of interest (mm)"
     assert axes.get_title() == "Half of the mass lies within 3 mm, 90 % within 15 mm"
     assert plot_profile(profile).axes[2].get_title() == "Half of the mass lies within 3, 90 % within 15"
-    with pytest.raises(ValueError, match="length_unit: it is the unit of spacing, which was not given; got 'mm'"):
+    with pytest.raises(ValueError, match="length_unit: it is the unit of spacing, so it needs spacing; got 'mm'"):
         perception_profile(statistics, roi, length_unit="mm")
 
     in_bins = perception_profile(statistics, roi, spacing=(1, 1, 3.0), bin_width=(2, 2, 6))
