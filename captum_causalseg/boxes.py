@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._checks import integer, per_axis
-
 __all__ = ["Box", "box_at", "crop", "hull", "number_blocks", "size_of"]
 
 
@@ -50,10 +48,9 @@ def size_of(box: Box) -> tuple[int, ...]:
     return tuple(side.stop - side.start for side in box)
 
 
-def number_blocks(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tensor:
-    """See :func:`captum_causalseg.regions.grid`."""
-    shape = tuple(int(length) for length in spatial_shape)
-    sizes = per_axis("block_size", block_size, len(shape), each=integer(1))
+def number_blocks(spatial_shape: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """See :func:`captum_causalseg.regions.grid`; edges per axis, of at least 1."""
+    shape, sizes = tuple(int(length) for length in spatial_shape), tuple(sizes)
     if any(size > length for size, length in zip(sizes, shape)):
         raise ValueError(f"block_size: a block of {sizes} is larger than the image of {shape}")
     units = torch.zeros(shape, dtype=torch.int64, device="cpu")

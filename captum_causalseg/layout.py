@@ -26,6 +26,7 @@ from captum_causalseg._checks import (
     integer,
     key_of,
     one_of,
+    per_axis,
     sequence,
     tensor_of,
 )
@@ -276,7 +277,8 @@ def _blocks(layout: Layout, shape: tuple[int, ...], block_size: BlockSize) -> Te
     if not spatial:
         raise ValueError(f"block_size: the activation {shape} has no spatial axes")
     assert block_size is not None
-    blocks = number_blocks(spatial if layout.axes != "NLC" else _grid_of(layout), block_size)
+    places = spatial if layout.axes != "NLC" else _grid_of(layout)
+    blocks = number_blocks(places, per_axis("block_size", block_size, len(places), each=integer(1)))
     if layout.axes == "NLC":
         placed = torch.full(spatial, -1, dtype=torch.int64, device="cpu")
         placed[layout.first : layout.first + blocks.numel()] = blocks.flatten()

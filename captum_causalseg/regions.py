@@ -230,7 +230,7 @@ def grid(spatial_shape: Sequence[int], block_size: int | Sequence[int]) -> Tenso
         tensor([[0, 0, 1, 1, 2],
                 [0, 0, 1, 1, 2]])
     """
-    return number_blocks(spatial_shape, block_size)
+    return number_blocks(spatial_shape, per_axis("block_size", block_size, len(spatial_shape), each=integer(1)))
 
 
 @checked(mask=array_of("labels", may_be_empty=False))

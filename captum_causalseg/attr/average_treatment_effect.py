@@ -12,8 +12,9 @@ from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
+from captum_causalseg.attr.parts import InParts
 from captum_causalseg.donors import DonorSource
-from captum_causalseg.interventions.inputs import Execution
+from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["AverageTreatmentEffect"]
@@ -21,7 +22,7 @@ __all__ = ["AverageTreatmentEffect"]
 Baselines = DonorSource | Tensor | float | tuple[DonorSource | Tensor | float | None, ...] | None
 
 
-class AverageTreatmentEffect(PerturbationAttribution):
+class AverageTreatmentEffect(InParts, PerturbationAttribution):
     r"""Which parts of the input made the model segment the RoI the way it did, and how sure are we?
 
     Every unit ``p`` (a block of the image by default) is replaced by natural donors ``b`` and the score ``M`` of the RoI is
@@ -188,7 +189,6 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 n_draws=n_draws,
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
-                perturbations_per_eval=perturbations_per_eval,
                 seed=seed,
                 sampling=sampling,
                 support=support,
@@ -196,7 +196,13 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 decide=decide,
                 alpha=alpha,
             ),
-            execution=Execution(compile=compile, autocast=autocast, memory_format=memory_format),
+            execution=Execution(
+                perturbations_per_eval=perturbations_per_eval,
+                compile=compile,
+                autocast=autocast,
+                memory_format=memory_format,
+                part=self.part,
+            ),
             show_progress=show_progress,
             return_statistics=return_statistics,
         )
@@ -247,10 +253,10 @@ class AverageTreatmentEffect(PerturbationAttribution):
                 effort=Effort(
                     n_draws=n_draws,
                     n_screening_draws=n_screening_draws,
-                    perturbations_per_eval=perturbations_per_eval,
                     seed=seed,
                     sampling=sampling,
                     support=support,
                 ),
+                execution=Execution(perturbations_per_eval=perturbations_per_eval, part=self.part),
             )
         )

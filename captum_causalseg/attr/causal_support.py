@@ -1,5 +1,6 @@
 """Which part of the input can reach the region of interest at all."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -7,8 +8,8 @@ from torch import Tensor
 from captum_causalseg._checks import NONE, SEED, checked, instance, integer, sequence
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.problem import prepare_call
+from captum_causalseg.interventions.sites import InputSite
 from captum_causalseg.interventions.support import Support, find_support
-from captum_causalseg.interventions.units import gather
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["causal_support"]
@@ -61,11 +62,11 @@ def causal_support(
     call = prepare_call(target, inputs, additional_forward_args)
     if call.rois is None:
         raise ValueError("target: it has no RoI; without one everything is inside")
-    around: Any = call.forward_func
-    arguments = around.model_inputs(*call.inputs, *call.arguments)[len(call.inputs) :]
-    with undisturbed(call.forward_func):
+    arguments = call.scorer.model_inputs(*call.inputs, *call.arguments)[len(call.inputs) :]
+    site = InputSite(call.inputs, arguments)
+    with undisturbed(call.scorer.function):
         return find_support(
-            lambda tensors, examples: around.logits(*tensors, *gather(arguments, examples)),
+            partial(site.run, call.scorer.logits),
             call.inputs,
             call.rois.cpu(),
             block_size=block_size,

@@ -25,6 +25,7 @@ from captum_causalseg.interventions.layouts import Sighting, follow, read_layout
 from captum_causalseg.layout import Layout, UnitKind
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["component_effects"]
 
@@ -101,7 +102,7 @@ def component_effects(
         >>> sorted(table["module"])
         ['0', '1', '2']
     """
-    model = target.model if isinstance(target, SegmentationTarget) else target
+    model = as_scorer(target).model
     if not isinstance(model, nn.Module):
         raise TypeError(f"target: its components are modules, but its model is a {type(model).__name__}")
     chosen = _named(model, layers)
@@ -247,14 +248,12 @@ def _watch(target: Callable[..., Any], model: nn.Module, inputs: Any, additional
             handles.append(module.register_forward_pre_hook(in_this_thread(before(name))))
             handles.append(module.register_forward_hook(in_this_thread(hook(name))))
     try:
-        with undisturbed(call.forward_func):
+        with undisturbed(call.scorer.function):
             # One example is enough to see how the network runs.
             few = [v[:1].clone() if isinstance(v, Tensor) and v.ndim else v for v in (*call.inputs, *call.arguments)]
-            function: Callable[..., Any] = call.forward_func
-            if isinstance(function, SegmentationTarget):
-                # Not its scores: for those, a model whose answers differ is run several times.
-                few, function = list(function.model_inputs(*few)), function.answer
-            seen = follow(lambda: function(*few), few, modules)
+            few = list(call.scorer.model_inputs(*few))
+            # Not the scores: for those, a stochastic model is run several times.
+            seen = follow(lambda: call.scorer.answer(*few), few, modules)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,14 +1,12 @@
 """The arguments that say how donors are drawn, how the model is run and when to stop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from captum_causalseg._checks import BOOLEAN, FRACTION, NONE, SEED, integer, number, one_of, sequence
-from captum_causalseg.interventions.evaluator import EachAlone
-from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["EFFORT", "Effort"]
 
@@ -44,7 +42,6 @@ class Effort:
     n_draws: int = 50
     n_screening_draws: int = 3
     screening_threshold: float = 0.0
-    perturbations_per_eval: int = 16
     seed: int | Sequence[int] = 0
     sampling: Literal["stratified", "uniform"] = "uniform"
     support: str | None = None
@@ -58,12 +55,6 @@ class Effort:
     def seeds(self) -> tuple[int, ...]:
         """One for all examples, or one per example."""
         return tuple(self.seed) if isinstance(self.seed, Sequence) else (self.seed,)
-
-    def executed(self, forward_func: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as it is run: with one perturbation at a time, every image alone."""
-        if self.perturbations_per_eval > 1:
-            return forward_func
-        return forward_func.with_each_alone() if isinstance(forward_func, SegmentationTarget) else EachAlone(forward_func)
 
     @property
     def has_goal(self) -> bool:

@@ -13,24 +13,22 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.layer import prepare_layer
 from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
-from captum_causalseg.attr.parts import in_part
 from captum_causalseg.attr.problem import Problem, prepare_inputs
 from captum_causalseg.attr.ranking import rank_donors
-from captum_causalseg.attr.reach import everything_reaches, find_reach
+from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.boxes import Box
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
 from captum_causalseg.images import with_metadata
-from captum_causalseg.interventions.evaluator import ModelEvaluator, chosen_output
-from captum_causalseg.interventions.layer import as_they_lie
+from captum_causalseg.interventions.activation import as_they_lie
+from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.outputs import chosen_output
 from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
-from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
-from captum_causalseg.target import SegmentationTarget
 
 __all__ = [
     "Intervention",
@@ -38,7 +36,6 @@ __all__ = [
     "answer",
     "estimate",
     "interventions",
-    "output_axes",
     "prepare",
     "reached_outputs",
 ]
@@ -134,19 +131,19 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
 
     n = problem.n_examples
     try:
-        with undisturbed(problem.forward_func):
-            prepared = _prepare(problem, options, _plan(problem, effort))
+        with undisturbed(problem.scorer.function):
+            prepared = _prepare(problem, options, _plan(problem, options))
             plan, evaluator = prepared.plan, prepared.reach.evaluator
-            batch_size = _batch_size(problem, effort, prepared.reach)
+            batch_size = _batch_size(problem, prepared.reach)
             wanted = int(plan.active.any(1).sum())
             witness = _witness(plan, evaluator, batch_size)
             if witness is not None:
                 witness.before()
             # Differences between two ways of computing the same score are no effects: what is compared is computed alike.
             baseline = prepared.observed
-            if evaluator.differs:
+            if evaluator.execution.differs:
                 baseline = observe(evaluator, n, as_intervened=True)
-                evaluator.spent["observed again"] += n
+                evaluator.ledger.spend("observed again", n)
             goal = None
             if effort.has_goal:
                 goal = Goal(
@@ -173,30 +170,29 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         if bar is not None:
             bar.close()
 
-    forwards = {"observed": n, "interventions": outcome.n_forwards, **evaluator.spent}
-    if problem.more_forwards:
-        forwards["donors"] = problem.more_forwards
+    ledger = problem.evaluator.ledger
+    forwards = {"observed": n, "interventions": outcome.n_forwards, **ledger.forwards}
     return problem, TreatmentEffectStatistics.from_moments(
         _of_all_units(problem, effort, prepared, outcome.moments).with_outputs(prepared.output_shape),
         observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.output_shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
-        feature_mask=as_they_lie(problem.units.masks, problem.layouts),
-        input_shapes=[tensor.shape for tensor in as_they_lie(problem.tensors, problem.layouts)],
-        layouts=problem.layouts,
+        feature_mask=as_they_lie(problem.units.masks, problem.site.layouts),
+        input_shapes=[tensor.shape for tensor in as_they_lie(problem.site.tensors, problem.site.layouts)],
+        layouts=problem.site.layouts,
         n_forwards=sum(forwards.values()),
-        inputs_are_tuple=problem.is_tuple,
+        inputs_are_tuple=problem.site.is_tuple,
         output_axes=prepared.axes,
         settings=problem.settings
-        | _scored_by(problem.forward_func)
+        | problem.scorer.metric_settings()
         | effort.settings()
         | {
             "n_screening_draws": plan.n_screening_draws if plan.screens else 0,
             "sampling": plan.scheme.name,
-            "support": None if "support" in problem.evaluator.switched_off else effort.support,
+            "support": None if "support" in ledger.disabled else effort.support,
             "batch_size": outcome.batch_size,
             "window": None if prepared.reach.window is None else list(prepared.reach.window),
             "forwards": forwards,
-            "switched_off": dict(problem.evaluator.switched_off),
+            "disabled": dict(ledger.disabled),
         },
     )
 
@@ -219,8 +215,8 @@ def _of_all_units(problem: Problem, effort: Effort, prepared: _Prepared, rows: U
 def interventions(options: Options) -> list[Intervention]:
     """All interventions that would be made if no unit were screened out, in order."""
     problem, effort = prepare(options), options.effort
-    with undisturbed(problem.forward_func):
-        plan = _plan(problem, effort)
+    with undisturbed(problem.scorer.function):
+        plan = _plan(problem, options)
         if plan.scheme.design.needs_ranking or effort.support is not None:
             plan = _prepare(problem, options, plan).plan
     planned = []
@@ -228,7 +224,7 @@ def interventions(options: Options) -> list[Intervention]:
         example, unit = int(plan.example[row]), int(plan.unit[row])
         pieces = problem.units.pieces(example, unit)
         design = plan.design(row)
-        numbers = problem.evaluator.spread(design.donors(design.end(1))).tolist()
+        numbers = problem.evaluator.unit_donors.spread(design.donors(design.end(1))).tolist()
         for draw, (weight, number) in enumerate(zip(design.selection(1).weights.tolist(), numbers)):
             donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, number[p.slot])) for p in pieces)
             planned.append(
@@ -247,7 +243,7 @@ def interventions(options: Options) -> list[Intervention]:
 
 def answer(options: Options, problem: Problem, statistics: TreatmentEffectStatistics) -> Any:
     """What ``attribute`` returns: the attribution, and the statistics if they were asked for."""
-    attribution = _paint(statistics, problem.tensors, options.target)
+    attribution = _paint(statistics, problem.site.tensors, options.target)
     if isinstance(options.units, InputUnits):
         attribution = with_metadata(attribution, options.inputs)
     _tell_if_empty(statistics, options)
@@ -287,34 +283,19 @@ def reached_outputs(problem: Problem, reach: Reach, n_outputs: int) -> np.ndarra
     return _per_output(problem, reach.reaches, n_outputs)
 
 
-def output_axes(problem: Problem, n_axes: int) -> tuple[str, ...]:
-    """Names of the axes of one example's scores."""
-    if isinstance(problem.forward_func, SegmentationTarget):
-        return problem.forward_func.output_axes(n_axes, problem.spatial)
-    return ("output",) if n_axes == 1 else tuple(f"output_{axis}" for axis in range(n_axes))
-
-
-def _scored_by(forward_func: Any) -> dict[str, Any]:
-    """The name of the metric, and that of its differentiable twin where it is another one."""
-    if not isinstance(forward_func, SegmentationTarget):
-        return {}
-    metric = forward_func.metric
-    if not isinstance(metric, str):
-        return {"metric": getattr(metric, "__name__", type(metric).__name__)}
-    smooth = METRICS[metric].surrogate
-    return {"metric": metric, "smooth_metric": None if smooth == metric else smooth}
-
-
-def _plan(problem: Problem, effort: Effort) -> Plan:
+def _plan(problem: Problem, options: Options) -> Plan:
+    effort = options.effort
     seeds = effort.seeds
     if len(seeds) not in (1, problem.n_examples):
         raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
-    example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2) & in_part(len(problem.units)))
+    example, unit = np.nonzero(
+        problem.units.present & ~problem.excluded.all(2) & options.execution.part.units(len(problem.units))
+    )
     return Plan(
         example=example,
         unit=unit,
         key=problem.units.ids[unit],
-        population=problem.populations(example, unit),
+        population=problem.evaluator.populations(example, unit),
         active=np.ones((len(example), 1), dtype=bool),
         n_draws=effort.n_first,
         n_screening_draws=effort.n_screening_draws,
@@ -345,15 +326,13 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
             "SegmentationTarget, which scores a region"
         )
     output_shape = problem.evaluator.output_shape or ()
-    axes = output_axes(problem, len(output_shape))
+    axes = problem.scorer.axes(len(output_shape), problem.spatial)
     index = chosen_output(
         options.target, problem.n_examples, output_shape=output_shape, output_axes=axes, spatial=problem.spatial
     )
-    problem.evaluator.local_scores()
-    refuse_examples_that_mix(problem.evaluator)
-    reach = everything_reaches(problem)
-    if effort.support is not None:
-        reach = find_reach(problem, effort.perturbations_per_eval * problem.n_examples)
+    evaluator = problem.evaluator.localized()
+    refuse_examples_that_mix(evaluator)
+    reach = Reach.everything(evaluator) if effort.support is None else find_reach(problem, evaluator)
     outside = ~reached_outputs(problem, reach, n_outputs)
     active = (allowed_outputs(problem, n_outputs) & ~outside)[plan.example, plan.unit]
     plan = replace(plan, active=active)
@@ -362,7 +341,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
         ranked = rank_donors(problem, reach.evaluator, plan, outputs=asked, n_draws=effort.n_draws)
         plan = plan.unranked() if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
-            problem.evaluator.spent["gradient"] += ranked[1] * problem.evaluator.runs_of_gradient
+            evaluator.ledger.spend("gradient", ranked[1] * evaluator.runs_of_gradient)
     return _Prepared(
         plan=plan,
         observed=observed,
@@ -376,7 +355,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
 
 def _per_output(problem: Problem, per_roi: np.ndarray, n_outputs: int) -> np.ndarray:
     """From ``(N, U, R or 1)`` to ``(N, U, K)``: the outputs are ``(C, R)``, ``(C,)`` or ``(R,)``."""
-    if callable(getattr(problem.forward_func, "metric", None)) or n_outputs % per_roi.shape[2]:
+    if problem.scorer.has_own_metric or n_outputs % per_roi.shape[2]:
         # Which score of a metric of the user's own belongs to which RoI is not known.
         per_roi = np.all(per_roi, axis=2, keepdims=True)
     return np.tile(per_roi, (1, 1, n_outputs // per_roi.shape[2]))
@@ -390,9 +369,9 @@ def _outputs_of_goal(index: np.ndarray, output_shape: tuple[int, ...], axes: tup
     return chosen.reshape(len(index), -1)
 
 
-def _batch_size(problem: Problem, effort: Effort, reach: Reach) -> int:
+def _batch_size(problem: Problem, reach: Reach) -> int:
     """As many windows as take the memory of so many whole images."""
-    size = effort.perturbations_per_eval * problem.n_examples
+    size = problem.batch_size
     if reach.window is None:
         return size
     ratio = np.prod(problem.spatial) / np.prod(reach.window)

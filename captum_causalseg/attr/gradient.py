@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.estimate import allowed_outputs, output_axes, prepare
+from captum_causalseg.attr.estimate import allowed_outputs, prepare
 from captum_causalseg.attr.options import Options
 from captum_causalseg.attr.problem import Problem
-from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
-from captum_causalseg.interventions.layer import as_they_lie
+from captum_causalseg.interventions.activation import as_they_lie
+from captum_causalseg.interventions.outputs import chosen_output
 from captum_causalseg.interventions.repeatability import refuse_unrepeatable
-from captum_causalseg.interventions.sampled_layer import SampledLayerActivation
 from captum_causalseg.statistics.unit_places import UnitPlaces
 from captum_causalseg.target.gradient import has_gradient
+from captum_causalseg.target.scores import checked_scores
 
 __all__ = ["backpropagate"]
 
@@ -24,22 +24,22 @@ __all__ = ["backpropagate"]
 def backpropagate(options: Options, n_steps: int) -> Any:
     """Every unit's ``<g, x - E b>``, painted over what units are parts of; ``g`` at ``x``, or averaged on the path to it."""
     problem = prepare(options)
-    if isinstance(problem.evaluator, SampledLayerActivation):
+    if problem.evaluator.site_varies:
         raise ValueError(
             "forward_func: the gradient at a layer is not defined for a stochastic model (n_samples), because its "
             "activation differs from run to run; LayerAverageTreatmentEffect measures the effects"
         )
     n = problem.n_examples
     # In float64 on the CPU: the sums over units are then exact to rounding and the same every time.
-    values = [tensor.detach().cpu().double() for tensor in problem.tensors]
-    with undisturbed(problem.forward_func):
+    values = [tensor.detach().cpu().double() for tensor in problem.site.tensors]
+    with undisturbed(problem.scorer.function):
         refuse_unrepeatable(problem.evaluator)
-    with undisturbed(problem.forward_func, gradients=True):
-        leaves = [tensor.detach().clone().requires_grad_() for tensor in problem.tensors]
+    with undisturbed(problem.scorer.function, gradients=True):
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in problem.site.tensors]
         with torch.set_grad_enabled(n_steps == 1):
-            scores = checked_scores(problem.scores(leaves), n, None)
+            scores = checked_scores(_scores(problem, leaves), n, None)
         shape = tuple(scores.shape[1:])
-        axes = output_axes(problem, len(shape))
+        axes = problem.scorer.axes(len(shape), problem.spatial)
         index = chosen_output(options.target, n, output_shape=shape, output_axes=axes, spatial=problem.spatial)
         used = problem.units.present & allowed_outputs(problem, int(np.prod(shape)))[np.arange(n), :, index.numpy()]
         means = _mean_donors(problem, values, used)
@@ -51,9 +51,9 @@ def backpropagate(options: Options, n_steps: int) -> Any:
                 share = (step + 0.5) / n_steps
                 leaves = [
                     torch.lerp(mean, value, share).to(device=tensor.device, dtype=tensor.dtype).requires_grad_()
-                    for mean, value, tensor in zip(means, values, problem.tensors)
+                    for mean, value, tensor in zip(means, values, problem.site.tensors)
                 ]
-                found = _gradients(checked_scores(problem.scores(leaves), n, shape), index, leaves)
+                found = _gradients(checked_scores(_scores(problem, leaves), n, shape), index, leaves)
                 gradients = [total + gradient / n_steps for total, gradient in zip(gradients, found)]
     places = UnitPlaces(torch.from_numpy(problem.units.ids), problem.units.masks)
     products = [gradient * (value - mean) for gradient, value, mean in zip(gradients, values, means)]
@@ -61,17 +61,23 @@ def backpropagate(options: Options, n_steps: int) -> Any:
     effects = torch.from_numpy(np.where(used, sums, 0.0))
     painted = [
         places.painted(slot, effects).to(device=tensor.device, dtype=tensor.dtype).expand(tensor.shape).contiguous()
-        for slot, tensor in enumerate(problem.tensors)
+        for slot, tensor in enumerate(problem.site.tensors)
     ]
-    painted = as_they_lie(painted, problem.layouts)
-    return tuple(painted) if problem.is_tuple else painted[0]
+    painted = as_they_lie(painted, problem.site.layouts)
+    return tuple(painted) if problem.site.is_tuple else painted[0]
+
+
+def _scores(problem: Problem, leaves: Sequence[Tensor]) -> Any:
+    """Scores of all examples with these in the place of the site's tensors."""
+    # Copies: a model may work in place, on a leaf autograd does not allow it.
+    return problem.site.run(problem.scorer, [leaf.clone() for leaf in leaves], np.arange(problem.n_examples))
 
 
 def _mean_donors(problem: Problem, values: Sequence[Tensor], used: np.ndarray) -> list[Tensor]:
     """The tensors with every unit in use ``(N, U)`` replaced by the mean of its donors."""
     means = [value.clone() for value in values]
     examples, units = np.nonzero(used)
-    problem.populations(examples, units)  # raises where there is no donor
+    problem.evaluator.populations(examples, units)  # raises where there is no donor
     for example, unit in zip(examples.tolist(), units.tolist()):
         for piece in problem.units.pieces(example, unit):
             mean = problem.donors[piece.slot].mean(example, piece.box).cpu()

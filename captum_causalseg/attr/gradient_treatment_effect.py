@@ -12,7 +12,7 @@ from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.gradient import backpropagate
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.images import with_metadata
-from captum_causalseg.interventions.gradient import differentiable
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["GradientTreatmentEffect"]
 
@@ -128,7 +128,7 @@ class GradientTreatmentEffect(GradientAttribution):
             True
         """
         options = Options(
-            forward_func=differentiable(self.forward_func),
+            forward_func=as_scorer(self.forward_func).surrogate(),
             inputs=inputs,
             baselines=self.baselines if baselines is None else baselines,
             target=target,

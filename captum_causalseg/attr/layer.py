@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
 from captum_causalseg.donors import ActivationBank, BoundDonors, DonorSource, as_donor_source
+from captum_causalseg.interventions.activation import Activation, channels_first
 from captum_causalseg.interventions.axes import Axes
-from captum_causalseg.interventions.gradient import differentiable, scores_of_activation
-from captum_causalseg.interventions.layer import LayerActivation, channels_first, record
+from captum_causalseg.interventions.layer import LayersEvaluator, StochasticLayersEvaluator
 from captum_causalseg.interventions.layouts import (
     channels_first_by_type,
     follow,
@@ -25,10 +25,12 @@ from captum_causalseg.interventions.layouts import (
     with_grid,
     with_heads,
 )
-from captum_causalseg.interventions.sampled_layer import SampledLayerActivation, record_one_by_one, scores_of_one_answer
+from captum_causalseg.interventions.ledger import Ledger
+from captum_causalseg.interventions.recording import record, record_one_by_one
+from captum_causalseg.interventions.sites import Layer, LayersSite
+from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, unit_mask
-from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["LAYER", "LAYOUT", "LayerBaselines", "Layouts", "prepare_layer"]
 
@@ -53,29 +55,27 @@ LAYER = {
 
 def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
     """Check every argument, run the model once to see the activation, and tie donors to it."""
-    layer = asked.layer
     if asked.block_size is not None and not asked.in_blocks:
         kinds = " or ".join(f'"{name}"' for name, kind in UNIT_KINDS.items() if kind.in_blocks)
         raise ValueError(f"block_size: it works only with units={kinds}")
     if asked.block_size is None and asked.in_blocks:
         raise ValueError(f"block_size: units={asked.kind!r} needs it, in the activation's own pixels")
-    executed = options.executed
+    executed, ledger = options.executed, Ledger()
     call = prepare_call(executed, options.inputs, options.additional_forward_args)
-    device_ids = asked.device_ids if asked.device_ids is not None else getattr(executed, "device_ids", None)
-    device_ids = device_ids or None  # a DataParallel without CUDA has none and calls its module
+    device_ids = tuple((executed.device_ids if asked.device_ids is None else asked.device_ids) or ()) or None
     watch: dict[str, Any] = {"at_input": asked.at_input, "device_ids": device_ids}
-    function = call.forward_func
-    with undisturbed(function):
+    scorer = call.scorer
+    with undisturbed(scorer.function):
         everything = _fresh(call.inputs + call.arguments)
-        compared = isinstance(function, SegmentationTarget) and function.n_samples is not None and function._varies is None
-        sampling = function if isinstance(function, SegmentationTarget) and function.varies(*everything) else None
-        if sampling is None:
-            activation, observed = record(function, layer, everything, **watch)
+        compared, is_stochastic = scorer.forwards_to_compare, scorer.is_stochastic(*everything)
+        if is_stochastic:
+            observed = scorer(*everything)
+            activation = record_one_by_one(scorer, asked.layer, scorer.model_inputs(*everything), **watch)
         else:
-            observed = function(*everything)
-            activation = record_one_by_one(sampling, layer, sampling.model_inputs(*everything), **watch)
+            activation, observed = record(scorer, asked.layer, everything, **watch)
         _check_activation(activation.tensors, call.inputs[0].shape[0])
-        model = _model_of(function, sampling is not None)
+        # What is run on donor images needs no masks, and is one answer where they differ.
+        model = scorer.answer if is_stochastic else scorer.logits
         layouts, followed = _layouts(asked, call, activation.tensors, model=model)
         masks = None
         if asked.layer_mask is not None:
@@ -84,71 +84,36 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
         activation = activation.laid_out(layouts)
         tensors = tuple(activation.tensors)
         parts = Units(_default_masks(tensors, layouts, asked) if masks is None else masks, [tensor.shape for tensor in tensors])
-        found = _donors(options, call, tensors, layouts=layouts, watch=watch, model=model)
-    given = layer, call.inputs, call.arguments, activation, observed, parts, found.bound
-    kind_of_donors: dict[str, Any] = {"at_input": asked.at_input, "paired": found.paired}
-    if sampling is None:
-        evaluator = LayerActivation(function, *given, device_ids=device_ids, **kind_of_donors)
-    else:
-        evaluator = SampledLayerActivation(sampling, *given, found.own, **kind_of_donors)
-    if compared:
-        evaluator.spent["answers compared"] += 2
-    if followed:
-        evaluator.spent["layout"] += followed
-    described = common_settings(layer=type(layer).__name__, units=asked.asked, block_size=asked.block_size)
+        found, n_images = _donors(options, call, parts, activation=activation, watch=watch, model=model)
+    site = LayersSite((Layer(asked.layer, activation, asked.at_input),), call.inputs, call.arguments, device_ids)
+    execution = replace(options.execution, device_ids=device_ids)
+    kind = StochasticLayersEvaluator if is_stochastic else LayersEvaluator
+    evaluator = kind(site, scorer, execution, found, ledger, observed=observed)
+    for purpose, n in (("answers compared", compared), ("layout", followed), ("donors", n_images)):
+        if n:
+            ledger.spend(purpose, n)
+    described = common_settings(layer=type(asked.layer).__name__, units=asked.asked, block_size=asked.block_size)
     described["layout"] = [None if one is None else one.described() for one in layouts]
-    watch["layouts"] = layouts
     return Problem(
-        tensors=tensors,
-        is_tuple=activation.is_tuple,
-        forward_func=call.forward_func,
         evaluator=evaluator,
-        scores=scores_of_activation(function, layer, call.inputs, arguments=call.arguments, **watch),
-        smooth_scores=lambda: scores_of_activation(
-            differentiable(function) if sampling is None else scores_of_one_answer(sampling.surrogate()),
-            layer,
-            call.inputs,
-            arguments=call.arguments,
-            **watch,
-        ),
-        units=parts,
-        layouts=layouts,
-        donors=found.bound,
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
         rois=call.rois,
         spatial=call.spatial,
         settings=described | common_settings(layer_baselines=options.baselines),
-        paired=found.paired,
-        more_forwards=found.n_images,
     )
-
-
-@dataclass(frozen=True)
-class _Donors:
-    """What units of a layer are replaced by.
-
-    Args:
-        bound: donors per tensor of the activation.
-        own: their sources, where they are made from the activation itself.
-        paired: whether donors of all tensors belong together.
-        n_images: how many images were run to record them.
-    """
-
-    bound: tuple[BoundDonors, ...]
-    own: tuple[DonorSource | None, ...]
-    paired: bool
-    n_images: int
 
 
 def _donors(
     options: Options,
     call: Call,
-    tensors: tuple[Tensor, ...],
+    units: Units,
     *,
-    layouts: tuple[Layout | None, ...],
+    activation: Activation,
     watch: dict[str, Any],
     model: Callable[..., Any],
-) -> _Donors:
+) -> tuple[UnitDonors, int]:
+    """What units of a layer are replaced by, and how many images were run to record it."""
+    tensors, layouts = tuple(activation.tensors), activation.layouts
     assert isinstance(options.units, LayerUnits)
     baselines, layer = options.baselines, options.units.layer
     if isinstance(baselines, (list, np.ndarray)):
@@ -168,11 +133,11 @@ def _donors(
             return found.laid_out(layouts).tensors
 
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
-        state = watch["at_input"], layouts, kinds, tuple(map(_comparable, others)), _state_of(call.forward_func)
+        state = watch["at_input"], layouts, kinds, tuple(map(_comparable, others)), _state_of(call.scorer.model)
         banks, count = baselines.recorded(layer, state, run, like=tensors)
         with renamed(baselines="layer_baselines"):
             bound = tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors))
-        return _Donors(bound=bound, own=(None,) * len(tensors), paired=True, n_images=count)
+        return UnitDonors(units, bound, paired=True), count
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
     if len(given) != len(tensors):
         raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
@@ -192,7 +157,7 @@ def _donors(
             sources.append(as_donor_source(0.0 if one is None else one, tensor))
             found.append(sources[-1].bind(tensor))
     own = tuple(source if source.of_the_image else None for source in sources)
-    return _Donors(bound=tuple(found), own=own, paired=False, n_images=0)
+    return UnitDonors(units, tuple(found), own=own), 0
 
 
 def _layouts(
@@ -211,13 +176,11 @@ def _layouts(
             one.check(tensor.shape)
     if all(one is not None and (one.axes != "NLC" or one.grid is not None) for one in given) and units != "head":
         return tuple(given), 0
-    name, modules = _names(call.forward_func, layer)
+    name, modules = _names(call.scorer.model, layer)
     few = [
         value[:1].clone() if isinstance(value, Tensor) and value.ndim else value for value in (*call.inputs, *call.arguments)
     ]
-    function = call.forward_func
-    if isinstance(function, SegmentationTarget):
-        few = list(function.model_inputs(*few))
+    few = list(call.scorer.model_inputs(*few))
     seen = follow(lambda: model(*few), few, modules)
     sighting = seen.get(name)
     axes: Sequence[Axes] = () if sighting is None else sighting.taken if asked.at_input else sighting.returned
@@ -241,9 +204,8 @@ def _given_layouts(asked: Any, n: int) -> tuple[Layout | None, ...]:
     return tuple(None if one == "auto" else one if isinstance(one, Layout) else Layout(one) for one in given)
 
 
-def _names(forward_func: Callable[..., Any], layer: nn.Module) -> tuple[str, dict[str, nn.Module]]:
+def _names(model: Callable[..., Any], layer: nn.Module) -> tuple[str, dict[str, nn.Module]]:
     """The layer's name, and all modules of the model by theirs; of a function, whose model cannot be seen, the layer alone."""
-    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     name = next((name for name, module in modules.items() if module is layer), None)
     return ("", {"": layer}) if name is None else (name, modules)
@@ -281,9 +243,7 @@ def _are_images(baselines: Any, inputs: tuple[Tensor, ...]) -> bool:
 
 def _shared_arguments(call: Call) -> tuple[Any, ...]:
     """The additional arguments that donor images are run with: all that belong to no example; masks stay with the target."""
-    arguments = call.arguments
-    if isinstance(call.forward_func, SegmentationTarget):
-        arguments = call.forward_func.model_inputs(*call.inputs, *arguments)[len(call.inputs) :]
+    arguments = call.scorer.model_inputs(*call.inputs, *call.arguments)[len(call.inputs) :]
     if any(isinstance(argument, Tensor) and argument.ndim > 0 for argument in arguments):
         raise ValueError(
             "layer_baselines: donor images cannot be run, for the model takes additional tensors with one entry per example, "
@@ -303,16 +263,8 @@ def _comparable(argument: Any) -> Any:
     return argument
 
 
-def _model_of(forward_func: Callable[..., Any], sampling: bool) -> Callable[..., Any]:
-    """What to run on donor images: a target's model, which needs no masks; one answer where they differ."""
-    if not isinstance(forward_func, SegmentationTarget):
-        return forward_func
-    return forward_func.answer if sampling else forward_func.logits
-
-
-def _state_of(forward_func: Callable[..., Any]) -> Any:
+def _state_of(model: Callable[..., Any]) -> Any:
     """Changes when the model's parameters or buffers do; always new for a function, whose model cannot be seen."""
-    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
     if not isinstance(model, nn.Module):
         return object()
     tensors = [*model.parameters(), *model.buffers()]

@@ -11,12 +11,14 @@ from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
 from captum_causalseg.attr.options import LayerUnits, Options
+from captum_causalseg.attr.parts import InParts
+from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.layout import UnitKind
 
 __all__ = ["LayerAverageTreatmentEffect", "LayerBaselines"]
 
 
-class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
+class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribution):
     r"""Which parts of a layer made the model segment the RoI the way it did, and how sure are we?
 
     Every unit ``p`` of the layer's activation ``a`` (a channel by default) is replaced by its value ``b`` on a natural donor
@@ -166,7 +168,6 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
                 n_draws=n_draws,
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
-                perturbations_per_eval=perturbations_per_eval,
                 seed=seed,
                 sampling=sampling,
                 support=support,
@@ -174,6 +175,7 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
                 decide=decide,
                 alpha=alpha,
             ),
+            execution=Execution(perturbations_per_eval=perturbations_per_eval, part=self.part),
             show_progress=show_progress,
             return_statistics=return_statistics,
         )
@@ -229,10 +231,10 @@ class LayerAverageTreatmentEffect(LayerAttribution, PerturbationAttribution):
                 effort=Effort(
                     n_draws=n_draws,
                     n_screening_draws=n_screening_draws,
-                    perturbations_per_eval=perturbations_per_eval,
                     seed=seed,
                     sampling=sampling,
                     support=support,
                 ),
+                execution=Execution(perturbations_per_eval=perturbations_per_eval, part=self.part),
             )
         )

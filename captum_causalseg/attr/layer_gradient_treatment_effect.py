@@ -10,8 +10,8 @@ from captum_causalseg._checks import checked, integer
 from captum_causalseg.attr.gradient import backpropagate
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
 from captum_causalseg.attr.options import LayerUnits, Options
-from captum_causalseg.interventions.gradient import differentiable
 from captum_causalseg.layout import UnitKind
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["LayerGradientTreatmentEffect"]
 
@@ -113,7 +113,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
             True
         """
         options = Options(
-            forward_func=differentiable(self.forward_func),
+            forward_func=as_scorer(self.forward_func).surrogate(),
             inputs=inputs,
             baselines=self.layer_baselines if layer_baselines is None else layer_baselines,
             target=target,

@@ -8,8 +8,9 @@ from torch import nn
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg.attr.effort import Effort
-from captum_causalseg.interventions.inputs import Execution
+from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.layout import UNIT_KINDS, UnitKind
+from captum_causalseg.target.scorer import Scorer
 
 __all__ = ["InputUnits", "LayerUnits", "Options"]
 
@@ -76,6 +77,6 @@ class Options:
     return_statistics: bool = False
 
     @property
-    def executed(self) -> Callable[..., Any]:
+    def executed(self) -> Scorer:
         """The function as it is run: with one perturbation at a time, every image alone."""
-        return self.effort.executed(self.forward_func)
+        return self.execution.scorer(self.forward_func)

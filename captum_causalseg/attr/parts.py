@@ -1,39 +1,37 @@
 """One part of a case's units at a time, and the parts put together again."""
 
+import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from captum_causalseg.interventions.execution import WHOLE, Part
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
 
-__all__ = ["in_part", "merge_parts", "only_part"]
-
-_PART: ContextVar[tuple[int, int]] = ContextVar("part", default=(0, 1))
+__all__ = ["InParts", "merge_parts"]
 
 
-@contextmanager
-def only_part(part: int, n_parts: int) -> Iterator[None]:
-    """Within the block, effects of every ``n_parts``-th unit only are estimated, from number ``part`` on.
+_Method = TypeVar("_Method", bound="InParts")
 
-    The draws of a unit do not depend on which others there are. Neighbors go to different parts: units that matter lie together.
+
+class InParts:
+    """A method whose units can be explained in parts, by several processes.
+
+    Attributes:
+        part: of the units, those whose effects are estimated.
     """
-    token = _PART.set((part, n_parts))
-    try:
-        yield
-    finally:
-        _PART.reset(token)
 
+    part: Part = WHOLE
 
-def in_part(n_units: int) -> np.ndarray:
-    """Which units ``(U,)`` are to be estimated."""
-    part, n_parts = _PART.get()
-    mine: np.ndarray = np.arange(n_units) % n_parts == part
-    return mine
+    def only(self: _Method, part: Part) -> _Method:
+        """The same method for this part of the units only."""
+        other = copy.copy(self)
+        other.part = part
+        return other
 
 
 def merge_parts(parts: Sequence[TreatmentEffectStatistics]) -> TreatmentEffectStatistics:

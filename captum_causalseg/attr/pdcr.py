@@ -14,13 +14,15 @@ from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import answer, estimate
 from captum_causalseg.attr.options import InputUnits, Options
+from captum_causalseg.attr.parts import InParts
+from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["PdCR"]
 
 
-class PdCR(PerturbationAttribution):
+class PdCR(InParts, PerturbationAttribution):
     r"""Perturbation-driven causal reasoning exactly as published (arXiv 2602.20511), to reproduce and compare.
 
     For new work use :class:`~captum_causalseg.AverageTreatmentEffect`. This class keeps the protocol's constants and quirks:
@@ -56,9 +58,8 @@ class PdCR(PerturbationAttribution):
 
     @checked(forward_func=FUNCTION)
     def __init__(self, forward_func: Callable[..., Any], baselines: Baselines = None) -> None:
-        if isinstance(forward_func, SegmentationTarget):
-            forward_func = forward_func.with_scoring(metric="dice", activation="none", threshold=0.5, empty_score=0.0)
-        super().__init__(forward_func)
+        as_published = as_scorer(forward_func).with_scoring("dice", activation="none", threshold=0.5, empty_score=0.0)
+        super().__init__(as_published.function)
         self.baselines = baselines
 
     @classmethod
@@ -108,10 +109,10 @@ class PdCR(PerturbationAttribution):
                 n_draws=n_draws,
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
-                perturbations_per_eval=perturbations_per_eval,
                 seed=seed,
                 paper=True,
             ),
+            execution=Execution(perturbations_per_eval=perturbations_per_eval, part=self.part),
             show_progress=show_progress,
             return_statistics=return_statistics,
         )

@@ -19,11 +19,12 @@ from captum_causalseg.attr.exclusion import find_exclusion
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.donors import BoundDonors, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
-from captum_causalseg.interventions.gradient import Scores, differentiable, scores_of_inputs
-from captum_causalseg.interventions.inputs import WholeInput
+from captum_causalseg.interventions.inputs import InputEvaluator
+from captum_causalseg.interventions.ledger import Ledger
+from captum_causalseg.interventions.sites import InputSite, Site
+from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.units import Units
-from captum_causalseg.layout import Layout
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.scorer import Scorer, as_scorer
 
 __all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare_call", "prepare_inputs"]
 
@@ -35,83 +36,63 @@ class Problem:
     """A call whose arguments have been checked: what is intervened on, and how scores are computed.
 
     Args:
-        tensors: what units are parts of and attributions look like: the inputs, or a layer's activation.
-        is_tuple: whether the user gave (or the layer returns) a tuple of them.
-        forward_func: what is explained.
-        evaluator: computes scores under interventions.
-        scores: what ``forward_func`` returns with other values in the place of ``tensors``.
-        smooth_scores: makes the same of its differentiable twin; raises ValueError if there is none.
-        units: the parts.
-        donors: per tensor, what they are replaced by.
+        evaluator: computes scores under interventions; it holds the site, the scorer, and units and donors.
         excluded: ``(N, U, R)``: units that are left as they are for the sake of RoI ``r``; ``R`` is 1 where RoIs do not matter.
         rois: boolean ``(N or 1, R, *spatial)``; None for the whole image, or where the function has no RoI.
         spatial: spatial shape of the image that is segmented.
         settings: what is intervened on and how, to be kept with the statistics.
-        paired: a donor of one tensor belongs to the same donor of the others.
-        more_forwards: images that went through the model already.
-        layouts: of the tensors as they lie, whose channels are first here; empty for those that lie so.
     """
 
-    tensors: tuple[Tensor, ...]
-    is_tuple: bool
-    forward_func: Callable[..., Any]
     evaluator: ModelEvaluator
-    scores: Scores
-    smooth_scores: Callable[[], Scores]
-    units: Units
-    donors: tuple[BoundDonors, ...]
     excluded: np.ndarray
     rois: Tensor | None
     spatial: torch.Size
     settings: dict[str, Any]
-    paired: bool = False
-    more_forwards: int = 0
-    layouts: tuple[Layout | None, ...] = ()
+
+    @property
+    def scorer(self) -> Scorer:
+        """What is explained."""
+        return self.evaluator.scorer
+
+    @property
+    def site(self) -> Site:
+        """What units are parts of and attributions look like: the inputs, or a layer's activation."""
+        return self.evaluator.site
+
+    @property
+    def units(self) -> Units:
+        """The parts."""
+        return self.evaluator.unit_donors.units
+
+    @property
+    def donors(self) -> tuple[BoundDonors, ...]:
+        """Per tensor, what they are replaced by."""
+        return self.evaluator.unit_donors.donors
 
     @property
     def n_examples(self) -> int:
-        """The batch size."""
+        """How many images there are."""
         return self.units.n_examples
 
-    def populations(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
-        """How many donors units of examples have, ``(M, tensors)``; 1 where a unit does not reach.
-
-        For a stochastic model, there is a last column: how many random states there are.
-
-        Raises:
-            ValueError: a unit has none.
-        """
-        population = np.ones((len(example), len(self.tensors)), dtype=np.int64)
-        for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
-            for piece in self.units.pieces(n, u):
-                # Paired donors are one donor: its number stands in the first column.
-                column = 0 if self.paired else piece.slot
-                population[row, column] = self.donors[piece.slot].population(n, piece.box)
-        empty = np.flatnonzero((population < 1).any(1))
-        if len(empty):
-            raise ValueError(
-                f"baselines: no donor is left for unit {self.units.ids[unit[empty[0]]]} once places that touch the image's own "
-                "RoI are left out"
-            )
-        noises = self.evaluator.noise_population
-        if noises > 1:
-            population = np.column_stack([population, np.full(len(population), noises)])
-        return population
+    @property
+    def batch_size(self) -> int:
+        """How many images go through the model at once."""
+        return self.evaluator.execution.perturbations_per_eval * self.n_examples
 
 
 @dataclass(frozen=True)
 class Call:
-    """How ``forward_func`` is called: checked inputs and arguments, masks per example among them.
+    """How a forward function is called: checked inputs and arguments, masks per example among them.
 
     Args:
-        forward_func: what is explained; a target that holds masks per example takes them as arguments instead.
+        scorer: what is explained; one that holds masks per example takes them as arguments instead.
         inputs: checked.
         arguments: the additional forward arguments.
         rois: RoIs ``(N or 1, R, *spatial)``, or None.
         spatial: spatial shape of the first image among the inputs.
     """
 
-    forward_func: Callable[..., Any]
+    scorer: Scorer
     inputs: tuple[Tensor, ...]
     arguments: tuple[Any, ...]
     rois: Tensor | None
@@ -123,15 +104,16 @@ def prepare_call(forward_func: Callable[..., Any], inputs: Any, additional_forwa
     tensors = _check_inputs(inputs)
     n_examples = tensors[0].shape[0]
     arguments = _check_arguments(additional_forward_args, n_examples)
-    _check_call(forward_func, tensors, arguments)
+    scorer = as_scorer(forward_func)
+    _check_call(scorer, tensors, arguments)
     image = next((t for t in tensors if t.ndim > 2), None)
     rois = None
-    if isinstance(forward_func, SegmentationTarget) and image is not None:
-        forward_func.roi_masks((*tensors, *arguments))  # refuses what does not fit, before the masks are turned into arguments
-        forward_func, arguments = forward_func.with_masks_as_arguments(n_examples, image.ndim - 2, arguments)
-        rois = forward_func.roi_masks((*tensors, *arguments))
+    if image is not None:
+        scorer.rois(*tensors, *arguments)  # refuses what does not fit, before the masks are turned into arguments
+        scorer, arguments = scorer.with_masks_as_arguments(n_examples, image.ndim - 2, arguments)
+        rois = scorer.rois(*tensors, *arguments)
     spatial = torch.Size() if image is None else image.shape[2:]
-    return Call(forward_func=forward_func, inputs=tensors, arguments=arguments, rois=rois, spatial=spatial)
+    return Call(scorer=scorer, inputs=tensors, arguments=arguments, rois=rois, spatial=spatial)
 
 
 def common_settings(**asked: Any) -> dict[str, Any]:
@@ -180,17 +162,10 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
         baselines=tuple(named) if isinstance(options.baselines, tuple) else named[0],
         exclude=exclusion.in_words,
     )
+    site = InputSite(tensors, call.arguments, is_tuple)
+    unit_donors = UnitDonors(units, donors)
     return Problem(
-        tensors=tensors,
-        is_tuple=is_tuple,
-        forward_func=call.forward_func,
-        evaluator=WholeInput(
-            call.forward_func, tensors, call.arguments, units=units, donors=donors, execution=options.execution
-        ),
-        scores=scores_of_inputs(call.forward_func, call.arguments),
-        smooth_scores=lambda: scores_of_inputs(differentiable(call.forward_func), call.arguments),
-        units=units,
-        donors=donors,
+        evaluator=InputEvaluator(site, call.scorer, options.execution, unit_donors, Ledger()),
         excluded=excluded,
         rois=rois,
         spatial=call.spatial,
@@ -232,12 +207,10 @@ def _check_arguments(additional_forward_args: Any, n_examples: int) -> tuple[Any
     return arguments
 
 
-def _check_call(forward_func: Callable[..., Any], tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
+def _check_call(scorer: Scorer, tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
     """Raise if a function cannot take so many arguments; modules say so only when they are called."""
-    n_inputs, n_more, function = len(tensors), len(arguments), forward_func
-    if isinstance(forward_func, SegmentationTarget):
-        function = forward_func.model
-        n_more = len(forward_func.model_inputs(*tensors, *arguments)) - n_inputs
+    n_inputs, function = len(tensors), scorer.model
+    n_more = len(scorer.model_inputs(*tensors, *arguments)) - n_inputs
     reason = misfit(function, n_inputs + n_more)
     if reason is None:
         return

@@ -15,7 +15,6 @@ from captum_causalseg.donors.gather import Request
 from captum_causalseg.engine.draws import candidates
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.interventions.evaluator import ModelEvaluator
-from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.target.gradient import has_gradient
 
 __all__ = ["rank_donors"]
@@ -28,7 +27,7 @@ _CANDIDATES, _PER_DRAW = 1000, 20
 # Gradients of so many units are held in double precision.
 _ROWS_AT_ONCE = 4096
 
-_told: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_WARNED: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def rank_donors(
@@ -56,8 +55,8 @@ def rank_donors(
     for example in np.unique(plan.example[wanted]).tolist():
         gradients = _gradients(problem, evaluator, example, outputs[example])
         if isinstance(gradients, str):
-            problem.evaluator.switched_off["stratified sampling"] = gradients
-            _tell(problem.forward_func, gradients)
+            evaluator.ledger.disable("stratified sampling", gradients)
+            _warn_once(problem.scorer.model, gradients)
             return None
         n_images += 1
         rows = wanted[plan.example[wanted] == example].tolist()
@@ -71,17 +70,17 @@ def rank_donors(
 def _first_order(problem: Problem, plan: Plan, rows: list[int], m: int, gradients: list[Tensor]) -> list[np.ndarray]:
     """For each row, ``<g, x - b>`` of its candidates ``b``, ``(m,)``."""
     effects: list[np.ndarray] = []
-    asked: list[list[tuple[int, Request]]] = [[] for _ in problem.tensors]
+    asked: list[list[tuple[int, Request]]] = [[] for _ in problem.site.tensors]
     for index, row in enumerate(rows):
         example, unit = int(plan.example[row]), int(plan.unit[row])
-        numbers = problem.evaluator.spread(candidates(plan.generator(row), plan.population[row].tolist(), m))
+        numbers = problem.evaluator.unit_donors.spread(candidates(plan.generator(row), plan.population[row].tolist(), m))
         here = 0.0
         for piece in problem.units.pieces(example, unit):
             inside = (piece.channels, *piece.box)
             weights = gradients[piece.slot][inside].double()
             if piece.mask is not None:
                 weights = torch.where(piece.mask.to(weights.device), weights, 0.0)
-            here += float((weights * problem.tensors[piece.slot][example][inside].double()).sum())
+            here += float((weights * problem.site.tensors[piece.slot][example][inside].double()).sum())
             request = Request(example, piece.box, numbers[:, piece.slot], weights, piece.channels)
             asked[piece.slot].append((index, request))
         effects.append(np.full(len(numbers), here))
@@ -101,14 +100,11 @@ def _ranked(effects: np.ndarray) -> np.ndarray | None:
 def _gradients(problem: Problem, evaluator: ModelEvaluator, example: int, outputs: np.ndarray) -> list[Tensor] | str:
     """Of the sum of the outputs ``(K,)`` of one example, per tensor ``(C, *spatial)``; or why there is none."""
     which = np.array([example])
-    leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in evaluator.tensors]
     try:
-        with undisturbed(problem.forward_func, gradients=True):
-            # Copies: a model may work in place, on a leaf autograd does not allow it.
-            scores = evaluator.smooth_scores([leaf.clone() for leaf in leaves], which)
-            if scores is None:
-                leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in problem.tensors]
-                scores = problem.smooth_scores()(leaves, which)
+        with undisturbed(problem.scorer.function, gradients=True):
+            evaluator = evaluator if evaluator.has_gradient else problem.evaluator
+            leaves = [tensor[example : example + 1].detach().clone().requires_grad_() for tensor in evaluator.site.tensors]
+            scores = evaluator.scores_with_gradient(leaves, which)
             if not isinstance(scores, Tensor) or not has_gradient(scores):
                 return "its score has no gradient"
             chosen = scores.flatten()[torch.from_numpy(np.flatnonzero(outputs)).to(scores.device)]
@@ -120,21 +116,20 @@ def _gradients(problem: Problem, evaluator: ModelEvaluator, example: int, output
     gradients = [torch.zeros_like(leaf[0]) if g is None else g[0].detach() for g, leaf in zip(found, leaves)]
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         return "its gradient holds NaN or infinite values"
-    frames = evaluator.frames or [None] * len(leaves)
+    frames = evaluator.site.frames or (None,) * len(leaves)
     return [
         gradient
         if frame is None or gradient.shape == tensor.shape[1:]
         else frame.uncrop(gradient[None], tensor.shape[2:], [example])[0]
-        for gradient, tensor, frame in zip(gradients, problem.tensors, frames)
+        for gradient, tensor, frame in zip(gradients, problem.site.tensors, frames)
     ]
 
 
-def _tell(forward_func: Callable[..., Any], reason: str) -> None:
-    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
+def _warn_once(model: Callable[..., Any], reason: str) -> None:
     try:
-        if model in _told:
+        if model in _WARNED:
             return
-        _told.add(model)
+        _WARNED.add(model)
     except TypeError:  # it can be neither hashed nor referred to weakly: then it is said every time
         pass
     logger.warning(

@@ -1,6 +1,6 @@
 """What the peers share: one image that is kept in part, the output that is explained, progress."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._checks import number, tensor_of
 from captum_causalseg.attr.problem import Call, prepare_call
-from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.interventions.outputs import chosen_output
+from captum_causalseg.target.scores import checked_scores
 
 __all__ = ["baseline_of", "counting", "prepare_image", "scores_of_outputs"]
 
@@ -63,9 +63,7 @@ def scores_of_outputs(call: Call, scores: Any, target: TargetType) -> tuple[Tens
     """
     checked = checked_scores(scores, len(call.inputs[0]), None)
     shape = checked.shape[1:]
-    names: Sequence[str] = ("output",) * len(shape)
-    if isinstance(call.forward_func, SegmentationTarget):
-        names = call.forward_func.output_axes(len(shape), call.spatial)
+    names = call.scorer.axes(len(shape), call.spatial)
     return (
         checked,
         chosen_output(target, len(checked), output_shape=tuple(shape), output_axes=names, spatial=call.spatial),

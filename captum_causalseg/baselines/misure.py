@@ -18,6 +18,7 @@ from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.target.outputs import interpolated
+from captum_causalseg.target.scorer import Scorer
 
 __all__ = ["MiSuRe"]
 
@@ -136,7 +137,7 @@ class MiSuRe(PerturbationAttribution):
         spatial = image.shape[2:]
         cells = per_axis("cell_size", cell_size, len(spatial), each=integer(1))
         name = self.get_name()
-        with undisturbed(call.forward_func, gradients=True):
+        with undisturbed(call.scorer.function, gradients=True):
             question = _ask(call, baseline, target)
             longest = -(-max(spatial) // dilation) + 1
             with counting(show_progress, longest, f"{name}: growing the region") as count:
@@ -169,8 +170,8 @@ class _Question:
     roi: Tensor
     prediction: Tensor
     label: Tensor
-    hard: SegmentationTarget
-    soft: SegmentationTarget
+    hard: Scorer
+    soft: Scorer
 
     @property
     def start(self) -> Tensor:
@@ -179,7 +180,7 @@ class _Question:
         predicted = self.prediction[rows, self.label.to(rows.device)]
         return predicted[:, None] & self.roi
 
-    def dice(self, scored_by: SegmentationTarget, mask: Tensor, examples: np.ndarray) -> Tensor:
+    def dice(self, scored_by: Scorer, mask: Tensor, examples: np.ndarray) -> Tensor:
         """``(B,)`` of these examples with the masks ``(B, 1, *spatial)``."""
         values = gather([self.image, self.baseline, *self.arguments, self.roi, self.prediction, self.label], examples)
         image, baseline, *others, label = values
@@ -190,8 +191,7 @@ class _Question:
 
 def _ask(call: Call, baseline: Tensor, target: TargetType) -> _Question:
     """Find the class and RoI that ``target`` picks and what the model predicts there."""
-    explained, image = call.forward_func, call.inputs[0]
-    assert isinstance(explained, SegmentationTarget)
+    explained, image = call.scorer, call.inputs[0]
     everyone = np.arange(len(image))
     with torch.no_grad():
         observed = explained(*gather(call.inputs + call.arguments, everyone))
@@ -205,7 +205,7 @@ def _ask(call: Call, baseline: Tensor, target: TargetType) -> _Question:
     else:
         rois = call.rois.to(image.device).expand(len(image), *call.rois.shape[1:])
         roi = rois[torch.from_numpy(everyone), torch.from_numpy(places.get("roi", nowhere))][:, None]
-    hard, soft = (_dice_of(explained, metric) for metric in ("dice", "soft_dice"))
+    hard, soft = (explained.with_masks_of_calls(metric) for metric in ("dice", "soft_dice"))
     label = torch.from_numpy(places.get("class", nowhere)).to(image.device)
     question = _Question(
         image=image,
@@ -224,23 +224,6 @@ def _ask(call: Call, baseline: Tensor, target: TargetType) -> _Question:
             "choose another target or RoI"
         )
     return question
-
-
-def _dice_of(explained: SegmentationTarget, metric: str) -> SegmentationTarget:
-    """The target's model scored against a reference of the call, in an RoI of the call."""
-    scorer = SegmentationTarget(
-        explained.model,
-        roi="argument",
-        reference="argument",
-        metric=metric,
-        activation=explained.activation,
-        threshold=explained.threshold,
-        empty_score=explained.empty_score,
-        output=explained.output,
-    )
-    # What was read from the whole images stands: masked ones may read otherwise.
-    scorer._resolved = explained._resolved
-    return scorer
 
 
 def _grow(question: _Question, tau: float, dilation: int, count: Callable[[int], None]) -> Tensor:

@@ -12,9 +12,9 @@ from captum_causalseg._checks import BOOLEAN, SEED, checked, integer, number, pe
 from captum_causalseg._state import undisturbed
 from captum_causalseg.baselines.call import counting, prepare_image, scores_of_outputs
 from captum_causalseg.images import with_metadata
-from captum_causalseg.interventions.evaluator import checked_scores
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target.outputs import interpolated
+from captum_causalseg.target.scores import checked_scores
 
 __all__ = ["RiseSegmentation"]
 
@@ -113,10 +113,10 @@ class RiseSegmentation(PerturbationAttribution):
         kept = torch.zeros(spatial, dtype=torch.float64, device="cpu")
         weighted = torch.zeros((n, *spatial), dtype=torch.float64, device="cpu")
         total = torch.zeros(n, dtype=torch.float64, device="cpu")
-        with undisturbed(call.forward_func), counting(show_progress, n_masks, f"{self.get_name()} attribution") as count:
+        with undisturbed(call.scorer.function), counting(show_progress, n_masks, f"{self.get_name()} attribution") as count:
             # On the whole images first: a target reads its model's activation from what it sees first.
             observed, index, _ = scores_of_outputs(
-                call, call.forward_func(*gather(call.inputs + call.arguments, np.arange(n))), target
+                call, call.scorer(*gather(call.inputs + call.arguments, np.arange(n))), target
             )
             for first in range(0, n_masks, perturbations_per_eval):
                 numbers = range(first, min(first + perturbations_per_eval, n_masks))
@@ -125,7 +125,7 @@ class RiseSegmentation(PerturbationAttribution):
                 examples = np.tile(np.arange(n), len(masks))
                 weights = torch.stack(masks).to(image).repeat_interleave(n, dim=0).unsqueeze(1)
                 others, images = gather([baseline, *call.arguments], examples), gather([image], examples)
-                found = call.forward_func(torch.lerp(others[0], images[0], weights), *others[1:])
+                found = call.scorer(torch.lerp(others[0], images[0], weights), *others[1:])
                 rows = checked_scores(found, len(examples), tuple(observed.shape[1:])).reshape(len(examples), -1)
                 chosen = rows.detach().cpu().double().gather(1, index.repeat(len(masks)).view(-1, 1))
                 if not bool(chosen.isfinite().all()):

@@ -14,8 +14,8 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.layer import LAYER
 from captum_causalseg.attr.problem import prepare_call
 from captum_causalseg.baselines.call import scores_of_outputs
-from captum_causalseg.interventions.gradient import scores_of_activation
-from captum_causalseg.interventions.layer import record
+from captum_causalseg.interventions.recording import record
+from captum_causalseg.interventions.sites import Layer, LayersSite
 from captum_causalseg.interventions.units import gather
 from captum_causalseg.target.gradient import has_gradient
 
@@ -113,19 +113,21 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
                 the message names it, what came and what was expected.
         """
         call = prepare_call(self.forward_func, inputs, additional_forward_args)
-        device_ids = self.device_ids if self.device_ids is not None else getattr(self.forward_func, "device_ids", None)
-        # A DataParallel without CUDA has none and calls its module.
-        watch: dict[str, Any] = {"at_input": attribute_to_layer_input, "device_ids": device_ids or None}
+        device_ids = tuple((call.scorer.device_ids if self.device_ids is None else self.device_ids) or ()) or None
+        watch: dict[str, Any] = {"at_input": attribute_to_layer_input, "device_ids": device_ids}
         everyone = np.arange(len(call.inputs[0]))
-        with undisturbed(call.forward_func, gradients=True):
+        with undisturbed(call.scorer.function, gradients=True):
             copies = gather(call.inputs + call.arguments, everyone)
-            activation, observed = record(call.forward_func, self.layer, copies, **watch)
+            activation, observed = record(call.scorer, self.layer, copies, **watch)
             values = _checked(activation.tensors, len(everyone))
             spatial = values.shape[2:]
             windows = tuple(spatial) if pool_size is None else per_axis("pool_size", pool_size, len(spatial), each=integer(1))
             _, index, _ = scores_of_outputs(call, observed, target)
             leaf = values.clone().requires_grad_()
-            scores = scores_of_activation(call.forward_func, self.layer, call.inputs, arguments=call.arguments, **watch)([leaf])
+            layer = Layer(self.layer, activation, attribute_to_layer_input)
+            site = LayersSite((layer,), call.inputs, call.arguments, device_ids)
+            # A copy: a model may work in place, on a leaf autograd does not allow it.
+            scores = site.run(call.scorer, [leaf.clone()], everyone)
             gradient = _gradient(scores, index, leaf)
         heatmap = (_pooled(gradient, windows, pooling) * values).sum(1, keepdim=True)
         return (functional.relu(heatmap) if relu_attributions else heatmap).contiguous()

@@ -34,6 +34,7 @@ from captum_causalseg.cohort.models import attributes_of, digest_of_model, unwra
 from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.donors.images import BankImages, ChosenImages, DatasetImages, as_tensor
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["described", "differences", "digest", "model_of", "modules_of", "of_call"]
 
@@ -95,8 +96,9 @@ def model_of(model: Any) -> str:
 def of_call(target: Any, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     """Of one case: what its image, model, region of interest, reference and score were."""
     found: dict[str, Any] = {"image": digest(*inputs)}
-    if isinstance(target, SegmentationTarget):
-        return found | _Describer("target").target(target)
+    arguments = as_scorer(target).constructor_arguments()
+    if arguments is not None:
+        return found | _Describer("target").target(arguments)
     return found | {"model": model_of(target), "target": described(target, "target")}
 
 
@@ -172,23 +174,17 @@ class _Describer:
         finally:
             self._above.pop()
 
-    def target(self, target: SegmentationTarget) -> dict[str, Any]:
+    def target(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What its constructor was given; the model by its digest alone."""
-        found: dict[str, Any] = {"model": model_of(target.model)}
-        if not isinstance(target.model, nn.Module):
-            found["forward"] = digest_of_json(self._step("model", target.model))
-        for name in ("roi", "reference"):
-            mask = getattr(target, name)
-            source = "argument" if mask is None and getattr(target, f"_{name}_source") == "argument" else mask
-            found[name] = self._step(name, source)
-        for name in inspect.signature(type(target)).parameters:
-            if name not in ("model", "roi", "reference") and hasattr(target, name):
-                found[name] = self._step(name, getattr(target, name))
-        return found
+        model = arguments["model"]
+        found: dict[str, Any] = {"model": model_of(model)}
+        if not isinstance(model, nn.Module):
+            found["forward"] = digest_of_json(self._step("model", model))
+        return found | {name: self._step(name, value) for name, value in arguments.items() if name != "model"}
 
     def _held(self, value: Any) -> Any:
         if isinstance(value, SegmentationTarget):
-            return self._step("model", value.model) if self._only_modules else self.target(value)
+            return self._step("model", value.model) if self._only_modules else self.target(value.constructor_arguments())
         if isinstance(value, nn.Module):
             return self._module(value)
         if isinstance(value, ModuleType):

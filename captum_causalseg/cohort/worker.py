@@ -8,7 +8,6 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from torch import Tensor, nn
 
 from captum_causalseg._version import __version__
 from captum_causalseg.attr.components import component_effects
-from captum_causalseg.attr.parts import merge_parts, only_part
+from captum_causalseg.attr.parts import InParts, merge_parts
 from captum_causalseg.cohort.digests import digest_of_file
 from captum_causalseg.cohort.fingerprint import described, differences, digest, modules_of, of_call
 from captum_causalseg.cohort.folder import file_of_part, fresh_place, written_beside
 from captum_causalseg.evaluation.unit_space import Ruler, UnitSpace, unit_labels
 from captum_causalseg.images import save_map, spacing_of
+from captum_causalseg.interventions.execution import Part
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.scorer import as_scorer
 from captum_causalseg.writing.files import on_disk
 from captum_causalseg.writing.names import encodable
 
@@ -237,7 +237,8 @@ class Worker:
         A model that ``load_model`` makes has been compared when it was loaded. Without it, there are those that ``make_target`` holds,
         which are part of its description; and if it makes the model by itself, that is one and the same for all cases.
         """
-        if self._recipe.load_model is not None or not isinstance(target, SegmentationTarget) or not modules_of(target.model):
+        scorer = as_scorer(target)
+        if self._recipe.load_model is not None or not scorer.knows_model or not modules_of(scorer.model):
             return []
         model = call["model"]
         if model in self._recipe.held:
@@ -276,10 +277,16 @@ class Worker:
     def _statistics(
         self, target: Any, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any], task: Task
     ) -> TreatmentEffectStatistics:
-        explainer = self._recipe.method(target)
+        explainer: Any = self._recipe.method(target)
+        if task.n_parts > 1:
+            if not isinstance(explainer, InParts):
+                raise TypeError(
+                    f"shards: expected a method whose units can be shared out (AverageTreatmentEffect, LayerAverageTreatmentEffect, PdCR), "
+                    f"got {type(explainer).__name__}; give shards=1"
+                )
+            explainer = explainer.only(Part(task.part, task.n_parts))
         bar = {"show_progress": True} if self._recipe.show_units else {}
-        with only_part(task.part, task.n_parts) if task.n_parts > 1 else nullcontext():
-            _, statistics = explainer.attribute(self._given(inputs), **arguments, return_statistics=True, **bar)
+        _, statistics = explainer.attribute(self._given(inputs), **arguments, return_statistics=True, **bar)
         if not isinstance(statistics, TreatmentEffectStatistics):
             raise TypeError(
                 f"method: expected its attribute to return TreatmentEffectStatistics, got {type(statistics).__name__}"
@@ -360,10 +367,10 @@ def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple
     """``(U, K)``: of every unit to the region of interest of every output; NaN where units have no place or there is no region."""
     found = np.full((statistics.effect.shape[1], int(np.prod(statistics.output_shape, dtype=int))), np.nan)
     spatial = statistics.input_shapes[0][2:]
-    if not isinstance(target, SegmentationTarget) or not spatial or "layer" in statistics.settings:
+    if not spatial or "layer" in statistics.settings:
         return found
     extra = () if more is None else more if isinstance(more, tuple) else (more,)
-    rois = target.roi_masks((*inputs, *extra))
+    rois = as_scorer(target).rois(*inputs, *extra)
     if rois is None or tuple(rois.shape[2:]) != tuple(spatial):
         return found
     spacing = spacing_of(inputs[0])
@@ -378,11 +385,11 @@ def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple
 
 def _is_batch(image: Tensor, target: Any) -> bool:
     """Whether an image has a batch axis of length 1 already: its target's masks tell how many axes are spatial."""
-    if image.ndim < 3 or image.shape[0] != 1 or not isinstance(target, SegmentationTarget):
+    if image.ndim < 3 or image.shape[0] != 1:
         return False
+    masks = as_scorer(target).masks
 
     def fits(axes: int) -> bool:
-        masks = [mask for mask in (target.roi, target.reference) if mask is not None]
         return all(mask.ndim >= axes and mask.shape[-axes:] == image.shape[-axes:] for mask in masks) and bool(masks)
 
     return not fits(image.ndim - 1) and fits(image.ndim - 2)

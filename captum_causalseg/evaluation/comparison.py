@@ -24,8 +24,8 @@ from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors.split import donor_parts
 from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names
 from captum_causalseg.evaluation.replacements import Attributions
-from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.target.outputs import first_image, interpolated
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["Comparison", "compare"]
 
@@ -282,7 +282,7 @@ def _run(
 @contextmanager
 def _counting(target: Any) -> Iterator[list[float]]:
     """How many images go through the target's model within the block; NaN if it is no module."""
-    model = target.model if isinstance(target, SegmentationTarget) else target
+    model = as_scorer(target).model
     count = [0.0]
     if not isinstance(model, nn.Module):
         yield [float("nan")]

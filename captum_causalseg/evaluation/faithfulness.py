@@ -39,7 +39,7 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.evaluation.replacements import Attributions, Replacements
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.interventions.execution import Execution
 
 __all__ = ["METRICS", "Curve", "Faithfulness", "FaithfulnessMetric", "register"]
 
@@ -156,9 +156,9 @@ class Faithfulness:
                 target=target,
                 additional_forward_args=additional_forward_args,
                 units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+                execution=Execution(perturbations_per_eval=perturbations_per_eval),
             ),
             n_draws=n_draws,
-            perturbations_per_eval=perturbations_per_eval,
             seed=seed,
             support=support,
         )
@@ -336,9 +336,9 @@ class Faithfulness:
             return tuple(step.to(image).contiguous() for step, image in zip(steps, images)), tuple(images)
 
         painted = world.painted(self.unit_attributions(attributions), np.arange(self.n_examples))
-        with undisturbed(world.forward_func):
+        with undisturbed(world.scorer.function):
             values = captum_infidelity(
-                world.forward_func,
+                world.scorer.function,
                 perturb,
                 world.tensors,
                 tuple(one.to(tensor).contiguous() for one, tensor in zip(painted, world.tensors)),
@@ -368,8 +368,7 @@ class Faithfulness:
             ((1,), True)
         """
         world, everyone = self._world, np.arange(self.n_examples)
-        forward_func = world.forward_func
-        if not isinstance(forward_func, SegmentationTarget) or world.rois is None:
+        if world.rois is None:
             return np.full(self.n_examples, np.nan)
         found = np.full((self.n_draws, self.n_examples), np.nan)
         units = self.unit_attributions(attributions)
@@ -381,10 +380,10 @@ class Faithfulness:
             inside, elsewhere = [], []
             for images in (world.tensors, world.images(everyone, np.full(self.n_examples, draw), replaced)):
                 given = (*images, *world.arguments)
-                with undisturbed(forward_func):
-                    logits = forward_func.logits(*forward_func.model_inputs(*given))
-                    inside.append(world.pick(forward_func.score(logits, *given), everyone))
-                    scores = forward_func.score(logits, *given, roi=outside[:, None].to(logits.device))
+                with undisturbed(world.scorer.function):
+                    logits = world.scorer.logits(*world.scorer.model_inputs(*given))
+                    inside.append(world.pick(world.scorer.score(logits, *given), everyone))
+                    scores = world.scorer.score(logits, *given, roi=outside[:, None].to(logits.device))
                     elsewhere.append(world.pick_class(scores))
                 world.n_forwards += self.n_examples
             change, leak = np.abs(inside[1] - inside[0]), np.abs(elsewhere[1] - elsewhere[0])

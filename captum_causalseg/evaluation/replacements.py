@@ -8,13 +8,14 @@ from torch import Tensor
 
 from captum_causalseg._checks import tensor_of
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.estimate import allowed_outputs, output_axes, prepare, reached_outputs
+from captum_causalseg.attr.estimate import allowed_outputs, prepare, reached_outputs
 from captum_causalseg.attr.options import Options
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.engine.interventions import Interventions
-from captum_causalseg.interventions.evaluator import checked_scores, chosen_output
+from captum_causalseg.interventions.outputs import chosen_output
 from captum_causalseg.interventions.units import gather, paste
 from captum_causalseg.statistics.unit_places import UnitPlaces
+from captum_causalseg.target.scores import checked_scores
 
 __all__ = ["Attributions", "Replacements"]
 
@@ -46,25 +47,24 @@ class Replacements:
         options: Options,
         *,
         n_draws: int,
-        perturbations_per_eval: int,
         seed: int,
         support: Literal["auto"] | None,
     ) -> None:
         problem = prepare(options)
         self._units, self._donors = problem.units, problem.donors
         self._spatial = problem.spatial
-        self.forward_func, self.tensors, self.arguments = problem.forward_func, problem.tensors, problem.evaluator.arguments
+        self.scorer, self.tensors, self.arguments = problem.scorer, problem.site.tensors, problem.site.arguments
         self.rois, self.n_examples = problem.rois, problem.n_examples
-        self.batch_size = perturbations_per_eval * self.n_examples
+        self.batch_size = problem.batch_size
         self.seed, self.n_forwards = seed, 0
         self.unit_ids: np.ndarray = problem.units.ids
         self._places = UnitPlaces(torch.from_numpy(problem.units.ids), problem.units.masks)
         everyone = np.arange(self.n_examples)
-        with undisturbed(self.forward_func):
-            found = self.forward_func(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
+        with undisturbed(self.scorer.function):
+            found = self.scorer(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
         scores = checked_scores(found, self.n_examples, None)
         self.n_forwards += self.n_examples
-        self._output_shape, self._axes = tuple(scores.shape[1:]), output_axes(problem, scores.ndim - 1)
+        self._output_shape, self._axes = tuple(scores.shape[1:]), problem.scorer.axes(scores.ndim - 1, problem.spatial)
         self._index = chosen_output(
             options.target, self.n_examples, output_shape=self._output_shape, output_axes=self._axes, spatial=self._spatial
         )
@@ -72,11 +72,11 @@ class Replacements:
         outputs = everyone, slice(None), self._index.numpy()
         self.replaceable: np.ndarray = allowed_outputs(problem, scores[0].numel())[outputs] & problem.units.present
         if support is not None:
-            with undisturbed(self.forward_func):
-                reach = find_reach(problem, self.batch_size)
+            with undisturbed(self.scorer.function):
+                reach = find_reach(problem, problem.evaluator.localized())
             self.replaceable &= reached_outputs(problem, reach, scores[0].numel())[outputs]
-            self.n_forwards += sum(problem.evaluator.spent.values())
-        numbers = [problem.populations(*np.nonzero(self.replaceable))] * n_draws
+            self.n_forwards += problem.evaluator.ledger.forwards.total()
+        numbers = [problem.evaluator.populations(*np.nonzero(self.replaceable))] * n_draws
         self._replaced = [self._all_replaced(draw, population) for draw, population in enumerate(numbers)]
 
     def unit_attributions(self, attributions: Attributions) -> np.ndarray:
@@ -133,11 +133,11 @@ class Replacements:
     def scores(self, examples: np.ndarray, draws: np.ndarray, replaced: np.ndarray) -> np.ndarray:
         """The scores ``(B,)`` of :meth:`images`."""
         found = np.empty(len(examples))
-        with undisturbed(self.forward_func):
+        with undisturbed(self.scorer.function):
             for start in range(0, len(examples), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 images = self.images(examples[part], draws[part], replaced[part])
-                scores = self.forward_func(*images, *gather(self.arguments, examples[part]))
+                scores = self.scorer(*images, *gather(self.arguments, examples[part]))
                 found[part] = self.pick(scores, examples[part])
         self.n_forwards += len(examples)
         return found

@@ -1,89 +1,33 @@
 """Interventions on the input: donors pasted into copies of it (or of the window that is enough), the model run on each."""
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg.donors import BoundDonors
 from captum_causalseg.engine.interventions import Interventions
-from captum_causalseg.interventions.evaluator import ModelEvaluator, checked_scores
-from captum_causalseg.interventions.units import Units, gather
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.interventions.evaluator import Local, ModelEvaluator
+from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.interventions.sites import Site
+from captum_causalseg.target.scorer import Scorer
+from captum_causalseg.target.scores import checked_scores
 
-__all__ = ["Execution", "WholeInput"]
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the model is run.
-
-    Args:
-        compile: through :func:`torch.compile`.
-        autocast: in this lower precision where torch thinks fit; ``None`` for the model's own.
-        memory_format: how intervened images lie in memory; in another one than the model's own, its answers differ in the last
-            digits.
-    """
-
-    compile: bool = False
-    autocast: torch.dtype | None = None
-    memory_format: torch.memory_format | None = None
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether images lie pixel by pixel in memory, and not channel by channel."""
-        return self.memory_format in (torch.channels_last, torch.channels_last_3d)
-
-    def settings(self) -> dict[str, Any]:
-        """What is kept with the statistics."""
-        return {
-            "compile": self.compile,
-            "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
-            "memory_format": "channels_last" if self.channels_last else "contiguous",
-        }
-
-    @property
-    def exact(self) -> bool:
-        """Whether scores are the model's own, to rounding."""
-        return self.autocast is None and not self.compile
+__all__ = ["InputEvaluator"]
 
 
-class WholeInput(ModelEvaluator):
-    """Runs ``forward_func`` on intervened copies of the inputs.
+class InputEvaluator(ModelEvaluator):
+    """Runs a scorer on intervened copies of the inputs; arguments as of :class:`ModelEvaluator`, the site is that of the inputs."""
 
-    Args:
-        forward_func, inputs, additional_forward_args, units, donors: as of :class:`ModelEvaluator`; the tensors are the inputs.
-        execution: how the model is run.
-    """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        inputs: Sequence[Tensor],
-        additional_forward_args: Sequence[Any],
-        units: Units,
-        donors: Sequence[BoundDonors],
-        execution: Execution | None = None,
-    ) -> None:
-        super().__init__(forward_func, inputs, additional_forward_args, units, donors)
-        self.execution = execution or Execution()
-        self._memory: list[Tensor] = []
-        self._fast: Any = _compiled(forward_func) if self.execution.compile else forward_func
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What is intervened on."""
-        return self.inputs
-
-    @property
-    def differs(self) -> bool:
-        """Whether interventions are computed in another way than the observed scores are."""
-        return super().differs or self.execution.channels_last or self.execution.compile
+    def observe(self, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` of the inputs as they are."""
+        with self._precision():
+            scores = self.scorer(*self.site.call(examples))
+        if self.runs_each > 1:
+            self.ledger.spend("further samples", len(examples) * (self.runs_each - 1))
+        return self._checked(scores, len(examples))
 
     @functools.cached_property
     def noise_population(self) -> int:
@@ -95,74 +39,81 @@ class WholeInput(ModelEvaluator):
             )
         return population
 
-    def observe(self, examples: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` of the inputs as they are."""
-        with self._precision():
-            scores = self.forward_func(*gather(self.inputs, examples), *gather(self.arguments, examples))
-        if self.runs_each > 1:
-            self.spent["further samples"] += len(examples) * (self.runs_each - 1)
-        return self._checked(scores, len(examples))
+    @property
+    def answers_are_logits(self) -> bool:
+        """Whether :meth:`answers` are logits, and not scores."""
+        return self.local is not None and self.noise_population == 1
 
-    def __call__(self, interventions: Interventions) -> Tensor:
-        """Scores ``(B, K)`` under interventions."""
-        if self.noise_population > 1:
-            return self._of_pairs(interventions)
-        answers, examples = self._answers(interventions), interventions.example
-        return self._checked(answers if self._local is None else self._local(answers, examples), len(examples))
+    @functools.cached_property
+    def _memory(self) -> "_Memory":
+        return _Memory(self.site.inputs, self.execution.channels_last)
+
+    @functools.cached_property
+    def _run(self) -> Scorer:
+        """The scorer as interventions are run."""
+        return self.scorer.with_model(torch.compile(self.scorer.model)) if self.execution.compile else self.scorer
 
     def _answers(self, interventions: Interventions) -> Any:
-        """Logits where they can be scored locally, else scores."""
         n = len(interventions)
-        if self.execution.compile and self._memory and n < len(self._memory[0]):
+        if self.execution.compile and n < self._memory.size:
             # Another batch size would be compiled anew.
-            interventions = interventions.rows(np.minimum(np.arange(len(self._memory[0])), n - 1))
+            interventions = interventions.rows(np.minimum(np.arange(self._memory.size), n - 1))
         examples = interventions.example
-        inputs = self._copies(examples)
-        self._paste(inputs, interventions)
+        inputs = self._intervened(interventions)
         with self._precision():
-            if self._local is not None:
-                return self._fast.logits(*inputs, *gather(self._model_arguments, examples))[:n]
-            return checked_scores(self._fast(*inputs, *gather(self.arguments, examples)), len(examples), self.output_shape)[:n]
+            if self.local is not None:
+                return self._bare.run(self._run.logits, inputs, examples)[:n]
+            scores = self.site.run(self._run, inputs, examples)
+        return checked_scores(scores, len(examples), self.output_shape)[:n]
+
+    def _scores(self, answers: Any, examples: np.ndarray) -> Any:
+        return answers if self.local is None else self.local.scores(answers, examples)
 
     def _intervened_with(self, noise: np.ndarray, interventions: Interventions) -> Tensor:
-        inputs = self._copies(interventions.example)
-        self._paste(inputs, interventions)
-        return self._sampled(inputs, interventions.example, noise)
+        return self._sampled(self._intervened(interventions), interventions.example, noise)
 
-    def logits(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Tensor:
-        """What a segmentation target is scored from, with these tensors in the inputs' place."""
-        # Not in the lower precision of interventions: there, a window that gives other logits would pass for rounding.
-        return self.logits_of_inputs(tensors, examples)
+    def _intervened(self, interventions: Interventions) -> list[Tensor]:
+        """Inputs ``(B, C, *spatial)`` in which the interventions have been made."""
+        inputs = self._memory.copies(interventions.example)
+        self.unit_donors.paste(inputs, interventions, self.site.frames)
+        return inputs
 
-    def _copies(self, examples: np.ndarray) -> list[Tensor]:
-        """Copies of the examples' inputs, in memory that all batches use."""
+    def _with(self, site: Site, execution: Execution, local: Local) -> "InputEvaluator":
+        given = site, self.scorer, execution, self.unit_donors, self.ledger
+        return InputEvaluator(*given, local=local, output_shape=self.output_shape)
+
+    def _precision(self) -> Any:
+        return self.execution.precision(self.site.inputs[0].device)
+
+
+class _Memory:
+    """Copies of examples, in memory that all batches use.
+
+    Attributes:
+        size: the largest batch so far.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], channels_last: bool) -> None:
+        self._tensors, self._channels_last = tensors, channels_last
+        self._held: list[Tensor] = []
+
+    @property
+    def size(self) -> int:
+        return len(self._held[0]) if self._held else 0
+
+    def copies(self, examples: np.ndarray) -> list[Tensor]:
         n = len(examples)
         # What is left of a batch goes into the beginning; after memory ran out, the old one goes first.
-        if not self._memory or not n <= len(self._memory[0]):
-            self._memory = []
-            self._memory = [_empty((n, *x.shape[1:]), x, self.execution.channels_last) for x in self.inputs]
-        copies = [memory[:n] for memory in self._memory]
-        for copy, tensor in zip(copies, self.inputs):
+        if not self._held or not n <= self.size:
+            self._held = []
+            self._held = [_empty((n, *x.shape[1:]), x, self._channels_last) for x in self._tensors]
+        copies = [held[:n] for held in self._held]
+        for copy, tensor in zip(copies, self._tensors):
             if len(tensor) == 1:
                 copy.copy_(tensor.expand(copy.shape))
             else:
                 copy.copy_(tensor.index_select(0, torch.as_tensor(examples, device=tensor.device)))
         return copies
-
-    def _fit_to_window(self) -> None:
-        self._memory = []
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.execution.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.inputs[0].device.type, dtype=self.execution.autocast)
-
-
-def _compiled(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    if isinstance(forward_func, SegmentationTarget):
-        return forward_func.with_model(torch.compile(forward_func.model))
-    compiled: Callable[..., Any] = torch.compile(forward_func)
-    return compiled
 
 
 def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm, normalization, pooling, upsampling
 
 from captum_causalseg._state import in_this_thread
+from captum_causalseg.interventions.activation import Activation
 from captum_causalseg.interventions.axes import Axes, channel_axes, composition, is_of_batch, projected
 from captum_causalseg.interventions.axis_trace import AxisTrace
-from captum_causalseg.interventions.layer import Activation
 from captum_causalseg.layout import Layout
 
 __all__ = ["Sighting", "channels_first_by_type", "follow", "read_layout", "unclear", "with_grid", "with_heads"]

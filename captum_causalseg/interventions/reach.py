@@ -10,12 +10,9 @@ from torch import Tensor
 
 from captum_causalseg.boxes import hull
 from captum_causalseg.interventions.evaluator import ModelEvaluator
-from captum_causalseg.interventions.inputs import WholeInput
-from captum_causalseg.interventions.layer import LayerActivation
 from captum_causalseg.interventions.support import Support, find_support
 from captum_causalseg.interventions.units import Frame, Units
 from captum_causalseg.interventions.window import find_window
-from captum_causalseg.target.local_scores import LocalScores
 
 __all__ = ["Reach", "probe"]
 
@@ -33,59 +30,61 @@ class Reach:
     Args:
         reaches: ``(N, U, R)``: which units can reach which RoI; ``R`` is 1 where RoIs do not matter.
         evaluator: computes scores under interventions: on the window, if there is one.
-        window: its size, or None.
     """
 
     reaches: np.ndarray
     evaluator: ModelEvaluator
-    window: tuple[int, ...] | None
 
     @classmethod
     def everything(cls, evaluator: ModelEvaluator) -> "Reach":
         """Nothing is left out."""
-        return cls(np.ones((evaluator.units.n_examples, len(evaluator.units), 1), dtype=bool), evaluator, None)
+        units = evaluator.unit_donors.units
+        return cls(np.ones((units.n_examples, len(units), 1), dtype=bool), evaluator)
+
+    @property
+    def window(self) -> tuple[int, ...] | None:
+        """The size of the window, if there is one."""
+        window = self.evaluator.execution.window
+        return None if window is None else window.size
 
 
-def probe(whole: ModelEvaluator, local: LocalScores, stand_ins: Sequence[Sequence[Tensor]], batch_size: int) -> Reach:
-    """Probe the model; the forwards that it takes are added to what the evaluator has spent.
+def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_size: int) -> Reach:
+    """Probe the model; the ledger is told how many images that takes.
 
     Args:
-        whole: the evaluator on whole images.
-        local: holds the regions of interest.
-        stand_ins: natural replacements of the evaluator's tensors, which the answer has to stand.
+        whole: the evaluator on whole images, which scores logits locally.
+        stand_ins: natural replacements of the site's tensors, which must leave the RoI as it is outside the support.
         batch_size: images per forward.
     """
-    guess = _guess_from_surroundings(whole, local, batch_size) if isinstance(whole, WholeInput) else None
-    found = find_support(whole.logits, whole.tensors, local.rois.cpu(), stand_ins=stand_ins, batch_size=batch_size, guess=guess)
-    whole.spent["support"] += found.n_forwards
+    assert whole.local is not None
+    site, ledger, rois = whole.site, whole.ledger, whole.local.scores.rois
+    guess = None if site.bypass else _guess_from_surroundings(whole, rois, batch_size)
+    found = find_support(whole.logits, site.tensors, rois.cpu(), stand_ins=stand_ins, batch_size=batch_size, guess=guess)
+    ledger.spend("support", found.n_forwards)
     if found.doubt is not None:
-        whole.switched_off["support"] = found.doubt
+        ledger.disable("support", found.doubt)
         return Reach.everything(whole)
-    reaches = _units_that_reach(whole.units, found)
-    if "window" in whole.switched_off:
-        return Reach(reaches, whole, None)
-    supports: list[tuple[Support, Sequence[Tensor]]] = [(found, whole.tensors)]
-    if isinstance(whole, LayerActivation):
+    reaches = _units_that_reach(whole.unit_donors.units, found)
+    if site.no_window is not None:
+        return Reach(reaches, whole)
+    supports: list[tuple[Support, Sequence[Tensor]]] = [(found, site.tensors)]
+    if site.bypass:
         # Besides the activation, the image must be there where it goes past the layer.
-        images = find_support(whole.logits_of_inputs, whole.inputs, local.rois.cpu(), batch_size=batch_size)
-        whole.spent["support"] += images.n_forwards
-        supports.append((images, whole.inputs))
-    needed = _needed(local, supports, whole.units.n_examples)
-    if needed is None:
-        return Reach(reaches, whole, None)
-    window, evaluator, spent = find_window(whole, local, needed, [whole.tensors, *stand_ins])
-    whole.spent["window"] += spent
-    return Reach(reaches, evaluator, None if window is None else window.size)
+        images = find_support(whole.logits_of_inputs, site.bypass, rois.cpu(), batch_size=batch_size)
+        ledger.spend("support", images.n_forwards)
+        supports.append((images, site.bypass))
+    needed = _needed(rois, supports, whole.unit_donors.units.n_examples)
+    return Reach(reaches, whole if needed is None else find_window(whole, rois, needed, [site.tensors, *stand_ins]))
 
 
-def _guess_from_surroundings(whole: ModelEvaluator, local: LocalScores, batch_size: int) -> list[Tensor] | None:
+def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: int) -> list[Tensor] | None:
     """Masks ``(N, R, *spatial)`` per input: what reaches the RoIs in a crop around them, if nothing does from its edges.
 
     Of a large image this takes small forwards; whether it holds for the whole image is up to a few large ones.
     """
-    spatial = local.rois.shape[2:]
-    length, n = np.array(spatial), len(whole.inputs[0])
-    around = _needed(local, [], n)
+    spatial = rois.shape[2:]
+    length, n = np.array(spatial), len(whole.site.inputs[0])
+    around = _needed(rois, [], n)
     assert around is not None
     margin = _FIRST_MARGIN
     while True:
@@ -97,16 +96,16 @@ def _guess_from_surroundings(whole: ModelEvaluator, local: LocalScores, batch_si
             return None
         frame = Frame(starts, size.tolist())
         crop = whole.windowed(frame, spatial)
-        if crop is None:
+        if crop is None or crop.local is None:
             return None
         try:
-            found = find_support(crop.logits, crop.inputs, crop.local_rois.cpu(), batch_size=batch_size)
+            found = find_support(crop.logits, crop.site.tensors, crop.local.scores.rois.cpu(), batch_size=batch_size)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model says to a size that it does not take
             logger.debug("crop %s: %s", size.tolist(), error)
             return None
-        whole.spent["support"] += found.n_forwards
+        whole.ledger.spend("support", found.n_forwards)
         if found.doubt is not None:
             return None
         if not _reaches_from_edge(found, starts, size, length):
@@ -139,11 +138,11 @@ def _units_that_reach(units: Units, support: Support) -> np.ndarray:
     return reaches
 
 
-def _needed(local: LocalScores, supports: Sequence[tuple[Support, Sequence[Tensor]]], n: int) -> np.ndarray | None:
+def _needed(rois: Tensor, supports: Sequence[tuple[Support, Sequence[Tensor]]], n: int) -> np.ndarray | None:
     """What has to be in each example's window ``(N, d, 2)``, in the image's pixels; ``None`` if that cannot be said."""
-    spatial = local.rois.shape[2:]
+    spatial = rois.shape[2:]
     # The pixels next to the RoIs are looked at as well.
-    around = [hull(local.rois[example if len(local.rois) > 1 else 0].any(0), margin=1) for example in range(n)]
+    around = [hull(rois[example if len(rois) > 1 else 0].any(0), margin=1) for example in range(n)]
     needed = np.array([[(side.start, side.stop) for side in box] for box in around])
     for support, tensors in supports:
         for slot, tensor in enumerate(tensors):

@@ -9,7 +9,6 @@ from torch import Tensor
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.rounding import relative_tolerance
-from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["COMPANY", "Witness", "refuse_examples_that_mix", "refuse_unrepeatable"]
 
@@ -57,7 +56,7 @@ class Witness:
             raise ValueError(
                 f"forward_func: the observed image was answered again when all interventions were made, and {changed}: the model "
                 "changes as it is run (weights or buffers that its forward moves, a counter, a cache) or is random now and then, and "
-                f"the effects would be those of that. {_remedy(self._evaluator)}"
+                f"the effects would be those of that. {self._evaluator.scorer.how_to_repeat()}"
             )
         self._look_at_batches()
 
@@ -98,7 +97,7 @@ def refuse_examples_that_mix(evaluator: ModelEvaluator) -> None:
     Raises:
         ValueError: an example is answered otherwise beside another one than alone.
     """
-    if len(evaluator.inputs[0]) == 1 or evaluator.noise_population > 1:
+    if len(evaluator.site.inputs[0]) == 1 or evaluator.noise_population > 1:
         return  # alone, or answered one by one
     alone, both = (_counted(evaluator, evaluator.answers_without(np.array(rows))) for rows in ([0], [1, 0]))
     if _differ(both[1:], alone):
@@ -123,7 +122,7 @@ def refuse_unrepeatable(evaluator: ModelEvaluator) -> None:
 
 
 def _counted(evaluator: ModelEvaluator, found: Tensor) -> Tensor:
-    evaluator.spent["answered again"] += len(found)
+    evaluator.ledger.spend("answered again", len(found))
     return found.detach().clone()
 
 
@@ -131,7 +130,7 @@ def _refuse_random(evaluator: ModelEvaluator, other: Tensor, alone: Tensor) -> N
     raise ValueError(
         f"forward_func: the same image was answered twice, and {_worded(evaluator, other, alone)}: the model is random, or changes "
         "as it is run (a counter, a cache, buffers or weights that its forward moves), and effects would be those of its noise. "
-        f"{_remedy(evaluator)}"
+        f"{evaluator.scorer.how_to_repeat()}"
     )
 
 
@@ -163,18 +162,3 @@ def _worded(evaluator: ModelEvaluator, found: Tensor, expected: Tensor) -> str:
     if bool((found.isfinite() != expected.isfinite()).any()):
         return f"{what} were NaN or infinite in one of the two"
     return f"{what} differ by up to {float((found.double() - expected.double()).abs().nan_to_num(0.0).max()):.3g}"
-
-
-def _remedy(evaluator: ModelEvaluator) -> str:
-    target = evaluator.forward_func
-    if not isinstance(target, SegmentationTarget):
-        return (
-            "Switch the randomness off (evaluation mode, no dropout), or wrap the model in SegmentationTarget(..., n_samples=8), "
-            "which gives observed and intervened images the same random numbers"
-        )
-    if target.n_samples is None:
-        return (
-            "If it is random on purpose, give SegmentationTarget(..., n_samples=8), by which observed and intervened images meet the "
-            "same random numbers; if not, switch the randomness off (evaluation mode, no dropout)"
-        )
-    return "n_samples= cannot help: the random numbers do not come from the global generators of torch, numpy or random, which it seeds"

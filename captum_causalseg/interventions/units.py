@@ -73,6 +73,8 @@ def paste(
     sources: Sequence[BoundDonors],
     interventions: Interventions,
     frames: Sequence[Frame | None] | None = None,
+    *,
+    first_slot: int = 0,
 ) -> None:
     """Make the interventions in the rows of the tensors, in place.
 
@@ -81,11 +83,12 @@ def paste(
     Args:
         tensors: ``(B, C, *spatial)``.
         units: the parts.
-        sources: per tensor.
+        sources: per slot.
         interventions: which units of which examples, and by which donors.
-        frames: per tensor, which window of it is held; what a unit has outside it is left out.
+        frames: per slot, which window of it is held; what a unit has outside it is left out.
+        first_slot: of the first of the tensors, which may be some of all only.
     """
-    for slot, tensor in enumerate(tensors):
+    for slot, tensor in enumerate(tensors, start=first_slot):
         frame = None if frames is None else frames[slot]
         examples = interventions.example[interventions.row]
         for group in _alike(units, slot, frame, examples, interventions.unit):

@@ -11,7 +11,6 @@ from torch import Tensor
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.interventions.units import Frame
-from captum_causalseg.target.local_scores import LocalScores
 
 __all__ = ["find_window"]
 
@@ -23,25 +22,23 @@ _ALIGNMENTS = (1, 2, 4, 8, 16, 32, 64)
 _LARGEST_SHARE = 0.8
 
 
-def find_window(
-    whole: ModelEvaluator, local: LocalScores, reach: np.ndarray, trials: Sequence[Sequence[Tensor]]
-) -> tuple[Frame | None, ModelEvaluator, int]:
-    """The smallest window that reproduces the regions of interest, the evaluator on it, and how many images it took to find.
+def find_window(whole: ModelEvaluator, rois: Tensor, reach: np.ndarray, trials: Sequence[Sequence[Tensor]]) -> ModelEvaluator:
+    """The evaluator on the smallest window that reproduces the regions of interest; the ledger is told how many images it took to find.
 
     Alignments to the model's stride are tried in turn: a window counts if on it the logits inside the regions agree with those
     of the whole image, for all the trials, to float tolerance. If none does, the evaluator is the one on whole images.
 
     Args:
         whole: the evaluator on whole images.
-        local: holds the regions of interest.
+        rois: the regions of interest ``(N or 1, R, *spatial)``.
         reach: ``(N, d, 2)`` first and last plus one of the positions that can reach any of an example's regions.
         trials: tensors ``(N, ...)`` in the place of the evaluator's own; the first are the unchanged ones.
     """
-    spatial = local.rois.shape[2:]
+    spatial = rois.shape[2:]
     examples = np.arange(len(reach))
     references: list[Tensor] = []
     tried: set[tuple[object, ...]] = set()
-    spent = 0
+    whole.ledger.spend("window", 0)
     for alignment in _ALIGNMENTS:
         window = _fit(reach, spatial, alignment)
         if math.prod(window.size) > _LARGEST_SHARE * math.prod(spatial):
@@ -55,19 +52,19 @@ def find_window(
             continue
         if not references:
             references = [whole.logits([x.clone() for x in trial], examples) for trial in trials]
-            spent += len(examples) * len(trials)
+            whole.ledger.spend("window", len(examples) * len(trials))
         largest = 0.0
         for trial, expected in zip(trials, references):
-            spent += len(examples)
-            difference, allowed = _difference(candidate, window, trial, expected, local.rois, examples)
+            whole.ledger.spend("window", len(examples))
+            difference, allowed = _difference(candidate, window, trial, expected, rois, examples)
             if not bool((difference <= allowed).all()):
                 break
             largest = max(largest, float(difference.max()))
         else:
             logger.info("window: %s of %s pixels is enough, outputs agree to %.2g", window.size, tuple(spatial), largest)
-            return window, candidate, spent
+            return candidate
     logger.info("window: none is enough to compute the RoI, the whole image is run")
-    return None, whole, spent
+    return whole
 
 
 def _difference(
@@ -80,7 +77,7 @@ def _difference(
 ) -> tuple[Tensor, Tensor]:
     """The largest difference inside each region ``(N, R)``, and what may be rounding; infinite if the model refuses the window."""
     try:
-        found = candidate.logits(candidate.crop(trial), examples)
+        found = candidate.logits(candidate.site.crop(trial), examples)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model says to a size that it does not take

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["read", "write"]
 
 _FORMAT = 2
+# Keys of settings that were called otherwise once.
+_FORMER_KEYS = {"switched_off": "disabled"}
 
 
 def write(statistics: "TreatmentEffectStatistics", path: str | Path) -> None:
@@ -48,5 +50,6 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"path: {str(path)!r} was written by another version of captum_causalseg, in another format")
     masks = [torch.from_numpy(arrays.pop(f"feature_mask_{i}")) for i in range(len(about["input_shapes"]))]
     about |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+    about["settings"] = {_FORMER_KEYS.get(key, key): value for key, value in about["settings"].items()}
     about["layouts"] = [None if one is None else Layout(**one) for one in about.get("layouts", [])]
     return {"feature_mask": masks, **about}

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batches", "rows"]
+from captum_causalseg.target.scores import checked_scores
+
+__all__ = ["Batches", "EachAlone", "rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,3 +68,21 @@ class Batches:
             raise error from None
         found += [answer(*row) for row in one_by_one]
         return torch.cat(found)
+
+
+class EachAlone:
+    """A forward function that is given every example alone, whatever the batch.
+
+    Args:
+        forward_func: inputs and additional arguments to scores ``(N, ...)``.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The scores of each example, ``(N, ...)``."""
+        scores: list[Tensor] = []
+        for row in rows(inputs, len(inputs[0])):
+            scores.append(checked_scores(self.forward_func(*row), 1, tuple(scores[0].shape[1:]) if scores else None))
+        return torch.cat(scores)

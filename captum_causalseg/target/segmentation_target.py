@@ -1,6 +1,7 @@
 """A model, where to look and what to score, as one module that every Captum method can explain."""
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -259,6 +260,21 @@ class SegmentationTarget(nn.Module):
         """
         return self._batches.taken
 
+    @property
+    def answers_compared(self) -> bool:
+        """Whether :meth:`varies` is known already: no images are run to tell."""
+        return self.n_samples is None or self._varies is not None
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """By name, what a constructor has to be given for the same target; masks as tensors, or ``"argument"``."""
+        found: dict[str, Any] = {"model": self.model}
+        for name, source in (("roi", self._roi_source), ("reference", self._reference_source)):
+            found[name] = "argument" if source == "argument" else getattr(self, name)
+        for name in inspect.signature(type(self)).parameters:
+            if name not in found and hasattr(self, name):
+                found[name] = getattr(self, name)
+        return found
+
     def varies(self, *inputs: Any) -> bool:
         """Whether scores are means over differing answers of the model: with ``n_samples``, if two answers to the first example differ.
 
@@ -451,6 +467,24 @@ class SegmentationTarget(nn.Module):
             seed=self.seed,
         )
         scored._batches = self._batches
+        return scored
+
+    def with_masks_of_calls(self, metric: str) -> "SegmentationTarget":
+        """The same model scored by ``metric``, in the RoI and against the reference that each call brings along, in that order.
+
+        What was read from the model's first output stands.
+        """
+        scored = SegmentationTarget(
+            self.model,
+            roi="argument",
+            reference="argument",
+            metric=metric,
+            activation=self.activation,
+            threshold=self.threshold,
+            empty_score=self.empty_score,
+            output=self.output,
+        )
+        scored._resolved = self._resolved
         return scored
 
     def with_each_alone(self) -> "SegmentationTarget":

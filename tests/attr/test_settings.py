@@ -37,14 +37,14 @@ def test_a_plain_function_has_neither_roi_nor_support():
     found = settings(lambda x: network(x).mean((2, 3)))
     assert found["exclude"] is None
     assert found["support"] is None
-    assert found["switched_off"].keys() == {"support"}
-    assert "SegmentationTarget" in found["switched_off"]["support"]
-    assert settings(lambda x: network(x).mean((2, 3)), support=None)["switched_off"] == {}
+    assert found["disabled"].keys() == {"support"}
+    assert "SegmentationTarget" in found["disabled"]["support"]
+    assert settings(lambda x: network(x).mean((2, 3)), support=None)["disabled"] == {}
 
 
 def test_a_target_has_both():
     found = settings(target())
-    assert (found["exclude"], found["support"], found["switched_off"]) == ("roi", "auto", {})
+    assert (found["exclude"], found["support"], found["disabled"]) == ("roi", "auto", {})
     assert settings(target(), exclude=None, support=None)["exclude"] is None
     assert settings(target(), exclude=ROI)["exclude"] == "mask (16, 16)"
 
@@ -60,7 +60,7 @@ def test_a_target_has_both():
 def test_why_there_is_no_support(options, reason):
     found = settings(target(**options))
     assert found["support"] is None
-    assert reason in found["switched_off"]["support"]
+    assert reason in found["disabled"]["support"]
 
 
 def test_units_and_donors_that_nobody_asked_for():

@@ -17,9 +17,10 @@ from captum_causalseg import (
     component_effects,
     regions,
 )
-from captum_causalseg.attr.parts import merge_parts, only_part
+from captum_causalseg.attr.parts import merge_parts
 from captum_causalseg.cohort import explain_cohort, plot_cohort_profile, summarize
 from captum_causalseg.cohort.worker import _is_whole
+from captum_causalseg.interventions.execution import Part
 
 
 def test_distances_to_the_region_of_interest(tmp_path):
@@ -62,15 +63,14 @@ def test_moments_merge_exactly(d, n_parts):
     whole = face.attribute(x, **options)[1]
     parts = []
     for k in range(n_parts):
-        with only_part(k, n_parts):
-            parts.append(face.attribute(x, **options)[1])
+        parts.append(face.only(Part(k, n_parts)).attribute(x, **options)[1])
     merged = merge_parts(parts)
     for name in ("effect", "standard_error", "n_draws", "status"):
         one, other = (getattr(s, name).double().nan_to_num(7.0, posinf=8.0) for s in (whole, merged))
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert merged.n_forwards == sum(part.n_forwards for part in parts)
-    with only_part(0, 2):
-        other_units = face.attribute(x, **options | {"block_size": 6})[1]
+    assert not whole.effect.equal(parts[0].effect), "the method itself still explains all units"
+    other_units = face.only(Part(0, 2)).attribute(x, **options | {"block_size": 6})[1]
     with pytest.raises(ValueError, match="their units differ"):
         merge_parts([parts[0], other_units])
 

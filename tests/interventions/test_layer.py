@@ -17,7 +17,7 @@ from captum_causalseg import (
     Status,
     regions,
 )
-from captum_causalseg.interventions import layer as layer_module
+from captum_causalseg.interventions import vmapped
 
 
 def literal(model: nn.Module, name: str, image: Tensor, donor: Tensor, mask: Tensor, unit: int) -> Tensor:
@@ -154,7 +154,7 @@ def no_vmap(monkeypatch):
     """Switch vmap off for a block of code."""
 
     def off():
-        monkeypatch.setattr(layer_module.torch.func, "vmap", refuse)
+        monkeypatch.setattr(vmapped.torch.func, "vmap", refuse)
 
     def refuse(*args, **kwargs):
         raise RuntimeError("switched off by the test")

@@ -98,7 +98,7 @@ def test_where_the_axes_cannot_be_told_it_is_asked():
     # A whole layer needs no layout; no window is made of what is not known.
     _, stats = face.attribute(image, target=1, units="layer", n_draws=1, n_screening_draws=0, return_statistics=True)
     assert stats.settings["layout"] == [None]
-    assert stats.settings["switched_off"]["window"] == "which axes of the activation are spatial is not known (layout=)"
+    assert stats.settings["disabled"]["window"] == "which axes of the activation are spatial is not known (layout=)"
 
 
 @pytest.mark.parametrize(

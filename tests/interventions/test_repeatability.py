@@ -256,7 +256,7 @@ def test_layers_of_models_for_a_single_image_without_vmap():
 
     model, plain = Looking("takes the first"), Plain()
     found = of_layer(target_of(model), model.first)
-    assert "vmap" in found.settings["switched_off"]
+    assert "vmap" in found.settings["disabled"]
     torch.testing.assert_close(found.effect, of_layer(target_of(plain), plain.first).effect, rtol=0, atol=1e-6)
     table = component_effects(
         target_of(Looking("raises")), random(1, 1, SIZE, SIZE), baselines=random(9, 1, SIZE, SIZE, seed=9), output=1

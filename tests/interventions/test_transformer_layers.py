@@ -230,10 +230,7 @@ def test_a_row_of_tokens_is_run_on_the_whole_image_and_it_is_said(cases):
         images, target=1, n_draws=1, n_screening_draws=0, return_statistics=True
     )
     assert stats.settings["window"] is None
-    assert (
-        stats.settings["switched_off"]["window"]
-        == "the activation is a row of tokens, a window of the image is no window of it"
-    )
+    assert stats.settings["disabled"]["window"] == "the activation is a row of tokens, a window of the image is no window of it"
 
 
 def test_components_by_token_and_head(cases):

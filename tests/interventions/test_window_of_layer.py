@@ -8,7 +8,7 @@ from torch.nn import functional
 from window_cases import Coordinates, Local, is_outside, on_and_off, pixels
 
 from captum_causalseg import LayerAverageTreatmentEffect, SegmentationTarget, Status, regions
-from captum_causalseg.interventions import layer as layer_module
+from captum_causalseg.interventions import vmapped
 
 
 class Net(nn.Module):
@@ -31,7 +31,7 @@ def switch_vmap_off(monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("switched off by the test")
 
-    monkeypatch.setattr(layer_module.torch.func, "vmap", refuse)
+    monkeypatch.setattr(vmapped.torch.func, "vmap", refuse)
 
 
 @pytest.mark.parametrize("vmap", [True, False])

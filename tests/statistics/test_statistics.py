@@ -246,6 +246,11 @@ def test_moderation_pulls_every_variance_toward_the_common_scale(variances, n, d
     assert (moderated > 0).all()
 
 
+def test_keys_of_settings_that_were_called_otherwise_are_read(tmp_path):
+    make(settings={"switched_off": {"vmap": "why"}, "seed": 3}).save(tmp_path / "s.npz")
+    assert TreatmentEffectStatistics.load(tmp_path / "s.npz").settings == {"disabled": {"vmap": "why"}, "seed": 3}
+
+
 def test_settings_are_short_and_survive_a_file(tmp_path):
     image = torch.rand(1, 1, 8, 8)
     _, stats = AverageTreatmentEffect(lambda x, y: (x + y).sum((1, 2, 3))).attribute(

@@ -216,7 +216,7 @@ def test_effects_on_a_label_map_are_those_on_its_logits_with_uniform_draws(d, n,
     assert len(told) == 1
     assert "drawn uniformly" in told[0]
     assert "the model returns labels (torch.int64), which have no gradient" in told[0]
-    why = statistics.settings["switched_off"]
+    why = statistics.settings["disabled"]
     assert "the model returns labels (torch.int64)" in why["stratified sampling"]
     assert "NaN does not pass through this model" in why["support"]
     assert not (statistics.status == Status.OUTSIDE_SUPPORT).any()
@@ -241,7 +241,7 @@ def test_nothing_is_switched_off_where_nothing_is_in_the_way():
     target = SegmentationTarget(model, regions.box((12, 16), start=4, size=4), labels(2))
     attribute = AverageTreatmentEffect(target).attribute
     statistics = attribute(images(2), PatchBank(images(2, 9)), target=1, block_size=4, n_draws=3, return_statistics=True)[1]
-    assert statistics.settings["switched_off"] == {}
+    assert statistics.settings["disabled"] == {}
     assert statistics.settings["sampling"] == "stratified"
 
 

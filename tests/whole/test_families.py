@@ -286,7 +286,7 @@ def assert_explained(example: Example, model: nn.Module | None = None, **options
     assert float(statistics.effect[0, strongest, 1].abs()) > 1e-4, "the case is too dull to prove anything"
     touching = torch.unique(example.mask[0, 0][example.roi])
     assert torch.equal(statistics.unit_ids[(statistics.status[0, :, 1] == Status.EXCLUDED)], touching)
-    assert set(statistics.settings["switched_off"]) <= {"support", "stratified sampling"}
+    assert set(statistics.settings["disabled"]) <= {"support", "stratified sampling"}
     return statistics
 
 
@@ -312,7 +312,7 @@ def test_effects_are_those_made_by_hand(name):
     example = Example(CASES[name])
     statistics = assert_explained(example)
     # All of these let NaN through and have gradients: nothing is switched off.
-    assert statistics.settings["switched_off"] == {}
+    assert statistics.settings["disabled"] == {}
     assert statistics.settings["sampling"] == "stratified"
 
 
@@ -320,7 +320,7 @@ def test_effects_are_those_made_by_hand(name):
 def test_layer_effects_are_those_made_by_hand(name):
     statistics = assert_layer_explained(Example(CASES[name]))
     # Upstream of the layer everything is computed once.
-    assert statistics.settings["switched_off"] == {}
+    assert statistics.settings["disabled"] == {}
 
 
 @pytest.mark.parametrize("name", ["UNet 2D", "UNet 3D", "SwinUNETR 2D", "nnU-Net 2D", "SegFormer 2D"])
@@ -494,11 +494,11 @@ def test_settings_and_log_say_what_was_switched_off_and_why(d, caplog):
         statistics = assert_explained(example)
         layer = assert_layer_explained(example)
     told = [record.getMessage() for record in caplog.records]
-    doubt = statistics.settings["switched_off"]["support"]
+    doubt = statistics.settings["disabled"]["support"]
     assert doubt.startswith("NaN does not pass through this model: ")
     assert any(line.startswith("support: switched off") and line.endswith(doubt) for line in told)
     assert statistics.settings["window"] is None
-    reason = layer.settings["switched_off"]["vmap"]
+    reason = layer.settings["disabled"]["vmap"]
     assert reason.startswith("vmap does not go with this model (")
     assert any(line.startswith(reason) and "run once per intervention" in line for line in told)
 
@@ -514,7 +514,7 @@ def test_without_gradients_donors_are_drawn_uniformly_and_the_settings_say_why(d
             example.image, bank, target=1, block_size=8, n_draws=2, return_statistics=True
         )[1]
     assert statistics.settings["sampling"] == "uniform"
-    reason = statistics.settings["switched_off"]["stratified sampling"]
+    reason = statistics.settings["disabled"]["stratified sampling"]
     assert [record.getMessage() for record in caplog.records] == [
         f"sampling: donors are drawn uniformly, because there is no gradient to rank them by (forward_func: {reason})"
     ]

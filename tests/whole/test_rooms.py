@@ -70,3 +70,19 @@ def test_imports_go_down():
     linter = Path(sys.executable).with_name("lint-imports")
     run = subprocess.run([linter, "--no-cache"], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+def test_what_only_a_target_can_do_is_asked_of_a_scorer():
+    """Whether something is a SegmentationTarget is looked at where scorers are made, and where any object is described."""
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("isinstance", "issubclass", "hasattr")
+            ):
+                found += [(file.name, node.func.id) for arg in node.args[1:] if "SegmentationTarget" in ast.unparse(arg)]
+            elif isinstance(node, ast.Compare) and "SegmentationTarget" in ast.unparse(node):
+                found.append((file.name, "compared"))
+    assert sorted(found) == [("fingerprint.py", "isinstance"), ("scorer.py", "isinstance")]

@@ -22,7 +22,7 @@ from captum_causalseg.evaluation.refute.context import (
 from captum_causalseg.evaluation.refute.differences import p_values_of_difference
 from captum_causalseg.evaluation.refute.report import Refutation, inconclusive, verdict
 from captum_causalseg.statistics import TreatmentEffectStatistics
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["random_weights"]
 
@@ -111,19 +111,15 @@ def _changed(
 
 def _settle_activation(context: RefutationContext) -> int:
     """Let a target read its activation from the model itself, not from a random one; how many images that took."""
-    target = context.explainer.forward_func
-    if not isinstance(target, SegmentationTarget) or target.activation != "auto":
-        return 0
     inputs = context.inputs if isinstance(context.inputs, tuple) else (context.inputs,)
     further = format_additional_forward_args(context.arguments.get("additional_forward_args")) or ()
-    target.predict(*target.model_inputs(*inputs, *further))
-    return int(inputs[0].shape[0])
+    return as_scorer(context.explainer.forward_func).settle(*inputs, *further)
 
 
 def _with_random_weights(explainer: Explainer, seed: int) -> Explainer | str:
     """The explainer of a copy of the model with permuted parameters, or the reason why there is none."""
-    forward_func = explainer.forward_func
-    model = forward_func.model if isinstance(forward_func, SegmentationTarget) else forward_func
+    scorer = as_scorer(explainer.forward_func)
+    model = scorer.model
     if not isinstance(model, nn.Module):
         return "the forward function is no module whose weights could be shuffled"
     copies: dict[int, Any] = {}
@@ -132,7 +128,7 @@ def _with_random_weights(explainer: Explainer, seed: int) -> Explainer | str:
         return "the model has no weights to shuffle"
     _permute_parameters(model, seed)
     twin = copy.copy(explainer)
-    twin.forward_func = forward_func.with_model(model) if isinstance(forward_func, SegmentationTarget) else model
+    twin.forward_func = scorer.with_model(model).function
     if isinstance(explainer, LayerAverageTreatmentEffect):
         assert isinstance(twin, LayerAverageTreatmentEffect)
         if id(explainer.layer) not in copies:
