@@ -213,7 +213,7 @@ def unit_mask(layout: Layout, units: UnitKind, shape: Sequence[int], block_size:
 def register_units(
     name: str, function: Callable[[Layout, tuple[int, ...], BlockSize], Tensor], *, in_blocks: bool = False
 ) -> None:
-    """Add a kind of unit of one's own to the table :data:`UNIT_KINDS`, for ``units=name`` of the layer methods.
+    """Add your own kind of unit to the table :data:`UNIT_KINDS`, for ``units=name`` of the layer methods.
 
     Args:
         name: must not be taken.

@@ -24,7 +24,7 @@ Array = Tensor | np.ndarray
 _SHAPE = sequence(integer(1), 1, expected="a sequence of lengths") | array_of("integer", "(axes,)", (1, 1), may_be_empty=False)
 _LABELS = array_of("real", "(*spatial)", (1, math.inf), may_be_empty=False)
 
-# So many values of a label map are listed in a message.
+# The most values of a label map that a message lists.
 _MOST_LISTED = 20
 
 

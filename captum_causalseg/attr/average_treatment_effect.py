@@ -33,13 +33,13 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
     **Sign and unit.** In the score's own units (Dice in [0, 1]). Positive: what is there supports the segmentation; negative:
     it harms it. This is the sign of Captum's ``FeatureAblation``; the paper's heat map (PdCR, arXiv 2602.20511) is -100 times it.
 
-    **Work.** Units that cannot reach the RoI through the model are found out and cost nothing, and where a part of the image is
-    enough to compute the RoI, only that part is run (``support``). Donors are ranked by what a first-order estimate says that they
-    do, and drawn all along the ranking (``sampling``). Neither is an approximation.
+    **Cost.** Units that cannot reach the RoI through the model are detected and skipped, and if a part of the image is enough to
+    compute the RoI, only that part is run (``support``). Donors are ranked by a first-order estimate of their effect and drawn from
+    the whole ranking (``sampling``). Neither is an approximation.
 
-    The estimate is unbiased when nothing is screened out. Screening costs rare effects: a block that moves the score in 20 %
-    of the draws passes three screening draws unseen with probability ``0.8**3`` = 51 %, and then reports the mean of those three,
-    which is 0 (its status says SCREENED, its interval stays wide). ``n_screening_draws=0`` switches it off.
+    The estimate is unbiased if nothing is screened out. Screening misses rare effects: a block that moves the score in 20 % of the
+    draws moves it in none of three screening draws with probability ``0.8**3`` = 51 %. Its effect is then the mean of those three,
+    which is 0; its status is SCREENED, and its interval stays wide. ``n_screening_draws=0`` turns screening off.
 
     Args:
         forward_func: any forward function that Captum accepts, with one score or a fixed number of scores per example. A
@@ -114,24 +114,24 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 ``GradientShap``; ``FeatureAblation`` would pair it with the examples. With ``D = 1`` the two agree.
             target: which output to attribute, in all of Captum's forms (int, tuple, tensor, list); the statistics hold every
                 output all the same.
-            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
+            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             feature_mask: units as integers that can be broadcast to the input; equal numbers, across inputs too, are one unit.
             block_size: edge of the block units in pixels, one number or one per spatial axis (for inputs that need different
                 ones, a tuple of such tuples, one per input); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
                 shorter. Inputs without spatial axes have every feature as a unit.
-            n_draws: interventions per unit, the screening draws included. A bank with no more donors is used up, and the effect
-                is then exact. With ``precision`` or ``decide``, a budget: so many per unit on the average over all units.
-            n_screening_draws: the first so many draws decide whether the rest is made.
-            screening_threshold: a unit goes on if one of them moves the score by at least this, in the score's units.
+            n_draws: interventions per unit, the screening draws included. If a bank has no more donors, all are used, and the effect
+                is exact. With ``precision`` or ``decide``, a budget: the average per unit over all units.
+            n_screening_draws: how many draws are made first, to decide whether the others are made.
+            screening_threshold: the other draws of a unit are made if one of these moves the score by at least this, in the score's units.
             sampling: ``"stratified"``: donors are ranked by their first-order effect on the target's output (one backward pass
                 per example through the differentiable twin of the score), the ranking is cut into as many strata as there are
                 draws, and one donor is drawn from each; screening takes the extremes. Unbiased whatever the ranking is worth, and
-                more precise the better it is. ``"uniform"``: donors drawn without replacement, all equally likely; this is also
-                what is done, and said once in the log, where there is no gradient.
-            support: ``"auto"``: units that cannot reach the RoI through the model are given effect 0 without a forward, and if a
-                window of the image is enough to compute the RoI, the model is run on the window only. What can reach the RoI
-                is found by setting parts of the input to NaN, and is checked; on any doubt nothing is left out, with a line in
-                the log. Needs a :class:`~captum_causalseg.SegmentationTarget` with an RoI. ``None``: the whole image, every unit.
+                more precise the better it is. ``"uniform"``: donors drawn without replacement, all equally likely. Without a
+                gradient, draws are uniform as well, and the log says so once.
+            support: ``"auto"``: units that cannot reach the RoI through the model get effect 0 without a forward, and if a
+                window of the image is enough to compute the RoI, only the window is run. What can reach the RoI
+                is found by setting parts of the input to NaN, and checked; if a check fails, nothing is left out, and the log
+                says so. Needs a :class:`~captum_causalseg.SegmentationTarget` with an RoI. ``None``: the whole image, every unit.
             exclude: ``"roi"``: units that touch the RoI are not intervened on; a boolean mask ``(*spatial)`` in its place; or
                 ``None``. Excluded units carry 0 in the attribution and NaN in the statistics. Of several inputs, the first with
                 spatial axes is the segmented image; one value holds for it and for every input of its spatial shape, a tuple
@@ -143,17 +143,17 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 halved when memory runs out. With 1, every image goes through the model alone, which is right for models that mix
                 the images of a batch.
             seed: of the draws. They depend on the seed and the unit's id alone, so that examples, models and repeated calls
-                meet the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not
+                use the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not
                 repeat it with the examples).
             show_progress: show a progress bar over the interventions.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well.
-            precision: draw on until the 95 % interval of every effect (of the target's class, on every RoI) has at most this
+            precision: continue until the 95 % interval of every effect (of the target's class, on every RoI) has at most this
                 half-width, in the score's units. Units with the largest standard errors come first; each further look doubles a
                 unit's draws, up to 16 times ``n_draws``.
-            decide: draw on until every effect is known to lie above or below this threshold: ``statistics.decision``.
+            decide: continue until every effect is known to lie above or below this threshold: ``statistics.decision``.
             alpha: with ``decide``, the chance of a wrong decision about a unit over all looks at it (Bonferroni over the looks).
-            compile: run the model through :func:`torch.compile`; worth it for long runs (it takes a while to warm up). Not exact to
-                the last digit.
+            compile: run the model through :func:`torch.compile`; worth it for long runs, because the warm-up takes a while. Not exact
+                to the last digit.
             autocast: run the model in this precision (``torch.bfloat16``). **Not exact**: effects change by what the model's output
                 changes; see the documentation's page on benchmarks for how much that was.
             memory_format: ``torch.channels_last`` (in volumes, its 3D form): intervened images lie pixel by pixel in memory, which
@@ -227,9 +227,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes with these arguments when nothing is screened out.
 
-        Each says which example, which unit, the how many-th draw, with which weight it enters the estimate, and for every input
-        that the unit reaches into the donor image and the place in it. No forward is spent with uniform draws and without
-        support.
+        Each names the example, the unit, the number of the draw, its weight in the estimate, and, for every input that the unit
+        reaches into, the donor image and the place in it. With uniform draws and without support, the model is not run.
 
         Example:
             >>> from captum_causalseg import AverageTreatmentEffect

@@ -32,9 +32,9 @@ def causal_support(
 ) -> Support:
     """Which part of the inputs can reach each region of interest through the model: elsewhere, every effect is exactly 0.
 
-    Parts of the input are set to NaN; where NaN does not arrive in the RoI's output there is no way for anything else to. The
+    Parts of the input are set to NaN; where NaN does not arrive in the RoI's output nothing else does. The
     answer is checked: NaN inside the RoI must arrive, and random values, up to a thousand times as large as the image's, pasted
-    over everything outside must leave the RoI's output as it is. On any doubt everything counts as reaching. A network with
+    over everything outside must leave the RoI's output as it is. If a check fails, everything counts as reaching. A network with
     global operations (instance norm, attention, squeeze and excitation) reaches everywhere.
 
     Args:

@@ -104,7 +104,7 @@ class GradientTreatmentEffect(GradientAttribution):
                 (:class:`~captum_causalseg.PatchBank`, ...), a number, a tensor ``(D, C, *spatial)`` (a distribution along its
                 first axis), a tuple of these (one per input), or ``None``: donors cut from the other positions of the same image.
             target: which output to attribute, in all of Captum's forms (int, tuple, tensor, list); needed if there are several.
-            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
+            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             feature_mask: units as integers that can be broadcast to the input; equal numbers, across inputs too, are one unit.
             block_size: edge of the block units in pixels, as in :meth:`AverageTreatmentEffect.attribute`; 8 by default.
             n_steps: 1 for the gradient at the image, more for its average over so many midpoints of the path (see above).

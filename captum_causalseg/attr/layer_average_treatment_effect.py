@@ -102,7 +102,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
 
                 A tensor whose shape fits both the input and the activation is taken as donor images.
             target: which output to attribute, in all of Captum's forms.
-            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
+            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             layer_mask: units as integers that can be broadcast to the activation; equal numbers are one unit. Takes the place of
                 ``units`` and ``block_size``.
             attribute_to_layer_input: intervene on what the layer takes instead of what it returns.

@@ -92,7 +92,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
             layer_baselines, layer_mask, attribute_to_layer_input, units, block_size, layout: as in
                 :meth:`LayerAverageTreatmentEffect.attribute`.
             target: which output to attribute, in all of Captum's forms; needed if there are several.
-            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
+            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             n_steps: 1 for the gradient at the activation, more for its average over so many midpoints of the path.
 
         Returns:

@@ -112,7 +112,7 @@ class MiSuRe(PerturbationAttribution):
         Args:
             inputs: ``(N, C, *spatial)`` with 1 to 3 spatial axes.
             target: which class (and RoI), in all of Captum's forms; needed if the target has several outputs.
-            additional_forward_args: further arguments of the target; tensors ``(N, ...)`` go with their example.
+            additional_forward_args: further arguments of the target; tensors ``(N, ...)`` have one entry per example.
             baselines: what hidden pixels become: a number, or a tensor ``(1 or N, C, *spatial)``.
             tau: Dice at which a region is sufficient, larger than 0 and at most 1.
             dilation: pixels by which the region grows at a time, along every axis and diagonal.

@@ -37,7 +37,7 @@ class RiseSegmentation(PerturbationAttribution):
 
     **Masks**, as in the paper: cells of a coarse grid are kept with a probability, each on its own; the grid is enlarged linearly to
     one cell more than the image along every axis, and cut to it at a random place. Mask ``i`` is drawn from
-    ``numpy.random.default_rng((seed, i))`` and from nothing else: all examples meet the same masks, however they are batched.
+    ``numpy.random.default_rng((seed, i))`` and from nothing else: all examples get the same masks, however they are batched.
 
     RISE (Petsiuk, Das, Saenko 2018, arXiv 1806.07421), which explains a classifier; the score in an RoI takes its place.
 
@@ -85,7 +85,7 @@ class RiseSegmentation(PerturbationAttribution):
             inputs: ``(N, C, *spatial)`` with 1 to 3 spatial axes.
             baselines: what hidden pixels become: a number, or a tensor ``(1 or N, C, *spatial)``.
             target: which output to attribute, in all of Captum's forms; needed if there are several.
-            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
+            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             n_masks: so many images go through the model per example, and the whole one.
             grid_size: cells along each axis of the image, an integer or one per axis; never more than its pixels. A cell should not
                 be larger than what is to be told apart.

@@ -28,7 +28,7 @@ _POOLING: dict[str, dict[int, Callable[..., Tensor]]] = {
 
 
 class SegHiResGradCam(LayerAttribution, GradientAttribution):
-    r"""Gradient times activation of a layer, summed over its channels: where the layer's features speak for the segmentation.
+    r"""Gradient times activation of a layer, summed over its channels: where the layer's features favor the segmentation.
 
     With the score ``y`` (a class's logits summed over the RoI) and the layer's channels :math:`A_k`,
 
@@ -98,7 +98,7 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
         Args:
             inputs: ``(N, C, *spatial)``, or a tuple of such tensors.
             target: which output to attribute, in all of Captum's forms; needed if there are several.
-            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` go with their example.
+            additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             attribute_to_layer_input: take what the layer takes instead of what it returns.
             relu_attributions: keep what is positive only, as in the papers.
             pool_size: edges of the windows over which the gradient is pooled, in the activation's own pixels, an integer or one per

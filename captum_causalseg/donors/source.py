@@ -132,7 +132,7 @@ BIND = {"images": IMAGES, "forbidden": NONE | tensor_of("boolean", "(N or 1, *sp
 
 
 class DonorSource(AnySource, ABC):
-    """Where donors come from. Subclass it, with a :class:`BoundDonors`, to add a source of one's own.
+    """Where donors come from. Subclass it, with a :class:`BoundDonors`, to add your own source.
 
     :meth:`bind` is all that has to be written. A source made of images also has ``n_images`` and :meth:`chosen`: refuters and
     comparisons then :meth:`split` it. One that keeps more than what it was made with says in :meth:`describe` what counts.

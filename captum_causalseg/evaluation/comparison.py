@@ -150,8 +150,7 @@ def compare(
         block_size: or blocks.
         exclude: units that are never replaced.
         metrics: names from :data:`captum_causalseg.evaluation.faithfulness.METRICS`; all by default.
-        n_controls: so many random maps are scored as well, and the mean of their scores is what any faithful map has to beat; 0 for
-            none.
+        n_controls: number of random maps that are scored as well; a faithful map has to beat the mean of their scores. 0 for none.
         seed: of the split, the scores and the random map; methods have seeds of their own.
         show_progress: a bar over the methods.
         faithfulness: further arguments of :class:`~captum_causalseg.evaluation.Faithfulness`, such as ``n_draws``.

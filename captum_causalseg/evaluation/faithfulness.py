@@ -77,7 +77,7 @@ class Curve:
 class Faithfulness:
     """Scores attribution maps of one batch of images by replacing units with natural donors.
 
-    All maps meet the same donors, subsets and orders of ties, so that they can be compared.
+    All maps get the same donors, subsets, and orders of ties, so that they can be compared.
 
     Args:
         forward_func: what the maps explain: a :class:`~captum_causalseg.SegmentationTarget` or any forward function with one score
@@ -497,7 +497,7 @@ def register(
     score_direction: Literal["higher", "lower"],
     source: str,
 ) -> None:
-    """Add a metric of one's own to the table :data:`METRICS`; its name must not be taken.
+    """Add your own metric to the table :data:`METRICS`; its name must not be taken.
 
     Example:
         >>> import numpy as np

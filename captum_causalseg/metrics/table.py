@@ -78,17 +78,17 @@ def register(
     inside_roi: bool = False,
     larger_is_better: bool = True,
 ) -> None:
-    """Add a metric of one's own to the table under ``name``.
+    """Add your own metric to the table under ``name``.
 
     Args:
-        name: the name to use in ``SegmentationTarget(metric=name)``; must not be taken.
+        name: the name to use in ``SegmentationTarget(metric=name)``; it must not be taken.
         function: ``(prediction, reference, roi) -> (N, C, R)``.
         domain: what ``prediction`` should hold.
         needs_reference: whether a reference is needed.
         surrogate: the differentiable twin; by default the metric itself.
-        inside_roi: say so if the score depends on nothing outside the RoI: parts of the image that cannot reach the RoI are
-            then left out of the computation.
-        larger_is_better: say so if it has no better or worse (``False``): reports then say "raises" instead of "supports".
+        inside_roi: whether the score depends on nothing outside the RoI. If so, parts of the image that cannot reach the RoI are
+            left out of the computation.
+        larger_is_better: ``False`` if there is no better or worse: reports then say "raises" instead of "supports".
 
     Example:
         >>> from captum_causalseg import metrics

@@ -60,7 +60,7 @@ _ABOUT = (
 
 
 class TreatmentEffectStatistics:
-    """What is known about every unit's effect, per example ``n``, unit ``u`` and output.
+    """What is known about every unit's effect, per example ``n``, unit ``u``, and output.
 
     Arrays are CPU tensors of shape ``(N, U, *output_shape)``; ``output_shape`` is ``()`` for one score per example, ``(C,)``,
     ``(R,)`` or ``(C, R)`` as the target's scores are. Effects are in the score's own units (Dice in [0, 1]). **Sign:**
@@ -77,8 +77,8 @@ class TreatmentEffectStatistics:
             ``n`` of ``D`` donors drawn without replacement it is ``(1 - n/D) / n``.
         variance_freedom: degrees of freedom of ``sample_variance``; NaN where there are no draws.
         n_draws: interventions that the effect is the mean of.
-        population: number of different donors ``(N, U)``; infinite when drawn with replacement; for a model that answers differently
-            each time (``n_samples``), times the random states that are drawn with them.
+        population: number of different donors ``(N, U)``; infinite when drawn with replacement; for a stochastic model
+            (``n_samples``), times the number of random states that are drawn with them.
         status: a :class:`Status`.
         observed_score: ``(N, *output_shape)``.
         unit_ids: ``(U,)`` the units' ids in ``feature_mask``.

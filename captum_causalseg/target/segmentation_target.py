@@ -119,10 +119,10 @@ class SegmentationTarget(nn.Module):
             another size than the input are resized to it (linearly, ``align_corners=False``; labels by the nearest pixel). Masks of
             queries or candidates (Mask2Former, DETR, SAM) are no classes and are refused; the message says how to make class scores
             of them.
-        n_samples: for models that answer differently each time (diffusion, dropout kept in training mode): scores are the mean over so
-            many answers, with random numbers that are **common**: the same for the same ``seed``, whatever the batch and the
-            image, so that an observed and an intervened image meet the same noise. Each example runs through the model alone.
-            ``None`` runs the model once, as it is. A model that gives the same answer twice is run as it is, too.
+        n_samples: for stochastic models (diffusion, dropout kept in training mode): scores are the mean over this many outputs. The
+            random numbers are **common**: they depend on ``seed`` alone, not on the batch or the image, so that an observed and an
+            intervened image share the same noise. Each example runs through the model alone. ``None`` runs the model once, as it
+            is; so does a model that returns the same output twice.
         seed: of those random numbers.
 
     ``roi="argument"`` and ``reference="argument"`` take the masks from the call instead, as the last positional arguments

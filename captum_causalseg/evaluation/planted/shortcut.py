@@ -227,7 +227,7 @@ def load_shortcut_case(index: int = 0, n_examples: int = 1, *, model: nn.Module 
 
     Args:
         index: of the first held-out slice, from 0; there are 24.
-        n_examples: so many slices, from ``index`` on.
+        n_examples: number of slices, from ``index`` on.
         model: a network to explain in the place of the shipped one.
 
     Raises:

@@ -275,7 +275,7 @@ def planted_case(
         block_size: edge of the units and of the donors, per axis (one number for all).
         supporting: how many blocks support the segmentation.
         harming: how many harm it.
-        n_examples: so many images; they differ in their texture.
+        n_examples: number of images; they differ in their texture.
         seed: of everything that is random: places of the causes, textures, donors.
         shares: of the RoI that the causes control, the supporting ones first; by default 0.6 in sum, falling from the first to
             the last in equal steps, so that no two effects are the same.

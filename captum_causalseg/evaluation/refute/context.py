@@ -32,7 +32,7 @@ __all__ = [
 
 Explainer = AverageTreatmentEffect | LayerAverageTreatmentEffect
 
-# What fewer units do, they may do by chance.
+# Fewer units may agree by chance.
 FEWEST = 5
 
 

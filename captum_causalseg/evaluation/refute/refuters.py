@@ -67,9 +67,9 @@ def refute(
         refuters: names from :data:`REFUTERS`, in the order in which to run them; ``None`` is all of them. Each is described at its
             function:
 
-            - ``"placebo"`` (:func:`placebo`): units replaced by themselves have no effect;
+            - ``"placebo"`` (:func:`placebo`): units that are replaced by themselves have no effect;
             - ``"split"`` (:func:`split_donors`): two halves of the donors agree;
-            - ``"subset"`` (:func:`subset_of_donors`): most of the donors say what all of them say;
+            - ``"subset"`` (:func:`subset_of_donors`): most of the donors give the same effects as all of them;
             - ``"seed"`` (:func:`other_seed`): other draws agree within the standard errors;
             - ``"weights"`` (:func:`random_weights`): another model has other effects.
         alpha: error rate of each refuter's test.
