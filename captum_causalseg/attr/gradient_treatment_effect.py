@@ -107,7 +107,7 @@ class GradientTreatmentEffect(GradientAttribution):
             additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             feature_mask: units as integers that can be broadcast to the input; equal numbers, across inputs too, are one unit.
             block_size: edge of the block units in pixels, as in :meth:`AverageTreatmentEffect.attribute`; 8 by default.
-            n_steps: 1 for the gradient at the image, more for its average over so many midpoints of the path (see above).
+            n_steps: 1 for the gradient at the image, more for its average over this many midpoints of the path (see above).
             exclude: ``"roi"``: units that touch the RoI are left as they are and carry 0; a boolean mask ``(*spatial)`` in its
                 place; or ``None``. With several inputs, a tuple of these says it for each, as in
                 :meth:`AverageTreatmentEffect.attribute`.

@@ -93,7 +93,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
                 :meth:`LayerAverageTreatmentEffect.attribute`.
             target: which output to attribute, in all of Captum's forms; needed if there are several.
             additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
-            n_steps: 1 for the gradient at the activation, more for its average over so many midpoints of the path.
+            n_steps: 1 for the gradient at the activation, more for its average over this many midpoints of the path.
 
         Returns:
             Attributions like the layer's activation (a tensor or a tuple), every element carrying its unit's whole effect.

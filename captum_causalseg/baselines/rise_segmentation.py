@@ -86,7 +86,7 @@ class RiseSegmentation(PerturbationAttribution):
             baselines: what hidden pixels become: a number, or a tensor ``(1 or N, C, *spatial)``.
             target: which output to attribute, in all of Captum's forms; needed if there are several.
             additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
-            n_masks: so many images go through the model per example, and the whole one.
+            n_masks: number of masked images that go through the model per example, besides the whole one.
             grid_size: cells along each axis of the image, an integer or one per axis; never more than its pixels. A cell should not
                 be larger than what is to be told apart.
             probability: that a cell is kept, larger than 0 and smaller than 1.

@@ -103,14 +103,14 @@ def explain_cohort(
     show_progress: bool = True,
     **arguments: Any,
 ) -> Cohort:
-    """Explain the cases of a cohort, one by one, and keep what is found in a folder.
+    """Explain the cases of a cohort, one by one, and save the results in a folder.
 
-    The same call goes on where an earlier one stopped, was killed or lost its machine: finished cases are not done again, failed
-    ones are tried again, and the tables are those of a call that was never interrupted, bit for bit but for the column
-    ``seconds``. Cases are read when it is their turn and forgotten when they are written.
+    The same call continues where an earlier one stopped, whatever stopped it: finished cases are not run again, failed cases are
+    tried again, and the tables are those of an uninterrupted call, bit for bit except for the column ``seconds``. Cases are read when
+    it is their turn and forgotten when they are written.
 
-    What is asked is compared, and the model, too: arguments by their contents, functions by their code and by what they read and hold.
-    A finished case whose files are missing or damaged is done again.
+    A call with other arguments or another model is refused: arguments are compared by their contents, functions by their code and by
+    what they read and hold. A finished case whose files are missing or damaged is run again.
 
     Args:
         cases: dicts with an id and an image, in any iterable; or a data set with ``len`` and indexing (torch, MONAI), whose items the
@@ -123,13 +123,13 @@ def explain_cohort(
             :class:`~captum_causalseg.AverageTreatmentEffect`, or a function such as
             ``lambda target: LayerAverageTreatmentEffect(target, target.model.decoder)``; or
             :func:`~captum_causalseg.component_effects` itself.
-        out: the folder; see :class:`Cohort` for what is in it. On several machines, one that all of them see.
+        out: the folder; :class:`Cohort` says what is in it. With several machines, a folder that all of them can reach.
         engine: ``"local"``, this process; ``"ray"``, actors on a Ray cluster.
-        resume: go on with a study that is there. With ``False``, one that is there is an error.
+        resume: continue a study that is already there. With ``False``, an existing study is an error.
         load_model: makes the model, called once per worker: always the same one, which is compared before any case is explained. Where
             cases have models of their own (the folds of a cross-validation) it returns all of them, as a dict.
-        prepare: makes the case that is explained of the one that was given, in the worker: reads the files that it names, say. It is
-            given the case (and the model, with ``load_model``); ``make_target`` gets what it returns.
+        prepare: turns a given case into the one to explain, in the worker; it may read the files that the case names, for example.
+            It gets the case (and the model, with ``load_model``); ``make_target`` gets what it returns.
         id_key: the entry of a case that is its stable, unique name, of any length and characters.
         image_key: the entry that is explained, ``(C, *spatial)`` as data sets give it or a batch of one; a tuple for a model of several
             inputs. A ``MetaTensor`` keeps its geometry: distances are then in millimeters.
@@ -138,9 +138,9 @@ def explain_cohort(
         nifti: write ``effects.nii.gz`` for each case, on its image's grid; or a function of a path, the case and its statistics that
             writes it.
         shards: into how many parts the units of each case are cut, to be explained by different workers: for volumes so large that
-            one worker would take too long. The effects are the same; each part finds out anew what can reach the region of
+            one worker would take too long. The effects are the same; each part determines anew what can reach the region of
             interest. Not with ``precision`` or ``decide``, whose budget is shared among units.
-        errors: ``"record"``: a case that fails is kept with its error and the others go on; ``"raise"``: stop at the first.
+        errors: ``"record"``: a case that fails is recorded with its error, and the others continue; ``"raise"``: stop at the first.
         num_workers: how many actors; by default as many as fit on the cluster.
         num_cpus, num_gpus: what each actor reserves; ``num_gpus`` may be a fraction, several actors then share one. Each actor runs
             torch on ``num_cpus`` threads.
@@ -152,8 +152,8 @@ def explain_cohort(
         The :class:`Cohort` in ``out``.
 
     Raises:
-        TypeError, ValueError: an argument is not as described; the folder belongs to a study that was asked something else (the
-            message says what changed), or another process is at work in it; two cases have the same id; an argument or a function holds
+        TypeError, ValueError: an argument is not as described; the folder belongs to a study with other arguments (the
+            message says what changed), or another process is working in it; two cases have the same id; an argument or a function holds
             what cannot be compared with another call, such as a lock or an open file.
         CohortError: a case failed, with ``errors="raise"``.
 

@@ -44,10 +44,10 @@ def plot_cohort_profile(
         panels: columns of ``summary.profile`` to show: ``"mean_absolute_effect"``, ``"mean_effect"``, ``"cumulative_share"``, ``"share"``,
             ``"energy"``.
         title: above the panels.
-        score_name: what the effects are effects on, with its unit.
+        score_name: the name of the score, with its unit.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         TypeError, ValueError: ``summary`` is something else or has no profile, or a panel is unknown.
@@ -113,13 +113,13 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
 
     Args:
         summary: of :func:`summarize`, of a study of :func:`~captum_causalseg.component_effects`.
-        max_rows: only so many modules (or channels), those with the largest absolute mean in any group, in the order of the forward
+        max_rows: the most modules (or channels) to draw: those with the largest absolute mean in any group, in the order of the forward
             pass.
         title: above the plot.
-        score_name: what the effects are effects on, with its unit.
+        score_name: the name of the score, with its unit.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         TypeError, ValueError: ``summary`` is something else or has no components, or ``max_rows`` is not positive.

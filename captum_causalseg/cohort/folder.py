@@ -51,7 +51,7 @@ _LONGEST_NAME, _KEPT_NAME = 120, 80
 
 
 class Cohort:
-    """What :func:`explain_cohort` left in a folder.
+    """What :func:`explain_cohort` saved in a folder.
 
     The folder holds ``study.json`` (what was asked), ``manifest.jsonl`` (a line per case that came to its end, with the digests of its
     files), ``cases.parquet`` (a row per case), ``units/case=<id>/units.parquet`` (a row per unit and output),

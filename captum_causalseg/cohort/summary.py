@@ -210,7 +210,7 @@ def summarize(
     level: float = 0.95,
     alpha: float = 0.05,
 ) -> CohortSummary:
-    """Say what the cases of a cohort have in common, and how groups of them differ.
+    """Summarize what the cases of a cohort have in common, and how groups of them differ.
 
     Args:
         cohort: the folder of a study of :func:`explain_cohort`, or what that returned; or several of them by name, such as one per

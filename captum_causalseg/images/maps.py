@@ -21,7 +21,7 @@ __all__ = ["invert", "save_map"]
 def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | str | Path") -> None:
     """Write a map of effects (or of anything else) as NIfTI, so that viewers open it over the scan.
 
-    The file appears when it is complete: it is written beside and renamed.
+    The file appears when it is complete: it is written under another name and renamed.
 
     Args:
         path: the file to write, ``.nii`` or ``.nii.gz``; what is there is replaced.
@@ -75,13 +75,13 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
 def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "image") -> "MetaTensor":
     """Bring a map from the network's grid back to the scan's own: MONAI's ``Invertd``, each pixel taking its nearest unit's value.
 
-    What the transforms cut away was never shown to the network: it comes back as 0, which is also its effect.
+    Parts that the transforms cropped were never shown to the network: they come back as 0, which is also their effect.
 
     Args:
         values: ``(N, C, *spatial)``, on the grid of ``image``; attributions, effect maps, unit masks.
         image: what the network was given, ``(N, C', *spatial)``, with the record of the transforms that made it.
         transform: the ``Compose`` of dictionary transforms that made it.
-        key: under which name of the dictionary they did.
+        key: the name of the image in the dictionary.
 
     Returns:
         ``MetaTensor`` ``(N, C, *scan spatial)`` with the scan's affine.

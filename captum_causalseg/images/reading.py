@@ -23,7 +23,7 @@ def load_image(
     """Read one image: NIfTI, NRRD, MetaImage, a DICOM file or a folder with one DICOM series, PNG, JPEG, BMP or TIFF.
 
     MONAI's readers do the reading. Scans keep the axes of their file, and the affine maps voxels to millimeters (RAS, as in NIfTI).
-    **Pictures come as** ``(1, C, rows, columns)``, as Pillow and torchvision have them; MONAI's own ``LoadImage`` turns them.
+    **Pictures come as** ``(1, C, rows, columns)``, as in Pillow and torchvision; MONAI's own ``LoadImage`` swaps the two axes.
     Intensities are those of the file.
 
     Args:

@@ -33,7 +33,7 @@ def plot_comparison(
 
     Methods have units of their own (Dice, logits, none at all): what can be compared is where and with which sign, so every map is
     divided by the 99.5th percentile of its magnitudes outside the region of interest (some methods replace that region itself,
-    others leave it alone). Below each stands what it cost. The random control is left out.
+    others leave it alone). Its cost is written below each map. The random control is left out.
 
     Args:
         comparison: what :func:`captum_causalseg.compare` returned; a volume is shown in the slice of its last axis that holds most
@@ -41,10 +41,10 @@ def plot_comparison(
         example: which example of the batch.
         columns: panels in a row.
         title: above the panels.
-        words: what positive and negative values do, where the score has no better and worse: ``("raises", "lowers")``.
+        words: what positive and negative values do; for a score without better and worse, ``("raises", "lowers")``.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Example:
         >>> from captum_causalseg import compare

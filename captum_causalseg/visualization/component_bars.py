@@ -40,13 +40,13 @@ def plot_components(
     Args:
         table: what :func:`captum_causalseg.component_effects` returned.
         example: which example of the batch.
-        max_bars: only so many bars of largest absolute effect.
+        max_bars: the most bars to draw: those of largest absolute effect.
         title: above the bars.
-        score_name: what the effects are effects on, with its unit.
-        words: what effects above and below 0 do, where the score has no better and worse: ``("raises", "lowers")``.
+        score_name: the name of the score, with its unit.
+        words: what effects above and below 0 do; for a score without better and worse, ``("raises", "lowers")``.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         ValueError: the table has no effects of this example; ``words`` are not two strings.

@@ -48,21 +48,21 @@ def plot_convergence(
 
     Left: the effects of the strongest units with their 95 % intervals, side by side at every run, against the forward passes that the
     run took (of all examples of its batch). Right: root mean squares over the units that every run intervened on, of the standard
-    error and, with a reference, of the error against it; where the two agree, the standard errors mean what they say. The dotted line
-    falls with the square root of the work.
+    error and, with a reference, of the error against it; where the two agree, the standard errors are right. The dotted line falls
+    with the square root of the work.
 
     Args:
-        runs: statistics of the same explanation with more and more draws (``n_draws``), of the same units; in any order.
+        runs: statistics of the same explanation with increasing numbers of draws (``n_draws``), of the same units; in any order.
         reference: statistics of the same units that stand for the truth: those of many draws or, exactly, of every donor.
         target: which output, as in ``attribute``.
         example: which example of the batch.
         n_units: how many units to show: those of largest ``|effect|`` in the reference, without one in the largest run.
         against: ``"forwards"``, or ``"draws"``: the mean number of draws of the units that were intervened on.
         title: above the panels.
-        score_name: what the effects are effects on, with its unit.
+        score_name: the name of the score, with its unit.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         TypeError: ``runs`` is no sequence of statistics.

@@ -122,7 +122,7 @@ class Style:
         palette: colors.
         channel: which channel of the image is drawn in gray; None for all.
         title: above the panels.
-        score_name: what the effects are effects on, with its unit.
+        score_name: the name of the score, with its unit.
         words: what effects above and below 0 do.
     """
 

@@ -33,11 +33,11 @@ def plot_effects(
     channel: int | None = None,
     input_index: int = 0,
 ) -> Figure:
-    """The image with the RoI, every unit's effect on the RoI's score, and how sure it is; for images and volumes.
+    """The image with the RoI, the effect of every unit on the RoI's score, and its standard error; for images and volumes.
 
     Effects are drawn on a diverging scale centered on 0 (red supports, blue harms), the more opaque the larger. The scale ends at the
-    99.5th percentile of ``|effect|``. Where everything reaches the RoI, as through normalization over the whole image, a line on the scale
-    shows the median effect of the farthest units, the background to compare with, and a gray band where half of them lie
+    99.5th percentile of ``|effect|``. If everything reaches the RoI, for example through normalization over the whole image, a line on
+    the scale shows the median effect of the farthest units, the background to compare with, and a gray band where half of them lie
     (:func:`~captum_causalseg.evaluation.profile.background_effect`; needs ``roi``). Units that were not intervened on are hatched; those that cannot reach the RoI lie beyond a
     dashed line.
 
@@ -47,21 +47,21 @@ def plot_effects(
 
     Args:
         image: the explained inputs ``(N, C, *spatial)`` with 2 or 3 spatial axes, or the tuple of them. Another image of the same
-            ``N`` and spatial shape may stand in for it, such as the one before normalization.
+            ``N`` and spatial shape may take its place, such as the image before normalization.
         statistics: what ``attribute(..., return_statistics=True)`` returned for them.
         roi: boolean mask, outlined in green: ``(*spatial)``; ``(R, *spatial)`` for statistics of ``R`` RoIs; or with the batch in
             front, ``(N, R, *spatial)``, as ``SegmentationTarget.roi_masks`` returns them.
         target: which output, as in ``attribute``: a class, or a pair ``(class, roi)``.
         example: which example of the batch.
         title: above the panels.
-        score_name: what the effects are effects on, with its unit.
+        score_name: the name of the score, with its unit.
         panels: what to show, in this order: ``"image"``, ``"effect"``, ``"standard_error"``, ``"lower"`` and ``"upper"`` (ends of the
             95 % interval, on the scale of the effect), ``"significant"`` (the effect, dotted where it does not differ from 0 at a
             false discovery rate of 5 %), ``"p_value"`` (two-sided, not corrected) and ``"n_draws"``. More than four panels of an image
             take two lines.
-        palette: ``"accessible"``, whose two ends people with any kind of color blindness tell apart, or ``"paper"``: the pure red, blue
+        palette: ``"accessible"``, whose two ends are distinct with any kind of color blindness, or ``"paper"``: the pure red, blue,
             and green of arXiv 2602.20511.
-        words: what effects above and below 0 do, where the score has no better and worse: ``("raises", "lowers")``.
+        words: what effects above and below 0 do; for a score without better and worse, ``("raises", "lowers")``.
         spacing: edge of a pixel, one number or one per spatial axis, so that pixels that are not square are drawn as they are. Taken
             from the affine of a ``MetaTensor`` by default; else 1.
         channel: which channel to draw in gray, and whose units to show where channels have their own. By default three channels
@@ -69,7 +69,7 @@ def plot_effects(
         input_index: which of several inputs.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         TypeError: ``image``, ``roi`` or ``statistics`` is of another type.
@@ -133,20 +133,20 @@ def plot_volume(
         roi: boolean mask, outlined in green; shapes as in :func:`plot_effects`.
         target: which output, as in ``attribute``; of statistics of several RoIs a pair ``(class, roi)``.
         axis: along which spatial axis to cut, from 0 to 2, or from -3 to -1.
-        n_slices: so many slices at most.
+        n_slices: the most slices to draw.
         columns: slices in a row; by default about as many as rows.
         example: which example of the batch.
         title: above the slices.
-        score_name: what the effects are effects on, with its unit.
+        score_name: the name of the score, with its unit.
         panel: what to show, as in :func:`plot_effects`.
         palette: ``"accessible"`` or ``"paper"``, as in :func:`plot_effects`.
-        words: what effects above and below 0 do, where the score has no better and worse: ``("raises", "lowers")``.
+        words: what effects above and below 0 do; for a score without better and worse, ``("raises", "lowers")``.
         spacing: edge of a voxel, one number or one per spatial axis; taken from the affine of a ``MetaTensor`` by default, else 1.
         channel: which channel to draw in gray, as in :func:`plot_effects`.
         input_index: which of several inputs.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         TypeError: ``image``, ``roi`` or ``statistics`` is of another type.

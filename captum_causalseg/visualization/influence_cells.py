@@ -37,13 +37,13 @@ def plot_influence(
     Args:
         matrix: of :func:`captum_causalseg.evaluation.profile.influence_matrix`.
         title: above the picture.
-        score_name: what the effects are effects on, with its unit.
+        score_name: the name of the score, with its unit.
         roi_names: one per column; their numbers by default.
         region_names: one per row; their ids by default.
-        words: what effects above and below 0 do, where the score has no better and worse: ``("raises", "lowers")``.
+        words: what effects above and below 0 do; for a score without better and worse, ``("raises", "lowers")``.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         TypeError: ``matrix`` is no InfluenceMatrix.

@@ -25,11 +25,11 @@ def plot_profile(
     Args:
         profile: of :func:`captum_causalseg.evaluation.profile.perception_profile` or ``profile_of_map``.
         title: above the panels.
-        score_name: what the effects are effects on, with its unit.
-        words: what positive and negative effects do, where the score has no better and worse: ``("raises", "lowers")``.
+        score_name: the name of the score, with its unit.
+        words: what positive and negative effects do; for a score without better and worse, ``("raises", "lowers")``.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Example:
         >>> from captum_causalseg import AverageTreatmentEffect, perception_profile

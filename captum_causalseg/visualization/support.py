@@ -47,7 +47,7 @@ def plot_support(
         spacing: edge of a pixel, one number or one per spatial axis; taken from the affine of a ``MetaTensor`` by default, else 1.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Raises:
         ValueError: ``image`` has another number of axes, or another spatial shape than the support.

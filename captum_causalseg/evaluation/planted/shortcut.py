@@ -157,7 +157,7 @@ def build_shortcut_network(*, seed: int = 0) -> UNet:
 def load_shortcut_network() -> UNet:
     """Return the U-Net that learned the shortcut, on the CPU, in eval mode.
 
-    ``shortcut_unet.json`` next to the weights says how they came about and what they reach on held-out slices.
+    ``shortcut_unet.json`` next to the weights says how they were trained and what they reach on held-out slices.
     """
     network = build_shortcut_network()
     with resources.files(__package__).joinpath(WEIGHTS_FILE).open("rb") as file:

@@ -257,7 +257,7 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
         too few significant units to rank (3); signs of 6 of 6 units agree
     """
     threshold = 0.7
-    least = math.floor(0.5 / (1 - share)) + 1  # of fewer images, the subset would be all of them
+    least = math.floor(0.5 / (1 - share)) + 1  # with fewer images, the subset would be all of them
     original = context.statistics
     surely = original.significant(context.alpha).numpy()
     correlations, counts, agreeing, common, forwards = [], [], 0, 0, 0

@@ -39,10 +39,10 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
 
     Tested are the units that are significant in the original and known well enough that the loss of their effect would show: were
     the effect under random weights 0, the t-test of the difference would find it at ``alpha``. Passes if for at least half of them
-    that test finds another effect. Had nothing changed, a share of ``alpha`` would be expected, and a share of one half would have
+    that test finds another effect. If nothing had changed, a share of ``alpha`` would be expected, and a share of one half would have
     a chance of at most ``2 * alpha`` (Markov's inequality), however the units depend on each other. The correlation of maps, as in
     the paper, is not the criterion: a network's effects fade with the distance from the RoI whatever its weights are, and a model
-    that is dead after the permutation has effects without ranks. It stands in the message.
+    that is dead after the permutation has effects without ranks. The message reports it.
 
     The statistic is that share, the threshold 0.5. Inconclusive with fewer than 5 such units (draw more), if there is no module to
     be seen (a plain function), or if the outputs under random weights are not finite in any of ``attempts`` permutations.
