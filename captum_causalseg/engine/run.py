@@ -1,6 +1,5 @@
 """Carry a plan out: full batches of interventions, screening, stopping, halving the batch when memory runs out."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from captum_causalseg.engine.goal import Goal, half_widths
 from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.engine.memory import fitting
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.sample import Sample
 from captum_causalseg.statistics import Status
 from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = ["Evaluator", "Outcome", "observe", "run"]
-
-logger = logging.getLogger(__name__)
 
 # Scores that differ by this many units in the last place are equal: such a difference is rounding, neither an effect nor its
 # spread. (Measured: another batch size or order of sums moves a score by up to 21.)
@@ -73,13 +71,11 @@ def observe(evaluator: Evaluator, n_examples: int, *, as_intervened: bool = Fals
         ValueError: a score is not finite.
     """
     size, left, parts = n_examples, np.arange(n_examples), list[np.ndarray]()
+    score = evaluator.baseline if as_intervened else evaluator.observe
     while len(left):
-        scores = _attempt(partial(evaluator.baseline if as_intervened else evaluator.observe, left[:size]), size)
-        if scores is None:
-            size = _halve(size)
-        else:
-            parts.append(scores[0])
-            left = left[size:]
+        scores, size = fitting(partial(_observed, score, left), min(size, len(left)))
+        parts.append(scores[0])
+        left = left[size:]
     observed = np.concatenate(parts)
     bad = np.flatnonzero(~np.isfinite(observed).all(1))
     if len(bad):
@@ -271,10 +267,8 @@ class _Loop:
         for rows, donors in self._batches(jobs):
             begin = 0
             while begin < len(rows):
-                part = slice(begin, begin + self.batch_size)
-                scores = self._evaluate(rows[part], donors[part])
-                if scores is None:
-                    continue
+                scores = self._evaluate(rows[begin:], donors[begin:])
+                part = slice(begin, begin + len(scores))
                 differences = self.outcome.observed[self.plan.example[rows[part]]] - scores
                 begin += len(scores)
                 self.done += len(scores)
@@ -308,13 +302,14 @@ class _Loop:
         if held:
             yield np.concatenate(rows), np.concatenate(donors)
 
-    def _evaluate(self, rows: np.ndarray, donors: np.ndarray) -> np.ndarray | None:
-        """The scores of one batch, or None if memory ran out and a smaller batch is to be tried."""
-        found = _attempt(partial(self.evaluator, self.plan.interventions(rows, donors)), len(rows))
-        if found is None:
-            self.batch_size = _halve(len(rows))
-            return None
-        scores, self._resolution = found
+    def _evaluate(self, rows: np.ndarray, donors: np.ndarray) -> np.ndarray:
+        """The scores of the first batch of these; it is smaller than it was to be, and so are the next ones, if memory ran out."""
+        most = min(self.batch_size, len(rows))
+        (scores, self._resolution), size = fitting(
+            lambda count: _read(self.evaluator(self.plan.interventions(rows[:count], donors[:count]))), most
+        )
+        if size < most:
+            self.batch_size = size
         bad = ~np.isfinite(scores).all(1)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
@@ -325,23 +320,13 @@ class _Loop:
         return scores
 
 
-def _attempt(evaluate: Callable[[], Tensor], batch_size: int) -> tuple[np.ndarray, float] | None:
-    """Scores in double precision on the CPU and their resolution; None if memory ran out on a batch that can be smaller."""
-    try:
-        scores = evaluate()
-        scores = scores if scores.ndim < 3 else scores[..., 0]
-        # A copy: scores may be a view of an evaluator's memory, which the next batch writes over.
-        values: np.ndarray = scores.to(device="cpu", dtype=torch.float64, copy=True).numpy()
-        return values, torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
-    except torch.OutOfMemoryError:
-        if batch_size <= 1:
-            raise
-    return None
+def _observed(score: Callable[[np.ndarray], Tensor], examples: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    return _read(score(examples[:count]))
 
 
-def _halve(batch_size: int) -> int:
-    smaller = max(1, batch_size // 2)
-    logger.warning("Out of memory: continuing with %d interventions per batch", smaller)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return smaller
+def _read(scores: Tensor) -> tuple[np.ndarray, float]:
+    """Scores in double precision on the CPU and their resolution."""
+    scores = scores if scores.ndim < 3 else scores[..., 0]
+    # A copy: scores may be a view of an evaluator's memory, which the next batch writes over.
+    values: np.ndarray = scores.to(device="cpu", dtype=torch.float64, copy=True).numpy()
+    return values, torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.engine.memory import fitting
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.rounding import relative_tolerance
 
@@ -70,14 +71,9 @@ class Witness:
         """The image's answers ``(b, P)`` at several places of a batch with interventions."""
         places = np.arange(2 * len(self._company))
         batch = self._company.rows(places // 2).emptied(places % 2 == 1)
-        while True:
-            size = min(self._batch_size, len(batch))
-            try:
-                return self._answer(batch.rows(places[:size]))[1::2]
-            except torch.OutOfMemoryError:
-                if size <= 1:
-                    raise
-            self._batch_size = size // 2
+        size = min(self._batch_size, len(batch))
+        answers, self._batch_size = fitting(lambda count: self._answer(batch.rows(places[:count]))[1::2], size)
+        return answers
 
     def _look_at_batches(self) -> None:
         assert self._alone is not None

@@ -7,7 +7,6 @@ values and natural images pasted over everything outside the support must leave 
 ``where(x > t, a, b)`` swallow NaN). On any doubt everything counts as reaching, which costs time and nothing else.
 """
 
-import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_causalseg.engine.memory import fitting
 from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.interventions.units import gather
 
@@ -188,21 +188,19 @@ class _Prober:
     def _outputs(self, rows: Sequence[_Row]) -> Iterator[Tensor]:
         begin = 0
         while begin < len(rows):
-            part = rows[begin : begin + self._batch_size]
-            logits = None
-            with contextlib.suppress(torch.OutOfMemoryError):
-                logits = self._run(part)
-            if logits is not None:
-                begin += len(part)
-                self.n_forwards += len(part)
-                yield from logits
-                continue
-            if len(part) == 1:
-                raise _Doubt("memory ran out for a single image")
-            self._batch_size = len(part) // 2
-            logger.warning("Out of memory: looking for the support with %d images per batch", self._batch_size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            left, size = rows[begin:], min(self._batch_size, len(rows) - begin)
+            try:
+                logits, fits = fitting(partial(self._first, left), size, "images")
+            except torch.OutOfMemoryError as error:
+                raise _Doubt("memory ran out for a single image") from error
+            if fits < size:
+                self._batch_size = fits
+            begin += fits
+            self.n_forwards += fits
+            yield from logits
+
+    def _first(self, rows: Sequence[_Row], count: int) -> Tensor:
+        return self._run(rows[:count])
 
     def _run(self, rows: Sequence[_Row]) -> Tensor:
         examples = np.array([n for n, _ in rows])
