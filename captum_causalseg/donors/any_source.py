@@ -12,7 +12,16 @@ __all__ = ["AnySource", "CannotSplit"]
 
 
 class CannotSplit(ValueError):
-    """A source whose donors are not made of images that could be parted, such as a constant."""
+    """A source whose donors are not made of images that could be split, such as a constant.
+
+    Example:
+        >>> from captum_causalseg.donors import CannotSplit, Constant
+        >>> try:
+        ...     Constant(0.0).split()
+        ... except CannotSplit as error:
+        ...     print(error)
+        split: expected a source made of donor images, got Constant(0.0); give images, such as a PatchBank
+    """
 
 
 _S = TypeVar("_S", bound="AnySource")
