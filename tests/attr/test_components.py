@@ -1,27 +1,11 @@
-"""The table and picture of a network's components."""
+"""The table of a network's components."""
 
 import pytest
 import torch
-from matplotlib.figure import Figure
-from monai.networks.nets import UNet
+from component_cases import unet
 from torch import nn
 
-from captum_causalseg import (
-    ActivationBank,
-    LayerAverageTreatmentEffect,
-    SegmentationTarget,
-    component_effects,
-    regions,
-)
-from captum_causalseg.visualization import plot_components
-
-
-def unet(d=2, n=1):
-    torch.manual_seed(d)
-    model = UNet(d, 1, 2, channels=(4, 8, 8), strides=(2, 2), norm="batch", act=("relu", {"inplace": False})).eval()
-    images, donors = torch.rand(n, 1, *(16,) * d), torch.rand(5, 1, *(16,) * d)
-    target = SegmentationTarget.from_prediction(model, images, roi=regions.box((16,) * d, 4, 8), metric="soft_dice")
-    return model, target, images, donors
+from captum_causalseg import ActivationBank, LayerAverageTreatmentEffect, SegmentationTarget, component_effects
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -148,25 +132,6 @@ def test_progress_is_over_the_modules(capsys):
     _, target, images, donors = unet()
     component_effects(target, images, "model.0*", donors, output=1, n_draws=2, show_progress=True)
     assert "Component effects: 100%" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("level", ["module", "channel"])
-def test_the_picture_has_a_bar_per_chain_in_forward_order(level, tmp_path):
-    _, target, images, donors = unet()
-    table = component_effects(target, images, "model.*", donors, level=level, output=1, n_draws=3, n_screening_draws=0)
-    figure = plot_components(table, title="a title", max_bars=12)
-    assert isinstance(figure, Figure)
-    axes = figure.axes[0]
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(labels) == len(axes.patches) <= 12
-    widths = [bar.get_width() for bar in axes.patches]
-    assert max(map(abs, widths)) == pytest.approx(table["effect"].abs().max())
-    spans = {"encoder-bottleneck", "encoder-decoder", "bottleneck-decoder"}
-    assert {text.get_text() for text in axes.texts} <= {"encoder", "bottleneck", "decoder"} | spans
-    assert [bar.get_facecolor()[0] > bar.get_facecolor()[2] for bar in axes.patches] == [w >= 0 for w in widths]
-    figure.savefig(tmp_path / "components.png")
-    with pytest.raises(ValueError, match="example: the table has no effects of example 3"):
-        plot_components(table, example=3)
 
 
 def test_scripted_modules_are_left_out():

@@ -1,36 +1,11 @@
-"""What Captum's baselines mean, as sources of donors; constants, blurred images, and what does not fit."""
+"""What Captum's baselines mean, as sources of donors, and what does not fit."""
 
 import pytest
 import torch
-from donor_cases import box, three_examples
+from donor_cases import box
 
-from captum_causalseg import Blur, Constant, PatchBank, SameImage
-from captum_causalseg.donors import SelfDonor, as_donor_source
-
-
-@pytest.mark.parametrize("d", [0, 1, 2, 3])
-def test_a_units_own_values_are_its_only_donor(d):
-    images = three_examples(d)
-    bound = SelfDonor().bind(images)
-    unit = box((1,) * d, (2, 3, 2)[:d])
-    for example in range(3):
-        assert bound.population(example, unit) == 1
-        assert torch.equal(bound.read(example, unit, 0), images[example][(slice(None), *unit)])
-
-
-def test_constants_and_blur_have_one_donor():
-    image = torch.rand(2, 3, 16, 16)
-    unit = box((4, 4), (4, 4))
-    constant = Constant([1.0, 2.0, 3.0]).bind(image)
-    assert constant.population(0, unit) == 1
-    assert constant.read(0, unit, 0).flatten().tolist() == [1, 2, 3]
-    blur = Blur(2.0).bind(image)
-    assert blur.population(1, unit) == 1
-    blurred = blur.read(1, unit, 0)
-    assert blurred.shape == (3, 4, 4)
-    assert blurred.std() < image[1, :, 4:8, 4:8].std() / 2
-    flat = Blur(2.0).bind(torch.full((1, 1, 16, 16), 0.7)).read(0, box((0, 0), (16, 16)), 0)
-    torch.testing.assert_close(flat, torch.full((1, 16, 16), 0.7))  # no dark rim at the edges
+from captum_causalseg import Constant, PatchBank, SameImage
+from captum_causalseg.donors import as_donor_source
 
 
 def test_what_baselines_mean():

@@ -1,4 +1,4 @@
-"""Several methods in one call: what each is given, what is measured, what the picture shows."""
+"""Several methods in one call: what each is given and what is measured."""
 
 import logging
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion, Saliency
+from comparison_cases import FEW, Case
 from torch import Tensor, nn
 
 from captum_causalseg import (
@@ -20,39 +21,6 @@ from captum_causalseg import (
 )
 from captum_causalseg.evaluation import faithfulness as room
 from captum_causalseg.evaluation.comparison import CONTROL
-from captum_causalseg.visualization import plot_comparison
-
-FEW = {"n_draws": 1, "n_steps": 3, "n_subsets": 6}
-
-
-class Case:
-    """A small network with a hidden layer, two examples, a bank of eight images."""
-
-    def __init__(self, d: int = 2, n: int = 1, metric: str = "soft_dice") -> None:
-        generator = torch.Generator().manual_seed(0)
-        conv = (nn.Conv2d, nn.Conv3d)[d - 2]
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.net = nn.Sequential(conv(1, 4, 5, padding=2, stride=2), nn.ReLU(), conv(4, 2, 5, padding=2))
-        self.images = torch.rand(n, 1, *(16,) * d, generator=generator)
-        self.rois = torch.stack([regions.box((16,) * d, 4, 4), regions.box((16,) * d, 8, 8)])
-        self.bank = PatchBank(torch.rand(8, 1, *(16,) * d, generator=generator))
-        self.target = SegmentationTarget.from_prediction(self.net, self.images, roi=self.rois, metric=metric)
-        self.arguments = None
-        if n > 1:
-            self.arguments = self.target.predict(self.images)
-            self.target = SegmentationTarget(self.net, roi=self.rois, reference="argument", metric=metric)
-        self.output = (1, 0)
-
-    def compare(self, methods, **options):
-        options = {
-            "output": self.output,
-            "block_size": 4,
-            "faithfulness": FEW,
-            "baselines": self.bank,
-            "n_controls": 1,
-        } | options
-        return compare(methods, self.target, self.images, additional_forward_args=self.arguments, **options)
 
 
 def methods_of(case: Case) -> dict:
@@ -270,28 +238,6 @@ def test_arguments_that_make_no_sense():
 def test_progress(capsys):
     Case().compare({"f": lambda x: x, "g": lambda x: -x}, show_progress=True)
     assert "Comparing methods" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("d", "channels"), [(2, 1), (3, 1), (2, 3)])
-def test_the_picture_has_a_panel_for_each_method(d, channels):
-    case = Case(d)
-    if channels == 3:
-        net = nn.Conv2d(3, 2, 5, padding=2)
-        case.images = torch.rand(1, 3, 16, 16)
-        case.target = SegmentationTarget.from_prediction(net, case.images, roi=case.rois)
-        case.bank = PatchBank(torch.rand(4, 3, 16, 16))
-    methods = {"one": lambda x: x - 0.5, "two": lambda x: -x, "nothing": torch.zeros_like}
-    found = case.compare(methods)
-    figure = plot_comparison(found, columns=3, title="All")
-    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
-    assert titles[:4] == ["Image and region of interest", "one", "two", "nothing"]
-    assert CONTROL not in titles
-    drawn = [image for axes in figure.axes[1:3] for image in axes.get_images()[1:]]
-    assert all((image.norm.vmin, image.norm.vmax) == (-1, 1) for image in drawn)
-    # One scale: the largest outside the region is 1 in every panel, with its sign.
-    roi = case.rois[0] if d == 2 else case.rois[0][..., 4]
-    assert np.sign(np.asarray(drawn[1].get_array())[~roi.numpy()]).max() <= 0
-    figure.canvas.draw()
 
 
 def test_nothing_is_left_behind():

@@ -2,18 +2,15 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats as scipy_stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-import captum_causalseg
 from captum_causalseg import (
     AverageTreatmentEffect,
     PatchBank,
@@ -29,7 +26,7 @@ from captum_causalseg.cli.results import counts
 from captum_causalseg.cohort import explain_cohort, summarize
 from captum_causalseg.demo.cases import Case
 from captum_causalseg.evaluation import Faithfulness, influence_matrix, perception_profile
-from captum_causalseg.statistics import CORRECTIONS, adjust_p_values, is_hypothesis
+from captum_causalseg.statistics import CORRECTIONS
 
 EDGE, BLOCK, ROI_EDGE = 16, 4, 8
 """The network reaches 4 pixels far: from an RoI of 8 x 8 just to the edge of a crop of 16 x 16."""
@@ -90,9 +87,6 @@ def explained(one: Scene, target=TARGET, **options) -> TreatmentEffectStatistics
 def common(values: Tensor, statistics: TreatmentEffectStatistics) -> np.ndarray:
     """Of the units of the crop."""
     return values[:, statistics.unit_ids < 1000].numpy()
-
-
-# Padding changes nothing.
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -255,67 +249,6 @@ def test_what_is_printed_does_not_depend_on_it():
     assert said[0][0] == said[0][1] != "0 differ from 0"
 
 
-# One helper.
-
-
-def test_statuses_by_number_and_by_name():
-    every = list(Status)
-    expected = [True, True, False, False, False]
-    assert is_hypothesis(np.array([int(one) for one in every])).tolist() == expected
-    assert is_hypothesis(torch.tensor([[int(one)] for one in every])).tolist() == [[one] for one in expected]
-    assert is_hypothesis(pd.Series([one.name for one in every])).tolist() == expected
-    assert is_hypothesis(pd.Series([], dtype=object)).tolist() == []
-    with pytest.raises(TypeError, match=r"^status: expected a tensor or an array.*got str"):
-        is_hypothesis("ESTIMATED")
-
-
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_adjusted_p_values_are_the_textbooks(correction):
-    p = np.array([0.001, 0.2, 0.012, 0.9, 0.03, 0.03])
-    m, order = len(p), np.argsort(p, kind="stable")
-    harmonic = sum(1 / k for k in range(1, m + 1))
-    expected = np.empty(m)
-    for rank, i in enumerate(order):
-        at_least = [p[j] * m / (k + 1) for k, j in enumerate(order) if k >= rank]
-        at_most = [(m - k) * p[j] for k, j in enumerate(order) if k <= rank]
-        formula = {
-            "fdr_bh": min(at_least),
-            "fdr_by": harmonic * min(at_least),
-            "holm": max(at_most),
-            "bonferroni": m * p[i],
-            None: p[i],
-        }
-        expected[i] = min(1, formula[correction])
-    np.testing.assert_allclose(adjust_p_values(p, correction), expected, rtol=1e-12)
-    # What is no test changes nothing and has none.
-    more = np.insert(p, [0, 3, 6], [1.0, np.nan, 1e-9])
-    tests = np.insert(np.ones(m, bool), [0, 3, 6], [False, True, False])
-    found = adjust_p_values(more, correction, hypotheses=tests)
-    np.testing.assert_allclose(found[[1, 2, 3, 5, 6, 7]], expected, rtol=1e-12)
-    assert np.isnan(found[[0, 4, 8]]).all()
-    # The smallest of many.
-    small = p < 0.1
-    np.testing.assert_allclose(adjust_p_values(p[small], correction, n_tests=m)[:2], expected[small][:2], rtol=1e-12)
-    assert np.isnan(adjust_p_values(np.array([np.nan, np.nan]), correction)).all()
-
-
-def test_p_values_that_are_none():
-    with pytest.raises(ValueError, match=r"^p_values: expected numbers from 0 to 1, got 1\.5"):
-        adjust_p_values(np.array([0.5, 1.5]))
-    with pytest.raises(TypeError, match=r"^p_values: expected a tensor or an array"):
-        adjust_p_values("0.5")
-    with pytest.raises(ValueError, match=r"^correction: expected \"fdr_bh\".* got 'sidak'"):
-        adjust_p_values(np.array([0.5]), "sidak")
-
-
-def test_benjamini_hochberg_and_yekutieli_are_scipys():
-    p = np.random.default_rng(0).random(50) ** 3
-    for correction in ("fdr_bh", "fdr_by"):
-        np.testing.assert_allclose(
-            adjust_p_values(p, correction), scipy_stats.false_discovery_control(p, method=correction[-2:]), rtol=1e-12
-        )
-
-
 def test_moments_of_what_is_no_hypothesis_have_no_say_in_the_common_scale():
     def statistics(status):
         return TreatmentEffectStatistics(
@@ -336,15 +269,3 @@ def test_moments_of_what_is_no_hypothesis_have_no_say_in_the_common_scale():
         expected = ((3 * scale + 4 * 0.01) / 7 / 5) ** 0.5
         assert float(statistics(status).standard_error[0, 0]) == pytest.approx(expected)
     assert float(statistics(Status.ESTIMATED).standard_error[0, 0]) < 0.8 * expected
-
-
-def test_p_values_are_adjusted_in_one_place():
-    """Copies of a correction drift apart: five of them once took what cannot reach the region for tests."""
-    package = Path(captum_causalseg.__file__).parent
-    calls = [
-        (file.relative_to(package).as_posix(), line)
-        for file in sorted(package.rglob("*.py"))
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if re.search(r"false_discovery_control\(|multipletests", line)
-    ]
-    assert [file for file, _ in calls] == ["statistics/corrections.py"]

@@ -1,0 +1,221 @@
+"""`causalseg explain`, as a person meets it."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import on_picture, on_scan
+
+from captum_causalseg import TreatmentEffectStatistics, cli, images
+from captum_causalseg.cli import job as _cli_job
+from captum_causalseg.cli import report as _cli_report
+from captum_causalseg.cli.grid import Grids
+from captum_causalseg.cli.places import find_roi
+from captum_causalseg.visualization import plot_effects
+
+nibabel = pytest.importorskip("nibabel")
+pillow = pytest.importorskip("PIL.Image")
+
+
+def test_explain_writes_a_folder_and_a_report_of_one_page(place, capsys):
+    folder, name = place
+    more = ["--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "4x8"]
+    assert cli.main(on_picture(name, *more)) == 0
+    printed = capsys.readouterr()
+    assert sorted(p.name for p in (folder / "out").iterdir()) == ["effects.csv", "effects.png", "report.html", "statistics.npz"]
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+    stats = TreatmentEffectStatistics.load("out/statistics.npz")
+    assert f"dice in box:8,8+8 is {float(stats.observed_score[0, 1]):.4f}" in printed.out
+    table = pd.read_csv("out/effects.csv")
+    assert len(table) == 6 * 4 * 2
+    best = table[(table["class"] == 1) & table["effect"].notna()].sort_values("effect").iloc[-1]
+    line = f"{best.start_0}-{best.stop_0 - 1} x {best.start_1}-{best.stop_1 - 1}"
+    assert re.search(rf"supports +{line} +{re.escape(f'{best.effect:+.4f}')}", printed.out)
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert line in html
+    assert f"[{best.lower:+.4f}, {best.upper:+.4f}]" in html
+    assert "mask.png" in html
+    assert "box:8,8+8" in html
+    assert re.findall('<img alt="([^"]+)"', html) == [
+        "The image with its region of interest, the effect of every unit, and its standard error",
+        "Lower and upper end of the 95 % interval of every effect",
+        "Shares of effects of either sign, and effects by distance",
+    ]
+    assert_is_one_page(html)
+
+
+def assert_is_one_page(html):
+    assert html.startswith("<!DOCTYPE html>")
+    assert html.rstrip().endswith("</html>")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|<script|@import""", html)  # nothing beside it
+    for version in ("captum_causalseg: ", "torch: ", "captum: ", "monai: "):
+        assert version in html
+
+
+def test_the_weights_and_the_score_are_those_of_the_files(place):
+    _, name = place
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
+    network = torch.jit.load("two.ts")
+    image = torch.from_numpy(np.array(pillow.open("image.png"))).float()[None, None] / 255
+    truth = torch.from_numpy(np.array(pillow.open("mask.png"))) > 0
+    with torch.no_grad():
+        found = network(image)[0].argmax(0) == 1
+    found, truth = found[8:16, 8:16], truth[8:16, 8:16]
+    expected = 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
+    assert float(TreatmentEffectStatistics.load("out/statistics.npz").observed_score[0, 1]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_torchscript_is_the_same_network(place):
+    _, name = place
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
+    first = pd.read_csv("out/effects.csv")
+    torch.jit.freeze(torch.jit.load("two.ts").eval()).save("frozen.ts")
+    for file in ("two.ts", "frozen.ts"):
+        arguments = on_picture(name, "--label", "mask.png", "--out", file[:-3])
+        arguments[2] = file
+        assert cli.main(arguments) == 0
+        np.testing.assert_allclose(pd.read_csv(f"{file[:-3]}/effects.csv")["effect"], first["effect"], atol=1e-6)
+
+
+@pytest.mark.parametrize("roi", ["label:2", "point:5,5,3", "truth.nii.gz", "box:4,4,2+4,4,2"])
+def test_a_scan_gets_its_map_in_its_own_space(place, roi):
+    _, name = place
+    assert cli.main(on_scan(name, "--roi", roi)) == 0
+    scan, found = images.load_image("scan.nii.gz"), nibabel.load("out/effects.nii.gz")
+    np.testing.assert_array_equal(found.affine, scan.affine)
+    expected = TreatmentEffectStatistics.load("out/statistics.npz").to_map("effect", 2)[0, 0]
+    np.testing.assert_allclose(found.get_fdata(), expected, rtol=1e-6)
+
+
+def test_distances_of_a_scan_are_in_millimeters_along_a_straight_line(place, monkeypatch):
+    folder, name = place
+    profiles = []
+    plot = _cli_report.plot_profile
+    monkeypatch.setattr(_cli_report, "plot_profile", lambda profile, **more: profiles.append(profile) or plot(profile, **more))
+    drawn = []
+    monkeypatch.setattr(_cli_job, "plot_effects", lambda *args, **more: drawn.append(plot_effects(*args, **more)) or drawn[-1])
+    assert cli.main(on_scan(name)) == 0
+    # Its slices along the first axis have pixels of 1 x 3 mm.
+    height, width = (getattr(drawn[0].axes[2].get_position(), side) for side in ("height", "width"))
+    inches = drawn[0].get_size_inches()
+    assert width * inches[0] / (height * inches[1]) == pytest.approx(8 * 3 / 16)
+    stats = TreatmentEffectStatistics.load("out/statistics.npz")
+    labels, region = stats.feature_mask[0][0, 0].numpy(), np.argwhere(nibabel.load("truth.nii.gz").get_fdata() == 2)
+    edges = np.array([1.0, 1.0, 3.0])
+    found = profiles[0].units.set_index("unit")
+    assert len(found) > 5
+    for unit, distance in found["distance"].items():
+        apart = (np.argwhere(labels == unit)[:, None] - region) * edges
+        assert distance == pytest.approx(np.sqrt((apart**2).sum(-1)).min())
+    half, most = profiles[0].radius(0.5), profiles[0].radius(0.9)
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"within {half:.4g} mm of the region of interest, 90 % within {most:.4g} mm, in a straight line." in html
+
+
+def test_distances_in_a_picture_are_in_pixels(place):
+    folder, name = place
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "4")) == 0
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"within \d+ pixels of the region of interest, 90 % within \d+ pixels", html)
+
+
+def test_the_boundary_is_that_of_the_predicted_class():
+    prediction = torch.zeros(3, 8, 8, dtype=torch.bool)
+    prediction[2, :, 5:] = True
+    image = torch.zeros(1, 1, 8, 8)
+    found, _ = find_roi("boundary:1", Grids(image, image, picture=True), None, prediction, 2)
+    assert found.nonzero()[:, 1].unique().tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "files", "said", "shown"),
+    [
+        ("components", ["--layers", "*"], ["components.csv", "components.png"], "Conv2d", "Which parts of the network matter?"),
+        (
+            "compare",
+            [],
+            ["comparison.csv", "comparison.png"],
+            "integrated gradients",
+            '<td>infidelity</td><td class="text">lower</td>',
+        ),
+        (
+            "refute",
+            ["--refuters", "placebo,seed"],
+            ["effects.csv", "effects.png", "refutation.csv", "statistics.npz"],
+            "overall",
+            "Attempts to refute it",
+        ),
+    ],
+)
+def test_the_other_commands(place, capsys, command, more, files, said, shown):
+    folder, name = place
+    assert cli.main(on_picture(name, "--donors", "donors", "--label", "mask.png", *more, command=command)) == 0
+    assert sorted(p.name for p in (folder / "out").iterdir()) == sorted([*files, "report.html"])
+    assert said in capsys.readouterr().out
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert_is_one_page(html)
+    assert shown in html
+    assert f"causalseg {command} --model" in html
+    assert "--donors donors" in html
+
+
+def test_precision_is_kept_or_missed_aloud(place, capsys):
+    _, name = place
+    arguments = on_picture(name, "--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--precision", "0.015")
+    assert cli.main(arguments) == 0
+    assert re.search(r"[1-9] intervals are still wider than 0.015 to either side", capsys.readouterr().out)
+    del arguments[arguments.index("--draws") : arguments.index("--draws") + 2]
+    assert cli.main(arguments) == 0
+    assert "every interval is at most 0.015 to either side" in capsys.readouterr().out
+    table = pd.read_csv("out/effects.csv").query("`class` == 1 and status == 'ESTIMATED'")
+    assert table["n_draws"].max() > 4
+    assert ((table["upper"] - table["lower"]) / 2 <= 0.015 + 1e-9).all()
+
+
+def test_units_of_a_file(place):
+    folder, name = place
+    units = np.zeros((24, 32), dtype=np.uint8)
+    units[:, 20:], units[20:, :20] = 7, 9
+    pillow.fromarray(units).save("units.png")
+    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--units", "units.png")) == 0
+    table = pd.read_csv("out/effects.csv").query("`class` == 1").set_index("unit")
+    boxes = table[["start_0", "stop_0", "start_1", "stop_1"]]
+    assert boxes.to_dict("split")["data"] == [[0, 20, 0, 20], [0, 24, 20, 32], [20, 24, 0, 20]]
+    assert table["status"].tolist()[0] == "EXCLUDED"
+    assert "those of units.png, 3 of them" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_donors_are_those_of_the_folder(place):
+    """A folder of images that are 0 everywhere is the same as replacing by 0."""
+    folder, name = place
+    (folder / "black").mkdir()
+    pillow.fromarray(np.zeros((24, 32), dtype=np.uint8)).save("black/0.png")
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--donors", "black", "--metric", "probability_mean")) == 0
+    network, image = torch.jit.load("two.ts"), torch.from_numpy(np.array(pillow.open("image.png"))).float()[None, None] / 255
+    table = pd.read_csv("out/effects.csv").query("`class` == 1 and status == 'ESTIMATED'")
+    assert len(table) > 3
+    for row in table.itertuples():
+        changed = image.clone()
+        changed[..., row.start_0 : row.stop_0, row.start_1 : row.stop_1] = 0
+        with torch.no_grad():
+            means = [network(x).softmax(1)[0, 1, 8:16, 8:16].mean() for x in (image, changed)]
+        assert row.effect == pytest.approx(float(means[0] - means[1]), abs=1e-6)
+
+
+def test_a_dicom_series(place):
+    pytest.importorskip("pydicom")
+    import pydicom
+    from test_images import GAP, ORIGIN, write_series
+
+    folder, name = place
+    volume = np.random.default_rng(0).integers(0, 255, (6, 16, 16))
+    write_series(pydicom, folder / "series", volume)
+    arguments = ["explain", "--model", f"{name}:three", "--image", "series", "--normalize", "range", "--class", "1"]
+    assert cli.main([*arguments, "--roi", "box:4,4,2+4,4,2", "--draws", "2", "--units", "4x4x2", "--out", "out"]) == 0
+    found = nibabel.load("out/effects.nii.gz")
+    assert found.shape == (16, 16, 6)
+    np.testing.assert_allclose(found.affine[:3, 3], [-ORIGIN[0], -ORIGIN[1], ORIGIN[2]], atol=1e-4)
+    np.testing.assert_allclose(found.affine[:3, 2], [0, 0, GAP], atol=1e-4)
+    assert np.isnan(found.get_fdata()[4:8, 4:8, 2:4]).all()

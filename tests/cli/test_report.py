@@ -1,0 +1,103 @@
+"""Reports of one page."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import on_picture
+
+from captum_causalseg import TreatmentEffectStatistics, cli, metrics
+from captum_causalseg.cli import job as _cli_job
+from captum_causalseg.visualization import plot_effects
+
+
+def test_refuters_and_components_have_their_sections(place, capsys):
+    folder, name = place
+    assert cli.main(on_picture(name, "--donors", "donors", "--refute", "--components", "0", "--units", "8")) == 0
+    printed = capsys.readouterr().out
+    assert "placebo" in printed
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Attempts to refute it" in html
+    assert "Parts of the network" in html
+    assert pd.read_csv("out/components.csv", dtype={"module": str})["module"].tolist() == ["0"]
+    assert set(pd.read_csv("out/refutation.csv")["name"]) == {"placebo", "split", "subset", "seed", "weights"}
+
+
+def test_scores_without_a_better_are_raised_and_lowered(place, capsys):
+    folder, name = place
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--metric", "volume", "--components", "*")) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"raises +\d+-\d+ x \d+-\d+ +\+", printed)
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    words = re.sub(r"data:image/png;base64,[^\"]+|<style>.*?</style>|class=\"[a-z ]*\"", "", html, flags=re.DOTALL)
+    assert "raises" in words
+    assert "no right direction" in words
+    for text in (printed, words):
+        assert not re.search(r"supports|supporting|harm", text)
+
+
+def test_which_scores_have_a_better():
+    without = {name for name, metric in metrics.METRICS.items() if not metric.larger_is_better}
+    volumes = {"volume", "soft_volume", "relative_volume", "soft_relative_volume"}
+    assert without == {"logit_sum", "logit_mean", "probability_mean"} | volumes
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_the_device_is_in_the_report(place, device):
+    folder, name = place
+    assert cli.main(on_picture(name, *(["--device", device] if device else []))) == 0
+    used = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    assert f"on {used}</dd>" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_both_ends_of_the_intervals_are_drawn_on_the_scale_of_the_effects(place, monkeypatch):
+    _, name = place
+    drawn = []
+
+    def remember(*args, **options):
+        drawn.append(plot_effects(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(_cli_job, "plot_effects", remember)
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
+    effects, intervals = ({axes.get_title(): axes for axes in figure.axes} for figure in drawn)
+    titles = ["Lower end of the 95 % interval", "Upper end of the 95 % interval"]
+    assert [title for title in intervals if title] == titles
+    for axes, field in zip((intervals[title] for title in titles), ("lower", "upper")):
+        shown = axes.images[-1]
+        assert shown.get_clim() == effects["Effect of each unit"].images[-1].get_clim()
+        expected = TreatmentEffectStatistics.load("out/statistics.npz").to_map(field, 1)[0, 0].numpy()
+        known = ~np.isnan(expected)
+        np.testing.assert_allclose(shown.get_array()[known], expected[known])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_fits_a_phone_and_a_desk(place, width):
+    folder, name = place
+    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--refute", "--components", "*")) == 0
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    # A window has a least width; a frame does not.
+    (folder / "report.html").write_text(
+        html.replace("</body>", "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>")
+    )
+    (folder / "frame.html").write_text(
+        f"<body><script>onmessage = (e) => {{ document.title = 'width ' + e.data }}</script>"
+        f"<iframe style='border: 0; width: {width}px; height: 900px' src='report.html'></iframe></body>"
+    )
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=3000",
+    ]
+    options += ["--window-size=1400,1000", "--dump-dom", (folder / "frame.html").as_uri()]
+    shown = subprocess.run(["chromium", *options], capture_output=True, text=True, timeout=100, check=True).stdout
+    found = re.search(r"<title>width (\d+)</title>", shown)
+    assert found is not None, shown[:500]
+    assert int(found[1]) <= width
