@@ -143,7 +143,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             baseline = prepared.observed
             if evaluator.execution.differs:
                 baseline = observe(evaluator, n, as_intervened=True)
-                evaluator.ledger.spend("observed again", n)
+                evaluator.ledger.count("observed again", n)
             goal = None
             if effort.has_goal:
                 goal = Goal(
@@ -246,7 +246,7 @@ def answer(options: Options, problem: Problem, statistics: TreatmentEffectStatis
     attribution = _paint(statistics, problem.site.tensors, options.target)
     if isinstance(options.units, InputUnits):
         attribution = with_metadata(attribution, options.inputs)
-    _tell_if_empty(statistics, options)
+    _warn_if_empty(statistics, options)
     return (attribution, statistics) if options.return_statistics else attribution
 
 
@@ -260,7 +260,7 @@ def _paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], ta
     return painted if statistics.inputs_are_tuple else painted[0]
 
 
-def _tell_if_empty(statistics: TreatmentEffectStatistics, options: Options) -> None:
+def _warn_if_empty(statistics: TreatmentEffectStatistics, options: Options) -> None:
     """One line in the log about maps that show nothing; a warning to who sees nothing but the map."""
     reasons = (statistics.why_empty(options.target, example=n) for n in range(len(statistics.effect)))
     empty = {n: why for n, why in enumerate(reasons) if why is not None}
@@ -341,7 +341,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
         ranked = rank_donors(problem, reach.evaluator, plan, outputs=asked, n_draws=effort.n_draws)
         plan = plan.unranked() if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
-            evaluator.ledger.spend("gradient", ranked[1] * evaluator.runs_of_gradient)
+            evaluator.ledger.count("gradient", ranked[1] * evaluator.runs_of_gradient)
     return _Prepared(
         plan=plan,
         observed=observed,

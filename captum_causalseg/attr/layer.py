@@ -91,7 +91,7 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
     evaluator = kind(site, scorer, execution, found, ledger, observed=observed)
     for purpose, n in (("answers compared", compared), ("layout", followed), ("donors", n_images)):
         if n:
-            ledger.spend(purpose, n)
+            ledger.count(purpose, n)
     described = common_settings(layer=type(asked.layer).__name__, units=asked.asked, block_size=asked.block_size)
     described["layout"] = [None if one is None else one.described() for one in layouts]
     return Problem(

@@ -10,7 +10,7 @@ from captum_causalseg.interventions.reach import Reach, probe
 
 __all__ = ["find_reach"]
 
-# Collages of donors that the support has to stand.
+# Collages of donors that the support is verified with.
 _N_COLLAGES = 2
 _UNITS_AT_ONCE = 256
 

@@ -54,7 +54,7 @@ class ModelEvaluator(ABC):
         scorer: what is scored.
         execution: how it is run.
         unit_donors: what is replaced, and by what.
-        ledger: told of what is spent and left undone.
+        ledger: where forwards are counted, and what is disabled is noted.
         local: how logits are scored locally; ``None``: by the scorer, from whole images.
         output_shape: shape of one example's scores, once some have been seen.
     """
@@ -141,7 +141,7 @@ class ModelEvaluator(ABC):
         """Of how many random states a draw takes one, besides its donor: 1 where the model is not random."""
         call = *self.site.inputs, *self.site.arguments
         if self.scorer.forwards_to_compare:
-            self.ledger.spend("answers compared", self.scorer.forwards_to_compare)
+            self.ledger.count("answers compared", self.scorer.forwards_to_compare)
         return _NOISES if self.scorer.is_stochastic(*call) else 1
 
     site_varies = False
@@ -236,9 +236,9 @@ class ModelEvaluator(ABC):
             which, states = (np.array(column) for column in zip(*new))
             found = self._sampled(gather(self.site.inputs, which), which, states)
             self._without.update(zip(new, found))
-            self.ledger.spend("the same noise, no intervention", len(new) * self.runs_each)
+            self.ledger.count("the same noise, no intervention", len(new) * self.runs_each)
         if self.runs_each > 1:
-            self.ledger.spend("further samples", len(examples) * (self.runs_each - 1))
+            self.ledger.count("further samples", len(examples) * (self.runs_each - 1))
         missing = sorted({n for n in examples.tolist() if (n, -1) not in self._without})
         for n, row in zip(missing, self._observe_again(np.array(missing)) if missing else []):
             self._without[n, -1] = row
@@ -247,7 +247,7 @@ class ModelEvaluator(ABC):
         return observed - (without - intervened)
 
     def _observe_again(self, examples: np.ndarray) -> Tensor:
-        self.ledger.spend("observed again", len(examples))
+        self.ledger.count("observed again", len(examples))
         return self.observe(examples)
 
     def _sampled(self, inputs: Sequence[Tensor], examples: np.ndarray, noise: np.ndarray) -> Tensor:

@@ -26,7 +26,7 @@ class InputEvaluator(ModelEvaluator):
         with self._precision():
             scores = self.scorer(*self.site.call(examples))
         if self.runs_each > 1:
-            self.ledger.spend("further samples", len(examples) * (self.runs_each - 1))
+            self.ledger.count("further samples", len(examples) * (self.runs_each - 1))
         return self._checked(scores, len(examples))
 
     @functools.cached_property

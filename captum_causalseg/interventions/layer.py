@@ -105,7 +105,7 @@ class LayersEvaluator(ModelEvaluator):
         if self.scorer.takes_batches is None:
             twice = np.zeros(2, dtype=np.int64)
             self.logits_of_inputs(gather(self.site.inputs, twice), twice)
-            self.ledger.spend("trying a batch", 2)
+            self.ledger.count("trying a batch", 2)
         return bool(self.scorer.takes_batches)
 
     def _with(self, site: Site, execution: Execution, local: Local) -> "LayersEvaluator":
@@ -149,8 +149,8 @@ class StochasticLayersEvaluator(LayersEvaluator):
     ) -> None:
         super().__init__(site, scorer, execution, unit_donors, ledger, observed=observed, use_vmap=False)
         ledger.disable("vmap", "the model is stochastic")
-        ledger.spend("recording the layer", len(site.inputs[0]))
-        ledger.spend("further samples", len(site.inputs[0]) * (self.runs_each - 1))
+        ledger.count("recording the layer", len(site.inputs[0]))
+        ledger.count("further samples", len(site.inputs[0]) * (self.runs_each - 1))
 
     site_varies = True
 

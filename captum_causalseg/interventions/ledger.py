@@ -1,4 +1,4 @@
-"""What a call spends, and what it leaves undone."""
+"""Forward counts of a call, and what is disabled in it."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ class Ledger:
         self.forwards: Counter[str] = Counter()
         self.disabled: dict[str, str] = {}
 
-    def spend(self, purpose: str, n_images: int) -> None:
+    def count(self, purpose: str, n_images: int) -> None:
         """So many images went through the model."""
         self.forwards[purpose] += n_images
 

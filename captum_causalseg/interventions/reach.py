@@ -60,7 +60,7 @@ def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_si
     site, ledger, rois = whole.site, whole.ledger, whole.local.scores.rois
     guess = None if site.bypass else _guess_from_surroundings(whole, rois, batch_size)
     found = find_support(whole.logits, site.tensors, rois.cpu(), stand_ins=stand_ins, batch_size=batch_size, guess=guess)
-    ledger.spend("support", found.n_forwards)
+    ledger.count("support", found.n_forwards)
     if found.doubt is not None:
         ledger.disable("support", found.doubt)
         return Reach.everything(whole)
@@ -71,7 +71,7 @@ def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_si
     if site.bypass:
         # Besides the activation, the image must be there where it goes past the layer.
         images = find_support(whole.logits_of_inputs, site.bypass, rois.cpu(), batch_size=batch_size)
-        ledger.spend("support", images.n_forwards)
+        ledger.count("support", images.n_forwards)
         supports.append((images, site.bypass))
     needed = _needed(rois, supports, whole.unit_donors.units.n_examples)
     return Reach(reaches, whole if needed is None else find_window(whole, rois, needed, [site.tensors, *stand_ins]))
@@ -105,7 +105,7 @@ def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: in
         except Exception as error:  # whatever a model says to a size that it does not take
             logger.debug("crop %s: %s", size.tolist(), error)
             return None
-        whole.ledger.spend("support", found.n_forwards)
+        whole.ledger.count("support", found.n_forwards)
         if found.doubt is not None:
             return None
         if not _reaches_from_edge(found, starts, size, length):

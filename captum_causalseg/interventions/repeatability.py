@@ -38,22 +38,22 @@ class Witness:
     def __init__(self, evaluator: ModelEvaluator, company: Interventions, batch_size: int) -> None:
         self._evaluator, self._batch_size = evaluator, batch_size
         self._company = company.rows(np.arange(len(company))[:COMPANY])
-        self._alone: Tensor | None = None
+        self._first_answer: Tensor | None = None
 
     def before(self) -> None:
         """Look before the interventions."""
-        self._alone = self._answer_alone()
+        self._first_answer = self._answer_alone()
         again = self._answer_alone()
-        if _differ(again, self._alone):
-            _refuse_random(self._evaluator, again, self._alone)
+        if _differ(again, self._first_answer):
+            _refuse_random(self._evaluator, again, self._first_answer)
         self._look_at_batches()
 
     def after(self) -> None:
         """Look when they are over."""
-        assert self._alone is not None
+        assert self._first_answer is not None
         last = self._answer_alone()
-        if _differ(last, self._alone):
-            changed = _worded(self._evaluator, last, self._alone)
+        if _differ(last, self._first_answer):
+            changed = _worded(self._evaluator, last, self._first_answer)
             raise ValueError(
                 f"forward_func: the observed image was answered again when all interventions were made, and {changed}: the model "
                 "changes as it is run (weights or buffers that its forward moves, a counter, a cache) or is random now and then, and "
@@ -76,15 +76,15 @@ class Witness:
         return answers
 
     def _look_at_batches(self) -> None:
-        assert self._alone is not None
+        assert self._first_answer is not None
         if self._batch_size == 1:
             return
         among = self._answer_among_others()
         for row in torch.split(among, 1):
-            if _differ(row, self._alone):
+            if _differ(row, self._first_answer):
                 if _differ(self._answer_among_others(), among):
-                    _refuse_random(self._evaluator, row, self._alone)
-                _refuse_mixing(self._evaluator, row, self._alone)
+                    _refuse_random(self._evaluator, row, self._first_answer)
+                _refuse_mixing(self._evaluator, row, self._first_answer)
 
 
 def refuse_examples_that_mix(evaluator: ModelEvaluator) -> None:
@@ -118,7 +118,7 @@ def refuse_unrepeatable(evaluator: ModelEvaluator) -> None:
 
 
 def _counted(evaluator: ModelEvaluator, found: Tensor) -> Tensor:
-    evaluator.ledger.spend("answered again", len(found))
+    evaluator.ledger.count("answered again", len(found))
     return found.detach().clone()
 
 

@@ -26,7 +26,7 @@ class Vmapped:
         site: the layers.
         function: what is run; it must not look at values, which vmap does not allow.
         hooked: the same, once per intervention: ``(tensors, examples, where)`` to what the function returns.
-        ledger: told of what is spent, and of giving up.
+        ledger: where forwards are counted, and giving up is noted.
         works: whether to try.
 
     Attributes:
@@ -93,7 +93,7 @@ class Vmapped:
         # A single row says nothing of several.
         if len(few) <= self._compared:
             return True
-        self._ledger.spend("vmap compared", len(few))
+        self._ledger.count("vmap compared", len(few))
         plain = self._hooked(_rows(tensors, few), examples[few], None if where is None else _rows(where, few))
         chosen = found.index_select(0, torch.as_tensor(few, device=found.device))
         if plain.shape != chosen.shape:

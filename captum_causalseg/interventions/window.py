@@ -38,7 +38,7 @@ def find_window(whole: ModelEvaluator, rois: Tensor, reach: np.ndarray, trials: 
     examples = np.arange(len(reach))
     references: list[Tensor] = []
     tried: set[tuple[object, ...]] = set()
-    whole.ledger.spend("window", 0)
+    whole.ledger.count("window", 0)
     for alignment in _ALIGNMENTS:
         window = _fit(reach, spatial, alignment)
         if math.prod(window.size) > _LARGEST_SHARE * math.prod(spatial):
@@ -52,10 +52,10 @@ def find_window(whole: ModelEvaluator, rois: Tensor, reach: np.ndarray, trials: 
             continue
         if not references:
             references = [whole.logits([x.clone() for x in trial], examples) for trial in trials]
-            whole.ledger.spend("window", len(examples) * len(trials))
+            whole.ledger.count("window", len(examples) * len(trials))
         largest = 0.0
         for trial, expected in zip(trials, references):
-            whole.ledger.spend("window", len(examples))
+            whole.ledger.count("window", len(examples))
             difference, allowed = _difference(candidate, window, trial, expected, rois, examples)
             if not bool((difference <= allowed).all()):
                 break

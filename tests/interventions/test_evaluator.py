@@ -227,7 +227,7 @@ def test_an_evaluator_does_not_change_under_ones_hands():
         assert windowed.execution.window.size == (32, 24)
         assert evaluator.windowed(Frame(np.zeros((2, 2)), (32, 24)), torch.Size((32, 32))) is None, "it does not score locally"
         assert torch.equal(evaluator(asked), before)
-    windowed.ledger.spend("a purpose", 2)
+    windowed.ledger.count("a purpose", 2)
     assert evaluator.ledger.forwards == {"a purpose": 2}
 
 

@@ -236,7 +236,7 @@ def test_layer_effects_on_a_label_map_are_those_on_its_logits(d):
     assert float(expected.abs().max()) > 0
 
 
-def test_nothing_is_switched_off_where_nothing_is_in_the_way():
+def test_nothing_is_disabled_where_nothing_is_in_the_way():
     model = Scores(2)
     target = SegmentationTarget(model, regions.box((12, 16), start=4, size=4), labels(2))
     attribute = AverageTreatmentEffect(target).attribute

@@ -272,7 +272,7 @@ class Example:
 
 
 def assert_explained(example: Example, model: nn.Module | None = None, **options) -> TreatmentEffectStatistics:
-    """The observed scores and every effect are those made by hand; what is switched off has a reason and is in the log."""
+    """The observed scores and every effect are those made by hand; what is disabled has a reason and is in the log."""
     attribution, statistics = example.explained(model, **options)
     torch.testing.assert_close(statistics.observed_score.float(), example.score(example.image), atol=1e-6, rtol=0)
     hard = example.target(model, "dice")(example.image)
@@ -311,7 +311,7 @@ def assert_layer_explained(example: Example, model: nn.Module | None = None) -> 
 def test_effects_are_those_made_by_hand(name):
     example = Example(CASES[name])
     statistics = assert_explained(example)
-    # All of these let NaN through and have gradients: nothing is switched off.
+    # All of these let NaN through and have gradients: nothing is disabled.
     assert statistics.settings["disabled"] == {}
     assert statistics.settings["sampling"] == "stratified"
 
@@ -471,7 +471,7 @@ def test_a_sliding_window_inferer_and_a_network_as_a_callable():
     assert_explained(example, lambda x: inferer(x, network))
 
 
-# --- What is switched off, and why -----------------------------------------------------------------------------------
+# --- What is disabled, and why ---------------------------------------------------------------------------------------
 
 
 class Gated(nn.Module):
@@ -488,7 +488,7 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("d", [2, 3])
-def test_settings_and_log_say_what_was_switched_off_and_why(d, caplog):
+def test_settings_and_log_say_what_is_disabled_and_why(d, caplog):
     example = Example(Case(lambda: Gated(d), "decoder", (16,) * d, block_size=8))
     with caplog.at_level(logging.INFO, logger="captum_causalseg"):
         statistics = assert_explained(example)
@@ -496,7 +496,7 @@ def test_settings_and_log_say_what_was_switched_off_and_why(d, caplog):
     told = [record.getMessage() for record in caplog.records]
     doubt = statistics.settings["disabled"]["support"]
     assert doubt.startswith("NaN does not pass through this model: ")
-    assert any(line.startswith("support: switched off") and line.endswith(doubt) for line in told)
+    assert any(line.startswith("support: disabled") and line.endswith(doubt) for line in told)
     assert statistics.settings["window"] is None
     reason = layer.settings["disabled"]["vmap"]
     assert reason.startswith("vmap does not go with this model (")

@@ -86,3 +86,33 @@ def test_what_only_a_target_can_do_is_asked_of_a_scorer():
             elif isinstance(node, ast.Compare) and "SegmentationTarget" in ast.unparse(node):
                 found.append((file.name, "compared"))
     assert sorted(found) == [("fingerprint.py", "isinstance"), ("scorer.py", "isinstance")]
+
+
+def test_no_private_attribute_of_another_files_objects_is_read():
+    """Of what is private to this package: each name that begins with an underscore belongs to the file that makes it."""
+
+    def private(name: str) -> bool:
+        return name.startswith("_") and not name.startswith("__")
+
+    made: dict[Path, set[str]] = {}
+    read: list[tuple[Path, str]] = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        mine = made.setdefault(file, set())
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                mine.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                mine.add(node.id)
+            elif isinstance(node, ast.Attribute) and private(node.attr):
+                of_its_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                mine.update([node.attr] if of_its_own else [])
+                read += [] if of_its_own else [(file, node.attr)]
+    ours = set().union(*made.values())
+    assert [(file.name, name) for file, name in read if name in ours - made[file]] == []
+
+
+def test_no_context_variable_says_how_a_run_is_carried_out():
+    files = [
+        file for room in ("attr", "interventions", "engine", "target", "cohort") for file in (PACKAGE / room).rglob("*.py")
+    ]
+    assert [file.name for file in files if "ContextVar" in file.read_text(encoding="utf-8")] == []

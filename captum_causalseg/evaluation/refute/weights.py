@@ -61,12 +61,12 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
     significant = original.significant(context.alpha).numpy()
     if not significant.any():
         return inconclusive("weights", threshold, 0, message="no effect is significant, so none can be expected to change")
-    spent = _settle_activation(context)
+    n_forwards = _settle_activation(context)
     problem = ""
     for attempt in range(attempts):
         explainer = _with_random_weights(context.explainer, context.seed + attempt)
         if isinstance(explainer, str):
-            return inconclusive("weights", threshold, spent, message=explainer)
+            return inconclusive("weights", threshold, n_forwards, message=explainer)
         try:
             # Without screening: a model that is dead now shall have as many draws to show it.
             found = context.estimate(explainer=explainer, n_screening_draws=0)
@@ -74,9 +74,9 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
             # These arguments were good for the model itself: what is new are outputs that are not finite.
             problem = str(error)
             continue
-        return _changed(context, significant, found=found, threshold=threshold, spent=spent)
+        return _changed(context, significant, found=found, threshold=threshold, n_forwards=n_forwards)
     return inconclusive(
-        "weights", threshold, spent, message=f"{attempts} random models cannot be explained, the last one: {problem}"
+        "weights", threshold, n_forwards, message=f"{attempts} random models cannot be explained, the last one: {problem}"
     )
 
 
@@ -85,11 +85,11 @@ def _changed(
     significant: np.ndarray,
     found: TreatmentEffectStatistics,
     threshold: float,
-    spent: int,
+    n_forwards: int,
 ) -> Refutation:
     """Whether effects that were significant are others under random weights."""
     original = context.statistics
-    forwards = spent + found.n_forwards
+    forwards = n_forwards + found.n_forwards
     given: dict[str, Any] = {"resolution": resolution(context), "of_population": False, "screened_too": True}
     p = p_values_of_difference(original, found, original.effect - found.effect, **given)
     # Had the effect vanished, with the errors as they are, would it have been noticed?
