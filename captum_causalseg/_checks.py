@@ -42,6 +42,7 @@ __all__ = [
     "array_of",
     "check_all",
     "checked",
+    "for_each_axis",
     "instance",
     "integer",
     "key_of",
@@ -384,6 +385,11 @@ def instance(*types: type, expected: str | None = None) -> Check:
 def sequence(each: Check, least: int = 0, *, expected: str | None = None, length: int | None = None) -> Check:
     """A list or tuple (no string) of at least so many elements, each as described."""
     return _Sequence(each=each, least=least, expected=expected, length=length)
+
+
+def for_each_axis(each: Check) -> Check:
+    """One value for all spatial axes, or one per axis; how many axes there are, :func:`per_axis` sees to."""
+    return each | sequence(each, 1, expected="one per spatial axis")
 
 
 def mapping(key: Check, each: Check, *, expected: str = "a mapping", least: int = 0) -> Check:

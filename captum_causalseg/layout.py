@@ -22,6 +22,7 @@ from captum_causalseg._checks import (
     TEXT,
     check_all,
     checked,
+    for_each_axis,
     instance,
     integer,
     key_of,
@@ -39,7 +40,7 @@ UnitKind: TypeAlias = str
 """A name in :data:`UNIT_KINDS`."""
 BlockSize: TypeAlias = int | tuple[int, ...] | None
 _SHAPE = sequence(integer(0), 2, expected="the shape of an activation (N, ...)")
-_BLOCK_SIZE = NONE | integer(1) | sequence(integer(1), 1, expected="one per spatial axis")
+_BLOCK_SIZE = NONE | for_each_axis(integer(1))
 
 
 @dataclass(frozen=True)

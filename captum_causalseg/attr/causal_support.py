@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, SEED, checked, instance, integer, sequence
+from captum_causalseg._checks import NONE, SEED, checked, for_each_axis, instance, integer
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.problem import prepare_call
 from captum_causalseg.interventions.sites import InputSite
@@ -17,7 +17,7 @@ __all__ = ["causal_support"]
 
 @checked(
     target=instance(SegmentationTarget, expected="a SegmentationTarget, which knows where the RoI is"),
-    block_size=NONE | integer(1) | sequence(integer(1), expected="one per spatial axis"),
+    block_size=NONE | for_each_axis(integer(1)),
     perturbations_per_eval=integer(1),
     seed=SEED,
 )

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, Check, instance, integer, key_of, renamed, sequence, shown
+from captum_causalseg._checks import (
+    BOOLEAN,
+    FUNCTION,
+    NONE,
+    Check,
+    for_each_axis,
+    instance,
+    integer,
+    key_of,
+    renamed,
+    sequence,
+    shown,
+)
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
@@ -47,7 +59,7 @@ LAYER = {
     "device_ids": NONE | sequence(integer(0)),
     "attribute_to_layer_input": BOOLEAN,
     "units": key_of(UNIT_KINDS),
-    "block_size": NONE | integer(1) | sequence(integer(1), expected="one per spatial axis"),
+    "block_size": NONE | for_each_axis(integer(1)),
     "layout": LAYOUT | sequence(LAYOUT, 1, expected="one per tensor of the activation"),
 }
 """What the arguments that say which layer is meant, and which parts of it, have to be."""

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, TEXT, array_of, integer, number, one_of, per_axis, sequence, shown
+from captum_causalseg._checks import NONE, TEXT, array_of, for_each_axis, integer, number, one_of, per_axis, shown
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target.masks import check_roi
 
@@ -32,8 +32,8 @@ Metric = Literal["chebyshev", "euclidean", "cityblock"]
 
 # What the arguments of profiles that say how distances are measured have to be.
 DISTANCES = {
-    "spacing": NONE | number(above=0) | sequence(number(above=0), 1, expected="one per spatial axis"),
-    "bin_width": NONE | number(above=0) | sequence(number(above=0), 1, expected="one per spatial axis"),
+    "spacing": NONE | for_each_axis(number(above=0)),
+    "bin_width": NONE | for_each_axis(number(above=0)),
     "metric": one_of("chebyshev", "euclidean", "cityblock"),
     "length_unit": NONE | TEXT,
 }

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-from captum_causalseg._checks import shown
+from captum_causalseg._checks import number, per_axis
 from captum_causalseg.metrics.per_region import Score, pairwise
 
 __all__ = ["average_surface_distance", "hausdorff_95", "outline", "outline_agreement", "outline_distance", "surface_dice"]
@@ -164,9 +164,4 @@ def _distance_to(edges: np.ndarray, sampling: np.ndarray | None) -> np.ndarray:
 
 
 def _spacing(spacing: float | Sequence[float] | None, n_spatial: int) -> np.ndarray:
-    given = np.asarray(1.0 if spacing is None else spacing, dtype=float)
-    if given.shape not in ((), (n_spatial,)) or not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(
-            f"spacing: expected one positive number or {n_spatial} of them (one per spatial axis), got {shown(spacing)}"
-        )
-    return np.broadcast_to(given, (n_spatial,)).copy()
+    return np.array(per_axis("spacing", 1.0 if spacing is None else spacing, n_spatial, each=number(above=0)), dtype=float)

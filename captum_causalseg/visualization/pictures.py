@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, TEXT, integer, number, one_of, sequence
+from captum_causalseg._checks import NONE, TEXT, for_each_axis, integer, number, one_of, sequence
 from captum_causalseg.writing.names import printable
 
 __all__ = [
@@ -60,7 +60,7 @@ PICTURE = {
     "title": TEXT,
     "score_name": TEXT,
     "words": sequence(TEXT, length=2, expected="two strings, for effects above and below 0"),
-    "spacing": NONE | number(above=0) | sequence(number(above=0), 1, expected="one per spatial axis"),
+    "spacing": NONE | for_each_axis(number(above=0)),
     "channel": NONE | integer(),
     "input_index": integer(),
     "columns": NONE | integer(1),

@@ -9,7 +9,7 @@ from scipy import linalg
 
 from captum_causalseg import regions
 from captum_causalseg._captum import TargetType
-from captum_causalseg._checks import FRACTION, NONE, array_of, checked, instance, integer, sequence
+from captum_causalseg._checks import FRACTION, NONE, array_of, checked, for_each_axis, instance, integer
 from captum_causalseg.evaluation.profile.background import of_units
 from captum_causalseg.evaluation.profile.perception import ROLES, PerceptionProfile, energies, known_errors
 from captum_causalseg.evaluation.unit_space import (
@@ -140,7 +140,7 @@ def perception_profile(
     effects=array_of("real", "(*spatial)", (1, math.inf), may_be_empty=False),
     roi=array_of("real", "(*spatial)", (1, math.inf)),
     feature_mask=NONE | array_of("integer", "(*spatial)", (1, math.inf)),
-    block_size=NONE | integer(1) | sequence(integer(1), 1, expected="one per spatial axis"),
+    block_size=NONE | for_each_axis(integer(1)),
 )
 def profile_of_map(
     effects: Array,
