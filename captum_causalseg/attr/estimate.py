@@ -24,7 +24,7 @@ from captum_causalseg.engine.run import observe, run
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.activation import as_they_lie
 from captum_causalseg.interventions.evaluator import ModelEvaluator
-from captum_causalseg.interventions.outputs import chosen_output
+from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
@@ -32,12 +32,10 @@ from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = [
     "Intervention",
-    "allowed_outputs",
     "answer",
     "estimate",
     "interventions",
     "prepare",
-    "reached_outputs",
 ]
 
 logger = logging.getLogger(__name__)
@@ -101,13 +99,8 @@ class _Prepared:
 
     plan: Plan
     observed: np.ndarray
-    output_shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    outputs: Outputs
     reach: Reach
-    outside: np.ndarray
-    """``(N, U, K)``"""
-    goal_outputs: np.ndarray
-    """``(N, K)``"""
 
 
 def prepare(options: Options) -> Problem:
@@ -151,7 +144,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
                     decide=effort.decide,
                     alpha=effort.alpha,
                     level=0.95,
-                    outputs=prepared.goal_outputs,
+                    outputs=prepared.outputs.on_every_roi(),
                     budget=effort.n_draws * wanted,
                     most_draws=effort.most_draws,
                 )
@@ -173,15 +166,15 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     ledger = problem.evaluator.ledger
     forwards = {"observed": n, "interventions": outcome.n_forwards, **ledger.forwards}
     return problem, TreatmentEffectStatistics.from_moments(
-        _of_all_units(problem, effort, prepared, outcome.moments).with_outputs(prepared.output_shape),
-        observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.output_shape)),
+        _of_all_units(problem, prepared, outcome.moments, decide=effort.decide).with_outputs(prepared.outputs.shape),
+        observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.outputs.shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
         feature_mask=as_they_lie(problem.units.masks, problem.site.layouts),
         input_shapes=[tensor.shape for tensor in as_they_lie(problem.site.tensors, problem.site.layouts)],
         layouts=problem.site.layouts,
         n_forwards=sum(forwards.values()),
         inputs_are_tuple=problem.site.is_tuple,
-        output_axes=prepared.axes,
+        output_axes=prepared.outputs.axes,
         settings=problem.settings
         | problem.scorer.metric_settings()
         | effort.settings()
@@ -197,18 +190,22 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     )
 
 
-def _of_all_units(problem: Problem, effort: Effort, prepared: _Prepared, rows: UnitMoments) -> UnitMoments:
+def _of_all_units(problem: Problem, prepared: _Prepared, rows: UnitMoments, *, decide: float | None) -> UnitMoments:
     """From rows ``(M, K)`` to examples and units ``(N, U, K)``, with what is known of those that were not intervened on."""
-    allowed = allowed_outputs(problem, prepared.observed.shape[1])
+    allowed = prepared.outputs.of_rois(~problem.excluded)
     moments = rows.spread(prepared.plan.example, prepared.plan.unit, *allowed.shape[:2])
     moments.status[problem.units.present & (moments.status == Status.ABSENT).all(2)] = Status.EXCLUDED
     moments.status[(moments.status != Status.ABSENT) & ~allowed] = Status.EXCLUDED
-    outside = prepared.outside & (moments.status != Status.EXCLUDED) & (moments.status != Status.ABSENT)
+    outside = (
+        ~prepared.outputs.of_rois(prepared.reach.reaches)
+        & (moments.status != Status.EXCLUDED)
+        & (moments.status != Status.ABSENT)
+    )
     moments.status[outside] = Status.OUTSIDE_SUPPORT
     # These effects are 0 for certain.
     moments.effect[outside] = 0.0
-    if effort.decide is not None:
-        moments.decision[outside] = int(np.sign(-effort.decide))
+    if decide is not None:
+        moments.decision[outside] = int(np.sign(-decide))
     return moments
 
 
@@ -273,16 +270,6 @@ def _warn_if_empty(statistics: TreatmentEffectStatistics, options: Options) -> N
     logger.log(level, "%s: %s: %s", options.name, which, next(iter(empty.values())))
 
 
-def allowed_outputs(problem: Problem, n_outputs: int) -> np.ndarray:
-    """``(N, U, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
-    return _per_output(problem, ~problem.excluded, n_outputs)
-
-
-def reached_outputs(problem: Problem, reach: Reach, n_outputs: int) -> np.ndarray:
-    """``(N, U, K)``: which units can reach the RoI of an output."""
-    return _per_output(problem, reach.reaches, n_outputs)
-
-
 def _plan(problem: Problem, options: Options) -> Plan:
     effort = options.effort
     seeds = effort.seeds
@@ -325,48 +312,19 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
             f"forward_func: it returns {n_outputs} values per example, too many to track; wrap the model in a "
             "SegmentationTarget, which scores a region"
         )
-    output_shape = problem.evaluator.output_shape or ()
-    axes = problem.scorer.axes(len(output_shape), problem.spatial)
-    index = chosen_output(
-        options.target, problem.n_examples, output_shape=output_shape, output_axes=axes, spatial=problem.spatial
-    )
+    outputs = problem.call.outputs(problem.evaluator.output_shape or (), options.target)
     evaluator = problem.evaluator.localized()
     refuse_examples_that_mix(evaluator)
     reach = Reach.everything(evaluator) if effort.support is None else find_reach(problem, evaluator)
-    outside = ~reached_outputs(problem, reach, n_outputs)
-    active = (allowed_outputs(problem, n_outputs) & ~outside)[plan.example, plan.unit]
-    plan = replace(plan, active=active)
-    asked = _outputs_of_goal(index.numpy(), output_shape, axes)
+    # A unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's.
+    active = outputs.of_rois(~problem.excluded) & outputs.of_rois(reach.reaches)
+    plan = replace(plan, active=active[plan.example, plan.unit])
     if plan.scheme.design.needs_ranking:
-        ranked = rank_donors(problem, reach.evaluator, plan, outputs=asked, n_draws=effort.n_draws)
+        ranked = rank_donors(problem, reach.evaluator, plan, outputs=outputs.on_every_roi(), n_draws=effort.n_draws)
         plan = plan.unranked() if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
             evaluator.ledger.count("gradient", ranked[1] * evaluator.runs_of_gradient)
-    return _Prepared(
-        plan=plan,
-        observed=observed,
-        output_shape=output_shape,
-        axes=axes,
-        reach=reach,
-        outside=outside,
-        goal_outputs=asked,
-    )
-
-
-def _per_output(problem: Problem, per_roi: np.ndarray, n_outputs: int) -> np.ndarray:
-    """From ``(N, U, R or 1)`` to ``(N, U, K)``: the outputs are ``(C, R)``, ``(C,)`` or ``(R,)``."""
-    if problem.scorer.has_own_metric or n_outputs % per_roi.shape[2]:
-        # Which score of a metric of the user's own belongs to which RoI is not known.
-        per_roi = np.all(per_roi, axis=2, keepdims=True)
-    return np.tile(per_roi, (1, 1, n_outputs // per_roi.shape[2]))
-
-
-def _outputs_of_goal(index: np.ndarray, output_shape: tuple[int, ...], axes: tuple[str, ...]) -> np.ndarray:
-    """``(N, K)``: the output that ``target`` picks, for every RoI."""
-    chosen = np.zeros((len(index), *output_shape), dtype=bool)
-    for n, position in enumerate(zip(*np.unravel_index(index, output_shape)) if output_shape else [()] * len(index)):
-        chosen[(n, *(slice(None) if name == "roi" else p for name, p in zip(axes, position)))] = True
-    return chosen.reshape(len(index), -1)
+    return _Prepared(plan=plan, observed=observed, outputs=outputs, reach=reach)
 
 
 def _batch_size(problem: Problem, reach: Reach) -> int:
@@ -374,5 +332,5 @@ def _batch_size(problem: Problem, reach: Reach) -> int:
     size = problem.batch_size
     if reach.window is None:
         return size
-    ratio = np.prod(problem.spatial) / np.prod(reach.window)
+    ratio = np.prod(problem.call.spatial) / np.prod(reach.window)
     return max(size, min(int(size * ratio), _MOST_PER_BATCH))

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.estimate import allowed_outputs, prepare
+from captum_causalseg.attr.estimate import prepare
 from captum_causalseg.attr.options import Options
 from captum_causalseg.attr.problem import Problem
 from captum_causalseg.interventions.activation import as_they_lie
-from captum_causalseg.interventions.outputs import chosen_output
 from captum_causalseg.interventions.repeatability import refuse_unrepeatable
 from captum_causalseg.statistics.unit_places import UnitPlaces
 from captum_causalseg.target.gradient import has_gradient
@@ -39,9 +38,9 @@ def backpropagate(options: Options, n_steps: int) -> Any:
         with torch.set_grad_enabled(n_steps == 1):
             scores = checked_scores(_scores(problem, leaves), n, None)
         shape = tuple(scores.shape[1:])
-        axes = problem.scorer.axes(len(shape), problem.spatial)
-        index = chosen_output(options.target, n, output_shape=shape, output_axes=axes, spatial=problem.spatial)
-        used = problem.units.present & allowed_outputs(problem, int(np.prod(shape)))[np.arange(n), :, index.numpy()]
+        outputs = problem.call.outputs(shape, options.target)
+        index = torch.from_numpy(outputs.chosen)
+        used = problem.units.present & outputs.of_chosen(~problem.excluded)
         means = _mean_donors(problem, values, used)
         if n_steps == 1:
             gradients = _gradients(scores, index, leaves)

@@ -109,8 +109,7 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
     return Problem(
         evaluator=evaluator,
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
-        rois=call.rois,
-        spatial=call.spatial,
+        call=call,
         settings=described | common_settings(layer_baselines=options.baselines),
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg import regions
-from captum_causalseg._captum import format_additional_forward_args
+from captum_causalseg._captum import TargetType, format_additional_forward_args
 from captum_causalseg._checks import integer, misfit
 from captum_causalseg._version import __version__
 from captum_causalseg.attr.exclusion import find_exclusion
@@ -21,6 +21,7 @@ from captum_causalseg.donors import BoundDonors, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.inputs import InputEvaluator
 from captum_causalseg.interventions.ledger import Ledger
+from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.interventions.sites import InputSite, Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.units import Units
@@ -37,16 +38,14 @@ class Problem:
 
     Args:
         evaluator: computes scores under interventions; it holds the site, the scorer, and units and donors.
+        call: how the function is called.
         excluded: ``(N, U, R)``: units that are left as they are for the sake of RoI ``r``; ``R`` is 1 where RoIs do not matter.
-        rois: boolean ``(N or 1, R, *spatial)``; None for the whole image, or where the function has no RoI.
-        spatial: spatial shape of the image that is segmented.
         settings: what is intervened on and how, to be kept with the statistics.
     """
 
     evaluator: ModelEvaluator
+    call: "Call"
     excluded: np.ndarray
-    rois: Tensor | None
-    spatial: torch.Size
     settings: dict[str, Any]
 
     @property
@@ -97,6 +96,10 @@ class Call:
     arguments: tuple[Any, ...]
     rois: Tensor | None
     spatial: torch.Size
+
+    def outputs(self, shape: Sequence[int], target: TargetType) -> Outputs:
+        """Which scores of this shape there are for every example, and which is asked for."""
+        return Outputs.of(self.scorer, self.spatial, shape=shape, n=len(self.inputs[0]), target=target)
 
 
 def prepare_call(forward_func: Callable[..., Any], inputs: Any, additional_forward_args: Any) -> Call:
@@ -166,9 +169,8 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     unit_donors = UnitDonors(units, donors)
     return Problem(
         evaluator=InputEvaluator(site, call.scorer, options.execution, unit_donors, Ledger()),
+        call=call,
         excluded=excluded,
-        rois=rois,
-        spatial=call.spatial,
         settings=described | options.execution.settings(),
     )
 

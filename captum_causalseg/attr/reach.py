@@ -17,7 +17,7 @@ _UNITS_AT_ONCE = 256
 
 def find_reach(problem: Problem, evaluator: ModelEvaluator) -> Reach:
     """Probe the model on the problem's images; the ledger is told how many images that takes."""
-    if problem.rois is not None and evaluator.local is not None and evaluator.site.no_support is None:
+    if problem.call.rois is not None and evaluator.local is not None and evaluator.site.no_support is None:
         return probe(evaluator, [_collage(problem, k) for k in range(_N_COLLAGES)], problem.batch_size)
     why = evaluator.site.no_support or problem.scorer.why_not_local(*evaluator.site.inputs, *evaluator.site.arguments)
     evaluator.ledger.disable("support", why)

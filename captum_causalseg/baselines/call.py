@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._checks import number, tensor_of
 from captum_causalseg.attr.problem import Call, prepare_call
-from captum_causalseg.interventions.outputs import chosen_output
+from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.target.scores import checked_scores
 
 __all__ = ["baseline_of", "counting", "prepare_image", "scores_of_outputs"]
@@ -54,21 +54,14 @@ def baseline_of(baselines: Any, image: Tensor) -> Tensor:
     return torch.full_like(image, float(baselines))
 
 
-def scores_of_outputs(call: Call, scores: Any, target: TargetType) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """The scores of a call, checked, which of them is explained and what their axes are.
+def scores_of_outputs(call: Call, scores: Any, target: TargetType) -> tuple[Tensor, Outputs]:
+    """The scores of a call, checked, and which of them is explained.
 
     Returns:
-        Scores ``(N, *output_shape)``, the flat index ``(N,)`` of the output that ``target`` picks, and the names of the axes in
-        ``output_shape``.
+        Scores ``(N, *output_shape)``, and what ``target`` picks of them.
     """
     checked = checked_scores(scores, len(call.inputs[0]), None)
-    shape = checked.shape[1:]
-    names = call.scorer.axes(len(shape), call.spatial)
-    return (
-        checked,
-        chosen_output(target, len(checked), output_shape=tuple(shape), output_axes=names, spatial=call.spatial),
-        tuple(names),
-    )
+    return checked, call.outputs(checked.shape[1:], target)
 
 
 @contextmanager

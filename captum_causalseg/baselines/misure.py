@@ -195,8 +195,8 @@ def _ask(call: Call, baseline: Tensor, target: TargetType) -> _Question:
     everyone = np.arange(len(image))
     with torch.no_grad():
         observed = explained(*gather(call.inputs + call.arguments, everyone))
-    scores, index, axes = scores_of_outputs(call, observed, target)
-    places = dict(zip(axes, np.unravel_index(index.numpy(), tuple(scores.shape[1:])))) if axes else {}
+    _, outputs = scores_of_outputs(call, observed, target)
+    places = dict(zip(outputs.axes, outputs.places()))
     nowhere = np.zeros(len(image), dtype=np.int64)
     arguments = explained.model_inputs(image, *call.arguments)[1:]
     prediction = explained.predict(*gather([image, *arguments], everyone)).to(image.device)

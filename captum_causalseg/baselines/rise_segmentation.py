@@ -115,7 +115,7 @@ class RiseSegmentation(PerturbationAttribution):
         total = torch.zeros(n, dtype=torch.float64, device="cpu")
         with undisturbed(call.scorer.function), counting(show_progress, n_masks, f"{self.get_name()} attribution") as count:
             # On the whole images first: a target reads its model's activation from what it sees first.
-            observed, index, _ = scores_of_outputs(
+            observed, outputs = scores_of_outputs(
                 call, call.scorer(*gather(call.inputs + call.arguments, np.arange(n))), target
             )
             for first in range(0, n_masks, perturbations_per_eval):
@@ -127,7 +127,7 @@ class RiseSegmentation(PerturbationAttribution):
                 others, images = gather([baseline, *call.arguments], examples), gather([image], examples)
                 found = call.scorer(torch.lerp(others[0], images[0], weights), *others[1:])
                 rows = checked_scores(found, len(examples), tuple(observed.shape[1:])).reshape(len(examples), -1)
-                chosen = rows.detach().cpu().double().gather(1, index.repeat(len(masks)).view(-1, 1))
+                chosen = rows.detach().cpu().double().gather(1, torch.from_numpy(outputs.chosen).repeat(len(masks)).view(-1, 1))
                 if not bool(chosen.isfinite().all()):
                     raise ValueError("forward_func: a score under a mask is NaN or infinite")
                 for mask, scores in zip(masks, chosen.view(len(masks), n)):

@@ -122,13 +122,13 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
             values = _checked(activation.tensors, len(everyone))
             spatial = values.shape[2:]
             windows = tuple(spatial) if pool_size is None else per_axis("pool_size", pool_size, len(spatial), each=integer(1))
-            _, index, _ = scores_of_outputs(call, observed, target)
+            _, outputs = scores_of_outputs(call, observed, target)
             leaf = values.clone().requires_grad_()
             layer = Layer(self.layer, activation, attribute_to_layer_input)
             site = LayersSite((layer,), call.inputs, call.arguments, device_ids)
             # A copy: a model may work in place, on a leaf autograd does not allow it.
             scores = site.run(call.scorer, [leaf.clone()], everyone)
-            gradient = _gradient(scores, index, leaf)
+            gradient = _gradient(scores, torch.from_numpy(outputs.chosen), leaf)
         heatmap = (_pooled(gradient, windows, pooling) * values).sum(1, keepdim=True)
         return (functional.relu(heatmap) if relu_attributions else heatmap).contiguous()
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from captum_causalseg._checks import tensor_of
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.estimate import allowed_outputs, prepare, reached_outputs
+from captum_causalseg.attr.estimate import prepare
 from captum_causalseg.attr.options import Options
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.engine.interventions import Interventions
-from captum_causalseg.interventions.outputs import chosen_output
 from captum_causalseg.interventions.units import gather, paste
 from captum_causalseg.statistics.unit_places import UnitPlaces
 from captum_causalseg.target.scores import checked_scores
@@ -52,9 +51,9 @@ class Replacements:
     ) -> None:
         problem = prepare(options)
         self._units, self._donors = problem.units, problem.donors
-        self._spatial = problem.spatial
+        self._spatial = problem.call.spatial
         self.scorer, self.tensors, self.arguments = problem.scorer, problem.site.tensors, problem.site.arguments
-        self.rois, self.n_examples = problem.rois, problem.n_examples
+        self.rois, self.n_examples = problem.call.rois, problem.n_examples
         self.batch_size = problem.batch_size
         self.seed, self.n_forwards = seed, 0
         self.unit_ids: np.ndarray = problem.units.ids
@@ -64,17 +63,13 @@ class Replacements:
             found = self.scorer(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
         scores = checked_scores(found, self.n_examples, None)
         self.n_forwards += self.n_examples
-        self._output_shape, self._axes = tuple(scores.shape[1:]), problem.scorer.axes(scores.ndim - 1, problem.spatial)
-        self._index = chosen_output(
-            options.target, self.n_examples, output_shape=self._output_shape, output_axes=self._axes, spatial=self._spatial
-        )
+        self._outputs = problem.call.outputs(scores.shape[1:], options.target)
         self.observed = self.pick(scores, everyone)
-        outputs = everyone, slice(None), self._index.numpy()
-        self.replaceable: np.ndarray = allowed_outputs(problem, scores[0].numel())[outputs] & problem.units.present
+        self.replaceable: np.ndarray = self._outputs.of_chosen(~problem.excluded) & problem.units.present
         if support is not None:
             with undisturbed(self.scorer.function):
                 reach = find_reach(problem, problem.evaluator.localized())
-            self.replaceable &= reached_outputs(problem, reach, scores[0].numel())[outputs]
+            self.replaceable &= self._outputs.of_chosen(reach.reaches)
             self.n_forwards += problem.evaluator.ledger.forwards.total()
         numbers = [problem.evaluator.populations(*np.nonzero(self.replaceable))] * n_draws
         self._replaced = [self._all_replaced(draw, population) for draw, population in enumerate(numbers)]
@@ -144,12 +139,12 @@ class Replacements:
 
     def pick(self, scores: Tensor, examples: np.ndarray) -> np.ndarray:
         """The output that is looked at, ``(B,)``, of scores ``(B, *output_shape)``."""
-        return _picked(scores, self._index[torch.from_numpy(examples)])
+        return _picked(scores, torch.from_numpy(self._outputs.chosen[examples]))
 
     def pick_class(self, scores: Tensor) -> np.ndarray:
         """The same of scores ``(N, C, 1)`` of all examples in one region that is not the target's."""
         number = np.zeros(self.n_examples, dtype=np.int64)
-        for axis, length, place in zip(self._axes, self._output_shape, self._picked_places()):
+        for axis, length, place in zip(self._outputs.axes, self._outputs.shape, self._outputs.places()):
             if axis != "roi":
                 number = number * length + place
         return _picked(scores, torch.from_numpy(number))
@@ -159,13 +154,9 @@ class Replacements:
         """``(N, *spatial)``, on the CPU: the region of interest of the output that is looked at; ``None`` without one."""
         if self.rois is None:
             return None
-        which = dict(zip(self._axes, self._picked_places())).get("roi", np.zeros(self.n_examples, dtype=np.int64))
+        which = dict(zip(self._outputs.axes, self._outputs.places())).get("roi", np.zeros(self.n_examples, dtype=np.int64))
         rois = self.rois.cpu().expand(self.n_examples, *self.rois.shape[1:])
         return rois[torch.arange(self.n_examples, device="cpu"), torch.from_numpy(which)]
-
-    def _picked_places(self) -> tuple[np.ndarray, ...]:
-        """Per axis of the scores, the position ``(N,)`` of the output that is looked at."""
-        return np.unravel_index(self._index.numpy(), self._output_shape) if self._output_shape else ()
 
     def _all_replaced(self, draw: int, population: np.ndarray) -> list[Tensor]:
         tensors = [tensor.clone() for tensor in self.tensors]
