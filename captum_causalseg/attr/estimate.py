@@ -10,7 +10,6 @@ from torch import Tensor
 
 from captum_causalseg._captum import progress
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.layer import prepare_layer
 from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
 from captum_causalseg.attr.problem import Problem, prepare_inputs

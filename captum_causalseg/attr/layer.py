@@ -97,7 +97,12 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
         tensors = tuple(activation.tensors)
         parts = Units(_default_masks(tensors, layouts, asked) if masks is None else masks, [tensor.shape for tensor in tensors])
         found, n_images = _donors(options, call, parts, activation=activation, watch=watch, model=model)
-    site = LayersSite((Layer(asked.layer, activation, asked.at_input),), call.inputs, call.arguments, device_ids)
+    site = LayersSite(
+        layers=(Layer(asked.layer, activation, asked.at_input),),
+        inputs=call.inputs,
+        arguments=call.arguments,
+        device_ids=device_ids,
+    )
     execution = replace(options.execution, device_ids=device_ids)
     kind = StochasticLayersEvaluator if is_stochastic else LayersEvaluator
     evaluator = kind(site, scorer, execution, found, ledger, observed=observed)

@@ -168,7 +168,9 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     site = InputSite(tensors, call.arguments, is_tuple)
     unit_donors = UnitDonors(units, donors)
     return Problem(
-        evaluator=InputEvaluator(site, call.scorer, options.execution, unit_donors, Ledger()),
+        evaluator=InputEvaluator(
+            site=site, scorer=call.scorer, execution=options.execution, unit_donors=unit_donors, ledger=Ledger()
+        ),
         call=call,
         excluded=excluded,
         settings=described | options.execution.settings(),

@@ -53,7 +53,7 @@ def rank_donors(
     m = max(_CANDIDATES, _PER_DRAW * n_draws)
     n_images = 0
     for example in np.unique(plan.example[wanted]).tolist():
-        gradients = _gradients(problem, evaluator, example, outputs[example])
+        gradients = _gradients(problem, evaluator, example, outputs=outputs[example])
         if isinstance(gradients, str):
             evaluator.ledger.disable("stratified sampling", gradients)
             _warn_once(problem.scorer.model, gradients)
@@ -62,7 +62,7 @@ def rank_donors(
         rows = wanted[plan.example[wanted] == example].tolist()
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[begin : begin + _ROWS_AT_ONCE]
-            for row, effects in zip(some, _first_order(problem, plan, some, m, gradients)):
+            for row, effects in zip(some, _first_order(problem, plan, rows=some, m=m, gradients=gradients)):
                 rankings[row] = _ranked(effects)
     return rankings, n_images
 
@@ -81,7 +81,9 @@ def _first_order(problem: Problem, plan: Plan, rows: list[int], m: int, gradient
             if piece.mask is not None:
                 weights = torch.where(piece.mask.to(weights.device), weights, 0.0)
             here += float((weights * problem.site.tensors[piece.slot][example][inside].double()).sum())
-            request = Request(example, piece.box, numbers[:, piece.slot], weights, piece.channels)
+            request = Request(
+                example=example, box=piece.box, numbers=numbers[:, piece.slot], weights=weights, channels=piece.channels
+            )
             asked[piece.slot].append((index, request))
         effects.append(np.full(len(numbers), here))
     for donors, requests in zip(problem.donors, asked):

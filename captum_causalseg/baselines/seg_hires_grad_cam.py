@@ -125,7 +125,7 @@ class SegHiResGradCam(LayerAttribution, GradientAttribution):
             _, outputs = scores_of_outputs(call, observed, target)
             leaf = values.clone().requires_grad_()
             layer = Layer(self.layer, activation, attribute_to_layer_input)
-            site = LayersSite((layer,), call.inputs, call.arguments, device_ids)
+            site = LayersSite(layers=(layer,), inputs=call.inputs, arguments=call.arguments, device_ids=device_ids)
             # A copy: a model may work in place, on a leaf autograd does not allow it.
             scores = site.run(call.scorer, [leaf.clone()], everyone)
             gradient = _gradient(scores, torch.from_numpy(outputs.chosen), leaf)

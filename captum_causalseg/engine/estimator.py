@@ -54,7 +54,9 @@ class MeanEstimator(Estimator):
             variance = values.var(0, ddof=1) if n > 1 else np.full(values.shape[1], np.nan)
         # Equal draws have exactly no variance, whatever is left of rounding the mean.
         variance = np.where((values == values[:1]).all(0) & (n > 1), 0.0, variance)
-        return Estimate(values.mean(0), variance, max(0.0, 1 - n / sample.selection.total) / n, n - 1, n)
+        return Estimate(
+            mean=values.mean(0), variance=variance, factor=max(0.0, 1 - n / sample.selection.total) / n, freedom=n - 1, n=n
+        )
 
 
 class StratifiedEstimator(Estimator):
@@ -79,14 +81,14 @@ class StratifiedEstimator(Estimator):
         within = _factor_within(strata)
         sampled = (1 / m - 1 / total) if total > m else 0.0
         if n < 2:
-            return Estimate(mean, np.full(outputs, np.nan), within + sampled, 0.0, n)
+            return Estimate(mean=mean, variance=np.full(outputs, np.nan), factor=within + sampled, freedom=0.0, n=n)
         if within == 0:  # every candidate was used
-            return Estimate(mean, ranked.var(0, ddof=1), sampled, n - 1, n)
+            return Estimate(mean=mean, variance=ranked.var(0, ddof=1), factor=sampled, freedom=n - 1, n=n)
         counts = _counts_of_differences(n)
         variance = counts @ np.diff(ranked, axis=0) ** 2 / (2 * n) + sampled / within * ranked.var(0, ddof=1)
         # Of normal values: a squared difference has variance 8, two that share a value covariance 2.
         freedom = 2 * counts.sum() ** 2 / (2 * (counts**2).sum() + (counts[:-1] * counts[1:]).sum())
-        return Estimate(mean, variance, within, float(freedom), n)
+        return Estimate(mean=mean, variance=variance, factor=within, freedom=float(freedom), n=n)
 
 
 def _factor_within(strata: Strata) -> float:

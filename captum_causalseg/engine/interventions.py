@@ -86,19 +86,21 @@ class Interventions:
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         taken = order[np.repeat(first[which], lengths) + within]
         return Interventions(
-            self.example[which],
-            np.repeat(np.arange(len(which)), lengths),
-            self.unit[taken],
-            self.donor[taken],
-            None if self.noise is None else self.noise[which],
+            example=self.example[which],
+            row=np.repeat(np.arange(len(which)), lengths),
+            unit=self.unit[taken],
+            donor=self.donor[taken],
+            noise=None if self.noise is None else self.noise[which],
         )
 
     def emptied(self, which: np.ndarray) -> "Interventions":
         """The same with nothing replaced where ``which`` ``(B,)`` holds, and random state 0 there."""
         kept = ~which[self.row]
         noise = None if self.noise is None else np.where(which, 0, self.noise)
-        return Interventions(self.example, self.row[kept], self.unit[kept], self.donor[kept], noise)
+        return Interventions(
+            example=self.example, row=self.row[kept], unit=self.unit[kept], donor=self.donor[kept], noise=noise
+        )
 
     def of_donors(self, donor: np.ndarray) -> "Interventions":
         """The same with other donor numbers ``(P, slots)``."""
-        return Interventions(self.example, self.row, self.unit, donor, self.noise)
+        return Interventions(example=self.example, row=self.row, unit=self.unit, donor=donor, noise=self.noise)

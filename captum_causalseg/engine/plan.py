@@ -69,7 +69,7 @@ class Plan:
     def interventions(self, rows: np.ndarray, draws: np.ndarray) -> Interventions:
         """Draws ``(B, slots)`` of rows ``(B,)`` as an evaluator takes them."""
         donors, noise = (draws[:, :-1], draws[:, -1]) if self.with_noise else (draws, None)
-        return Interventions.single(self.example[rows], self.unit[rows], donors, noise)
+        return Interventions.single(self.example[rows], self.unit[rows], donors, noise=noise)
 
     def generator(self, row: int) -> np.random.Generator:
         """Where the row's draws come from; the same one whenever it is asked for."""

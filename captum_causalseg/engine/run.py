@@ -107,7 +107,7 @@ def run(
     Raises:
         ValueError: a score is not finite.
     """
-    loop = _Loop(plan, evaluator, observed, batch_size, on_progress)
+    loop = _Loop(plan=plan, evaluator=evaluator, observed=observed, batch_size=batch_size, on_progress=on_progress)
     if plan.screens:
         loop.screen(screening_threshold)
     loop.sample(keep=goal is not None)
@@ -183,7 +183,7 @@ class _Loop:
         fresh = asked.copy()
         costs = {row: self._next(row, goal) for row in left}
         while True:
-            error, unmet = self._judge(goal, asked, fresh, looks)
+            error, unmet = self._judge(goal, asked, fresh, looks=looks)
             worst = np.where(unmet, error, -np.inf).max(1, initial=-np.inf)
             open_rows = (row for row in left if costs[row] and unmet[row].any())
             order = sorted(open_rows, key=lambda row: (-worst[row], row))

@@ -51,6 +51,7 @@ class Execution:
         device_ids: of a ``DataParallel`` model.
         part: of the units, those that are intervened on.
         window: of the images, what is run; ``None`` for the whole.
+        vmap: what lies upstream of a layer is computed once for all of a batch; given up by itself where the model does not allow it.
     """
 
     perturbations_per_eval: int = 16
@@ -60,6 +61,7 @@ class Execution:
     device_ids: tuple[int, ...] | None = None
     part: Part = WHOLE
     window: Frame | None = None
+    vmap: bool = True
 
     def scorer(self, forward_func: Callable[..., Any]) -> Scorer:
         """What is run: the function, every image alone if it is one perturbation at a time."""

@@ -7,6 +7,7 @@ upstream of the layers is computed once per batch of interventions and not once 
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,6 @@ class LayersEvaluator(ModelEvaluator):
     Args:
         site, scorer, execution, unit_donors, ledger, local, output_shape: as of :class:`ModelEvaluator`.
         observed: the scores of the inputs as they are.
-        use_vmap: compute what lies upstream once; given up by itself where the model does not allow it.
     """
 
     site: LayersSite
@@ -48,16 +48,23 @@ class LayersEvaluator(ModelEvaluator):
         observed: Tensor,
         local: Local | None = None,
         output_shape: tuple[int, ...] | None = None,
-        use_vmap: bool = True,
     ) -> None:
-        super().__init__(site, scorer, execution, unit_donors, ledger, local=local, output_shape=output_shape)
+        super().__init__(
+            site=site,
+            scorer=scorer,
+            execution=execution,
+            unit_donors=unit_donors,
+            ledger=ledger,
+            local=local,
+            output_shape=output_shape,
+        )
         self._given = observed
         self._observed = self._checked(observed, len(site.inputs[0]))
         # Replicas run in threads of their own, which vmap does not reach; and vmap switches autocast off, which shifts scores.
-        works = use_vmap and site.device_ids is None and not _autocasts(site.inputs[0].device)
+        works = execution.vmap and site.device_ids is None and not _autocasts(site.inputs[0].device)
         assert isinstance(self._bare, LayersSite)
         # Not the scores: what makes these of logits looks at values (is there NaN?), which vmap does not allow.
-        self._vmapped = Vmapped(self._bare, scorer.logits, self._hooked, ledger, works=works)
+        self._vmapped = Vmapped(site=self._bare, function=scorer.logits, hooked=self._hooked, ledger=ledger, works=works)
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, from the pass that recorded the activation."""
@@ -90,13 +97,13 @@ class LayersEvaluator(ModelEvaluator):
     def _hooked(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
         assert isinstance(self._bare, LayersSite)
         if len(examples) == 1 or self._takes_batches:
-            return self._bare.run(self.scorer.logits, tensors, examples, where)
+            return self._bare.run(self.scorer.logits, tensors, examples, where=where)
         found = []
         for row in range(len(examples)):
             one = slice(row, row + 1)
             # Copies: a function may change them, and these are parts of those at hand.
             mine, here = [tensor[one] for tensor in tensors], None if where is None else [places[one] for places in where]
-            found.append(self._bare.run(self.scorer.logits, mine, examples[one], here))
+            found.append(self._bare.run(self.scorer.logits, mine, examples[one], where=here))
         return torch.cat(found)
 
     @functools.cached_property
@@ -111,15 +118,14 @@ class LayersEvaluator(ModelEvaluator):
     def _with(self, site: Site, execution: Execution, local: Local) -> "LayersEvaluator":
         assert isinstance(site, LayersSite)
         return LayersEvaluator(
-            site,
-            self.scorer,
-            execution,
-            self.unit_donors,
-            self.ledger,
+            site=site,
+            scorer=self.scorer,
+            execution=replace(execution, vmap=self._vmapped.works),
+            unit_donors=self.unit_donors,
+            ledger=self.ledger,
             observed=self._given,
             local=local,
             output_shape=self.output_shape,
-            use_vmap=self._vmapped.works,
         )
 
     def _intervened_with(self, noise: np.ndarray, interventions: Interventions) -> Tensor:
@@ -147,7 +153,14 @@ class StochasticLayersEvaluator(LayersEvaluator):
         *,
         observed: Tensor,
     ) -> None:
-        super().__init__(site, scorer, execution, unit_donors, ledger, observed=observed, use_vmap=False)
+        super().__init__(
+            site=site,
+            scorer=scorer,
+            execution=replace(execution, vmap=False),
+            unit_donors=unit_donors,
+            ledger=ledger,
+            observed=observed,
+        )
         ledger.disable("vmap", "the model is stochastic")
         ledger.count("recording the layer", len(site.inputs[0]))
         ledger.count("further samples", len(site.inputs[0]) * (self.runs_each - 1))

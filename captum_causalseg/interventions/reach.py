@@ -74,7 +74,7 @@ def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_si
         ledger.count("support", images.n_forwards)
         supports.append((images, site.bypass))
     needed = _needed(rois, supports, whole.unit_donors.units.n_examples)
-    return Reach(reaches, whole if needed is None else find_window(whole, rois, needed, [site.tensors, *stand_ins]))
+    return Reach(reaches, whole if needed is None else find_window(whole, rois, needed, trials=[site.tensors, *stand_ins]))
 
 
 def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: int) -> list[Tensor] | None:
@@ -108,7 +108,7 @@ def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: in
         whole.ledger.count("support", found.n_forwards)
         if found.doubt is not None:
             return None
-        if not _reaches_from_edge(found, starts, size, length):
+        if not _reaches_from_edge(found, starts, size, length=length):
             return [frame.uncrop(mask, spatial) if mask.ndim > 2 else mask for mask in found.masks]
         margin *= 2
 

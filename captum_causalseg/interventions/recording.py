@@ -143,7 +143,7 @@ def record_one_by_one(scorer: Scorer, layer: nn.Module, inputs: Sequence[Any], *
         return first
 
     n = len(inputs[0])
-    one_by_one(one, inputs, n, [(scorer.seed,)] * n)
+    one_by_one(one, inputs, n, keys=[(scorer.seed,)] * n)
     joined = [torch.cat(slot) for slot in zip(*(activation.tensors for activation in found))]
     return Activation(found[0].with_tensors(joined))
 

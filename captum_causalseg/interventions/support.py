@@ -104,8 +104,8 @@ def find_support(
         ValueError: shapes that do not fit, an empty RoI.
         Exception: what the model raises on the examples as they are; what it raises on changed ones is a doubt.
     """
-    rois, edges = _checked(tensors, rois, stand_ins, block_size)
-    prober = Prober(logits, tensors, rois.numpy(), batch_size)
+    rois, edges = _checked(tensors, rois, stand_ins, block_size=block_size)
+    prober = Prober(logits=logits, tensors=tensors, rois=rois.numpy(), batch_size=batch_size)
     try:
         prober.observe()
         _control(prober)

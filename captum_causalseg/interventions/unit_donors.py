@@ -60,7 +60,13 @@ class UnitDonors:
         self, tensors: Sequence[Tensor], interventions: Interventions, frames: Sequence[Frame | None] | None = None
     ) -> None:
         """Make the interventions in the rows of the tensors, in place; ``frames`` as of :func:`paste`."""
-        paste(tensors, self.units, self.donors, interventions.of_donors(self.spread(interventions.donor)), frames)
+        paste(
+            tensors,
+            self.units,
+            sources=self.donors,
+            interventions=interventions.of_donors(self.spread(interventions.donor)),
+            frames=frames,
+        )
 
     def pasted(self, live: Sequence[Tensor], interventions: Interventions, slots: slice) -> list[Tensor]:
         """Copies of some slots' tensors, of one example, with the interventions made in them; ``own`` donors are made from these tensors."""
@@ -71,7 +77,7 @@ class UnitDonors:
                 donors[slot] = _OfOneExample(source.bind(tensor))
         copies = [tensor.clone() for tensor in live]
         spread = interventions.of_donors(self.spread(interventions.donor))
-        paste(copies, self.units, donors, spread, first_slot=slots.start)
+        paste(copies, self.units, donors, interventions=spread, first_slot=slots.start)
         return copies
 
     def places(self, tensors: Sequence[Tensor], interventions: Interventions) -> list[Tensor]:
@@ -107,4 +113,4 @@ class _OfOneExample(BoundDonors):
         numbers: np.ndarray,
         channels: slice = slice(None),
     ) -> Tensor:
-        return self._bound.read_many(np.zeros_like(examples), corners, size, numbers, channels)
+        return self._bound.read_many(np.zeros_like(examples), corners, size=size, numbers=numbers, channels=channels)

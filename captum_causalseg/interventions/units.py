@@ -91,11 +91,15 @@ def paste(
     for slot, tensor in enumerate(tensors, start=first_slot):
         frame = None if frames is None else frames[slot]
         examples = interventions.example[interventions.row]
-        for group in _alike(units, slot, frame, examples, interventions.unit):
+        for group in _alike(units, slot, frame=frame, examples=examples, which=interventions.unit):
             donors = sources[slot].read_many(
-                examples[group.rows], group.corners, group.size, interventions.donor[group.rows, slot], group.channels
+                examples[group.rows],
+                group.corners,
+                size=group.size,
+                numbers=interventions.donor[group.rows, slot],
+                channels=group.channels,
             )
-            _paste_alike(tensor, group, donors, interventions.row[group.rows])
+            _paste_alike(tensor, group, donors, onto=interventions.row[group.rows])
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,13 @@ def _alike(units: "Units", slot: int, frame: Frame | None, examples: np.ndarray,
             continue
         piece = units.pieces(int(examples[rows[found[0]]]), int(which[rows[found[0]]]), slot)[0]
         yield _Group(
-            rows[found],
-            corners[found],
-            tuple(size.tolist()),
-            piece.channels,
-            piece.mask,
-            (place + first)[found],
-            tuple(slice(a, b) for a, b in zip(begin.tolist(), end.tolist())),
+            rows=rows[found],
+            corners=corners[found],
+            size=tuple(size.tolist()),
+            channels=piece.channels,
+            mask=piece.mask,
+            place=(place + first)[found],
+            part=tuple(slice(a, b) for a, b in zip(begin.tolist(), end.tolist())),
         )
 
 
@@ -282,4 +286,4 @@ class Units:
         if lengths[1] == 1 or channels == slice(0, lengths[1]):
             channels = slice(None)
         whole = tuple(slice(0, n) if m == 1 else side for side, m, n in zip(box, lengths[2:], self.shapes[slot][2:]))
-        return Piece(slot, channels, whole, None if inside.all() else torch.from_numpy(inside))
+        return Piece(slot=slot, channels=channels, box=whole, mask=None if inside.all() else torch.from_numpy(inside))

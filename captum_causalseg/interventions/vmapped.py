@@ -58,7 +58,7 @@ class Vmapped:
                 # What vmap cannot take shows as any of these; a fault of the model's own comes back from the hooked run.
                 self._give_up("vmap does not go with this model", error)
                 return None
-            if not self._agrees(found, examples[rows], mine, here):
+            if not self._agrees(found, examples[rows], mine, where=here):
                 return None
             parts.append(found)
             order.append(rows)

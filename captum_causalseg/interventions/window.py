@@ -56,7 +56,7 @@ def find_window(whole: ModelEvaluator, rois: Tensor, reach: np.ndarray, trials: 
         largest = 0.0
         for trial, expected in zip(trials, references):
             whole.ledger.count("window", len(examples))
-            difference, allowed = _difference(candidate, window, trial, expected, rois, examples)
+            difference, allowed = _difference(candidate, window, trial=trial, expected=expected, rois=rois, examples=examples)
             if not bool((difference <= allowed).all()):
                 break
             largest = max(largest, float(difference.max()))

@@ -44,16 +44,14 @@ __all__ = ["TreatmentEffectStatistics"]
 _PER_UNIT = tensor_of("real", "(N, U, *output_shape)", (2, math.inf))
 _FIELDS = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
 _ABOUT = (
-    *(
-        "observed_score",
-        "unit_ids",
-        "feature_mask",
-        "input_shapes",
-        "n_forwards",
-        "inputs_are_tuple",
-        "output_axes",
-        "settings",
-    ),
+    "observed_score",
+    "unit_ids",
+    "feature_mask",
+    "input_shapes",
+    "n_forwards",
+    "inputs_are_tuple",
+    "output_axes",
+    "settings",
     "layouts",
 )
 """What the constructor takes besides the moments."""
@@ -456,7 +454,7 @@ class TreatmentEffectStatistics:
         """
         if values.shape != self.effect.shape:
             raise ValueError(f"values: expected shape {tuple(self.effect.shape)}, got {tuple(values.shape)}")
-        index = target_index(target, self.effect.shape[0], self.output_shape, self.output_axes)
+        index = target_index(target, self.effect.shape[0], self.output_shape, output_axes=self.output_axes)
         flat = values.reshape(*values.shape[:2], -1)
         return flat.gather(2, index.view(-1, 1, 1).expand(-1, flat.shape[1], 1))[..., 0]
 
@@ -474,7 +472,7 @@ class TreatmentEffectStatistics:
             ((), True)
         """
         n = self.effect.shape[0]
-        index = target_index(target, n, self.output_shape, self.output_axes)
+        index = target_index(target, n, self.output_shape, output_axes=self.output_axes)
         return self.replaced(
             self.moments.of_output(index.numpy()),
             observed_score=self.observed_score.reshape(n, -1).gather(1, index.view(-1, 1))[:, 0],
@@ -511,7 +509,8 @@ class TreatmentEffectStatistics:
         spatial = tuple(int(length) for length in spatial_shape)
         layouts = [layout or Layout("NC*") for layout in self.layouts]
         masks = [
-            laid_out(layout, mask, shape, spatial) for layout, mask, shape in zip(layouts, self.feature_mask, self.input_shapes)
+            laid_out(layout, mask, shape, spatial=spatial)
+            for layout, mask, shape in zip(layouts, self.feature_mask, self.input_shapes)
         ]
         drawn = np.concatenate([np.unique(mask.numpy()) for mask in masks])
         missing = np.setdiff1d(self.unit_ids.numpy(), drawn).tolist()

@@ -50,7 +50,7 @@ class Batches:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            found = self._each_alone(answer, inputs, n_examples, error)
+            found = self._each_alone(answer, inputs, n_examples, error=error)
             self.taken = False
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.info("model: it takes one image at a time, batches are run image by image (%s)", reason)

@@ -144,7 +144,7 @@ def test_the_outputs_of_any_function_in_captums_forms():
     assert torch.equal(mixed[0], pairs[0, 1][0])
     assert torch.equal(mixed[1], pairs[1, 0][1])
     assert torch.equal(mixed[:, 0], mixed[:, 1])  # all channels of a pixel alike
-    with pytest.raises(ValueError, match=r"target: the forward function has 4 outputs \(2 output x 2 output\) per example"):
+    with pytest.raises(ValueError, match=r"target: the forward function has 4 outputs \(2 output_0 x 2 output_1\) per example"):
         rise.attribute(images, **arguments)
 
 

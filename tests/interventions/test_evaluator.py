@@ -140,7 +140,7 @@ def layer_evaluator(d: int, n_layers: int, use_vmap: bool, norm: str = "batch"):
     banks = [torch.rand((3, *t.shape[1:]), generator=generator) for t in site.tensors]
     donors = tuple(as_donor_source(bank, tensor).bind(tensor) for bank, tensor in zip(banks, site.tensors))
     given = UnitDonors(units, donors)
-    evaluator = LayersEvaluator(site, as_scorer(target), Execution(), given, Ledger(), observed=observed, use_vmap=use_vmap)
+    evaluator = LayersEvaluator(site, as_scorer(target), Execution(vmap=use_vmap), given, Ledger(), observed=observed)
     return target, evaluator, units, donors, banks, x
 
 
