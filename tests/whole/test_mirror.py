@@ -1,0 +1,115 @@
+"""Tests mirror the rooms: every module has its file of tests, every folder of tests is a room."""
+
+from pathlib import Path
+
+import captum_causalseg
+
+PACKAGE = Path(captum_causalseg.__file__).parent
+TESTS = Path(__file__).parents[1]
+
+# What several rooms do together, and what several tests share.
+NO_ROOM = {"common", "whole"}
+
+# Modules without a file of tests of their own, and the tests that hold them.
+ELSEWHERE = {
+    "__main__": "whole/test_package",
+    "_captum": "whole/test_captum_suite",
+    "_version": "whole/test_package",
+    "activations": "whole/test_public_paths",
+    "attr/average_treatment_effect": "whole/test_captum_dropin",
+    "attr/effort": "whole/test_arguments",
+    "attr/estimate": "whole/test_oracle",
+    "attr/exclusion": "whole/test_excluded_places",
+    "attr/gradient": "attr/test_gradient_treatment_effect",
+    "attr/layer": "interventions/test_layer",
+    "attr/layer_average_treatment_effect": "interventions/test_layer",
+    "attr/parts": "cohort/test_worker",
+    "attr/pdcr": "whole/test_oracle",
+    "attr/problem": "whole/test_bad_input",
+    "attr/ranking": "whole/test_oracle",
+    "attr/reach": "interventions/test_reach",
+    "cli/arguments": "cli/test_errors",
+    "cli/case": "cli/commands/test_explain",
+    "cli/case_command": "cli/commands/test_explain",
+    "cli/command": "cli/test_listing",
+    "cli/commands/refute": "cli/test_report",
+    "cli/files": "cli/test_errors",
+    "cli/job": "cli/commands/test_explain",
+    "cli/model": "cli/commands/test_explain",
+    "cli/modules": "cli/test_streams",
+    "cli/page": "cli/test_report",
+    "cli/places": "cli/test_grid",
+    "cli/results": "cli/commands/test_explain",
+    "cli/study": "cli/commands/test_cohort",
+    "cohort/code": "cohort/test_fingerprint",
+    "cohort/digests": "cohort/test_fingerprint",
+    "cohort/manifest": "cohort/test_folder",
+    "demo/cases": "cli/commands/test_demo",
+    "demo/explain": "whole/test_public_paths",
+    "donors/blur": "donors/test_constant",
+    "donors/source": "donors/test_any_source",
+    "donors/split": "donors/test_any_source",
+    "engine/sample": "engine/test_draws",
+    "engine/sampling": "engine/test_draws",
+    "evaluation/refutation": "whole/test_public_paths",
+    "evaluation/replacements": "evaluation/test_faithfulness",
+    "interventions/activation": "interventions/test_layouts",
+    "interventions/axis_rules": "interventions/test_axes",
+    "interventions/axis_trace": "interventions/test_axes",
+    "interventions/execution": "interventions/test_evaluator",
+    "interventions/inputs": "interventions/test_evaluator",
+    "interventions/ledger": "interventions/test_evaluator",
+    "interventions/outputs": "whole/test_bad_targets",
+    "interventions/recording": "donors/test_activation_bank",
+    "interventions/rounding": "interventions/test_support_doubts",
+    "interventions/sites": "interventions/test_evaluator",
+    "interventions/support_probes": "interventions/test_support",
+    "interventions/support_trials": "interventions/test_support_doubts",
+    "interventions/unit_donors": "interventions/test_evaluator",
+    "interventions/vmapped": "interventions/test_layer",
+    "statistics/on_image": "statistics/test_treatment_effect_statistics",
+    "target/batches": "target/test_label_maps",
+    "target/function_scorer": "target/test_scorer",
+    "target/scorer_base": "target/test_scorer",
+    "target/scores": "target/test_scorer",
+    "target/target_scorer": "target/test_scorer",
+    "visualization/profile_panels": "visualization/test_profile",
+    "visualization/sheet": "visualization/test_effects",
+}
+
+
+def modules() -> list[str]:
+    found = (path.relative_to(PACKAGE).with_suffix("").as_posix() for path in sorted(PACKAGE.rglob("*.py")))
+    return [module for module in found if not module.endswith("__init__")]
+
+
+def own_tests(module: str) -> Path:
+    path = TESTS / module
+    return path.with_name(f"test_{path.name.lstrip('_')}.py")
+
+
+def test_every_module_has_its_tests():
+    without = {module for module in modules() if not own_tests(module).exists()}
+    assert without - set(ELSEWHERE) == set(), "name the tests after the module, or say in ELSEWHERE where they are"
+
+
+def test_what_is_tested_elsewhere_is_there_and_has_no_tests_of_its_own():
+    assert {module for module in ELSEWHERE if module not in modules() or own_tests(module).exists()} == set()
+    assert {tests for tests in ELSEWHERE.values() if not (TESTS / f"{tests}.py").exists()} == set()
+
+
+def test_every_folder_of_tests_is_a_room():
+    folders = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py")} - NO_ROOM
+    assert {folder for folder in folders if not (PACKAGE / folder / "__init__.py").exists()} == set()
+
+
+def test_what_lies_outside_the_rooms_is_named_after_a_module():
+    files = {path.stem.removeprefix("test_") for path in TESTS.glob("test_*.py")}
+    assert files <= {module.lstrip("_") for module in modules() if "/" not in module}
+
+
+def test_no_file_of_tests_outgrows_a_reader():
+    lengths = {
+        path.relative_to(TESTS).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in TESTS.rglob("*.py")
+    }
+    assert {file: length for file, length in lengths.items() if length > 600} == {}
