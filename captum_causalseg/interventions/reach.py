@@ -131,10 +131,8 @@ def _units_that_reach(units: Units, support: Support) -> np.ndarray:
     reaches = np.zeros((units.n_examples, len(units), n_rois), dtype=bool)
     for example, unit in np.ndindex(reaches.shape[:2]):
         for piece in units.pieces(example, unit):
-            inside = support.masks[piece.slot][example][(slice(None), *piece.box)]
-            if piece.mask is not None:
-                inside = inside & piece.mask.any(0)
-            reaches[example, unit] |= inside.reshape(n_rois, -1).any(1).numpy()
+            mask = None if piece.mask is None else piece.mask.any(0)
+            reaches[example, unit] |= support.reaches(piece.slot, example, piece.box, mask)
     return reaches
 
 

@@ -59,9 +59,10 @@ class Support:
         masks = (torch.ones((t.shape[0], n_rois, *t.shape[2:]), dtype=torch.bool, device="cpu") for t in tensors)
         return cls(tuple(masks), n_forwards, doubt)
 
-    def reaches(self, slot: int, example: int, box: Sequence[slice]) -> np.ndarray:
-        """Which RoIs ``(R,)`` some position of ``box`` (a slice per spatial axis) of this tensor can reach."""
+    def reaches(self, slot: int, example: int, box: Sequence[slice], mask: Tensor | None = None) -> np.ndarray:
+        """Which RoIs ``(R,)`` some position of ``box`` (a slice per spatial axis) of this tensor can reach; of ``mask`` in it, if given."""
         inside = self.masks[slot][example][(slice(None), *box)]
+        inside = inside if mask is None else inside & mask
         reached: np.ndarray = inside.reshape(len(inside), -1).any(1).numpy()
         return reached
 

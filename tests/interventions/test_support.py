@@ -491,3 +491,13 @@ def test_large_images_are_searched_in_a_crop_around_the_roi():
     assert int(tried.sum()) > 140
     assert not bool((off.status[0, tried] == Status.EXCLUDED).any())
     assert off.effect[0, tried].abs().max() < 1e-6
+
+
+def test_of_a_box_only_what_the_mask_holds_is_asked_for():
+    reached = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    reached[0, 0, 1, 1] = reached[0, 1, 2, 3] = True
+    support, box = Support((reached,), 0, None), (slice(0, 3), slice(1, 4))
+    assert support.reaches(0, 0, box).tolist() == [True, True]
+    mask = torch.zeros(3, 3, dtype=torch.bool)
+    mask[2, 2] = True
+    assert support.reaches(0, 0, box, mask).tolist() == [False, True]
