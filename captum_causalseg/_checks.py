@@ -105,9 +105,9 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return repr(text if len(text) <= _MOST_CHARACTERS else f"...{text[3 - _MOST_CHARACTERS :]}")
 
 
-def refusal(name: str, expected: str, got: Any, hint: str = "") -> str:
-    """``name: expected ..., got ...``, and what helps; ``got`` is a value."""
-    return f"{name}: expected {expected}, got {shown(got)}" + (f"; {hint}" if hint else "")
+def refusal(name: str, expected: str, got: Any) -> str:
+    """``name: expected ..., got ...``; ``got`` is a value."""
+    return f"{name}: expected {expected}, got {shown(got)}"
 
 
 def listed(items: Iterable[Any], most: int = _MOST_LISTED) -> str:
@@ -157,7 +157,6 @@ class Check:
         expected: the kind of value, in words.
         fits: whether a value is of that kind; else an ArgumentTypeError.
         limits: what it has to hold besides, in words, and whether it does; else a ValueError.
-        hint: what helps whoever gave a value that was refused; called with it, and may return nothing.
         by_type: of a value of another kind, show the type and not the value.
     """
 
@@ -166,18 +165,11 @@ class Check:
         expected: str,
         fits: Callable[[Any], bool],
         *limits: tuple[str, Callable[[Any], bool]],
-        hint: Callable[[Any], str | None] | None = None,
         by_type: bool = False,
         error: type[Exception] = TypeError,
     ) -> None:
-        self.expected, self.fits, self.limits, self.hint, self.by_type, self.error = (
-            expected,
-            fits,
-            limits,
-            hint,
-            by_type,
-            error,
-        )
+        self.expected, self.fits, self.limits = expected, fits, limits
+        self.by_type, self.error = by_type, error
 
     def __call__(self, name: str, value: Any) -> None:
         """Raise unless ``value`` is as described."""
@@ -191,23 +183,8 @@ class Check:
         """Either of two."""
         return _Either(self, other)
 
-    def with_hint(self, hint: Callable[[Any], str | None] | str) -> "Check":
-        """The same, with something that helps; a function of the value may say nothing."""
-        one = _copy(self)
-        one.hint = hint if callable(hint) else lambda value: hint
-        return one
-
     def _refusal(self, name: str, expected: str, value: Any, by_type: bool) -> str:
-        hint = (self.hint and self.hint(value)) or ""
-        if by_type:
-            return f"{name}: expected {expected}, got {type(value).__name__}" + (f"; {hint}" if hint else "")
-        return refusal(name, expected, value, hint=hint)
-
-
-def _copy(check: Check) -> Check:
-    one = object.__new__(type(check))
-    one.__dict__.update(check.__dict__)
-    return one
+        return f"{name}: expected {expected}, got {type(value).__name__}" if by_type else refusal(name, expected, value)
 
 
 class _Either(Check):
@@ -293,17 +270,15 @@ class _Array(Check):
 
     def __call__(self, name: str, value: Any) -> None:
         super().__call__(name, value)
-        hint = (self.hint and self.hint(value)) or ""
-        after = f"; {hint}" if hint else ""
         if self._kind is not None and _letter(value) not in _KINDS[self._kind][1]:
-            raise ArgumentTypeError(f"{name}: expected {_KINDS[self._kind][0]}, got {value.dtype}{after}")
+            raise ArgumentTypeError(f"{name}: expected {_KINDS[self._kind][0]}, got {value.dtype}")
         least, most = self._axes
         if not least <= value.ndim <= most:
-            raise ValueError(f"{name}: expected shape {self._shape}, got {tuple(value.shape)}{after}")
+            raise ValueError(f"{name}: expected shape {self._shape}, got {tuple(value.shape)}")
         if not self._may_be_empty and 0 in value.shape:
-            raise ValueError(f"{name}: expected shape {self._shape} without empty axes, got {tuple(value.shape)}{after}")
+            raise ValueError(f"{name}: expected shape {self._shape} without empty axes, got {tuple(value.shape)}")
         if self._finite and _letter(value) in "fc" and not bool(torch.as_tensor(value, device="cpu").isfinite().all()):
-            raise ValueError(f"{name}: it holds NaN or infinite values{after}")
+            raise ValueError(f"{name}: it holds NaN or infinite values")
 
 
 _KINDS = {

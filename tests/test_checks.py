@@ -134,15 +134,6 @@ def test_a_value_of_another_kind_is_caught_either_way():
             integer()("x", "3")
 
 
-def test_what_helps_is_said_at_the_end():
-    check = tensor_of(None, "(N, C, H, W)", (4, 4)).with_hint(
-        lambda t: "add the batch axis with x[None]" if t.ndim == 3 else None
-    )
-    assert refusal_of(check, torch.ones(3, 4, 4))[1].endswith("got (3, 4, 4); add the batch axis with x[None]")
-    assert refusal_of(check, torch.ones(3))[1].endswith("got (3,)")
-    assert refusal_of(integer(1).with_hint("so many"), 0)[1] == "x: expected at least 1, got 0; so many"
-
-
 @pytest.mark.parametrize(
     "value",
     [
