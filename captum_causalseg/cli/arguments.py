@@ -65,10 +65,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
+        fill = super(argparse.RawDescriptionHelpFormatter, self)._fill_text
         filled = [
-            paragraph.rstrip()
-            if "\n" in paragraph.strip()
-            else argparse.HelpFormatter._fill_text(self, paragraph, width, indent)
-            for paragraph in paragraphs
+            paragraph.rstrip() if "\n" in paragraph.strip() else fill(paragraph, width, indent) for paragraph in paragraphs
         ]
         return "\n\n".join(filled)

@@ -78,7 +78,9 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         prediction = first_prediction(model, image, reference).cpu()
     output = _output(options.class_, prediction.shape[1])
     with naming("--roi"):
-        roi, roi_text = find_roi(options.roi, grids, label, prediction[0], 0 if output is None else output)
+        roi, roi_text = find_roi(
+            options.roi, grids, label=label, prediction=prediction[0], channel=0 if output is None else output
+        )
     with naming("--model"), naming_arguments():
         truth = prediction if reference is None else reference
         target = model.make_target(roi=roi, reference=truth, metric=options.metric).to(model.device)
@@ -111,7 +113,18 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         else f"places of {len(folder)} images in {name_of_case(options, options.donors, 'a folder')}",
         "Score": options.metric,
     }
-    return CommandCase(image_name(options), grids, image, target, roi, output, donors, folder, units, described)
+    return CommandCase(
+        name=image_name(options),
+        grids=grids,
+        image=image,
+        target=target,
+        roi=roi,
+        output=output,
+        donors=donors,
+        donor_images=folder,
+        units=units,
+        described=described,
+    )
 
 
 class _DonorFolder(Sequence[Tensor]):

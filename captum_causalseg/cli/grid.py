@@ -90,11 +90,11 @@ class Grids:
 
     def to_prepared(self, values: Tensor) -> Tensor:
         """What lies on the file's grid, ``(*spatial)``, on the prepared one; 0 in padding."""
-        return values if self.matrix is None else _carried(values, self.matrix, self.prepared_shape, 0)
+        return values if self.matrix is None else _carried(values, self.matrix, self.prepared_shape, outside=0)
 
     def to_own(self, values: Tensor, outside: float = 0) -> Tensor:
         """What lies on the prepared grid, ``(*spatial)``, on the file's; ``outside`` where it was cropped away."""
-        return values if self.matrix is None else _carried(values, np.linalg.inv(self.matrix), self.shape, outside)
+        return values if self.matrix is None else _carried(values, np.linalg.inv(self.matrix), self.shape, outside=outside)
 
     def kept(self) -> Tensor:
         """Which of the file's voxels the network is shown, boolean ``(*spatial)``."""
@@ -174,7 +174,13 @@ def grids_of_bundle(bundle: Bundle, file: Path, prepared: Any) -> Grids:
     matrix = (np.linalg.inv(file_affine) @ affine)[np.ix_(used, used)]
     if own.shape[2:] == prepared.shape[2:] and _is_identity(matrix, own.shape[2:]):
         return Grids(own, prepared, picture)
-    grids = Grids(own, prepared, picture, matrix, _left_over(bundle, prepared, turned) if has_affine else None)
+    grids = Grids(
+        own=own,
+        prepared=prepared,
+        picture=picture,
+        matrix=matrix,
+        shown=_left_over(bundle, prepared, turned) if has_affine else None,
+    )
     if not bool(grids.kept().any()):
         raise ValueError(f"the pre-processing of {bundle.path} moves {file} to where none of its {grids.noun} are left")
     return grids
@@ -186,7 +192,7 @@ def _left_over(bundle: Bundle, prepared: Any, turned: np.ndarray) -> Tensor | No
         return None
     ones = torch.ones(1, 1, *prepared.shape[2:], device="cpu")
     try:
-        found: Tensor = invert(ones, prepared, bundle.preprocessing, bundle.image_key).as_subclass(Tensor)[0, 0] > 0.5
+        found: Tensor = invert(ones, prepared, bundle.preprocessing, key=bundle.image_key).as_subclass(Tensor)[0, 0] > 0.5
     except (ValueError, NotImplementedError):
         # Steps of other people's making.
         return None

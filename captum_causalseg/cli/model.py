@@ -52,9 +52,11 @@ def read_model(options: argparse.Namespace) -> CommandModel:
             bundle = load_bundle(options.bundle, weights=options.weights, device=device)
         if isinstance(bundle.model, torch.jit.ScriptModule):
             bundle = replace(bundle, model=_Hookable(bundle.model))
-        return CommandModel(bundle.target, bundle, device, f"MONAI bundle {name_of(options.bundle)}")
+        return CommandModel(
+            make_target=bundle.target, bundle=bundle, device=device, described=f"MONAI bundle {name_of(options.bundle)}"
+        )
     network, described = _network(options, device)
-    return CommandModel(partial(SegmentationTarget, network), None, device, described)
+    return CommandModel(make_target=partial(SegmentationTarget, network), bundle=None, device=device, described=described)
 
 
 def find_device(name: str | None) -> torch.device:

@@ -77,7 +77,7 @@ def find_roi(
         prediction: hard ``(C, *spatial)``, on the prepared grid.
         channel: the class that is explained.
     """
-    found, is_own = _roi(text, grids, label, prediction, channel)
+    found, is_own = _roi(text, grids, label=label, prediction=prediction, channel=channel)
     if not grids.differ:
         return found, f"{int(found.sum())} {grids.noun}" + ("" if grids.known else " of the prepared image")
     if not is_own:
@@ -121,7 +121,8 @@ def _roi(text: str, grids: Grids, label: tuple[Tensor, bool] | None, prediction:
         return regions.from_label(label[0], int(rest)), label[1]
     if kind == "point" and re.fullmatch(r"\d+(,\d+)*", rest):
         point = tuple(map(int, rest.split(",")))
-        return regions.component(label[0], point if label[1] else _prepared_point(text, point, grids, label[0])), label[1]
+        labels, is_own = label
+        return regions.component(labels, point if is_own else _prepared_point(text, point, grids, labels=labels)), is_own
     if kind in ("box", "point", "label", "boundary") and colon:
         raise ValueError(f"{_EXPECTED_ROI}, got {text!r}")
     is_own = grids.read_labels(text)[1]

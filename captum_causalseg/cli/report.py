@@ -58,7 +58,7 @@ def effects_page(
         profile=_profile(job, statistics),
         components=None if components is None else _components(job, pictures["components"]),
         refutation=None if report is None else _refutation(report),
-        computed=_computed(job.options, seconds, {"Forward passes of one image": forwards}, statistics.settings),
+        computed=_computed(job.options, seconds, {"Forward passes of one image": forwards}, settings=statistics.settings),
     )
 
 
@@ -79,7 +79,7 @@ def components_page(job: Job, table: pd.DataFrame, figure: Figure, seconds: floa
         components=_components(job, figure),
         rows=rows,
         styles=[sign_words(job.options.metric)[row[3].startswith("-")] for row in rows],
-        computed=_computed(job.options, seconds, facts, {}),
+        computed=_computed(job.options, seconds, facts, settings={}),
     )
 
 
@@ -109,7 +109,7 @@ def comparison_page(job: Job, comparison: Comparison, figure: Figure, seconds: f
         picture=picture(figure),
         header=["score", "better", *wide.index],
         rows=rows,
-        computed=_computed(job.options, seconds, {}, {}),
+        computed=_computed(job.options, seconds, {}, settings={}),
     )
 
 
@@ -124,7 +124,9 @@ def refutation_page(job: Job, report: RefutationReport, pictures: Mapping[str, F
         refutation=_refutation(report),
         effects=_effects(job, statistics, pictures),
         strongest=_strongest(job, statistics),
-        computed=_computed(job.options, seconds, {"Forward passes of one image": report.n_forwards}, statistics.settings),
+        computed=_computed(
+            job.options, seconds, {"Forward passes of one image": report.n_forwards}, settings=statistics.settings
+        ),
     )
 
 

@@ -76,7 +76,11 @@ def strongest(case: CommandCase, options: argparse.Namespace, statistics: Treatm
     for kind, found in zip(sign_words(options.metric), (table[table["effect"] > 0][::-1], table[table["effect"] < 0])):
         for row in found.head(_STRONGEST).to_dict("records"):
             interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
-            rows.append(Strongest(kind, _place(row, len(case.grids.shape)), number(row["effect"], digits), interval))
+            rows.append(
+                Strongest(
+                    kind=kind, place=_place(row, len(case.grids.shape)), effect=number(row["effect"], digits), interval=interval
+                )
+            )
     return rows
 
 
@@ -134,16 +138,19 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
     """What ``explain`` prints."""
     rows = strongest(case, options, statistics)
     width = max([len(axes_in_words(case)), *(len(row.place) for row in rows)]) + 2
+    lines = [f"  {row.kind:<14}{row.place:<{width}}{row.effect}  {row.interval}" for row in rows]
+    why = emptiness(case, options, statistics)
+    empty = [] if why is None else [why]
     return "\n".join(
         [
             f"{case.name}: {options.metric} in {place_name(options)} is {observed(case, statistics)}".removeprefix(": "),
             "",
             f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]",
-            *(f"  {row.kind:<14}{row.place:<{width}}{row.effect}  {row.interval}" for row in rows),
+            *lines,
             "",
             f"places: {case.grids.in_words()}",
             f"units: {counts(case, options, statistics)}",
-            *([] if (why := emptiness(case, options, statistics)) is None else [why]),
+            *empty,
             f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
         ]
     )

@@ -48,7 +48,7 @@ def run_study(options: argparse.Namespace) -> tuple[str, int]:
     study = _study(options.config)
     cases, columns = _cases(options.cases, study)
     with naming("--out"):
-        cohort = _explain(cases, columns, study, options)
+        cohort = _explain(cases, columns, study, options=options)
     return _said(cohort, options.out)
 
 

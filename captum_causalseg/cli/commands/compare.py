@@ -65,6 +65,6 @@ class Compare(CaseCommand):
         write_csv(comparison.table, folder / "comparison.csv")
         picture = plot_comparison(comparison, title=case.name, columns=5, words=sign_words(options.metric))
         picture.savefig(folder / "comparison.png", dpi=110)
-        (folder / "report.html").write_text(comparison_page(job, comparison, picture, seconds), encoding="utf-8")
+        (folder / "report.html").write_text(comparison_page(job, comparison, picture, seconds=seconds), encoding="utf-8")
         said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}")
         return said

@@ -63,5 +63,5 @@ class Components(CaseCommand):
         write_csv(table, folder / "components.csv")
         picture = component_picture(job, table, title=job.case.name)
         picture.savefig(folder / "components.png", dpi=110)
-        (folder / "report.html").write_text(components_page(job, table, picture, seconds), encoding="utf-8")
+        (folder / "report.html").write_text(components_page(job, table, picture, seconds=seconds), encoding="utf-8")
         return components_text(table)

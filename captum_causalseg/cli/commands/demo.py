@@ -135,9 +135,8 @@ def report(statistics: "TreatmentEffectStatistics", case: "Case", seconds: float
     counts = ", ".join(f"{int((status == one).sum())} {word}" for one, word in words.items() if bool((status == one).any()))
     significant = int(statistics.select(statistics.significant(0.05), case.target).sum())
     why = statistics.why_empty(case.target)
+    lines += [""] if why is None else ["", f"the map is empty: {why}"]
     lines += [
-        "",
-        *([] if why is None else [f"the map is empty: {why}"]),
         f"blocks: {counts}; {significant} differ from 0 at a false discovery rate of 5 %",
         f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
     ]

@@ -71,7 +71,7 @@ class Explain(CaseCommand):
         pictures = effect_pictures(job, statistics)
         pictures["effects"].savefig(folder / "effects.png", dpi=110)
         write_effects(job, statistics, folder)
-        said = [effects_text(case, options, statistics, seconds)]
+        said = [effects_text(case, options, statistics, seconds=seconds)]
         if report is not None:
             write_csv(report.to_dataframe(), folder / "refutation.csv")
             said.append(str(report))
@@ -79,6 +79,6 @@ class Explain(CaseCommand):
             write_csv(components, folder / "components.csv")
             pictures["components"] = component_picture(job, components)
             said.append(components_text(components))
-        page = effects_page(job, statistics, pictures, report, components, seconds)
+        page = effects_page(job, statistics, pictures=pictures, report=report, components=components, seconds=seconds)
         (folder / "report.html").write_text(page, encoding="utf-8")
         return "\n\n".join(said)

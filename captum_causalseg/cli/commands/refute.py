@@ -66,7 +66,7 @@ class Refute(CaseCommand):
         pictures = effect_pictures(job, report.statistics)
         pictures["effects"].savefig(folder / "effects.png", dpi=110)
         write_effects(job, report.statistics, folder)
-        (folder / "report.html").write_text(refutation_page(job, report, pictures, seconds), encoding="utf-8")
+        (folder / "report.html").write_text(refutation_page(job, report, pictures, seconds=seconds), encoding="utf-8")
         return str(report)
 
 
