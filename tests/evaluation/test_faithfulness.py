@@ -198,10 +198,11 @@ def segmentation(n: int, d: int, **options):
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_batch_is_its_examples_one_by_one(d):
-    model, target, images, labels, rois, bank, maps = segmentation(3, d)
-    settings_ = {"block_size": 4, "n_draws": 2, "n_steps": 4, "n_subsets": 8, "target": (2, 1)}
+    n_examples = 5 - d
+    model, target, images, labels, rois, bank, maps = segmentation(n_examples, d)
+    settings_ = {"block_size": 4, "n_draws": 2, "n_steps": 4, "n_subsets": 4, "target": (2, 1)}
     together = Faithfulness(target, images, bank, **settings_).evaluate(maps)
-    for n in range(3):
+    for n in range(n_examples):
         one = SegmentationTarget(model, roi=rois, reference=labels[n], metric="soft_dice")
         alone = Faithfulness(one, images[n : n + 1], bank, **settings_).evaluate(maps[n : n + 1])
         of_batch = together[together["example"] == n]
