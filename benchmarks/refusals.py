@@ -687,7 +687,16 @@ CALLS: dict[str, Callable[[World], Call]] = {
             ),
             name,
         )
-        for name in ("other_seed", "placebo", "random_weights", "split_donors", "subset_of_donors")
+        for name in (
+            "crossed",
+            "dose",
+            "other_seed",
+            "placebo",
+            "random_weights",
+            "recompute",
+            "split_donors",
+            "subset_of_donors",
+        )
     },
     # Methods of others.
     "baselines.MiSuRe": lambda w: _call("baselines", ccs.baselines.MiSuRe, forward_func=w.target),

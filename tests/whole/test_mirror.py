@@ -52,6 +52,7 @@ ELSEWHERE = {
     "engine/sample": "engine/test_draws",
     "engine/sampling": "engine/test_draws",
     "evaluation/refutation": "whole/test_public_paths",
+    "evaluation/refute/by_hand": "evaluation/refute/test_recompute",
     "evaluation/replacements": "evaluation/test_faithfulness",
     "interventions/activation": "interventions/test_layouts",
     "interventions/axis_rules": "interventions/test_axes",

@@ -34,6 +34,7 @@ from captum_causalseg import (
     regions,
 )
 from captum_causalseg.evaluation import refute
+from captum_causalseg.evaluation.refute import REFUTERS
 
 
 @both_dimensions
@@ -353,7 +354,7 @@ def test_estimates_are_refuted_with_all_inputs(kind, d):
         *(AverageTreatmentEffect(case.target()), case.inputs, many(case.donors)),
         **{**case.options, "n_draws": 4, "n_screening_draws": 0},
     )
-    assert [one.name for one in report.refutations] == ["placebo", "split", "subset", "seed", "weights"]
+    assert [one.name for one in report.refutations] == list(REFUTERS)
     assert report["placebo"].verdict == "pass"
     assert report["placebo"].n_units == int((report.statistics.status[..., 1] == Status.ESTIMATED).sum())
     assert report["split"].verdict != "fail"

@@ -30,7 +30,7 @@ class Explain(CaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
-        parser.add_argument("--refute", action="store_true", help="also try to refute the effects (about seven times the work)")
+        parser.add_argument("--refute", action="store_true", help="also try to refute the effects (about ten times the work)")
         parser.add_argument(
             "--components",
             metavar="PATTERN",

@@ -31,7 +31,9 @@ class Refute(CaseCommand):
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
         parser.add_argument(
-            "--refuters", metavar="NAME,...", help="which: placebo, split, subset, seed, weights (default: all)"
+            "--refuters",
+            metavar="NAME,...",
+            help="which: placebo, recompute, split, subset, seed, crossed, dose, weights (default: all)",
         )
 
     def check(self, options: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
 """What refuters have in common: the estimate that they try, the means to repeat it, and words for what they find."""
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,15 +9,17 @@ from typing import Any
 
 import numpy as np
 from scipy import stats as scipy_stats
-from torch import Tensor
+from torch import Tensor, nn
 
-from captum_causalseg._captum import TargetType
+from captum_causalseg._captum import TargetType, format_additional_forward_args
 from captum_causalseg._checks import instance
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.estimate import Intervention
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.evaluation.refute.report import Refutation
 from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = [
     "CONTEXT",
@@ -23,10 +27,15 @@ __all__ = [
     "Explainer",
     "RefutationContext",
     "Refuter",
+    "as_reported",
     "attributed",
+    "copied",
+    "is_sampled",
     "largest_unit_name",
+    "planned",
     "rank_correlation",
     "resolution",
+    "settle",
     "unit_name",
 ]
 
@@ -34,6 +43,8 @@ Explainer = AverageTreatmentEffect | LayerAverageTreatmentEffect
 
 # Fewer units may agree by chance.
 FEWEST = 5
+# What an estimate spends forwards on that its plan does not need.
+_NOT_PLANNED = ("interventions", "answered again", "observed again", "the same noise, no intervention", "further samples")
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class RefutationContext:
         seed: of the original estimate.
         arguments: the other arguments of ``attribute``.
         statistics: the original estimate of the output that is tested.
+        untouched: the explainer of a copy of the model that was made before the estimate, and has answered nothing since; the
+            explainer itself where there is none.
 
     Example:
         >>> from captum_causalseg import AverageTreatmentEffect, refute
@@ -72,6 +85,7 @@ class RefutationContext:
     seed: int
     arguments: Mapping[str, Any]
     statistics: TreatmentEffectStatistics
+    untouched: Explainer | None = None
 
     def estimate(self, **changed: Any) -> TreatmentEffectStatistics:
         """The effects on the output that is tested, estimated again.
@@ -82,7 +96,19 @@ class RefutationContext:
         """
         explainer = changed.pop("explainer", self.explainer)
         changed = {"seed": self.seed, "baselines": self.baselines} | changed
-        return attributed(explainer, self.inputs, self.target, arguments={**self.arguments, **changed}).of_output(self.target)
+        found = attributed(explainer, self.inputs, self.target, arguments={**self.arguments, **changed})
+        return as_reported(found, self.target)
+
+    def plan(self, **changed: Any) -> list[Intervention]:
+        """The interventions of the original estimate, had no unit been screened out; arguments as of :meth:`estimate`."""
+        changed = {"seed": self.seed, "baselines": self.baselines} | changed
+        return planned(self.explainer, self.inputs, self.target, {**self.arguments, **changed})
+
+    @property
+    def n_forwards_of_plan(self) -> int:
+        """Images that go through the model to make a plan: what the original estimate spent besides interventions."""
+        spent = self.statistics.settings.get("forwards", {})
+        return sum(count for what, count in spent.items() if what not in _NOT_PLANNED)
 
 
 Refuter = Callable[[RefutationContext], Refutation]
@@ -98,6 +124,54 @@ def attributed(
         given["layer_baselines"] = given.pop("baselines")
     found: TreatmentEffectStatistics = explainer.attribute(inputs, target=target, return_statistics=True, **given)[1]
     return found
+
+
+def as_reported(statistics: TreatmentEffectStatistics, target: TargetType) -> TreatmentEffectStatistics:
+    """The statistics of one output, with the standard errors that were reported: those are tried, and not what they should be."""
+    found = statistics.of_output(target)
+    found.standard_error = statistics.select(statistics.standard_error, target)
+    found.degrees_of_freedom = statistics.select(statistics.degrees_of_freedom, target)
+    return found
+
+
+def planned(
+    explainer: Explainer, inputs: Tensor | tuple[Tensor, ...], target: TargetType, arguments: Mapping[str, Any]
+) -> list[Intervention]:
+    """What ``plan`` says to the arguments of ``attribute``, of which it takes those that matter to it."""
+    given = dict(arguments)
+    if isinstance(explainer, LayerAverageTreatmentEffect):
+        given["layer_baselines"] = given.pop("baselines")
+    taken = inspect.signature(explainer.plan).parameters
+    return explainer.plan(inputs, target=target, **{name: value for name, value in given.items() if name in taken})
+
+
+def copied(explainer: Explainer) -> tuple[Explainer, nn.Module] | str:
+    """The same explainer of a copy of the model, and that copy; or the reason why there is none."""
+    scorer = as_scorer(explainer.forward_func)
+    if not isinstance(scorer.model, nn.Module):
+        return "the forward function is no module that could be copied"
+    copies: dict[int, Any] = {}
+    model = copy.deepcopy(scorer.model, copies)
+    twin = copy.copy(explainer)
+    twin.forward_func = scorer.with_model(model).function
+    if isinstance(explainer, LayerAverageTreatmentEffect):
+        assert isinstance(twin, LayerAverageTreatmentEffect)
+        if id(explainer.layer) not in copies:
+            return "the layer is not found among the model's modules"
+        twin.layer = copies[id(explainer.layer)]
+    return twin, model
+
+
+def settle(context: RefutationContext) -> int:
+    """Let a target read its activation from the model itself, not from a random or a fresh one; how many images that took."""
+    inputs = context.inputs if isinstance(context.inputs, tuple) else (context.inputs,)
+    further = format_additional_forward_args(context.arguments.get("additional_forward_args")) or ()
+    return as_scorer(context.explainer.forward_func).settle(*inputs, *further)
+
+
+def is_sampled(context: RefutationContext) -> bool:
+    """Whether the target is one with ``n_samples``, whose model may answer differently each time."""
+    return (as_scorer(context.explainer.forward_func).constructor_arguments() or {}).get("n_samples") is not None
 
 
 def resolution(context: RefutationContext) -> float:

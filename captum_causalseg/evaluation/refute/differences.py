@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, moderate
 from captum_causalseg.statistics.intervals import p_value, satterthwaite
 
-__all__ = ["p_values_of_difference"]
+__all__ = ["p_values_of_difference", "p_values_of_reported_errors"]
 
 
 def p_values_of_difference(
@@ -46,6 +46,18 @@ def p_values_of_difference(
     p = _welch(distance, shrunk, factors, rounding=rounding)
     # Where the draws do not show a unit's own variance, the moderated one has to do.
     return np.where(known, np.where(np.isnan(p), np.nan, np.fmax(p, _welch(distance, own, factors, rounding=rounding))), np.nan)
+
+
+def p_values_of_reported_errors(first: TreatmentEffectStatistics, second: TreatmentEffectStatistics) -> np.ndarray:
+    """Two-sided p-values ``(N, U)`` of "both estimate the same effect" by the standard errors that were reported, whatever they rest on.
+
+    NaN where both are exact or one is not known.
+    """
+    squares = np.stack([one.standard_error.numpy() ** 2 for one in (first, second)])
+    freedoms = np.stack([one.degrees_of_freedom.numpy() for one in (first, second)])
+    total = squares.sum(0)
+    p = p_value((first.effect - second.effect).numpy(), np.sqrt(total), satterthwaite(squares, freedoms))
+    return np.where(np.isfinite(total) & (total > 0), p, np.nan)
 
 
 def _welch(

@@ -12,7 +12,7 @@ from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Refutation", "RefutationReport", "inconclusive", "verdict"]
 
-Verdict = Literal["pass", "fail", "inconclusive"]
+Verdict = Literal["pass", "fail", "inconclusive", "reported"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Refutation:
 
     Args:
         name: of the refuter.
-        verdict: ``"pass"``: the estimate survived; ``"fail"``: it is refuted; ``"inconclusive"``: the refuter had nothing to test.
+        verdict: ``"pass"``: the estimate survived; ``"fail"``: it is refuted; ``"inconclusive"``: the refuter had nothing to test;
+            ``"reported"``: it measured something that is for people to judge.
         statistic: what was compared with ``threshold``; which of them has to be larger depends on the refuter. NaN if nothing was.
         threshold: where the verdict turns.
         n_units: units, over all examples, that were tested.
@@ -95,8 +96,11 @@ class RefutationReport:
             compared = ("-" if math.isnan(x) else f"{x:.3g}" for x in (one.statistic, one.threshold))
             rows.append((one.name, one.verdict, *compared, str(one.n_units), str(one.n_forwards), one.message))
         counts = {
-            verdict: sum(one.verdict == verdict for one in self.refutations) for verdict in ("pass", "fail", "inconclusive")
+            verdict: sum(one.verdict == verdict for one in self.refutations)
+            for verdict in ("pass", "fail", "inconclusive", "reported")
         }
+        if not counts["reported"]:
+            del counts["reported"]
         overall = ("overall", "pass" if self.passed else "fail" if counts["fail"] else "inconclusive", "", "", "")
         rows.append((*overall, str(self.n_forwards), ", ".join(f"{count} {verdict}" for verdict, count in counts.items())))
         widths = [max(len(row[column]) for row in rows) for column in range(6)]

@@ -1,6 +1,5 @@
 """The refuter that takes away what the model has learned: its weights are shuffled."""
 
-import copy
 import math
 from typing import Any
 
@@ -8,21 +7,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from captum_causalseg._captum import format_additional_forward_args
 from captum_causalseg._checks import checked, integer
-from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.evaluation.refute.context import (
     CONTEXT,
     FEWEST,
     Explainer,
     RefutationContext,
+    copied,
     rank_correlation,
     resolution,
+    settle,
 )
 from captum_causalseg.evaluation.refute.differences import p_values_of_difference
 from captum_causalseg.evaluation.refute.report import Refutation, inconclusive, verdict
 from captum_causalseg.statistics import TreatmentEffectStatistics
-from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["random_weights"]
 
@@ -61,7 +59,7 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
     significant = original.significant(context.alpha).numpy()
     if not significant.any():
         return inconclusive("weights", threshold, 0, message="no effect is significant, so none can be expected to change")
-    n_forwards = _settle_activation(context)
+    n_forwards = settle(context)
     problem = ""
     for attempt in range(attempts):
         explainer = _with_random_weights(context.explainer, context.seed + attempt)
@@ -109,31 +107,15 @@ def _changed(
     )
 
 
-def _settle_activation(context: RefutationContext) -> int:
-    """Let a target read its activation from the model itself, not from a random one; how many images that took."""
-    inputs = context.inputs if isinstance(context.inputs, tuple) else (context.inputs,)
-    further = format_additional_forward_args(context.arguments.get("additional_forward_args")) or ()
-    return as_scorer(context.explainer.forward_func).settle(*inputs, *further)
-
-
 def _with_random_weights(explainer: Explainer, seed: int) -> Explainer | str:
     """The explainer of a copy of the model with permuted parameters, or the reason why there is none."""
-    scorer = as_scorer(explainer.forward_func)
-    model = scorer.model
-    if not isinstance(model, nn.Module):
-        return "the forward function is no module whose weights could be shuffled"
-    copies: dict[int, Any] = {}
-    model = copy.deepcopy(model, copies)
+    found = copied(explainer)
+    if isinstance(found, str):
+        return found
+    twin, model = found
     if not any(parameter.numel() > 1 for parameter in model.parameters()):
         return "the model has no weights to shuffle"
     _permute_parameters(model, seed)
-    twin = copy.copy(explainer)
-    twin.forward_func = scorer.with_model(model).function
-    if isinstance(explainer, LayerAverageTreatmentEffect):
-        assert isinstance(twin, LayerAverageTreatmentEffect)
-        if id(explainer.layer) not in copies:
-            return "the layer is not found among the model's modules"
-        twin.layer = copies[id(explainer.layer)]
     return twin
 
 

@@ -45,7 +45,7 @@ def test_masks_per_example_and_additional_arguments_go_along():
         **OPTIONS[2],
     )
     assert report.passed, str(report)
-    assert {one.verdict for one in report.refutations} == {"pass"}
+    assert {one.verdict for one in report.refutations} == {"pass", "reported"}
 
 
 def test_default_baselines_of_the_explainer_are_taken():
@@ -87,7 +87,7 @@ def test_refuters_of_ones_own(monkeypatch):
     ("changed", "error", "message"),
     [
         ({"explainer": nn.Flatten()}, TypeError, "explainer: expected an AverageTreatmentEffect or a Layer.*, got Flatten"),
-        ({"refuters": ["placebos"]}, ValueError, r"refuters: expected some of \['placebo', .*\], got \['placebos'\]"),
+        ({"refuters": ["placebos"]}, ValueError, r"refuters: expected some of \['crossed', .*\], got \['placebos'\]"),
         ({"refuters": []}, ValueError, r"refuters: expected some of .*, got \[\]"),
         ({"alpha": 0.0}, ValueError, "alpha: expected a number between 0 and 1, got 0.0"),
         ({"seed": -1}, ValueError, "seed: expected at least 0, got -1"),

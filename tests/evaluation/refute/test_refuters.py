@@ -27,13 +27,15 @@ def test_an_honest_estimate_survives_everything(d):
     target, images, donors = case(d)
     ate, bank = AverageTreatmentEffect(target), PatchBank(donors)
     report = refute(ate, images, bank, 1, n_draws=15, **OPTIONS[d])
-    assert [one.name for one in report.refutations] == ["placebo", "split", "subset", "seed", "weights"]
-    assert {one.name: one.verdict for one in report.refutations} == dict.fromkeys(REFUTERS, "pass"), str(report)
+    names = ["placebo", "recompute", "split", "subset", "seed", "crossed", "dose", "weights"]
+    assert [one.name for one in report.refutations] == names == list(REFUTERS)
+    verdicts = dict.fromkeys(REFUTERS, "pass") | {"dose": "reported"}
+    assert {one.name: one.verdict for one in report.refutations} == verdicts, str(report)
     assert report.passed
     direct = ate.attribute(images, baselines=bank, target=1, n_draws=15, return_statistics=True, **OPTIONS[d])[1]
     torch.testing.assert_close(report.statistics.effect, direct.effect, equal_nan=True, rtol=0, atol=0)
     assert report.n_forwards == report.statistics.n_forwards + sum(one.n_forwards for one in report.refutations)
-    assert all(one.n_units > 5 and one.n_forwards > 0 and one.statistic >= 0 for one in report.refutations)
+    assert all(one.n_units >= 3 and one.n_forwards > 0 and one.statistic >= 0 for one in report.refutations)
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -45,8 +47,9 @@ def test_an_honest_estimate_of_a_layer_survives_everything(d):
         refute(layer, images, given, 1, seed=1, **options) for given in (donors, ActivationBank(list(donors), batch_size=7))
     ]
     for report in reports:
-        assert {one.verdict for one in report.refutations} == {"pass"}, str(report)
-        assert all(one.n_units > 5 for one in report.refutations)
+        verdicts = dict.fromkeys(REFUTERS, "pass") | {"dose": "inconclusive"}
+        assert {one.name: one.verdict for one in report.refutations} == verdicts, str(report)
+        assert all(one.n_units >= 5 for one in report.refutations if one.name != "dose")
     # Images in a tensor, or read one by one, are split alike.
     assert [(one.verdict, one.statistic) for one in reports[0].refutations] == [
         (one.verdict, one.statistic) for one in reports[1].refutations
@@ -61,7 +64,7 @@ def test_a_trained_network_on_a_brain_survives_everything():
     bank = PatchBank(train.images[:, :, rows, columns])
     report = refute(AverageTreatmentEffect(target), held_out.images[12:13, :, rows, columns], bank, 1, n_draws=8)
     assert report.passed, str(report)
-    assert {one.verdict for one in report.refutations} == {"pass"}, str(report)
+    assert {one.verdict for one in report.refutations} == {"pass", "reported"}, str(report)
 
 
 @pytest.mark.parametrize("d", [2, 3])
