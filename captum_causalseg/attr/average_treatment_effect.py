@@ -14,6 +14,7 @@ from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.attr.parts import InParts
 from captum_causalseg.donors import DonorSource
+from captum_causalseg.engine.sampling import SamplingScheme
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -90,7 +91,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         n_draws: int = 50,
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
-        sampling: Literal["stratified", "uniform"] = "stratified",
+        sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
         support: Literal["auto"] | None = "auto",
         exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,
@@ -128,6 +129,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 draws, and one donor is drawn from each; screening takes the extremes. Unbiased whatever the ranking is worth, and
                 more precise the better it is. ``"uniform"``: donors drawn without replacement, all equally likely. Without a
                 gradient, draws are uniform as well, and the log says so once.
+                Also a :class:`~captum_causalseg.engine.sampling.SamplingScheme`: a design and an estimator of your own.
             support: ``"auto"``: units that cannot reach the RoI through the model get effect 0 without a forward, and if a
                 window of the image is enough to compute the RoI, only the window is run. What can reach the RoI
                 is found by setting parts of the input to NaN, and checked; if a check fails, nothing is left out, and the log
@@ -219,7 +221,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
         n_draws: int = 50,
         n_screening_draws: int = 3,
-        sampling: Literal["stratified", "uniform"] = "stratified",
+        sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
         support: Literal["auto"] | None = "auto",
         exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from captum_causalseg._checks import BOOLEAN, FRACTION, NONE, SEED, integer, number, one_of, sequence
+from captum_causalseg._checks import BOOLEAN, FRACTION, NONE, SEED, Check, integer, number, one_of, sequence
+from captum_causalseg.engine.sampling import SamplingScheme, scheme_of
 
 __all__ = ["EFFORT", "Effort"]
 
@@ -14,7 +15,10 @@ EFFORT = {
     "n_draws": integer(1),
     "n_screening_draws": integer(0),
     "screening_threshold": number(0),
-    "sampling": one_of("stratified", "uniform"),
+    "sampling": Check(
+        '"stratified", "uniform" or a SamplingScheme',
+        lambda value: isinstance(value, SamplingScheme) or (isinstance(value, str) and value in ("stratified", "uniform")),
+    ),
     "support": one_of("auto", None),
     "perturbations_per_eval": integer(1),
     "seed": SEED | sequence(SEED, expected="one per example"),
@@ -43,7 +47,7 @@ class Effort:
     n_screening_draws: int = 3
     screening_threshold: float = 0.0
     seed: int | Sequence[int] = 0
-    sampling: Literal["stratified", "uniform"] = "uniform"
+    sampling: Literal["stratified", "uniform"] | SamplingScheme = "uniform"
     support: str | None = None
     precision: float | None = None
     decide: float | None = None
@@ -81,7 +85,7 @@ class Effort:
             "n_screening_draws": int(self.n_screening_draws),
             "screening_threshold": float(self.screening_threshold),
             "seed": list(map(int, self.seeds)) if isinstance(self.seed, Sequence) else int(self.seed),
-            "sampling": self.sampling,
+            "sampling": scheme_of(self.sampling).name,
             "support": self.support,
             **goal,
             **({"alpha": float(self.alpha)} if "decide" in goal else {}),

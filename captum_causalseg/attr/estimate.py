@@ -319,7 +319,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     active = outputs.of_rois(~problem.excluded) & outputs.of_rois(reach.reaches)
     plan = replace(plan, active=active[plan.example, plan.unit])
     if plan.scheme.design.needs_ranking:
-        ranked = rank_donors(problem, reach.evaluator, plan, outputs=outputs.on_every_roi(), n_draws=effort.n_draws)
+        ranked = rank_donors(problem, reach.evaluator, plan, outputs=outputs.on_every_roi(), effort=effort)
         plan = plan.unranked() if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
             evaluator.ledger.count("gradient", ranked[1] * evaluator.runs_of_gradient)

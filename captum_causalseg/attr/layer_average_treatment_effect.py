@@ -12,6 +12,7 @@ from captum_causalseg.attr.estimate import Intervention, answer, estimate, inter
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.parts import InParts
+from captum_causalseg.engine.sampling import SamplingScheme
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.layout import UnitKind
 
@@ -77,7 +78,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         n_draws: int = 50,
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
-        sampling: Literal["stratified", "uniform"] = "stratified",
+        sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
         support: Literal["auto"] | None = "auto",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
@@ -194,7 +195,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         block_size: int | tuple[int, ...] | None = None,
         n_draws: int = 50,
         n_screening_draws: int = 3,
-        sampling: Literal["stratified", "uniform"] = "stratified",
+        sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
         support: Literal["auto"] | None = "auto",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,

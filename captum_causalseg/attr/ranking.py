@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.problem import Problem
 from captum_causalseg.donors.gather import Request
 from captum_causalseg.engine.draws import candidates
 from captum_causalseg.engine.plan import Plan
+from captum_causalseg.engine.ranking import Ranking
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.target.gradient import has_gradient
 
@@ -31,8 +33,8 @@ _WARNED: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def rank_donors(
-    problem: Problem, evaluator: ModelEvaluator, plan: Plan, outputs: np.ndarray, n_draws: int
-) -> tuple[list[np.ndarray | None], int] | None:
+    problem: Problem, evaluator: ModelEvaluator, plan: Plan, *, outputs: np.ndarray, effort: Effort
+) -> tuple[list[Ranking | None], int] | None:
     """A ranking for every row of the plan that does not use all of its donors, and how many images it took.
 
     Args:
@@ -40,17 +42,17 @@ def rank_donors(
         evaluator: computes scores, on a window if there is one.
         plan: its rows.
         outputs: ``(N, K)``: the outputs whose sum is differentiated.
-        n_draws: interventions per unit that are expected at most.
+        effort: how many interventions there are per unit, and at most.
 
     Returns:
         ``None`` where no gradient can be had, which is logged once per forward function.
     """
     totals = [plan.total(row) for row in range(len(plan))]
     wanted = np.flatnonzero(plan.active.any(1) & (np.array(totals) > plan.n_draws))
-    rankings: list[np.ndarray | None] = [None] * len(plan)
+    rankings: list[Ranking | None] = [None] * len(plan)
     if not len(wanted):
         return rankings, 0
-    m = max(_CANDIDATES, _PER_DRAW * n_draws)
+    m = max(_CANDIDATES, _PER_DRAW * effort.n_draws)
     n_images = 0
     for example in np.unique(plan.example[wanted]).tolist():
         gradients = _gradients(problem, evaluator, example, outputs=outputs[example])
@@ -63,7 +65,7 @@ def rank_donors(
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[begin : begin + _ROWS_AT_ONCE]
             for row, effects in zip(some, _first_order(problem, plan, rows=some, m=m, gradients=gradients)):
-                rankings[row] = _ranked(effects)
+                rankings[row] = plan.ranked(row, effects, outputs=outputs[example], most_draws=effort.most_draws)
     return rankings, n_images
 
 
@@ -91,12 +93,6 @@ def _first_order(problem: Problem, plan: Plan, rows: list[int], m: int, gradient
         for (index, _), products in zip(requests, donors.inner_products([request for _, request in requests])):
             effects[index] -= products
     return effects
-
-
-def _ranked(effects: np.ndarray) -> np.ndarray | None:
-    if not np.isfinite(effects).all() or (effects == effects[0]).all():
-        return None
-    return np.argsort(effects, kind="stable").astype(np.min_scalar_type(len(effects)))
 
 
 def _gradients(problem: Problem, evaluator: ModelEvaluator, example: int, outputs: np.ndarray) -> list[Tensor] | str:

@@ -10,7 +10,11 @@ import numpy as np
 
 from captum_causalseg.engine.sample import Sample, Strata
 
-__all__ = ["Estimate", "Estimator", "MeanEstimator", "StratifiedEstimator"]
+__all__ = ["Estimate", "Estimator", "MeanEstimator", "RegressionEstimator", "StratifiedEstimator"]
+
+
+# Of sums of squares that are 1 in all: what is less is the rounding of controls that do not vary.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +93,88 @@ class StratifiedEstimator(Estimator):
         # Of normal values: a squared difference has variance 8, two that share a value covariance 2.
         freedom = 2 * counts.sum() ** 2 / (2 * (counts**2).sum() + (counts[:-1] * counts[1:]).sum())
         return Estimate(mean=mean, variance=variance, factor=within, freedom=float(freedom), n=n)
+
+
+@dataclass(frozen=True)
+class RegressionEstimator(Estimator):
+    r"""Control variates: a simple random sample whose controls say on which side of their known means it lies.
+
+    For values ``v_i``, controls ``x_i`` with known mean ``X``, sampling fraction ``f = n/D`` (0 with replacement), and slopes ``b_i`` of the least-squares
+    regression of values on controls over **all other draws**, the estimate is the mean of
+
+    .. math:: t_i = v_i - b_i\,((1 - f)\,x_i + f\,\bar x - X)
+
+    The bracket has mean 0 whatever the other draws are, and ``b_i`` does not know draw ``i``: so the estimate is exactly unbiased, where that with one slope
+    for all draws (the regression estimator: Cochran, Sampling Techniques, 1977, ch. 7; control variates: Lavenberg and Welch, Management Science
+    27, 1981) is biased by ``1/n``. The variance of one draw, with ``n - 1 - C`` degrees of freedom for ``C`` controls, is
+
+    .. math:: \frac{n-1}{n^2} \sum_i r_i^2 \cdot (1 + n\,(\bar x - X)^\top S^{-1} (\bar x - X)),
+
+    ``r_i`` the residual of draw ``i`` from the regression over the others (Allen, Technometrics 16, 1974), ``S`` the sums of squares and products of the
+    controls about their mean: the further the sample lies from ``X``, the more a wrong slope counts. The factor is that of the mean, ``(1 - f) / n``.
+
+    With correlation ``rho`` the squared error is about ``1 - rho^2`` times that of the mean, times ``1 + C / (n - C - 2)`` for not knowing the
+    slopes. Controls with heavy tails make the variance of few draws too small (on trained networks, with predicted effects as the control, 95 %
+    intervals held 0.90 at 8 draws and 0.95 at 20): below ``least_draws``, and without controls, the estimate is the mean.
+
+    Args:
+        least_draws: of a row, for slopes to be estimated.
+
+    Raises:
+        ValueError: the mean of a control is not known, or draws have strata.
+    """
+
+    least_draws: int = 20
+
+    def estimate(self, sample: Sample) -> Estimate:
+        """See :meth:`Estimator.estimate`."""
+        if sample.selection.strata is not None:
+            raise ValueError("sampling: RegressionEstimator takes draws that are all alike, got strata; give it UniformDesign")
+        plain, kept = MeanEstimator().estimate(sample), sample.selection.weights > 0
+        if sample.controls is None or sample.control_means is None or not sample.controls.shape[2]:
+            return plain
+        if not np.isfinite(sample.control_means).all():
+            raise ValueError(
+                "control_means: RegressionEstimator needs the mean of every control over all donors, got NaN or infinity"
+            )
+        values, controls = sample.values[kept], sample.controls[kept]
+        n, n_controls = len(values), controls.shape[2]
+        if n < max(self.least_draws, n_controls + 3):
+            return plain
+        fraction = min(n / sample.selection.total, 1.0)
+        spread = np.sqrt(((controls - controls.mean(0)) ** 2).sum(0))
+        scale = np.where(spread > 0, spread, 1.0)
+        # About the known means, in units in which every control's sum of squares is 1.
+        x = (controls - sample.control_means) / scale
+        off, around, v = x.mean(0), x - x.mean(0), values - values.mean(0)
+        slopes = _slopes_without_each(v, around)
+        mean = (values - (slopes * ((1 - fraction) * x + fraction * off)).sum(2)).mean(0)
+        residuals = n / (n - 1) * (v - (slopes * around).sum(2))
+        distance = np.einsum("kc,kcd,kd->k", off, _inverse(np.einsum("nkc,nkd->kcd", around, around)), off)
+        variance = (n - 1) / n**2 * (residuals**2).sum(0) * (1 + n * distance)
+        # Equal draws have exactly no variance, whatever the controls do.
+        variance = np.where(plain.variance == 0, 0.0, variance)
+        return Estimate(mean, variance, plain.factor, float(n - 1 - n_controls), n)
+
+
+def _slopes_without_each(v: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Least-squares slopes ``(n, K, C)`` of ``v`` ``(n, K)`` on ``x`` ``(n, K, C)``, both about their means, over all draws but one.
+
+    Where the others' controls do not vary, they are 0.
+    """
+    # Sums of products about the means of the others: those of all, less n/(n-1) times the draw's own.
+    own = len(v) / (len(v) - 1)
+    squares = np.einsum("nkc,nkd->kcd", x, x) - own * np.einsum("nkc,nkd->nkcd", x, x)
+    products = np.einsum("nkc,nk->kc", x, v) - own * x * v[..., None]
+    slopes: np.ndarray = np.einsum("nkcd,nkd->nkc", _inverse(squares), products)
+    return slopes
+
+
+def _inverse(squares: np.ndarray) -> np.ndarray:
+    """Of sums of squares and products ``(..., C, C)`` of controls in units of their spread; 0 in directions in which they do not vary."""
+    varied = np.trace(squares, axis1=-2, axis2=-1) > _ROUNDING
+    found: np.ndarray = np.linalg.pinv(np.where(varied[..., None, None], squares, 0.0), rcond=_ROUNDING, hermitian=True)
+    return found
 
 
 def _factor_within(strata: Strata) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 
 from captum_causalseg.engine.design import Design, UniformDesign
 from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.engine.ranking import Ranking
 from captum_causalseg.engine.sampling import Sampling, SamplingScheme, scheme_of
 
 __all__ = ["Plan", "Sampling"]
@@ -45,7 +46,7 @@ class Plan:
     seed: tuple[int, ...]
     sampling: Sampling = "uniform"
     with_noise: bool = False
-    rankings: Sequence[np.ndarray | None] = ()
+    rankings: Sequence[Ranking | None] = ()
 
     def __len__(self) -> int:
         return len(self.example)
@@ -82,11 +83,33 @@ class Plan:
 
     def design(self, row: int) -> Design:
         """The row's donors."""
-        design, ranking = self.scheme.design, self.rankings[row] if len(self.rankings) else None
-        return (UniformDesign if design.needs_ranking and ranking is None else design)(
+        ranking = self.ranking(row)
+        return self._design(row, None if ranking is None else ranking.order)
+
+    def ranking(self, row: int) -> Ranking | None:
+        """How the row's donors are ranked; ``None`` where they are not."""
+        return self.rankings[row] if len(self.rankings) else None
+
+    def ranked(self, row: int, effects: np.ndarray, *, outputs: np.ndarray, most_draws: int) -> Ranking | None:
+        """The ranking of a row by the predicted effects ``(m,)`` of its candidates; ``None`` where they tell no donors apart.
+
+        Args:
+            row: which.
+            effects: of the :func:`~captum_causalseg.engine.draws.candidates` of the row's generator, as they come.
+            outputs: ``(K,)`` the outputs whose sum they are predicted of.
+            most_draws: that the row can come to.
+        """
+        order = Ranking.order_of(effects)
+        if order is None:
+            return None
+        return Ranking.of(effects, order, design=self._design(row, order), outputs=outputs, most_draws=most_draws)
+
+    def _design(self, row: int, order: np.ndarray | None) -> Design:
+        design = self.scheme.design
+        return (UniformDesign if design.needs_ranking and order is None else design)(
             self.generator(row),
             self.population[row].tolist(),
             n_first=self.n_draws,
             n_screening=self.n_screening_draws if self.screens else 0,
-            ranking=ranking,
+            ranking=order,
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from captum_causalseg.engine.sample import Sample
 from captum_causalseg.statistics import Status
 from captum_causalseg.statistics.moments import UnitMoments
 
-__all__ = ["Evaluator", "Outcome", "observe", "run"]
+__all__ = ["Evaluator", "KnowsControlMeans", "Outcome", "observe", "run"]
 
 # Scores that differ by this many units in the last place are equal: such a difference is rounding, neither an effect nor its
 # spread. (Measured: another batch size or order of sums moves a score by up to 21.)
@@ -39,6 +39,14 @@ class Evaluator(Protocol):
 
     def __call__(self, interventions: Interventions) -> Tensor:
         """The scores of ``B`` interventions."""
+
+
+@runtime_checkable
+class KnowsControlMeans(Protocol):
+    """What an evaluator has besides whose controls are to make estimates more precise."""
+
+    def control_means(self, examples: np.ndarray, units: np.ndarray) -> Tensor | np.ndarray:
+        """The controls' means over all donors of these units, alone in their sets, ``(B, K, C)``; examples and units are ``(B,)``."""
 
 
 @dataclass
@@ -74,7 +82,7 @@ def observe(evaluator: Evaluator, n_examples: int, *, as_intervened: bool = Fals
     score = evaluator.baseline if as_intervened else evaluator.observe
     while len(left):
         scores, size = fitting(partial(_observed, score, left), min(size, len(left)))
-        parts.append(scores[0])
+        parts.append(scores[0][..., 0])
         left = left[size:]
     observed = np.concatenate(parts)
     bad = np.flatnonzero(~np.isfinite(observed).all(1))
@@ -137,8 +145,8 @@ class _Loop:
         self._on_progress = on_progress
         self._wanted = plan.active.copy()
         self._resolution = 0.0
-        # Of rows that are not finished, all draws so far, (n, K).
-        self._values: dict[int, np.ndarray] = {}
+        # Of rows that are not finished, what all draws so far gave, (n, K, 1 + C): differences, then the evaluator's controls.
+        self._scored: dict[int, np.ndarray] = {}
         # Which stage of a row is complete.
         self._stage = dict.fromkeys(range(len(plan)), 0)
         moments = UnitMoments.missing((len(plan),), observed.shape[1:])
@@ -152,16 +160,16 @@ class _Loop:
         self._expect(sum(self.plan.design(row).end(1) for row in active))
         saved = 0
 
-        def finished(row: int, values: np.ndarray) -> None:
+        def finished(row: int, scored: np.ndarray) -> None:
             nonlocal saved
-            rest = self.plan.design(row).end(1) - len(values)
+            rest = self.plan.design(row).end(1) - len(scored)
             # A drained bank leaves nothing to screen: the estimate is exact already.
-            screened = self._wanted[row] & (np.abs(values).max(0) < threshold) & (rest > 0)
+            screened = self._wanted[row] & (np.abs(scored[..., 0]).max(0) < threshold) & (rest > 0)
             self.outcome.moments.status[row, screened] = Status.SCREENED
-            self._note(row, screened, values)
+            self._note(row, screened, scored)
             self._wanted[row] &= ~screened
             if self._wanted[row].any():
-                self._values[row] = values
+                self._scored[row] = scored
             else:
                 saved += rest
 
@@ -170,7 +178,7 @@ class _Loop:
 
     def sample(self, keep: bool) -> None:
         """The first sample of every row that is left."""
-        jobs = [(row, len(self._values.get(row, ())), self.plan.design(row).end(1)) for row in self._left()]
+        jobs = [(row, len(self._scored.get(row, ())), self.plan.design(row).end(1)) for row in self._left()]
         if not self.plan.screens:
             self._expect(sum(stop for _, _, stop in jobs))
         self._carry_out(jobs, partial(self._sampled, keep=keep))
@@ -215,7 +223,7 @@ class _Loop:
             if planned >= share:
                 break
             if planned + cost[row] <= budget:
-                made = len(self._values[row])
+                made = len(self._scored[row])
                 jobs.append((row, made, made + cost[row]))
                 planned += cost[row]
         return jobs
@@ -234,18 +242,19 @@ class _Loop:
             unmet |= asked & (out.decision == 0) & (error > 0)
         return error, unmet
 
-    def _sampled(self, row: int, values: np.ndarray, keep: bool) -> None:
-        before = self._values.pop(row, None)
-        values = values if before is None else np.concatenate([before, values])
+    def _sampled(self, row: int, scored: np.ndarray, keep: bool) -> None:
+        before = self._scored.pop(row, None)
+        if before is not None:
+            scored = np.concatenate([before, scored]) if len(scored) else before
         self._stage[row] += 1
-        self._note(row, self._wanted[row], values)
+        self._note(row, self._wanted[row], scored)
         if keep:
-            self._values[row] = values
+            self._scored[row] = scored
 
-    def _note(self, row: int, which: np.ndarray, values: np.ndarray) -> None:
+    def _note(self, row: int, which: np.ndarray, scored: np.ndarray) -> None:
         """Write down what all draws up to the end of the row's stage say of some outputs."""
-        selection = self.plan.design(row).selection(self._stage[row])
-        estimate = self.plan.scheme.estimator.estimate(Sample(values, selection))
+        sample = self._sample(row, scored)
+        values, estimate = sample.values, self.plan.scheme.estimator.estimate(sample)
         size = np.abs(self.outcome.observed[self.plan.example[row]]) + np.abs(values).max(0)
         rounding = _ROUNDING * self._resolution * size
         # Only where no draw moved the score: small flips of some draws are kept as they are.
@@ -256,12 +265,31 @@ class _Loop:
         out.variance_factor[row, which], out.variance_freedom[row, which] = estimate.factor, estimate.freedom
         out.n_draws[row, which] = estimate.n
 
+    def _sample(self, row: int, scored: np.ndarray) -> Sample:
+        """All draws of a row up to the end of its stage, and what is known of them besides."""
+        values, controls = scored[..., 0], scored[..., 1:]
+        means = np.full(controls.shape[1:], np.nan)
+        if controls.shape[2] and isinstance(self.evaluator, KnowsControlMeans):
+            examples, units = self.plan.example[[row]], self.plan.unit[[row]]
+            means = np.asarray(self.evaluator.control_means(examples, units), dtype=np.float64)[0]
+        ranking = self.plan.ranking(row)
+        first_order = None if ranking is None else ranking.first_order
+        if first_order is not None:
+            predicted = np.broadcast_to(first_order.drawn[: len(values), None, None], (*values.shape, 1))
+            controls = np.concatenate([predicted, controls], 2)
+            means = np.concatenate([np.full((values.shape[1], 1), first_order.mean), means], 1)
+        selection = self.plan.design(row).selection(self._stage[row])
+        return Sample(values, selection, controls, means, first_order)
+
     def _expect(self, total: int) -> None:
         self._total = total
         self._on_progress(self.done, total)
 
     def _carry_out(self, jobs: Sequence[Job], finished: Callable[[int, np.ndarray], None]) -> None:
-        """Make draws; ``finished`` is called with each row and all the ``observed - intervened`` ``(n, K)`` of its job."""
+        """Make draws; ``finished`` is called with each row and what all draws of its job gave.
+
+        That is ``(n, K, 1 + C)``: ``observed - intervened``, then the evaluator's controls as they are.
+        """
         left = {row: stop - start for row, start, stop in jobs}
         parts: dict[int, list[np.ndarray]] = {}
         for rows, donors in self._batches(jobs):
@@ -269,19 +297,19 @@ class _Loop:
             while begin < len(rows):
                 scores = self._evaluate(rows[begin:], donors[begin:])
                 part = slice(begin, begin + len(scores))
-                differences = self.outcome.observed[self.plan.example[rows[part]]] - scores
+                scores[..., 0] = self.outcome.observed[self.plan.example[rows[part]]] - scores[..., 0]
                 begin += len(scores)
                 self.done += len(scores)
                 for found in np.split(np.arange(len(scores)), np.flatnonzero(np.diff(rows[part])) + 1):
                     row = int(rows[part][found[0]])
-                    parts.setdefault(row, []).append(differences[found])
+                    parts.setdefault(row, []).append(scores[found])
                     left[row] -= len(found)
                     if not left[row]:
                         finished(row, np.concatenate(parts.pop(row)))
                 self._on_progress(self.done, self._total)
         for row, start, stop in jobs:
             if start == stop:
-                finished(row, np.empty((0, self.outcome.observed.shape[1])))
+                finished(row, np.empty((0, self.outcome.observed.shape[1], 1)))
 
     def _batches(self, jobs: Sequence[Job]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Full batches across rows: ``(rows (B,), donors (B, slots))``."""
@@ -303,18 +331,19 @@ class _Loop:
             yield np.concatenate(rows), np.concatenate(donors)
 
     def _evaluate(self, rows: np.ndarray, donors: np.ndarray) -> np.ndarray:
-        """The scores of the first batch of these; it is smaller than it was to be, and so are the next ones, if memory ran out."""
+        """What the first batch of these gives, ``(B, K, 1 + C)``; it is smaller than it was to be, and so are the next ones, if memory ran out."""
         most = min(self.batch_size, len(rows))
         (scores, self._resolution), size = fitting(
             lambda count: _read(self.evaluator(self.plan.interventions(rows[:count], donors[:count]))), most
         )
         if size < most:
             self.batch_size = size
-        bad = ~np.isfinite(scores).all(1)
+        bad = ~np.isfinite(scores).all((1, 2))
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
+            found = scores[first, :, 0] if scores.shape[2] == 1 else scores[first]
             raise ValueError(
-                f"forward_func: it returned a score that is not finite ({scores[first].tolist()}) for example {self.plan.example[rows[first]]} "
+                f"forward_func: it returned a score that is not finite ({found.tolist()}) for example {self.plan.example[rows[first]]} "
                 f"with unit {self.plan.key[rows[first]]} replaced by donor {donors[first].tolist()}"
             )
         return scores
@@ -325,8 +354,8 @@ def _observed(score: Callable[[np.ndarray], Tensor], examples: np.ndarray, count
 
 
 def _read(scores: Tensor) -> tuple[np.ndarray, float]:
-    """Scores in double precision on the CPU and their resolution."""
-    scores = scores if scores.ndim < 3 else scores[..., 0]
+    """What an evaluator gives, ``(B, K, 1 + C)`` in double precision on the CPU, and its resolution."""
+    scores = scores[..., None] if scores.ndim < 3 else scores
     # A copy: scores may be a view of an evaluator's memory, which the next batch writes over.
     values: np.ndarray = scores.to(device="cpu", dtype=torch.float64, copy=True).numpy()
     return values, torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0

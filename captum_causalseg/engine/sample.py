@@ -1,8 +1,12 @@
 """What a design hands to an estimator: the draws' values, how they were selected, and what is known besides."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from captum_causalseg.engine.ranking import FirstOrder
 
 __all__ = ["Sample", "Selection", "Strata"]
 
@@ -53,11 +57,15 @@ class Sample:
     Args:
         values: ``(n, K)``, ``observed - intervened`` of every draw and output, in the order of use.
         selection: how they were selected.
-        controls: ``(n, K, C)``: quantities that are known for every draw, and whose mean is known for all donors; ``C`` may be 0.
-        control_means: ``(K, C)`` those means; NaN where they are not known.
+        controls: ``(n, K, C)``: what else is known of every draw. Of ranked donors, the first is the predicted effect, the same for every output;
+            the others are those that the evaluator gave. ``None`` for none.
+        control_means: ``(K, C)``: their means, of the predicted effect over all candidates, of the evaluator's over all donors; NaN where it does
+            not know them.
+        first_order: of ranked donors, what else is known of the first control: of which outputs it is a prediction, and its moments in the strata.
     """
 
     values: np.ndarray
     selection: Selection
-    controls: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0)))
-    control_means: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    controls: np.ndarray | None = None
+    control_means: np.ndarray | None = None
+    first_order: "FirstOrder | None" = None

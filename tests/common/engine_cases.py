@@ -6,6 +6,7 @@ import torch
 from captum_causalseg.engine.design import StratifiedDesign
 from captum_causalseg.engine.estimator import StratifiedEstimator
 from captum_causalseg.engine.plan import Plan
+from captum_causalseg.engine.ranking import Ranking
 from captum_causalseg.engine.sample import Sample
 
 
@@ -37,7 +38,8 @@ class Table:
         )
 
 
-def make_plan(differences, n_draws=10, n_screening_draws=0, seed=0, active=None, **options):
+def make_plan(differences, n_draws=10, n_screening_draws=0, seed=0, active=None, rankings=(), **options):
+    """``rankings``: the orders of the rows' candidates."""
     n, u, donors, k = differences.shape
     example, unit = np.divmod(np.arange(n * u), u)
     return Plan(
@@ -49,6 +51,7 @@ def make_plan(differences, n_draws=10, n_screening_draws=0, seed=0, active=None,
         n_draws=n_draws,
         n_screening_draws=n_screening_draws,
         seed=(seed,),
+        rankings=[None if order is None else Ranking(order) for order in rankings],
         **options,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, Status, TreatmentEffectStatistics, regions
 from captum_causalseg.demo import fit, load_brain_slices, load_demo_network
 from captum_causalseg.engine.design import Design, StratifiedDesign, UniformDesign
-from captum_causalseg.engine.estimator import StratifiedEstimator
+from captum_causalseg.engine.estimator import Estimator, StratifiedEstimator
 from captum_causalseg.engine.sample import Sample
 
 METRICS = ("dice", "soft_dice")
@@ -164,7 +164,14 @@ def design_of(seed: tuple[int, int], donors: int, order: np.ndarray | None, n_dr
 
 
 def draw(
-    differences: np.ndarray, orders: np.ndarray | None, n_draws: int, seeds: range, n_screening_draws: int = 0
+    differences: np.ndarray,
+    orders: np.ndarray | None,
+    n_draws: int,
+    seeds: range,
+    n_screening_draws: int = 0,
+    *,
+    estimator: Estimator | None = None,
+    controls: np.ndarray | None = None,
 ) -> TreatmentEffectStatistics:
     """What ``attribute`` would report, without the model: one example per seed, ``(S, U, K)``; no unit is screened out.
 
@@ -174,13 +181,17 @@ def draw(
         n_draws: per unit.
         seeds: one per example.
         n_screening_draws: of the draws, for their order.
+        estimator: the library's default, or another.
+        controls: ``(U, D, K, C)``, known for every donor.
     """
     units, donors, outputs = differences.shape
     mean, variance, factor, freedom = np.empty((4, len(seeds), units, outputs))
     for s, seed in enumerate(seeds):
         for u, row in enumerate(differences):
             design = design_of((seed, u), donors, None if orders is None else orders[u], n_draws, n_screening_draws)
-            estimate = StratifiedEstimator().estimate(Sample(row[design.donors(n_draws)[:, 0]], design.selection(1)))
+            drawn = design.donors(n_draws)[:, 0]
+            known = (None, None) if controls is None else (controls[u][drawn], controls[u].mean(0))
+            estimate = (estimator or StratifiedEstimator()).estimate(Sample(row[drawn], design.selection(1), *known))
             mean[s, u], variance[s, u], factor[s, u] = estimate.mean, estimate.variance, estimate.factor
             freedom[s, u] = estimate.freedom
     return statistics_of(mean, variance, factor, freedom, n_draws, donors)

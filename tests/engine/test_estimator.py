@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from captum_causalseg.engine.design import PaperDesign, StratifiedDesign, UniformDesign
 from captum_causalseg.engine.draws import candidates
+from captum_causalseg.engine.estimator import MeanEstimator, RegressionEstimator
+from captum_causalseg.engine.sample import Sample, Selection
 
 
 @pytest.mark.parametrize("n", [2, 7, 50])
@@ -155,3 +158,107 @@ def test_a_good_ranking_makes_the_estimate_more_precise():
     plain = values.std() * math.sqrt((1 - 10 / 200) / 10)
     assert spread(np.argsort(values)) < plain / 3
     assert spread(np.argsort(generator(4).normal(size=200))) == pytest.approx(plain, rel=0.25)
+
+
+# --- Control variates ------------------------------------------------------------------------------------------------
+
+
+def controlled(values, controls, means, total, least_draws=3):
+    """Of a simple random sample: values ``(n, K)``, controls ``(n, K, C)``, their means ``(K, C)``."""
+    selection = Selection(np.full(len(values), 1 / len(values)), total)
+    return RegressionEstimator(least_draws).estimate(Sample(values, selection, controls, means))
+
+
+@given(st.integers(5, 12), st.integers(1, 2), st.sampled_from([12, 40, math.inf]), st.integers(0, 10**6))
+def test_the_regression_estimate_is_the_literal_one(n, n_controls, total, seed):
+    random = generator(seed)
+    values, controls, means = (
+        random.normal(size=(n, 2)),
+        random.normal(size=(n, 2, n_controls)),
+        random.normal(size=(2, n_controls)),
+    )
+    estimate = controlled(values, controls, means, total)
+    f = n / total
+    for k in range(2):
+        terms, residuals = [], []
+        for i in range(n):
+            others = [j for j in range(n) if j != i]
+            columns = np.column_stack([np.ones(n - 1), controls[others, k]])
+            constant, *slope = np.linalg.lstsq(columns, values[others, k], rcond=None)[0]
+            terms.append(values[i, k] - np.array(slope) @ ((1 - f) * controls[i, k] + f * controls[:, k].mean(0) - means[k]))
+            residuals.append(values[i, k] - constant - np.array(slope) @ controls[i, k])
+        assert estimate.mean[k] == pytest.approx(np.mean(terms), rel=1e-6, abs=1e-8)
+        off = controls[:, k].mean(0) - means[k]
+        squares = (n - 1) * np.cov(controls[:, k].T).reshape(n_controls, n_controls)
+        further = 1 + n * off @ np.linalg.inv(squares) @ off
+        assert estimate.variance[k] == pytest.approx((n - 1) / n * np.mean(np.square(residuals)) * further, rel=1e-6, abs=1e-8)
+    assert estimate.factor == pytest.approx((1 - f) / n)
+    assert estimate.freedom == n - 1 - n_controls
+    assert estimate.n == n
+
+
+@pytest.mark.parametrize("donors", [5, 7, 8])
+@pytest.mark.parametrize("replaced", [False, True], ids=["without replacement", "with replacement"])
+def test_over_all_samples_the_regression_estimate_is_exactly_unbiased(donors, replaced):
+    """Skewed, bent and with a tie: nothing about it is linear."""
+    x = generator(donors).exponential(size=donors)
+    x[1] = x[0]
+    values = np.column_stack([np.exp(x) + generator(1).normal(size=donors), x**2])
+    controls = np.repeat(x[:, None, None], 2, 1)
+    means = np.full((2, 1), x.mean())
+    n = 4 if replaced else 5
+    samples = itertools.product(range(donors), repeat=n) if replaced else itertools.combinations(range(donors), n)
+    found = [
+        controlled(values[list(s)], controls[list(s)], means, math.inf if replaced else donors, least_draws=1).mean
+        for s in samples
+    ]
+    np.testing.assert_allclose(np.mean(found, 0), values.mean(0), rtol=1e-9)
+
+
+def test_a_control_that_is_the_value_itself_leaves_no_error():
+    values = generator().normal(size=(100, 1))
+    drawn = values[:10]
+    estimate = controlled(drawn, 3 - 2 * drawn[..., None], 3 - 2 * values.mean(0)[:, None], 100)
+    assert estimate.mean[0] == pytest.approx(values.mean(), abs=1e-12)
+    assert estimate.variance[0] < 1e-24
+
+
+@pytest.mark.parametrize("n", [8, 100])
+def test_a_bank_that_is_used_up_gives_its_mean_whatever_the_controls_are(n):
+    values, controls = generator(1).normal(size=(n, 2)), generator(2).normal(size=(n, 2, 1))
+    estimate = controlled(values, controls, controls.mean(0), n)
+    np.testing.assert_allclose(estimate.mean, values.mean(0), rtol=1e-12)
+    assert estimate.factor == 0
+
+
+def test_controls_that_do_not_vary_and_values_that_do_not_are_no_trouble():
+    values = generator().normal(size=(9, 2))
+    values[:, 1] = 0.1
+    controls = np.concatenate([np.full((9, 2, 1), 0.3), generator(1).normal(size=(9, 2, 1))], 2)
+    one = controlled(values, controls[..., :1], np.full((2, 1), 0.3), 50)
+    plain = MeanEstimator().estimate(Sample(values, Selection(np.full(9, 1 / 9), 50)))
+    np.testing.assert_allclose(one.mean, plain.mean, rtol=1e-12)
+    np.testing.assert_allclose(one.variance, plain.variance, rtol=1e-12)
+    both = controlled(values, controls, np.array([[0.3, 0.5], [0.3, 0.5]]), 50)
+    alone = controlled(values, controls[..., 1:], np.array([[0.5], [0.5]]), 50)
+    np.testing.assert_allclose(both.mean, alone.mean, rtol=1e-9)
+    assert both.mean[1] == pytest.approx(0.1)
+    assert both.variance[1] == 0
+
+
+def test_of_few_draws_and_without_controls_it_is_the_mean():
+    values, controls, means = generator().normal(size=(7, 1)), generator(1).normal(size=(7, 1, 1)), np.zeros((1, 1))
+    sample = Sample(values, Selection(np.full(7, 1 / 7), 50), controls, means)
+    assert RegressionEstimator(least_draws=8).estimate(sample).mean == MeanEstimator().estimate(sample).mean
+    assert RegressionEstimator(least_draws=7).estimate(sample).mean != MeanEstimator().estimate(sample).mean
+    none = replace(sample, controls=None, control_means=None)
+    assert RegressionEstimator(least_draws=7).estimate(none).mean == MeanEstimator().estimate(sample).mean
+
+
+def test_what_the_regression_cannot_take_is_refused():
+    values, controls = generator().normal(size=(9, 1)), generator(1).normal(size=(9, 1, 1))
+    with pytest.raises(ValueError, match="control_means: RegressionEstimator needs the mean of every control"):
+        controlled(values, controls, np.full((1, 1), np.nan), 50)
+    design = stratified(50, 9, np.arange(50))
+    with pytest.raises(ValueError, match="sampling: RegressionEstimator takes draws that are all alike, got strata"):
+        RegressionEstimator().estimate(Sample(values, design.selection(1)))

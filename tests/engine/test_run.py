@@ -1,6 +1,7 @@
 """Batches, screening, memory, rounding."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 from engine_cases import Table, estimated, generator, make_plan, table
 
 from captum_causalseg import Status
-from captum_causalseg.engine.goal import half_widths
+from captum_causalseg.engine.design import StratifiedDesign, UniformDesign
+from captum_causalseg.engine.estimator import MeanEstimator, RegressionEstimator
+from captum_causalseg.engine.goal import Goal, half_widths
 from captum_causalseg.engine.run import observe, run
+from captum_causalseg.engine.sampling import SamplingScheme
 
 
 def screened(outcome):
@@ -250,3 +254,128 @@ def test_exact_scores_have_no_rounding():
     plan = make_plan(differences, n_draws=20)
     outcome = run(plan, Counts(differences, observed), observed, batch_size=5, screening_threshold=0)
     assert outcome.moments.sample_variance[0, 0] == pytest.approx(0.25, rel=0.3)
+
+
+# --- Controls --------------------------------------------------------------------------------------------------------
+
+
+class Controlled(Table):
+    """Two controls beside each score, and their means over all donors."""
+
+    def __init__(self, differences, observed, controls):
+        super().__init__(differences, observed)
+        self.controls = controls
+
+    def __call__(self, interventions):
+        scores = super().__call__(interventions)
+        found = self.controls[interventions.example, interventions.unit, interventions.donor[:, 0]]
+        return torch.cat([scores[..., None], torch.from_numpy(found)], 2)
+
+    def control_means(self, examples, units):
+        return self.controls[examples, units].mean(1)
+
+
+class Watched(MeanEstimator):
+    def __init__(self):
+        self.samples = []
+
+    def estimate(self, sample):
+        self.samples.append(sample)
+        return super().estimate(sample)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+@pytest.mark.parametrize("n_screening", [0, 3])
+def test_controls_of_the_evaluator_reach_the_estimator_with_their_means(n_screening, batch_size):
+    differences, observed = table(n=2, u=3, k=2)
+    controls = generator(5).normal(size=(*differences.shape, 2))
+    watched = Watched()
+    plan = make_plan(differences, n_screening_draws=n_screening, sampling=SamplingScheme(UniformDesign, watched))
+    outcome = run(plan, Controlled(differences, observed, controls), observed, batch_size=batch_size, screening_threshold=0)
+    samples = [sample for sample in watched.samples if len(sample.values) == 10]
+    assert len(samples) == len(plan)
+    for row, sample in enumerate(samples):
+        where = plan.example[row], plan.unit[row]
+        donors = plan.design(row).donors(10)[:, 0]
+        np.testing.assert_array_equal(sample.controls, controls[where][donors])
+        np.testing.assert_allclose(sample.control_means, controls[where].mean(0), rtol=1e-12)
+        np.testing.assert_allclose(sample.values, differences[where][donors], rtol=1e-12, atol=1e-14)
+    # Controls change nothing unless an estimator looks at them.
+    plain = run(
+        make_plan(differences, n_screening_draws=n_screening),
+        Table(differences, observed),
+        observed,
+        batch_size=64,
+        screening_threshold=0,
+    )
+    np.testing.assert_allclose(outcome.moments.effect, plain.moments.effect, rtol=1e-12)
+    np.testing.assert_allclose(outcome.moments.sample_variance, plain.moments.sample_variance, rtol=1e-9)
+    assert outcome.n_forwards == plain.n_forwards
+
+
+def test_predicted_effects_come_before_the_controls_of_the_evaluator():
+    differences, observed = table(n=1, u=2, k=2)
+    controls, watched = generator(5).normal(size=(*differences.shape, 1)), Watched()
+    plan = make_plan(differences, n_draws=6, sampling=SamplingScheme(StratifiedDesign, watched))
+    predicted = generator(6).normal(size=(2, 30))
+    plan = replace(
+        plan, rankings=[plan.ranked(row, predicted[row], outputs=np.array([True, False]), most_draws=6) for row in range(2)]
+    )
+    run(plan, Controlled(differences, observed, controls), observed, batch_size=5, screening_threshold=0)
+    for row, sample in enumerate(watched.samples):
+        donors = plan.design(row).donors(6)[:, 0]
+        for k in range(2):
+            np.testing.assert_array_equal(sample.controls[:, k, 0], predicted[row, donors])
+            np.testing.assert_array_equal(sample.controls[:, k, 1], controls[0, row, donors, k, 0])
+            np.testing.assert_allclose(
+                sample.control_means[k], [predicted[row].mean(), controls[0, row, :, k, 0].mean()], rtol=1e-12
+            )
+        assert sample.first_order.outputs.tolist() == [True, False]
+
+
+def test_means_of_controls_are_not_known_unless_the_evaluator_says_them():
+    class Silent(Table):
+        def __call__(self, interventions):
+            scores = super().__call__(interventions)
+            return torch.stack([scores, scores], 2)
+
+    differences, observed = table(n=1, u=1)
+    watched = Watched()
+    options = {"batch_size": 5, "screening_threshold": 0}
+    run(
+        make_plan(differences, sampling=SamplingScheme(UniformDesign, watched)),
+        Silent(differences, observed),
+        observed,
+        **options,
+    )
+    assert np.isnan(watched.samples[0].control_means).all()
+    regression = make_plan(differences, sampling=SamplingScheme(UniformDesign, RegressionEstimator()))
+    with pytest.raises(ValueError, match="control_means: RegressionEstimator needs the mean of every control"):
+        run(regression, Silent(differences, observed), observed, **options)
+
+
+def test_a_control_that_is_not_finite_stops_the_run():
+    differences, observed = table(n=1, u=1)
+    controls = np.full((*differences.shape, 1), np.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        run(make_plan(differences), Controlled(differences, observed, controls), observed, batch_size=5, screening_threshold=0)
+
+
+@pytest.mark.parametrize("precision", [None, 0.05])
+def test_a_control_makes_estimates_more_precise_and_draws_fewer(precision):
+    differences, observed = table(n=1, u=20, donors=400, k=1)
+    controls = 5 - 2 * differences[..., None] + 0.5 * generator(5).normal(size=(*differences.shape, 1))
+    evaluator = Controlled(differences, observed, controls)
+    error, forwards = [], []
+    for estimator in (MeanEstimator(), RegressionEstimator(least_draws=8)):
+        plan = make_plan(differences, n_draws=16, sampling=SamplingScheme(UniformDesign, estimator))
+        outputs = np.ones((1, 1), bool)
+        goal = None if precision is None else Goal(precision, None, 0.05, 0.95, outputs, 10**6, 400)
+        outcome = run(plan, evaluator, observed, batch_size=64, screening_threshold=0, goal=goal)
+        error.append(np.sqrt(np.mean((outcome.moments.effect[:, 0] - differences[0, :, :, 0].mean(1)) ** 2)))
+        forwards.append(outcome.n_forwards)
+    if precision is None:
+        assert error[1] < 0.5 * error[0]
+    else:
+        # A half-width of 0.05 takes 96 draws of a residual of 0.25, so the third doubling of 16; without, the whole bank.
+        assert forwards == [20 * 400, 20 * 128]

@@ -287,7 +287,7 @@ def test_exclude(exclude, error, match):
     refused(error, match, at_most=0, target=0, exclude=exclude)
 
 
-SAMPLING = r'^sampling: expected "stratified" or "uniform", got '
+SAMPLING = r'^sampling: expected "stratified", "uniform" or a SamplingScheme, got '
 SUPPORT = r'^support: expected "auto" or None, got '
 
 

@@ -10,6 +10,7 @@ from exhaustive import METRICS, SAMPLINGS, Table, attributed, design_of, draw, o
 from scipy import stats as scipy_stats
 
 from captum_causalseg import Status, TreatmentEffectStatistics
+from captum_causalseg.engine.estimator import MeanEstimator, RegressionEstimator
 
 SEEDS = {2: 25, 3: 20}
 """Per number of spatial axes: 120 and 224 units, so 3000 and 4480 trials."""
@@ -272,3 +273,32 @@ def test_intervals_hold_the_truth_when_a_bank_is_nearly_used_up(n_draws):
     assert 0.935 <= held.mean() <= 0.985
     error = stats.effect.numpy()[..., 0] - truth
     assert 0.95 <= np.sqrt((stats.standard_error.numpy() ** 2).mean() / (error**2).mean()) <= 1.12
+
+
+@pytest.mark.parametrize("n_draws", [20, 30])
+@pytest.mark.parametrize("n_spatial", [2, 3])
+def test_a_control_makes_the_error_smaller_and_intervals_hold_the_truth(n_spatial, n_draws):
+    """Uniform draws, with predicted effects as a control: an estimator that users bring, or that a cheaper evaluator feeds."""
+    held, skewed, squares = [], [], {"mean": [], "regression": []}
+    for t, table in enumerate(tables(n_spatial)):
+        controls = np.repeat(table.first_order[..., None, None], len(METRICS), 2)
+        for name, estimator in (("mean", MeanEstimator()), ("regression", RegressionEstimator())):
+            seeds = range(1000 * t, 1000 * t + SEEDS[n_spatial] // 2)
+            stats = draw(table.differences, None, n_draws, seeds, estimator=estimator, controls=controls)
+            squares[name].append(((stats.effect.numpy() - table.truth) ** 2).mean((0, 1)))
+        low, high = (end.numpy() for end in stats.confidence_interval(0.95))
+        inside = (low <= table.truth) & (table.truth <= high)
+        held.append(inside[:, table.alive.any(1)].mean((0, 1)))
+        skewed.append(inside[:, table.skewed].mean())
+    assert (np.mean(held, 0) >= 0.94).all()
+    assert np.mean(skewed) >= 0.9
+    assert (np.mean(squares["regression"], 0) < 0.9 * np.mean(squares["mean"], 0)).all()
+
+
+def test_with_a_control_the_estimate_is_unbiased(table):
+    """A z per unit and metric: the mean over seeds against the truth, by the scatter over seeds."""
+    controls = np.repeat(table.first_order[..., None, None], len(METRICS), 2)
+    effects = draw(table.differences, None, 12, range(200), estimator=RegressionEstimator(8), controls=controls).effect.numpy()
+    z = (effects.mean(0) - table.truth) / np.maximum(effects.std(0, ddof=1) / np.sqrt(len(effects)), 1e-9)
+    assert np.abs(z[table.alive]).max() < 4.5
+    assert (z[table.alive] ** 2).mean() == pytest.approx(1, abs=0.6)
