@@ -64,17 +64,17 @@ class RefutationContext:
             explainer itself where there is none.
 
     Example:
-        >>> from captum_causalseg import AverageTreatmentEffect, refute
+        >>> from captum_causalseg import AverageTreatmentEffect
         >>> from captum_causalseg.evaluation.planted import planted_case
+        >>> from captum_causalseg.evaluation.refute import RefutationContext, other_seed
         >>> case = planted_case((32, 32), roi_size=8)  # two far blocks support the segmentation, one harms it
         >>> ate = AverageTreatmentEffect(case.target())
-        >>> from captum_causalseg.evaluation.refute import RefutationContext, other_seed
         >>> _, stats = ate.attribute(case.images, case.donors, n_draws=8, return_statistics=True)
         >>> context = RefutationContext(ate, case.images, case.donors, None, 0.05, 0, {"n_draws": 8}, stats)
         >>> context.estimate(baselines=0.7).effect.abs().nan_to_num().max().item()  # as bright as the blocks: nothing changes
         0.0
-        >>> other_seed(context).name
-        'seed'
+        >>> context.plan()[0].draw, other_seed(context).name
+        (0, 'seed')
     """
 
     explainer: Explainer
