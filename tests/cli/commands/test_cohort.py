@@ -9,17 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import make_place, on_picture, on_scan, status_of
+from command_line import on_picture, on_scan, status_of
 
 from captum_causalseg import TreatmentEffectStatistics
 from captum_causalseg.cohort import Cohort
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    name = make_place(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path, name
 
 
 def write_study(folder, name, cases, **options):
