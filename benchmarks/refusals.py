@@ -94,7 +94,8 @@ LEFT_OUT = {
     **dict.fromkeys(
         (
             *("ActivationBank.recorded", "SegmentationTarget.local_scores", "SegmentationTarget.roi_masks"),
-            *("SegmentationTarget.with_masks_as_arguments", "SegmentationTarget.output_axes"),
+            *("SegmentationTarget.with_masks_as_arguments", "SegmentationTarget.with_masks_of_calls"),
+            *("SegmentationTarget.output_axes", "AverageTreatmentEffect.only", "LayerAverageTreatmentEffect.only", "PdCR.only"),
             "demo.Augmentation.__call__",
         ),
         "called by the library alone",
