@@ -409,7 +409,7 @@ class Faithfulness:
         for draw in range(self.n_draws):
             for n, ranked in enumerate(self._ranked(units, order, draw)):
                 counts = np.round(fraction * len(ranked)).astype(int)
-                reached[n] = counts / len(ranked)
+                reached[n] = counts / max(len(ranked), 1)  # without any, nothing is replaced at any step
                 for step, count in enumerate(counts):
                     replaced[draw, n, step, ranked[:count] if kind == "deletion" else ranked[count:]] = True
         scores = self._world.scores(examples, draws, replaced.reshape(-1, units.shape[1])).reshape(shape)

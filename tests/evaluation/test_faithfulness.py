@@ -378,3 +378,14 @@ def test_donors_are_the_ones_given():
     values = torch.cat([x.flatten() for x in seen]).unique().tolist()
     assert values == [1.0, 7.0]
     assert bool((seen[1][3] == 7).all())  # the last step: all of it
+
+
+def test_where_no_unit_can_reach_the_region_nothing_is_replaced_and_no_score_is_given():
+    roi = regions.box((16, 16), start=5, size=6)  # the blocks that reach it touch it
+    image = torch.rand(1, 1, 16, 16)
+    target = SegmentationTarget.from_prediction(torch.nn.Conv2d(1, 2, 3, padding=1), image, roi=roi, metric="soft_dice")
+    faithfulness = Faithfulness(target, image, 0.0, target=1, block_size=4, n_draws=2)
+    curve = faithfulness.insertion(torch.rand(1, 1, 16, 16))
+    assert not curve.fraction.any()
+    assert np.isnan(curve.area).all()
+    np.testing.assert_allclose(curve.score, float(target(image)[0, 1]), rtol=1e-6)
