@@ -64,6 +64,7 @@ LEFT_OUT = {
             *(
                 "Bundle",
                 "Comparison",
+                "DonorComparison",
                 "PerceptionProfile",
                 "RefutationReport",
                 "evaluation.BackgroundEffect",
@@ -86,8 +87,11 @@ LEFT_OUT = {
     ),
     **dict.fromkeys(
         (
-            *(f"donors.BoundDonors.{name}" for name in ("inner_products", "locate", "mean", "population", "read", "read_many")),
-            *("DonorSource.bind", "DonorSource.chosen", "PatchBank.chosen", "ActivationBank.chosen"),
+            *(
+                f"donors.BoundDonors.{name}"
+                for name in ("inner_products", "locate", "mean", "mean_value", "population", "read", "read_many", "values")
+            ),
+            *("DonorSource.bind", "DonorSource.chosen", "PatchBank.chosen", "ActivationBank.chosen", "NeighborBank.chosen"),
         ),
         "a protocol: the engine calls it for every draw, with arguments of its own",
     ),
@@ -261,6 +265,11 @@ class World:
     @functools.cached_property
     def comparison(self) -> ccs.Comparison:
         return ccs.compare({"random": random_map}, self.target, self.image, self.donors, output=1, block_size=4, n_controls=1)
+
+    @functools.cached_property
+    def donor_comparison(self) -> ccs.DonorComparison:
+        given = {"raw": self.donors, "zeros": 0.0}
+        return ccs.compare_donors(self.target, self.image, given, 1, block_size=4, n_draws=3)
 
     @functools.cached_property
     def components(self) -> pd.DataFrame:
@@ -486,6 +495,9 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "PatchBank.bind": lambda w: _call("donors", PatchBank(w.donors).bind, images=w.image),
     "PatchBank.from_dataset": lambda w: _call("donors", PatchBank.from_dataset, dataset=list(w.donors)),
     "PatchBank.from_folder": lambda w: _call("donors", PatchBank.from_folder, folder=w._picture.parent, pattern="*.png"),
+    "PatchBank.fitted": lambda w: _call("donors", PatchBank(w.donors).fitted),
+    "NeighborBank": lambda w: _call("donors", ccs.NeighborBank, images=w.donors, k=3),
+    "NeighborBank.bind": lambda w: _call("donors", ccs.NeighborBank(w.donors, k=3).bind, images=w.image),
     "ActivationBank.split": lambda w: _call("donors", ccs.ActivationBank(w.donors).split, parts=2, seed=0),
     "DonorSource.split": lambda w: _call(
         "donors",
@@ -571,6 +583,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "Bundle.prepare": lambda w: _call("bundle", w.bundle.prepare, image_file=w._picture),
     "Bundle.target": lambda w: _call("bundle", w.bundle.target, metric="volume"),
     # Pictures.
+    "visualization.plot_donors": lambda w: _call("visualization", ccs.visualization.plot_donors, comparison=w.donor_comparison),
     "visualization.plot_comparison": lambda w: _call(
         "visualization", ccs.visualization.plot_comparison, comparison=w.comparison
     ),
@@ -609,6 +622,18 @@ CALLS: dict[str, Callable[[World], Call]] = {
         n_controls=0,
         faithfulness={"n_draws": 1, "n_steps": 2},
     ),
+    "compare_donors": lambda w: _call(
+        "evaluation",
+        ccs.compare_donors,
+        target=w.target,
+        inputs=w.image,
+        donors={"raw": w.donors, "zeros": 0.0},
+        output=1,
+        block_size=4,
+        n_draws=2,
+    ),
+    "DonorComparison.plot": lambda w: _call("evaluation", w.donor_comparison.plot),
+    "DonorComparison.sign_differs": lambda w: _call("evaluation", w.donor_comparison.sign_differs, first="raw", second="zeros"),
     "Comparison.plot": lambda w: _call("evaluation", w.comparison.plot),
     "PerceptionProfile.radius": lambda w: _call("evaluation", w.profile.radius),
     "perception_profile": lambda w: _call("evaluation", ccs.perception_profile, statistics=w.statistics, roi=w.roi, target=1),

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
     from captum_causalseg.attr.pdcr import PdCR
     from captum_causalseg.bundle import Bundle, load_bundle
-    from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, PatchBank, SameImage
+    from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, NeighborBank, PatchBank, SameImage
     from captum_causalseg.evaluation.comparison import Comparison, compare
+    from captum_causalseg.evaluation.donor_comparison import DonorComparison, compare_donors
     from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
     from captum_causalseg.evaluation.refute import RefutationReport, refute
     from captum_causalseg.layout import Layout
@@ -36,11 +37,13 @@ __all__ = [
     "Bundle",
     "Comparison",
     "Constant",
+    "DonorComparison",
     "DonorSource",
     "GradientTreatmentEffect",
     "LayerAverageTreatmentEffect",
     "LayerGradientTreatmentEffect",
     "Layout",
+    "NeighborBank",
     "PatchBank",
     "PdCR",
     "PerceptionProfile",
@@ -53,6 +56,7 @@ __all__ = [
     "baselines",
     "causal_support",
     "compare",
+    "compare_donors",
     "component_effects",
     "donors",
     "evaluation",
@@ -71,11 +75,13 @@ _PLACES = {
     "Bundle": "captum_causalseg.bundle",
     "Comparison": "captum_causalseg.evaluation.comparison",
     "Constant": "captum_causalseg.donors",
+    "DonorComparison": "captum_causalseg.evaluation.donor_comparison",
     "DonorSource": "captum_causalseg.donors",
     "GradientTreatmentEffect": "captum_causalseg.attr.gradient_treatment_effect",
     "LayerAverageTreatmentEffect": "captum_causalseg.attr.layer_average_treatment_effect",
     "LayerGradientTreatmentEffect": "captum_causalseg.attr.layer_gradient_treatment_effect",
     "Layout": "captum_causalseg.layout",
+    "NeighborBank": "captum_causalseg.donors",
     "PatchBank": "captum_causalseg.donors",
     "PdCR": "captum_causalseg.attr.pdcr",
     "PerceptionProfile": "captum_causalseg.evaluation.profile",
@@ -86,6 +92,7 @@ _PLACES = {
     "TreatmentEffectStatistics": "captum_causalseg.statistics",
     "causal_support": "captum_causalseg.attr.causal_support",
     "compare": "captum_causalseg.evaluation.comparison",
+    "compare_donors": "captum_causalseg.evaluation.donor_comparison",
     "component_effects": "captum_causalseg.attr.components",
     "load_bundle": "captum_causalseg.bundle",
     "perception_profile": "captum_causalseg.evaluation.profile",

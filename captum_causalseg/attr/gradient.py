@@ -79,9 +79,7 @@ def _mean_donors(problem: Problem, values: Sequence[Tensor], used: np.ndarray) -
     problem.evaluator.populations(examples, units)  # raises where there is no donor
     for example, unit in zip(examples.tolist(), units.tolist()):
         for piece in problem.units.pieces(example, unit):
-            mean = problem.donors[piece.slot].mean(example, piece.box).cpu()
-            if mean.shape[0] > 1:
-                mean = mean[piece.channels]
+            mean = problem.donors[piece.slot].mean_value(example, piece.box, channels=piece.channels, mask=piece.mask).cpu()
             place = means[piece.slot][example][(piece.channels, *piece.box)]
             place.copy_(mean if piece.mask is None else torch.where(piece.mask, mean, place))
     return means

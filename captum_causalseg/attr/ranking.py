@@ -84,7 +84,12 @@ def _first_order(problem: Problem, plan: Plan, rows: list[int], m: int, gradient
                 weights = torch.where(piece.mask.to(weights.device), weights, 0.0)
             here += float((weights * problem.site.tensors[piece.slot][example][inside].double()).sum())
             request = Request(
-                example=example, box=piece.box, numbers=numbers[:, piece.slot], weights=weights, channels=piece.channels
+                example=example,
+                box=piece.box,
+                numbers=numbers[:, piece.slot],
+                weights=weights,
+                channels=piece.channels,
+                mask=piece.mask,
             )
             asked[piece.slot].append((index, request))
         effects.append(np.full(len(numbers), here))

@@ -28,6 +28,7 @@ class Request:
         numbers: ``(m,)``, of the donors.
         weights: ``(C or 1, *box shape)``, ``C`` of the channels asked for.
         channels: which channels of the donors.
+        mask: of an irregular unit, which elements of the box are its own, ``(channels or 1, *box or ones)``; weights are 0 elsewhere.
     """
 
     example: int
@@ -35,6 +36,7 @@ class Request:
     numbers: np.ndarray
     weights: Tensor
     channels: slice = field(default_factory=lambda: slice(None))
+    mask: Tensor | None = None
 
 
 class ImageRows:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_causalseg._checks import FOLDER, FUNCTION, NONE, SEED, Check, checked, integer, one_of
 from captum_causalseg.boxes import Box, box_at, size_of
+from captum_causalseg.donors.fitted import FIT, Border, Fit, FittedDonors, Match
 from captum_causalseg.donors.gather import ImageRows, Request, alike, cut, cut_each
 from captum_causalseg.donors.images import (
     BankImages,
@@ -181,6 +182,7 @@ _BANK = {
     "n_images": NONE | integer(1),
     "seed": SEED,
     "cache_images": integer(1),
+    **FIT,
 }
 _PATTERN = Check(
     "a pattern of file names",
@@ -199,18 +201,33 @@ class PatchBank(DonorSource):
         placement: ``"anywhere"``: a unit's donor is cut at a random place of a random image, every place of every image being
             equally likely. ``"aligned"``: at the unit's own place, for registered images of the input's size.
         cache_images: how many lazily read images are held in memory.
+        match: what of the unit's own values a donor is given, channel by channel, so that a patch does not bring a step of brightness
+            with it, to which networks answer: ``"mean"`` shifts it to the unit's mean, ``"mean_std"`` scales it to the unit's
+            standard deviation as well, ``"histogram"`` gives it the unit's very values in the donor's order. ``None``: raw, as the paper.
+        blend: over how many pixels from the unit's border a donor is blended with what was there; 0 for an edge. Where the image
+            ends there is no border.
+        border: how: ``"feather"`` fades the donor in; ``"poisson"`` blends in the gradient domain (Perez et al. 2003,
+            doi:10.1145/882262.882269): the unit's own values on its border, ``blend`` pixels wide (at least 1), and the donor's differences
+            between neighbors inside.
+
+    **Fitted donors** (``match``, ``blend``, ``border``) are the same donors in the same draws, each fitted to the place it is pasted into, so that maps with
+    and without can be compared unit by unit. They ask another question: what the unit's texture does, not its brightness. All else
+    knows of them: rankings, gradients, windows, layers; a bank that is used up is exact.
 
     Irregular units copy the pixels under their mask. If one of the images is the explained image itself, no donor is cut
     that touches its RoI. On first use the images are read through once, to learn their sizes and to check them.
 
     Raises:
-        ValueError: images of unlike channels, or with NaN or infinite values.
+        ValueError: images of unlike channels, or with NaN or infinite values; when donors are drawn, a match for a unit of one pixel,
+            ``"mean_std"`` for a donor that is constant where the unit is not, a blend that leaves no pixel to the donor.
 
     Example:
         >>> import torch
         >>> from captum_causalseg import PatchBank
         >>> len(PatchBank(torch.rand(1000, 3, 8, 8)))
         1000
+        >>> PatchBank(torch.rand(1000, 3, 8, 8), match="mean", blend=2)
+        PatchBank(1000 images, placement='anywhere', match='mean', blend=2)
     """
 
     @checked(_BANK)
@@ -220,11 +237,17 @@ class PatchBank(DonorSource):
         placement: Literal["anywhere", "aligned"] = "anywhere",
         *,
         cache_images: int = 64,
+        match: Match | None = None,
+        blend: int = 0,
+        border: Border = "feather",
     ) -> None:
         check_images("images", images)
         self.placement = placement
         self._images = images if isinstance(images, BankImages) else BankImages(images, cache_images)
         self._sums = BankSums(self._images)
+        self.fit = Fit(match, blend, border)
+        # Fitted donors are made of the explained image, too.
+        self.of_the_image = self.fit.changes
         self.fingerprints: list[tuple[float, ...]] | None = None
 
     @classmethod
@@ -238,6 +261,9 @@ class PatchBank(DonorSource):
         n_images: int | None = None,
         seed: int = 0,
         cache_images: int = 64,
+        match: Match | None = None,
+        blend: int = 0,
+        border: Border = "feather",
     ) -> "PatchBank":
         """A bank over a torch or MONAI dataset, read lazily. The dataset must return the same image each time.
 
@@ -249,6 +275,7 @@ class PatchBank(DonorSource):
             n_images: take a random subset of this many images.
             seed: seed of that subset.
             cache_images: how many images are held in memory.
+            match, blend, border: as in the constructor.
 
         Example:
             >>> import torch
@@ -263,7 +290,9 @@ class PatchBank(DonorSource):
             if n_images > len(dataset):
                 raise ValueError(f"n_images: expected 1..{len(dataset)}, got {n_images}")
             indices = np.sort(np.random.default_rng(seed).choice(indices, n_images, replace=False))
-        return cls(DatasetImages(dataset, key, indices), placement, cache_images=cache_images)
+        return cls(
+            DatasetImages(dataset, key, indices), placement, cache_images=cache_images, match=match, blend=blend, border=border
+        )
 
     @classmethod
     @checked(_BANK, folder=FOLDER, pattern=_PATTERN, transform=NONE | FUNCTION)
@@ -277,6 +306,9 @@ class PatchBank(DonorSource):
         n_images: int | None = None,
         seed: int = 0,
         cache_images: int = 64,
+        match: Match | None = None,
+        blend: int = 0,
+        border: Border = "feather",
     ) -> "PatchBank":
         """A bank over the image files of a folder (whatever :func:`captum_causalseg.images.load_image` reads), read lazily, in order of name.
 
@@ -284,7 +316,7 @@ class PatchBank(DonorSource):
             folder: where the files are.
             pattern: which of them, e.g. ``"*.nii.gz"``.
             transform: from the file's image ``(C, *spatial)``, float32, to what the model expects (normalization, spacing).
-            placement, n_images, seed, cache_images: as in :meth:`from_dataset`.
+            placement, n_images, seed, cache_images, match, blend, border: as in :meth:`from_dataset`.
 
         Example:
             >>> import pathlib, tempfile
@@ -301,16 +333,39 @@ class PatchBank(DonorSource):
         if not files:
             raise ValueError(f"folder: no file matches {pattern!r} in {str(folder)!r}")
         dataset = FolderImages(files, transform)
-        return cls.from_dataset(dataset, None, placement, n_images=n_images, seed=seed, cache_images=cache_images)
+        given: dict[str, Any] = {"cache_images": cache_images, "match": match, "blend": blend, "border": border}
+        return cls.from_dataset(dataset, None, placement, n_images=n_images, seed=seed, **given)
 
     @property
     def n_images(self) -> int:
         """See :attr:`DonorSource.n_images`."""
         return len(self)
 
+    @checked(FIT)
+    def fitted(self, match: Match | None = None, blend: int = 0, border: Border = "feather") -> "PatchBank":
+        """A bank of the same donors, fitted in another way to where they are pasted; nothing is read or copied.
+
+        With the same seed a unit meets the same donors from both, so that their maps can be compared unit by unit.
+
+        Args:
+            match, blend, border: as in the constructor.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import PatchBank
+            >>> PatchBank(torch.rand(10, 1, 8, 8)).fitted(match="mean")
+            PatchBank(10 images, placement='anywhere', match='mean')
+        """
+        bank = self._like(self._images, Fit(match, blend, border))
+        bank._sums, bank.fingerprints = self._sums, self.fingerprints
+        return bank
+
+    def _like(self, images: BankImages, fit: Fit) -> "PatchBank":
+        return PatchBank(images, self.placement, match=fit.match, blend=fit.blend, border=fit.border)
+
     def chosen(self, indices: Sequence[int]) -> "PatchBank":
         """See :meth:`DonorSource.chosen`; nothing is copied, placement and ``cache_images`` are this bank's."""
-        part = PatchBank(self._images.chosen(indices), self.placement)
+        part = self._like(self._images.chosen(indices), self.fit)
         if self.fingerprints is not None:
             part.fingerprints = [self.fingerprints[index] for index in indices]
         return part
@@ -324,7 +379,8 @@ class PatchBank(DonorSource):
         return len(self._images)
 
     def __repr__(self) -> str:
-        return f"PatchBank({len(self)} images, placement={self.placement!r})"
+        fit = f", {self.fit}" if self.fit.changes else ""
+        return f"PatchBank({len(self)} images, placement={self.placement!r}{fit})"
 
     @checked(BIND)
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
@@ -346,13 +402,19 @@ class PatchBank(DonorSource):
             raise ValueError(
                 f"baselines: donors are {self._images[0].dtype}, the input {images.dtype}: normalize them as the model's input"
             )
-        return BoundBank(
+        places = BoundBank(
             images=self._images,
             aligned=self.placement == "aligned",
-            own=self._own_images(images),
+            own=self.own_images(images),
             forbidden=forbidden,
             sums=self._sums,
         )
+        return FittedDonors(places, images.detach(), self.fit) if self.fit.changes else places
+
+    @property
+    def images(self) -> BankImages:
+        """The bank's images, by number."""
+        return self._images
 
     def _index(self) -> None:
         """Read through the images once: shapes, finiteness, and what it takes to recognize the explained image."""
@@ -366,7 +428,7 @@ class PatchBank(DonorSource):
             fingerprints.append(fingerprint(image))
         self.fingerprints = fingerprints
 
-    def _own_images(self, images: Tensor) -> list[list[int]]:
+    def own_images(self, images: Tensor) -> list[list[int]]:
         """Per example, which of the bank's images are that very image."""
         assert self.fingerprints is not None
         own = []

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,10 +14,37 @@ from captum_causalseg.boxes import Box, box_at, size_of
 from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.donors.gather import Request, rows_at_once, weighted_sums
 
-__all__ = ["ALL_CHANNELS", "BIND", "IMAGES", "BoundDonors", "DonorSource", "some_channels"]
+__all__ = ["ALL_CHANNELS", "BIND", "IMAGES", "BoundDonors", "DonorSource", "Recipients", "some_channels"]
 
 
 ALL_CHANNELS = slice(None)
+
+
+@dataclass(frozen=True, eq=False)
+class Recipients:
+    """Units of one size and shape that are given donors.
+
+    Args:
+        examples: ``(B,)`` whose they are.
+        corners: ``(B, d)`` where each one's box begins.
+        size: of the boxes.
+        channels: which channels of the image are theirs.
+        mask: of irregular units, which elements of the box are theirs, boolean ``(channels or 1, *size or ones)``; ``None`` for all.
+    """
+
+    examples: np.ndarray
+    corners: np.ndarray
+    size: tuple[int, ...]
+    channels: slice = field(default_factory=lambda: ALL_CHANNELS)
+    mask: Tensor | None = None
+
+    @classmethod
+    def one(
+        cls, example: int, box: Box, channels: slice = ALL_CHANNELS, mask: Tensor | None = None, count: int = 1
+    ) -> "Recipients":
+        """One unit, as often as it is given a donor."""
+        corner = np.array([[side.start for side in box]], dtype=np.int64)
+        return cls(np.full(count, example), corner.repeat(count, 0), size_of(box), channels, mask)
 
 
 class BoundDonors(ABC):
@@ -91,6 +119,17 @@ class BoundDonors(ABC):
         donors = [self.read(example, box_at(corner, size), number) for example, corner, number in rows]
         return torch.stack([some_channels(donor[None], channels)[0].expand(-1, *size) for donor in donors])
 
+    def values(self, units: Recipients, numbers: np.ndarray) -> Tensor:
+        """What units become that are given these donors ``(B,)``: ``(B, C or 1, *size)``, meaningful where an element is the unit's.
+
+        These are the donors as they are; a source that fits its donors to the place replaces it.
+        """
+        return self.read_many(units.examples, units.corners, size=units.size, numbers=numbers, channels=units.channels)
+
+    def mean_value(self, example: int, box: Box, channels: slice = ALL_CHANNELS, mask: Tensor | None = None) -> Tensor:
+        """The mean over all donors of what one unit becomes, float64 ``(C or 1, *box shape)``, exact."""
+        return some_channels(self.mean(example, box)[None], channels)[0]
+
     def inner_products(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """For each request, the sums ``(m,)`` over its donors' elements times the weights, in float64.
 
@@ -107,15 +146,14 @@ class BoundDonors(ABC):
 
     def _products_of(self, request: Request) -> np.ndarray:
         products = np.empty(len(request.numbers))
-        size, weights = size_of(request.box), request.weights.double()
-        corner = np.array([[side.start for side in request.box]], dtype=np.int64)
+        weights = request.weights.double()
         start, most = 0, 1  # until a donor is there, its number of channels is not known
         while start < len(products):
             numbers = request.numbers[start : start + most]
-            examples = np.full(len(numbers), request.example)
-            values = self.read_many(
-                examples, corner.repeat(len(numbers), 0), size=size, numbers=numbers, channels=request.channels
+            unit = Recipients.one(
+                request.example, request.box, channels=request.channels, mask=request.mask, count=len(numbers)
             )
+            values = self.values(unit, numbers)
             weights = weights.to(values.device)
             products[start : start + len(numbers)] = weighted_sums(values, weights)
             start, most = start + len(numbers), rows_at_once(weights.shape, values.shape[1:])
@@ -138,7 +176,7 @@ class DonorSource(AnySource, ABC):
     comparisons then :meth:`split` it. One that keeps more than what it was made with says in :meth:`describe` what counts.
 
     Attributes:
-        of_the_image: whether donors are made from the explained image itself (or activation), not brought from elsewhere.
+        of_the_image: whether what a unit becomes is made from the explained image (or activation) itself, at least in part.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
 """The units of a call, and what each of them is replaced by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_causalseg.boxes import Box
 from captum_causalseg.donors import BoundDonors, DonorSource
+from captum_causalseg.donors.source import Recipients
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.units import Frame, Units, paste
 
@@ -114,3 +115,6 @@ class _OfOneExample(BoundDonors):
         channels: slice = slice(None),
     ) -> Tensor:
         return self._bound.read_many(np.zeros_like(examples), corners, size=size, numbers=numbers, channels=channels)
+
+    def values(self, units: Recipients, numbers: np.ndarray) -> Tensor:
+        return self._bound.values(replace(units, examples=np.zeros_like(units.examples)), numbers)

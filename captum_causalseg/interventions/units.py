@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_causalseg.boxes import box_at, crop
 from captum_causalseg.donors import BoundDonors
+from captum_causalseg.donors.source import Recipients
 from captum_causalseg.engine.interventions import Interventions
 
 __all__ = ["Frame", "Piece", "Units", "gather", "paste"]
@@ -92,13 +93,14 @@ def paste(
         frame = None if frames is None else frames[slot]
         examples = interventions.example[interventions.row]
         for group in _alike(units, slot, frame=frame, examples=examples, which=interventions.unit):
-            donors = sources[slot].read_many(
-                examples[group.rows],
-                group.corners,
+            given = Recipients(
+                examples=examples[group.rows],
+                corners=group.corners,
                 size=group.size,
-                numbers=interventions.donor[group.rows, slot],
                 channels=group.channels,
+                mask=group.mask,
             )
+            donors = sources[slot].values(given, interventions.donor[group.rows, slot])
             _paste_alike(tensor, group, donors, onto=interventions.row[group.rows])
 
 

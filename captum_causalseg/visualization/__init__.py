@@ -3,6 +3,7 @@
 from captum_causalseg.visualization.comparison import plot_comparison
 from captum_causalseg.visualization.component_bars import plot_components
 from captum_causalseg.visualization.convergence import plot_convergence
+from captum_causalseg.visualization.donors import plot_donors
 from captum_causalseg.visualization.effects import plot_effects, plot_volume
 from captum_causalseg.visualization.influence_cells import plot_influence
 from captum_causalseg.visualization.profile import plot_profile
@@ -12,6 +13,7 @@ __all__ = [
     "plot_comparison",
     "plot_components",
     "plot_convergence",
+    "plot_donors",
     "plot_effects",
     "plot_influence",
     "plot_profile",
