@@ -91,7 +91,7 @@ LEFT_OUT = {
                 f"donors.BoundDonors.{name}"
                 for name in ("inner_products", "locate", "mean", "mean_value", "population", "read", "read_many", "values")
             ),
-            *("DonorSource.bind", "DonorSource.chosen", "PatchBank.chosen", "ActivationBank.chosen", "NeighborBank.chosen"),
+            *("DonorSource.bind", "DonorSource.chosen", "PatchBank.chosen", "ActivationBank.chosen"),
         ),
         "a protocol: the engine calls it for every draw, with arguments of its own",
     ),
@@ -100,6 +100,7 @@ LEFT_OUT = {
             *("ActivationBank.recorded", "SegmentationTarget.local_scores", "SegmentationTarget.roi_masks"),
             *("SegmentationTarget.with_masks_as_arguments", "SegmentationTarget.with_masks_of_calls"),
             *("SegmentationTarget.output_axes", "AverageTreatmentEffect.only", "LayerAverageTreatmentEffect.only", "PdCR.only"),
+            "PatchBank.own_images",
             "demo.Augmentation.__call__",
         ),
         "called by the library alone",

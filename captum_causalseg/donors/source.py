@@ -123,11 +123,29 @@ class BoundDonors(ABC):
         """What units become that are given these donors ``(B,)``: ``(B, C or 1, *size)``, meaningful where an element is the unit's.
 
         These are the donors as they are; a source that fits its donors to the place replaces it.
+
+        Example:
+            >>> import numpy as np, torch
+            >>> from captum_causalseg import PatchBank
+            >>> from captum_causalseg.donors.source import Recipients
+            >>> image, bank = torch.zeros(1, 1, 16, 16), PatchBank(torch.rand(10, 1, 16, 16), match="mean")
+            >>> unit = Recipients.one(0, (slice(0, 4), slice(0, 4)), count=2)
+            >>> given = bank.bind(image).values(unit, np.array([5, 168]))
+            >>> given.shape, bool(given.mean((1, 2, 3)).abs().max() < 1e-6)
+            (torch.Size([2, 1, 4, 4]), True)
         """
         return self.read_many(units.examples, units.corners, size=units.size, numbers=numbers, channels=units.channels)
 
     def mean_value(self, example: int, box: Box, channels: slice = ALL_CHANNELS, mask: Tensor | None = None) -> Tensor:
-        """The mean over all donors of what one unit becomes, float64 ``(C or 1, *box shape)``, exact."""
+        """The mean over all donors of what one unit becomes, float64 ``(C or 1, *box shape)``, exact.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import PatchBank
+            >>> image, bank = torch.zeros(1, 1, 16, 16), PatchBank(torch.rand(10, 1, 16, 16), match="mean")
+            >>> bool(bank.bind(image).mean_value(0, (slice(0, 4), slice(0, 4))).mean().abs() < 1e-6)
+            True
+        """
         return some_channels(self.mean(example, box)[None], channels)[0]
 
     def inner_products(self, requests: Sequence[Request]) -> list[np.ndarray]:

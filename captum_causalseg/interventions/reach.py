@@ -132,7 +132,7 @@ def _units_that_reach(units: Units, support: Support) -> np.ndarray:
     for example, unit in np.ndindex(reaches.shape[:2]):
         for piece in units.pieces(example, unit):
             mask = None if piece.mask is None else piece.mask.any(0)
-            reaches[example, unit] |= support.reaches(piece.slot, example, piece.box, mask)
+            reaches[example, unit] |= support.reaches(piece.slot, example, box=piece.box, mask=mask)
     return reaches
 
 
