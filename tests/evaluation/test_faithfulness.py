@@ -388,4 +388,4 @@ def test_where_no_unit_can_reach_the_region_nothing_is_replaced_and_no_score_is_
     curve = faithfulness.insertion(torch.rand(1, 1, 16, 16))
     assert not curve.fraction.any()
     assert np.isnan(curve.area).all()
-    np.testing.assert_allclose(curve.score, float(target(image)[0, 1]), rtol=1e-6)
+    np.testing.assert_allclose(curve.score, float(target(image).detach()[0, 1]), rtol=1e-6)
