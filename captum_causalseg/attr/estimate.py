@@ -191,7 +191,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
 
 def _of_all_units(problem: Problem, prepared: _Prepared, rows: UnitMoments, *, decide: float | None) -> UnitMoments:
     """From rows ``(M, K)`` to examples and units ``(N, U, K)``, with what is known of those that were not intervened on."""
-    allowed = prepared.outputs.of_rois(~problem.excluded)
+    allowed = problem.treated_for(prepared.outputs)
     moments = rows.spread(prepared.plan.example, prepared.plan.unit, *allowed.shape[:2])
     moments.status[problem.units.present & (moments.status == Status.ABSENT).all(2)] = Status.EXCLUDED
     moments.status[(moments.status != Status.ABSENT) & ~allowed] = Status.EXCLUDED
@@ -274,9 +274,7 @@ def _plan(problem: Problem, options: Options) -> Plan:
     seeds = effort.seeds
     if len(seeds) not in (1, problem.n_examples):
         raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
-    example, unit = np.nonzero(
-        problem.units.present & ~problem.excluded.all(2) & options.execution.part.units(len(problem.units))
-    )
+    example, unit = np.nonzero(problem.treated() & options.execution.part.units(len(problem.units)))
     return Plan(
         example=example,
         unit=unit,
@@ -315,8 +313,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     evaluator = problem.evaluator.localized()
     refuse_examples_that_mix(evaluator)
     reach = Reach.everything(evaluator) if effort.support is None else find_reach(problem, evaluator)
-    # A unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's.
-    active = outputs.of_rois(~problem.excluded) & outputs.of_rois(reach.reaches)
+    active = problem.treated_for(outputs) & outputs.of_rois(reach.reaches)
     plan = replace(plan, active=active[plan.example, plan.unit])
     if plan.scheme.design.needs_ranking:
         ranked = rank_donors(problem, reach.evaluator, plan, outputs=outputs.on_every_roi(), effort=effort)

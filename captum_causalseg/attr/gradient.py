@@ -40,7 +40,7 @@ def backpropagate(options: Options, n_steps: int) -> Any:
         shape = tuple(scores.shape[1:])
         outputs = problem.call.outputs(shape, options.target)
         index = torch.from_numpy(outputs.chosen)
-        used = problem.units.present & outputs.of_chosen(~problem.excluded)
+        used = outputs.of_chosen(problem.treated_for(outputs))
         means = _mean_donors(problem, values, used)
         if n_steps == 1:
             gradients = _gradients(scores, index, leaves)

@@ -73,6 +73,16 @@ class Problem:
         """How many images there are."""
         return self.units.n_examples
 
+    def treated(self) -> np.ndarray:
+        """Boolean ``(N, U)``: units that are intervened on, for the sake of some RoI."""
+        treated: np.ndarray = self.units.present & ~self.excluded.all(2)
+        return treated
+
+    def treated_for(self, outputs: Outputs) -> np.ndarray:
+        """Boolean ``(N, U, K)``: a unit that touches an RoI is intervened on for the other RoIs' sake, not for that one's."""
+        treated: np.ndarray = self.units.present[..., None] & outputs.of_rois(~self.excluded)
+        return treated
+
     @property
     def batch_size(self) -> int:
         """How many images go through the model at once."""

@@ -26,7 +26,7 @@ def find_reach(problem: Problem, evaluator: ModelEvaluator) -> Reach:
 
 def _collage(problem: Problem, k: int) -> list[Tensor]:
     """The tensors with every unit that has donors replaced by one of them."""
-    example, unit = np.nonzero(problem.units.present & ~problem.excluded.all(2))
+    example, unit = np.nonzero(problem.treated())
     population = problem.evaluator.populations(example, unit)
     donors = np.random.default_rng(k).integers(0, population)
     tensors = [tensor.clone() for tensor in problem.site.tensors]

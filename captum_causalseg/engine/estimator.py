@@ -154,7 +154,7 @@ class RegressionEstimator(Estimator):
         variance = (n - 1) / n**2 * (residuals**2).sum(0) * (1 + n * distance)
         # Equal draws have exactly no variance, whatever the controls do.
         variance = np.where(plain.variance == 0, 0.0, variance)
-        return Estimate(mean, variance, plain.factor, float(n - 1 - n_controls), n)
+        return Estimate(mean=mean, variance=variance, factor=plain.factor, freedom=float(n - 1 - n_controls), n=n)
 
 
 def _slopes_without_each(v: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -279,7 +279,7 @@ class _Loop:
             controls = np.concatenate([predicted, controls], 2)
             means = np.concatenate([np.full((values.shape[1], 1), first_order.mean), means], 1)
         selection = self.plan.design(row).selection(self._stage[row])
-        return Sample(values, selection, controls, means, first_order)
+        return Sample(values=values, selection=selection, controls=controls, control_means=means, first_order=first_order)
 
     def _expect(self, total: int) -> None:
         self._total = total

@@ -65,11 +65,11 @@ class Replacements:
         self.n_forwards += self.n_examples
         self._outputs = problem.call.outputs(scores.shape[1:], options.target)
         self.observed = self.pick(scores, everyone)
-        self.replaceable: np.ndarray = self._outputs.of_chosen(~problem.excluded) & problem.units.present
+        self.replaceable: np.ndarray = self._outputs.of_chosen(problem.treated_for(self._outputs))
         if support is not None:
             with undisturbed(self.scorer.function):
                 reach = find_reach(problem, problem.evaluator.localized())
-            self.replaceable &= self._outputs.of_chosen(reach.reaches)
+            self.replaceable &= self._outputs.of_chosen(self._outputs.of_rois(reach.reaches))
             self.n_forwards += problem.evaluator.ledger.forwards.total()
         numbers = [problem.evaluator.populations(*np.nonzero(self.replaceable))] * n_draws
         self._replaced = [self._all_replaced(draw, population) for draw, population in enumerate(numbers)]

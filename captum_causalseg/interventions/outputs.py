@@ -67,9 +67,8 @@ class Outputs:
             per_roi = np.all(per_roi, axis=2, keepdims=True)
         return np.tile(per_roi, (1, 1, self.count // per_roi.shape[2]))
 
-    def of_chosen(self, per_roi: np.ndarray) -> np.ndarray:
-        """From ``(N, U, R or 1)`` to ``(N, U)``: of the output that is asked for."""
-        of_all = self.of_rois(per_roi)
+    def of_chosen(self, of_all: np.ndarray) -> np.ndarray:
+        """From ``(N, U, K)`` to ``(N, U)``: of the output that is asked for."""
         chosen: np.ndarray = of_all[np.arange(len(of_all)), :, self.chosen]
         return chosen
 

@@ -107,7 +107,7 @@ class ByHand:
         total = 0.0
         for (slot, _, _), one in zip(step.donors, values):
             gradient = gradients[slot]
-            inside, box = self._places(slot, step.example, step.unit, gradient.shape)
+            inside, box = self._places(slot, step.example, step.unit, shape=gradient.shape)
             weight = torch.where(inside.to(gradient.device), gradient, 0.0)[box]
             total += float((weight * one.to(weight).expand(weight.shape)).sum())
         return total
@@ -138,7 +138,7 @@ class ByHand:
         with self._changed(change), self._cast(inputs[0].device):
             scores = scorer(*inputs, *self._call.arguments(example))
         self.n_forwards += 1
-        output = int(target_index(self._target, self._n_examples, scores.shape[1:], ())[example])
+        output = int(target_index(self._target, self._n_examples, scores.shape[1:], output_axes=())[example])
         score: Tensor = scores.double().flatten()[output]
         return score
 
@@ -146,7 +146,8 @@ class ByHand:
         """The change that an intervention makes."""
         values = {slot: values for (slot, _, _), values in zip(step.donors, step.read())}
         return lambda tensors: [
-            self._pasted(tensor, slot, step.example, step.unit, values.get(slot)) for slot, tensor in enumerate(tensors)
+            self._pasted(tensor, slot, example=step.example, unit=step.unit, values=values.get(slot))
+            for slot, tensor in enumerate(tensors)
         ]
 
     def nudged(self, example: int, unit: int) -> Change:
@@ -157,7 +158,11 @@ class ByHand:
 
         return lambda tensors: [
             self._pasted(
-                tensor, slot, example, unit, next_number(tensor[0])[self._places(slot, example, unit, tensor.shape[1:])[1]]
+                tensor,
+                slot,
+                example=example,
+                unit=unit,
+                values=next_number(tensor[0])[self._places(slot, example, unit, shape=tensor.shape[1:])[1]],
             )
             for slot, tensor in enumerate(tensors)
         ]
@@ -177,7 +182,7 @@ class ByHand:
 
     def _pasted(self, tensor: Tensor, slot: int, example: int, unit: int, values: Tensor | None) -> Tensor:
         """A tensor ``(1, C, *spatial)`` with these values ``(C or 1, *box)`` in the place of the unit, if it is there."""
-        inside, box = self._places(slot, example, unit, tensor.shape[1:])
+        inside, box = self._places(slot, example, unit, shape=tensor.shape[1:])
         if values is None or not bool(inside.any()):
             return tensor
         whole = tensor.clone()

@@ -102,7 +102,7 @@ class RefutationContext:
     def plan(self, **changed: Any) -> list[Intervention]:
         """The interventions of the original estimate, had no unit been screened out; arguments as of :meth:`estimate`."""
         changed = {"seed": self.seed, "baselines": self.baselines} | changed
-        return planned(self.explainer, self.inputs, self.target, {**self.arguments, **changed})
+        return planned(self.explainer, self.inputs, self.target, arguments={**self.arguments, **changed})
 
     @property
     def n_forwards_of_plan(self) -> int:

@@ -68,7 +68,7 @@ def crossed(context: RefutationContext) -> Refutation:
     draws = _fairness(context)
     forwards += draws.n_forwards
     if not tested.any():
-        return inconclusive("crossed", context.alpha, forwards, "no unit's draws show their spread")
+        return inconclusive("crossed", context.alpha, forwards, message="no unit's draws show their spread")
     at = np.unravel_index(int(np.nanargmin(p)), p.shape)
     names = (
         "stratified and uniform draws" if stratified.settings.get("sampling") == "stratified" else "uniform draws of two seeds"
@@ -89,7 +89,7 @@ def crossed(context: RefutationContext) -> Refutation:
     statistic = min(1.0, len(questions) * smallest)
     passed = statistic > context.alpha
     message = f"{names} agree" if passed else said
-    return verdict("crossed", passed, statistic, context.alpha, tested=tested, n_forwards=forwards, message=message)
+    return verdict("crossed", passed, statistic, threshold=context.alpha, tested=tested, n_forwards=forwards, message=message)
 
 
 def _both(context: RefutationContext) -> tuple[TreatmentEffectStatistics, TreatmentEffectStatistics, int]:
@@ -155,7 +155,13 @@ def _fairness(context: RefutationContext) -> _Fairness:
     """Whether the mean of what is known of every donor is, over the planned draws, what it is over all of them."""
     if is_sampled(context):
         return _Fairness()  # no gradient by hand of a model that answers differently each time
-    by_hand = ByHand(context.explainer, context.inputs, context.target, context.arguments, context.statistics)
+    by_hand = ByHand(
+        explainer=context.explainer,
+        inputs=context.inputs,
+        target=context.target,
+        arguments=context.arguments,
+        statistics=context.statistics,
+    )
     plans = [_by_unit(context.plan(seed=context.seed + number)) for number in range(_PLANS)]
     forwards = _PLANS * context.n_forwards_of_plan
     known = [unit for unit, steps in plans[0].items() if _has_mean(steps[0]) and all(unit in plan for plan in plans)]

@@ -71,7 +71,15 @@ def dose(context: RefutationContext, n_units: int = 3) -> Refutation:
         ratios.append(larger / own)
         spread, neighbors = float(found.standard_error[0, position]), f"{count - 1} neighbor{'s' * (count != 2)}"
         said.append(f"{unit_name(statistics, example, unit)} {own:.3g}, with its {neighbors} {larger:.3g} ± {spread:.1g}")
-    return Refutation("dose", "reported", ratios[0], np.nan, len(said), forwards, "; ".join(said))
+    return Refutation(
+        name="dose",
+        verdict="reported",
+        statistic=ratios[0],
+        threshold=np.nan,
+        n_units=len(said),
+        n_forwards=forwards,
+        message="; ".join(said),
+    )
 
 
 def _larger(statistics: TreatmentEffectStatistics, example: int, unit: int) -> tuple[tuple[Tensor, ...], int]:

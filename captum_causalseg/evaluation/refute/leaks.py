@@ -42,7 +42,13 @@ def find_leak(context: RefutationContext) -> Leak:
     chance: natural images have alike corners, above all in 8 bits. How often that happens is counted on patches of the explained image
     that occur in it a second time. Patches that are constant say nothing.
     """
-    by_hand = ByHand(context.explainer, context.inputs, context.target, context.arguments, context.statistics)
+    by_hand = ByHand(
+        explainer=context.explainer,
+        inputs=context.inputs,
+        target=context.target,
+        arguments=context.arguments,
+        statistics=context.statistics,
+    )
     planned = context.plan()
     if not planned:
         return Leak(1.0, "nothing is planned", context.n_forwards_of_plan)
@@ -59,7 +65,7 @@ def find_leak(context: RefutationContext) -> Leak:
                 for place, tensor in enumerate(by_hand.tensors(step.example)):
                     images[step.example, place] = _Searched(tensor.cpu().numpy())
             image = images[step.example, slot]
-            donor = _read(source, step, box, number, image.n_channels)
+            donor = _read(source, step, box=box, number=number, n_channels=image.n_channels)
             if not _varies(donor):
                 continue
             found[slot, which].append(image.holds(donor))
@@ -73,12 +79,12 @@ def find_leak(context: RefutationContext) -> Leak:
         (key for key, hits in found.items() if key[1] >= 0 and all(hits)), key=lambda key: len(found[key]), default=None
     )
     others = [hit for key, hits in found.items() if key != own_image for hit in hits]
-    p = _p_more(sum(others), len(others), sum(by_chance), len(by_chance))
+    p = _p_more(sum(others), len(others), sum(by_chance), of_expected=len(by_chance))
     message = f"{sum(others)} of {len(others)} planned donors are patches of the explained image itself"
     if own_image is not None:
         drawn, total = len(found[own_image]), sum(map(len, found.values()))
         share = elsewhere.count(own_image)
-        p_share = _p_more(drawn, total, share, len(elsewhere))
+        p_share = _p_more(drawn, total, share, of_expected=len(elsewhere))
         if p_share < p:
             p = p_share
             message = f"{drawn} of {total} planned donors come from the explained image, of which the bank holds {share / len(elsewhere):.1%}"
@@ -96,7 +102,7 @@ def _p_more(hits: int, of: int, expected: int, of_expected: int) -> float:
 def _read(source: BoundDonors, step: Intervention, box: Box, number: int, n_channels: int) -> np.ndarray:
     """A donor as the engine reads it, ``(C, *size)``."""
     corner = np.array([[side.start for side in box]], dtype=np.int64)
-    donor = source.read_many(np.array([step.example]), corner, size_of(box), np.array([number]))[0]
+    donor = source.read_many(np.array([step.example]), corner, size_of(box), numbers=np.array([number]))[0]
     return np.asarray(donor.expand(n_channels, *donor.shape[1:]).cpu().numpy())
 
 

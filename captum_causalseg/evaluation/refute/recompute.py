@@ -67,7 +67,7 @@ def recompute(context: RefutationContext) -> Refutation:
         'pass'
     """
     if is_sampled(context):
-        return inconclusive("recompute", _THRESHOLD, 0, "the model answers differently each time (n_samples)")
+        return inconclusive("recompute", _THRESHOLD, 0, message="the model answers differently each time (n_samples)")
     statistics, spent = _of_the_plan(context)
     steps: dict[Unit, list[Intervention]] = defaultdict(list)
     positions = {int(unit): position for position, unit in enumerate(statistics.unit_ids)}
@@ -76,9 +76,11 @@ def recompute(context: RefutationContext) -> Refutation:
     spent += context.n_forwards_of_plan
     chosen = _chosen(statistics, steps, context.seed)
     if not chosen:
-        return inconclusive("recompute", _THRESHOLD, spent, "no unit was estimated with exactly the planned draws")
+        return inconclusive("recompute", _THRESHOLD, spent, message="no unit was estimated with exactly the planned draws")
     explainer, settled = _untouched(context)
-    by_hand = ByHand(explainer, context.inputs, context.target, context.arguments, statistics)
+    by_hand = ByHand(
+        explainer=explainer, inputs=context.inputs, target=context.target, arguments=context.arguments, statistics=statistics
+    )
     scores = {
         unit: [by_hand.score(unit[0], by_hand.replaced(step)) for step in steps[unit][::-1]][::-1] for unit in chosen[::-1]
     }
@@ -125,7 +127,7 @@ def recompute(context: RefutationContext) -> Refutation:
     own = "" if context.untouched is not None else " (with the model as it is, which cannot be copied)"
     message = f"{len(chosen)} effects are the same by hand, one image at a time" if passed else said
     spent += settled + by_hand.n_forwards
-    return verdict("recompute", passed, ratio, _THRESHOLD, tested=tested, n_forwards=spent, message=message + own)
+    return verdict("recompute", passed, ratio, threshold=_THRESHOLD, tested=tested, n_forwards=spent, message=message + own)
 
 
 def _of_the_plan(context: RefutationContext) -> tuple[TreatmentEffectStatistics, int]:

@@ -220,7 +220,7 @@ def split_donors(context: RefutationContext) -> Refutation:
     level = context.alpha / 50
     if leak.p <= level:
         tested = (context.statistics.hypotheses & (context.statistics.n_draws > 0)).numpy()
-        return verdict("split", False, leak.p, level, tested=tested, n_forwards=leak.n_forwards, message=leak.message)
+        return verdict("split", False, leak.p, threshold=level, tested=tested, n_forwards=leak.n_forwards, message=leak.message)
     plain = {"sampling": "uniform", "n_screening_draws": 0, "precision": None, "decide": None}
     first, second = (
         context.estimate(baselines=half, seed=context.seed + number, **plain) for number, half in enumerate(halves)
