@@ -30,6 +30,12 @@ class Recipients:
         size: of the boxes.
         channels: which channels of the image are theirs.
         mask: of irregular units, which elements of the box are theirs, boolean ``(channels or 1, *size or ones)``; ``None`` for all.
+
+    Example:
+        >>> from captum_causalseg.donors.source import Recipients
+        >>> block = Recipients.one(0, (slice(8, 16), slice(0, 8)), count=3)  # one unit of the first image, given three donors
+        >>> block.examples.tolist(), block.corners[0].tolist(), block.size
+        ([0, 0, 0], [8, 0], (8, 8))
     """
 
     examples: np.ndarray

@@ -72,6 +72,12 @@ class DonorComparison:
         >>> found = compare_donors(case.target(), case.images, given, block_size=8, n_draws=20)
         >>> found.table[["first", "second", "example"]].values.tolist()
         [['raw', 'zeros', 0]]
+        >>> found.natural, found.sign_differs("raw", "zeros").shape  # zeros are one donor, no distribution
+        (['raw'], torch.Size([1, 16]))
+        >>> found.trusted[0].nonzero().flatten().tolist() == sorted(case.cause_units)
+        True
+        >>> found.conclusion.split(",")[0]
+        '3 of 11 units have a significant effect with raw donors'
     """
 
     statistics: dict[str, TreatmentEffectStatistics]
