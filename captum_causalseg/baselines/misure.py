@@ -15,7 +15,7 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.problem import Call
 from captum_causalseg.baselines.call import counting, prepare_image, scores_of_outputs
 from captum_causalseg.images import with_metadata
-from captum_causalseg.interventions.units import gather
+from captum_causalseg.interventions.frames import gather
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.target.outputs import interpolated
 from captum_causalseg.target.scorer import Scorer

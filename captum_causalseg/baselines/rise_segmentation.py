@@ -12,7 +12,7 @@ from captum_causalseg._checks import BOOLEAN, SEED, checked, integer, number, pe
 from captum_causalseg._state import undisturbed
 from captum_causalseg.baselines.call import counting, prepare_image, scores_of_outputs
 from captum_causalseg.images import with_metadata
-from captum_causalseg.interventions.units import gather
+from captum_causalseg.interventions.frames import gather
 from captum_causalseg.target.outputs import interpolated
 from captum_causalseg.target.scores import checked_scores
 

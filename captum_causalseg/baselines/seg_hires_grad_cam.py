@@ -14,9 +14,9 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.layer import LAYER
 from captum_causalseg.attr.problem import prepare_call
 from captum_causalseg.baselines.call import scores_of_outputs
+from captum_causalseg.interventions.frames import gather
 from captum_causalseg.interventions.recording import record
 from captum_causalseg.interventions.sites import Layer, LayersSite
-from captum_causalseg.interventions.units import gather
 from captum_causalseg.target.gradient import has_gradient
 
 __all__ = ["SegHiResGradCam"]

@@ -12,7 +12,8 @@ from captum_causalseg.attr.estimate import prepare
 from captum_causalseg.attr.options import Options
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.engine.interventions import Interventions
-from captum_causalseg.interventions.units import gather, paste
+from captum_causalseg.interventions.frames import gather
+from captum_causalseg.interventions.paste import paste
 from captum_causalseg.statistics.unit_places import UnitPlaces
 from captum_causalseg.target.scores import checked_scores
 

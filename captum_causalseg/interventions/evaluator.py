@@ -12,10 +12,10 @@ from torch import Tensor
 
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.interventions.frames import Frame, gather
 from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.sites import Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
-from captum_causalseg.interventions.units import Frame, gather
 from captum_causalseg.target.local_scores import LocalScores
 from captum_causalseg.target.scorer import Scorer
 from captum_causalseg.target.scores import checked_scores

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from captum_causalseg.interventions.units import Frame
+from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.target.scorer import Scorer, as_scorer
 
 __all__ = ["WHOLE", "Execution", "Part"]

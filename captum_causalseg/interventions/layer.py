@@ -17,10 +17,10 @@ from torch import Tensor
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import Local, ModelEvaluator
 from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.interventions.frames import gather
 from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.sites import LayersSite, Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
-from captum_causalseg.interventions.units import gather
 from captum_causalseg.interventions.vmapped import Vmapped
 from captum_causalseg.target.scorer import Scorer
 

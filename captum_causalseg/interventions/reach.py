@@ -10,8 +10,9 @@ from torch import Tensor
 
 from captum_causalseg.boxes import hull
 from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.support import Support, find_support
-from captum_causalseg.interventions.units import Frame, Units
+from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.window import find_window
 
 __all__ = ["Reach", "probe"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg.interventions.activation import Activation
+from captum_causalseg.interventions.frames import Frame, gather
 from captum_causalseg.interventions.recording import record, watched
-from captum_causalseg.interventions.units import Frame, gather
 from captum_causalseg.layout import Layout
 
 __all__ = ["InputSite", "Layer", "LayersSite", "Site"]

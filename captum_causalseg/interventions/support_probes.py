@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_causalseg.engine.memory import fitting
+from captum_causalseg.interventions.frames import gather
 from captum_causalseg.interventions.rounding import relative_tolerance
-from captum_causalseg.interventions.units import gather
 
 __all__ = ["MASKED", "Logits", "Prober", "Row", "Unverified", "at_least_single"]
 

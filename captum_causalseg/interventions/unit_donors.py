@@ -11,7 +11,9 @@ from captum_causalseg.boxes import Box
 from captum_causalseg.donors import BoundDonors, DonorSource
 from captum_causalseg.donors.source import Recipients
 from captum_causalseg.engine.interventions import Interventions
-from captum_causalseg.interventions.units import Frame, Units, paste
+from captum_causalseg.interventions.frames import Frame
+from captum_causalseg.interventions.paste import paste
+from captum_causalseg.interventions.units import Units
 
 __all__ = ["UnitDonors"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.rounding import relative_tolerance
-from captum_causalseg.interventions.units import Frame
 
 __all__ = ["find_window"]
 

@@ -10,12 +10,13 @@ from captum_causalseg import PatchBank, SegmentationTarget, regions
 from captum_causalseg.donors import as_donor_source
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.execution import Execution, Part
+from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.inputs import InputEvaluator
 from captum_causalseg.interventions.layer import LayersEvaluator
 from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.sites import InputSite, LayersSite
 from captum_causalseg.interventions.unit_donors import UnitDonors
-from captum_causalseg.interventions.units import Frame, Units
+from captum_causalseg.interventions.units import Units
 from captum_causalseg.target.scorer import as_scorer
 
 SIZE = {2: 32, 3: 16}
