@@ -58,7 +58,6 @@ ELSEWHERE = {
     "interventions/execution": "interventions/test_evaluator",
     "interventions/inputs": "interventions/test_evaluator",
     "interventions/ledger": "interventions/test_evaluator",
-    "interventions/outputs": "whole/test_bad_targets",
     "interventions/recording": "donors/test_activation_bank",
     "interventions/rounding": "interventions/test_support_doubts",
     "interventions/sites": "interventions/test_evaluator",
@@ -72,6 +71,7 @@ ELSEWHERE = {
     "target/scorer_base": "target/test_scorer",
     "target/scores": "target/test_scorer",
     "target/target_scorer": "target/test_scorer",
+    "visualization/donors": "evaluation/test_donor_comparison",
     "visualization/profile_panels": "visualization/test_profile",
     "visualization/sheet": "visualization/test_effects",
 }

@@ -207,7 +207,7 @@ def test_donors_are_those_of_the_folder(place):
 def test_a_dicom_series(place):
     pytest.importorskip("pydicom")
     import pydicom
-    from test_images import GAP, ORIGIN, write_series
+    from image_files import GAP, ORIGIN, write_series
 
     folder, name = place
     volume = np.random.default_rng(0).integers(0, 255, (6, 16, 16))
