@@ -93,6 +93,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/shortcut.py --write docs/benchmarks/shortcut.md
 	$(BIN)/python benchmarks/comparison.py --write docs/benchmarks/comparison.md
 	$(BIN)/python benchmarks/cohort.py --write docs/benchmarks/cohort.md
+	$(BIN)/python benchmarks/refuters.py --threads 1 --write docs/benchmarks/refuters.md
 	$(BIN)/python benchmarks/refusals.py --threads 1 --write docs/benchmarks/refusals.md
 	$(BIN)/python examples/model_study.py --write docs
 	$(BIN)/python benchmarks/layer_effects.py

@@ -717,6 +717,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
         for name in (
             "crossed",
             "dose",
+            "joints",
             "other_seed",
             "placebo",
             "random_weights",

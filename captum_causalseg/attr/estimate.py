@@ -15,8 +15,8 @@ from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
 from captum_causalseg.attr.problem import Problem, prepare_inputs
 from captum_causalseg.attr.ranking import rank_donors
 from captum_causalseg.attr.reach import find_reach
-from captum_causalseg.boxes import Box
 from captum_causalseg.donors import BoundDonors
+from captum_causalseg.donors.source import Recipients, some_channels
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run
@@ -26,6 +26,7 @@ from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
+from captum_causalseg.interventions.units import Piece
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
 
@@ -57,7 +58,7 @@ class Intervention:
         donors: per input that the unit reaches into, ``(input, donor image, corner)``: where the donor's bounding box begins in
             the donor image (-1 for sources that have no images, such as a constant).
         numbers: per entry of ``donors``, which of the unit's donors it is.
-        sources: per entry of ``donors``, what it is read from, and the bounding box of the unit there.
+        sources: per entry of ``donors``, what it is read from, and the part of the unit that lies there.
 
     Example:
         >>> from captum_causalseg import AverageTreatmentEffect
@@ -74,10 +75,10 @@ class Intervention:
     weight: float
     donors: tuple[tuple[int, int, tuple[int, ...]], ...]
     numbers: tuple[int, ...] = ()
-    sources: tuple[tuple[BoundDonors, Box], ...] = field(default=(), repr=False, compare=False)
+    sources: tuple[tuple[BoundDonors, Piece], ...] = field(default=(), repr=False, compare=False)
 
     def read(self) -> tuple[Tensor, ...]:
-        """The donors' values, one ``(C or 1, *bounding box)`` per entry of ``donors``; a layer's with channels first.
+        """The values that the unit is given, one ``(its channels or 1, *bounding box)`` per entry of ``donors``; a layer's channels first.
 
         They are read one by one, by the simplest way that a donor source has.
 
@@ -89,7 +90,10 @@ class Intervention:
             >>> [values.shape for values in planned[0].read()]
             [torch.Size([1, 4, 4])]
         """
-        return tuple(source.read(self.example, box, number) for (source, box), number in zip(self.sources, self.numbers))
+        return tuple(
+            _read(source, self.example, piece=piece, number=number)
+            for (source, piece), number in zip(self.sources, self.numbers)
+        )
 
 
 @dataclass(frozen=True)
@@ -231,10 +235,18 @@ def interventions(options: Options) -> list[Intervention]:
                     weight=weight,
                     donors=donors,
                     numbers=tuple(number[p.slot] for p in pieces),
-                    sources=tuple((problem.donors[p.slot], p.box) for p in pieces),
+                    sources=tuple((problem.donors[p.slot], p) for p in pieces),
                 )
             )
     return planned
+
+
+def _read(source: BoundDonors, example: int, *, piece: Piece, number: int) -> Tensor:
+    if type(source).values is BoundDonors.values:
+        return some_channels(source.read(example, piece.box, number)[None], piece.channels)[0]
+    # What the unit becomes depends on which elements are its own.
+    unit = Recipients.one(example, piece.box, channels=piece.channels, mask=piece.mask)
+    return source.values(unit, np.array([number]))[0]
 
 
 def answer(options: Options, problem: Problem, statistics: TreatmentEffectStatistics) -> Any:

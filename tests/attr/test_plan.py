@@ -34,4 +34,4 @@ def test_donors_of_a_layer_are_activations_with_channels_first():
     planned = LayerAverageTreatmentEffect(model, model[0]).plan(torch.rand(1, 1, 6, 6), donors, n_draws=3)
     assert {step.unit for step in planned} == {0, 1, 2}
     for step in planned:
-        torch.testing.assert_close(step.read()[0], activations[step.donors[0][1]])
+        torch.testing.assert_close(step.read()[0], activations[step.donors[0][1], step.unit : step.unit + 1])

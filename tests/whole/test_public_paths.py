@@ -46,7 +46,7 @@ PATHS = {
     "captum_causalseg.evaluation.planted": "PlantedCase PlantedCause PlantedNetwork ShortcutCase ShortcutExamples build_shortcut_network draw_shortcut_examples load_shortcut_case load_shortcut_network load_shortcut_slices marker_findings planted_case shortcut_record",
     "captum_causalseg.evaluation.profile": "BackgroundEffect InfluenceMatrix PerceptionProfile background_effect influence_matrix perception_profile profile_of_map",
     "captum_causalseg.evaluation.refutation": "Refutation RefutationReport inconclusive verdict",
-    "captum_causalseg.evaluation.refute": "REFUTERS Refutation RefutationContext RefutationReport Refuter crossed dose other_seed placebo random_weights recompute refute split_donors subset_of_donors",
+    "captum_causalseg.evaluation.refute": "REFUTERS Refutation RefutationContext RefutationReport Refuter crossed dose joints other_seed placebo random_weights recompute refute split_donors subset_of_donors",
     "captum_causalseg.images": "check_same_grid invert load_image load_label save_map spacing_of with_metadata",
     "captum_causalseg.layout": "AXES Layout UNIT_KINDS UnitKind unit_mask",
     "captum_causalseg.metrics": "METRICS Metric average_surface_distance boundary_alignment brier detection dice hausdorff_95 inside_mean inside_sum iou negated_cross_entropy register relative_volume sum_inside surface_dice uniformity volumetric_similarity",

@@ -8,6 +8,7 @@ randomization test of Adebayo et al. 2018 (arXiv 1810.03292).
 from captum_causalseg.evaluation.refute.context import RefutationContext, Refuter
 from captum_causalseg.evaluation.refute.crossed import crossed
 from captum_causalseg.evaluation.refute.dose import dose
+from captum_causalseg.evaluation.refute.joints import joints
 from captum_causalseg.evaluation.refute.recompute import recompute
 from captum_causalseg.evaluation.refute.refuters import REFUTERS, other_seed, placebo, refute, split_donors, subset_of_donors
 from captum_causalseg.evaluation.refute.report import Refutation, RefutationReport
@@ -21,6 +22,7 @@ __all__ = [
     "Refuter",
     "crossed",
     "dose",
+    "joints",
     "other_seed",
     "placebo",
     "random_weights",

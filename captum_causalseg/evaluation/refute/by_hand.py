@@ -100,7 +100,13 @@ class ByHand:
 
     def product_of_mean(self, step: Intervention) -> float:
         """The same of the mean over all the unit's donors."""
-        return self._product(step, [source.mean(step.example, box) for source, box in step.sources])
+        return self._product(
+            step,
+            [
+                source.mean_value(step.example, piece.box, channels=piece.channels, mask=piece.mask)
+                for source, piece in step.sources
+            ],
+        )
 
     def _product(self, step: Intervention, values: Sequence[Tensor]) -> float:
         gradients = self._gradients(step.example)
@@ -181,7 +187,7 @@ class ByHand:
         return held
 
     def _pasted(self, tensor: Tensor, slot: int, example: int, unit: int, values: Tensor | None) -> Tensor:
-        """A tensor ``(1, C, *spatial)`` with these values ``(C or 1, *box)`` in the place of the unit, if it is there."""
+        """A tensor ``(1, C, *spatial)`` with these values ``(channels or 1, *box)`` in the place of the unit, if it is there."""
         inside, box = self._places(slot, example, unit, shape=tensor.shape[1:])
         if values is None or not bool(inside.any()):
             return tensor
@@ -190,14 +196,13 @@ class ByHand:
         return torch.where(inside.to(tensor.device), whole, tensor)
 
     def _places(self, slot: int, example: int, unit: int, shape: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-        """Which elements of a tensor ``(C, *spatial)`` a unit has, and the box around them, of all channels."""
+        """Which elements of a tensor ``(C, *spatial)`` a unit has, and the box around them."""
         mask = self._masks[slot]
         inside = (mask[example if len(mask) > 1 else 0] == unit).expand(*shape)
-        places = inside.any(0).nonzero()
+        places = inside.nonzero()
         if not len(places):
             return inside, ()
-        sides = [places[:, axis] for axis in range(places.shape[1])]
-        return inside, (slice(None), *(slice(int(side.min()), int(side.max()) + 1) for side in sides))
+        return inside, tuple(slice(int(side.min()), int(side.max()) + 1) for side in places.T)
 
     @contextmanager
     def _changed(self, change: Change | None) -> Iterator[None]:

@@ -204,6 +204,7 @@ def _by_unit(planned: list[Intervention]) -> dict[tuple[int, int], list[Interven
 def _has_mean(step: Intervention) -> bool:
     """Whether the mean over all donors of a planned intervention can be had without reading them all one by one."""
     return all(
-        type(source).mean is not BoundDonors.mean or source.population(step.example, box) <= _MOST_DONORS
-        for source, box in step.sources
+        (type(source).mean is not BoundDonors.mean and type(source).mean_value is BoundDonors.mean_value)
+        or source.population(step.example, piece.box) <= _MOST_DONORS
+        for source, piece in step.sources
     )

@@ -3,13 +3,15 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats as scipy_stats
+from torch import Tensor
 
 from captum_causalseg.attr.estimate import Intervention
 from captum_causalseg.boxes import Box, size_of
-from captum_causalseg.donors import BoundDonors
+from captum_causalseg.donors import BoundDonors, PatchBank
 from captum_causalseg.evaluation.refute.by_hand import ByHand
 from captum_causalseg.evaluation.refute.context import RefutationContext
 
@@ -49,7 +51,7 @@ def find_leak(context: RefutationContext) -> Leak:
         arguments=context.arguments,
         statistics=context.statistics,
     )
-    planned = context.plan()
+    planned = context.plan(baselines=_as_they_are(context.baselines))
     if not planned:
         return Leak(1.0, "nothing is planned", context.n_forwards_of_plan)
     generator = np.random.default_rng(context.seed)
@@ -59,13 +61,14 @@ def find_leak(context: RefutationContext) -> Leak:
     by_chance: list[bool] = []
     elsewhere: list[tuple[int, int]] = []
     for step in (planned[index] for index in chosen):
-        for (slot, which, _), number, (source, box) in zip(step.donors, step.numbers, step.sources):
+        for (slot, which, _), number, (source, piece) in zip(step.donors, step.numbers, step.sources):
+            box = piece.box
             # What a source without images has is all from one place, of which nothing is known.
             if (step.example, slot) not in images:
                 for place, tensor in enumerate(by_hand.tensors(step.example)):
-                    images[step.example, place] = _Searched(tensor.cpu().numpy())
+                    images[step.example, place] = _Searched(tensor)
             image = images[step.example, slot]
-            donor = _read(source, step, box=box, number=number, n_channels=image.n_channels)
+            donor = image.like(_read(source, step, box=box, number=number))
             if not _varies(donor):
                 continue
             found[slot, which].append(image.holds(donor))
@@ -99,11 +102,18 @@ def _p_more(hits: int, of: int, expected: int, of_expected: int) -> float:
     return float(scipy_stats.fisher_exact(table, alternative="greater").pvalue)
 
 
-def _read(source: BoundDonors, step: Intervention, box: Box, number: int, n_channels: int) -> np.ndarray:
-    """A donor as the engine reads it, ``(C, *size)``."""
+def _as_they_are(baselines: Any) -> Any:
+    """Donors that are not fitted to the units: those that are lie in no image."""
+    if isinstance(baselines, tuple):
+        return tuple(_as_they_are(one) for one in baselines)
+    return baselines.fitted() if isinstance(baselines, PatchBank) and baselines.fit.changes else baselines
+
+
+def _read(source: BoundDonors, step: Intervention, *, box: Box, number: int) -> Tensor:
+    """A donor as the engine reads it, ``(C or 1, *size)``."""
     corner = np.array([[side.start for side in box]], dtype=np.int64)
     donor = source.read_many(np.array([step.example]), corner, size_of(box), numbers=np.array([number]))[0]
-    return np.asarray(donor.expand(n_channels, *donor.shape[1:]).cpu().numpy())
+    return donor
 
 
 def _varies(patch: np.ndarray) -> bool:
@@ -115,19 +125,25 @@ def _varies(patch: np.ndarray) -> bool:
 class _Searched:
     """An image ``(C, *spatial)`` in which patches are looked for."""
 
-    def __init__(self, image: np.ndarray) -> None:
-        self._image, self.n_channels = image, len(image)
-        self._spatial = image.shape[1:]
+    def __init__(self, tensor: Tensor) -> None:
+        self._dtype, self._spatial = tensor.dtype, tuple(tensor.shape[1:])
+        # In double precision every number is what it was, and NumPy knows it.
+        self._image = image = tensor.double().cpu().numpy()
         # Of the channel with the most different values: where each of them lies.
         flat = image.reshape(len(image), -1)
         self._channel = int(np.argmax([len(np.unique(one)) for one in flat]))
         self._order = np.argsort(flat[self._channel], kind="stable")
         self._sorted = flat[self._channel][self._order]
 
+    def like(self, donor: Tensor) -> np.ndarray:
+        """A donor's values as they are pasted, for all channels."""
+        values: np.ndarray = donor.to(self._dtype).double().expand(len(self._image), *donor.shape[1:]).cpu().numpy()
+        return values
+
     def holds(self, patch: np.ndarray, besides: np.ndarray | None = None) -> bool:
         """Whether a patch ``(C, *size)`` lies somewhere, at a place that does not overlap the one at ``besides``."""
         size = patch.shape[1:]
-        values = patch[self._channel].ravel().astype(self._sorted.dtype)
+        values = patch[self._channel].ravel()
         first, last = (np.searchsorted(self._sorted, values, side) for side in ("left", "right"))
         rarest = int(np.argmin(last - first))
         places = self._order[first[rarest] : last[rarest]]

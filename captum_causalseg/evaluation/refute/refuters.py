@@ -31,6 +31,7 @@ from captum_causalseg.evaluation.refute.context import (
 from captum_causalseg.evaluation.refute.crossed import crossed
 from captum_causalseg.evaluation.refute.differences import p_values_of_difference
 from captum_causalseg.evaluation.refute.dose import dose
+from captum_causalseg.evaluation.refute.joints import joints
 from captum_causalseg.evaluation.refute.leaks import find_leak
 from captum_causalseg.evaluation.refute.recompute import recompute
 from captum_causalseg.evaluation.refute.report import Refutation, RefutationReport, inconclusive, verdict
@@ -80,6 +81,7 @@ def refute(
             - ``"subset"`` (:func:`subset_of_donors`): most of the donors give the same effects as all of them;
             - ``"seed"`` (:func:`other_seed`): other draws agree within the standard errors;
             - ``"crossed"`` (:func:`crossed`): stratified and uniform draws agree;
+            - ``"joints"`` (:func:`joints`): donors of the units' own brightness say much the same;
             - ``"dose"`` (:func:`dose`): what larger units around the strongest ones do, without a verdict;
             - ``"weights"`` (:func:`random_weights`): another model has other effects.
         alpha: error rate of each refuter's test.
@@ -139,6 +141,10 @@ def placebo(context: RefutationContext) -> Refutation:
     DoWhy's placebo treatment. Passes if every effect is 0, not merely small; a layer's units are replaced by their own
     activations. Fails with models that draw random numbers or remember their calls, with interventions that miss their place,
     and with scores that are not computed as the observed one was.
+
+    **It sees** what is done even where nothing changes. **It does not see** anything that vanishes when nothing is replaced: effects of
+    another scale or sign, another unit in the place of the one that is meant, donors, draws, standard errors, a model that knows
+    the image by heart.
 
     The statistic is the largest absolute effect, in the score's units; the threshold 0.
 
@@ -239,6 +245,10 @@ def other_seed(context: RefutationContext) -> Refutation:
     exact (the bank was drained) must be equal to rounding. Units that either run gave up after its screening draws are left
     out: what is lost by screening is known not to be in their standard errors.
 
+    **It sees** standard errors that are much too small in some unit, by the variances that they are made of. **It does not see** what every
+    seed has in common: scale, sign, place, donors, a bias of the draws, the model; nor errors that are too small by a factor of 2 in all units,
+    which :func:`crossed` is for.
+
     The statistic is the smallest corrected p-value, the threshold ``alpha``. A failure says that the standard errors are too
     small, or that the model does not give the same output twice.
 
@@ -262,6 +272,9 @@ def subset_of_donors(context: RefutationContext, n_subsets: int = 2, share: floa
     DoWhy's data subset refuter. Passes if no unit that is significant in both changes its sign and the rank correlation
     (Spearman) of the effects over the units that are significant in either is at least 0.7, for every subset. Units whose effects
     are all alike have no ranks to agree in: look at the message before drawing conclusions from a low correlation.
+
+    **It sees** effects that hang on a few of the donor images, or that are mostly noise (draw more then). **It does not see** what all
+    subsets have in common: scale, sign, place, draws, the model.
 
     The statistic is the lowest rank correlation, the threshold 0.7. Inconclusive with fewer than 5 such units, or where donors
     cannot be split.
@@ -338,6 +351,7 @@ REFUTERS: dict[str, Refuter] = {
     "subset": subset_of_donors,
     "seed": other_seed,
     "crossed": crossed,
+    "joints": joints,
     "dose": dose,
     "weights": random_weights,
 }

@@ -42,6 +42,9 @@ def random_weights(context: RefutationContext, attempts: int = 3) -> Refutation:
     the paper, is not the criterion: a network's effects fade with the distance from the RoI whatever its weights are, and a model
     that is dead after the permutation has effects without ranks. The message reports it.
 
+    **It sees** effects that do not depend on what the model has learned. **It does not see** how they depend on it: scale, sign, place, draws
+    and donors that are wrong for one set of weights are wrong for the other as well.
+
     The statistic is that share, the threshold 0.5. Inconclusive with fewer than 5 such units (draw more), if there is no module to
     be seen (a plain function), or if the outputs under random weights are not finite in any of ``attempts`` permutations.
 

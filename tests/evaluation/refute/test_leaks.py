@@ -50,3 +50,9 @@ def test_activations_of_the_explained_image():
     assert refute(layer, images, donors, 1, **options)["split"].verdict == "pass"
     leaky = torch.cat([donors[:20], images.expand(10, -1, -1, -1)])
     assert refute(layer, images, leaky, 1, **options)["split"].verdict == "fail"
+
+
+def test_donors_of_another_precision_are_compared_as_they_are_pasted():
+    _, images, donors = case(2)
+    leaky = torch.cat([donors[:20], images.expand(10, -1, -1, -1)]).double()
+    assert split(PatchBank(leaky)).verdict == "fail"
