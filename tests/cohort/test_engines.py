@@ -117,8 +117,8 @@ def test_driver_and_workers_are_killed_at_once(tmp_path, whole):
 
 STARTS = """
 import sys
-from captum_causalseg.cohort.engines import on_ray
-with on_ray(None, 1, 1, 0):
+from captum_causalseg.cohort.engines import Pool, on_ray
+with on_ray(Pool(address=None, n_workers=1, num_cpus=1, num_gpus=0)):
     print("started", flush=True)
     sys.stdin.read()
 """

@@ -86,7 +86,7 @@ def test_cases_with_and_without_geometry_are_told_apart(tmp_path, caplog):
     assert units.groupby("case")["distance_unit"].unique().map(list).to_dict() == {"0": ["mm"], "1": ["pixel"]}
     summary = summarize(cohort)
     assert summary.distance_unit == "mm, pixel"
-    assert "distances of some cases are in mm, of others in pixels" in caplog.text
+    assert "distances of some cases are in mm, those of others in pixels" in caplog.text
     assert plot_cohort_profile(summary).axes[0].get_xlabel() == "distance from the region of interest (mm, pixels)"
 
 

@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 
 from captum_causalseg import Status
 from captum_causalseg.engine.goal import Goal, half_widths
+from captum_causalseg.engine.ranking import Ranking
 from captum_causalseg.engine.run import run
 from captum_causalseg.statistics.moments import UnitMoments
 
@@ -112,8 +113,8 @@ def test_a_drained_row_is_exact_and_not_drawn_on():
     plan.population[2] = 8
     plan.population[3] = 11
     for sampling in ("uniform", "stratified"):
-        rankings = [generator(row).permutation(size) for row, size in enumerate([40, 40, 8, 11, 40])]
-        rankings[2] = None
+        orders = [generator(row).permutation(size) for row, size in enumerate([40, 40, 8, 11, 40])]
+        rankings = [None if row == 2 else Ranking(order) for row, order in enumerate(orders)]
         drained = replace(plan, sampling=sampling, rankings=rankings)
         outcome = pursue(drained, differences, observed, precision=1e-9, most_draws=10**6)
         assert outcome.moments.n_draws[:, 0].tolist() == [40, 40, 8, 11, 40]

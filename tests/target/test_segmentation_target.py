@@ -28,7 +28,7 @@ def test_repr_and_log_say_which_activation_was_taken(activation, channels, chose
         for _ in range(2):
             target(torch.linspace(-2, 5, channels * 4).reshape(1, channels, 4))
     assert f"activation={activation if chosen == activation else f'auto -> {chosen}'}," in repr(target)
-    expected = [f"activation: took {chosen!r} for an output of {channels} channel(s) in [-2, 5]"] * (activation == "auto")
+    expected = [f"activation: chose {chosen!r} for an output of {channels} channel(s) in [-2, 5]"] * (activation == "auto")
     assert [record.getMessage() for record in caplog.records] == expected
 
 

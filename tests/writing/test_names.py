@@ -20,6 +20,7 @@ import captum_causalseg
 from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, visualization
 from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.evaluation.comparison import Comparison
+from captum_causalseg.evaluation.donor_comparison import DonorComparison
 from captum_causalseg.evaluation.influence import InfluenceMatrix
 from captum_causalseg.evaluation.profile import perception_profile
 from captum_causalseg.interventions.support import Support
@@ -67,12 +68,19 @@ def of_effects(spatial, plot=visualization.plot_effects):
     return plot(image, statistics, roi, title=ODD, score_name=ODD)
 
 
+def donors():
+    image, statistics, roi = case((16, 16), 4, 4, 4)
+    found = DonorComparison({ODD: statistics, "zeros": statistics}, alpha=0.05, image=image, roi=roi[None])
+    return visualization.plot_donors(found, title=ODD, score_name=ODD)
+
+
 def profile():
     _, statistics, roi = case((24, 24), 4, 8, 8)
     return visualization.plot_profile(perception_profile(statistics, roi), ODD, ODD)
 
 
 PICTURES = {
+    "plot_donors": donors,
     "plot_effects": lambda: of_effects((16, 16)),
     "plot_volume": lambda: of_effects((12, 12, 12), visualization.plot_volume),
     "plot_profile": profile,

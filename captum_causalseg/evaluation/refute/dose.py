@@ -25,7 +25,7 @@ def dose(context: RefutationContext, n_units: int = 3) -> Refutation:
     """Each of the strongest units is replaced together with all that touch it: the effect of a larger dose beside its own.
 
     The larger unit is the unit and its neighbors (across edges and corners, in all inputs that it reaches into), without those that the
-    RoI excludes; its donors are natural patches of that size. **There is no verdict** (``"reported"``): a cause in one place gives about
+    RoI excludes and those that cannot reach it; its donors are natural patches of that size. **There is no verdict** (``"reported"``): a cause in one place gives about
     the same effect, one that is spread over the neighbors a larger one, neighbors that stand in for each other a much larger one, and an
     effect that vanishes or changes its sign with its surroundings may be that of the joint between the unit and what is around it. The
     message lists the effects.
@@ -91,7 +91,7 @@ def _larger(statistics: TreatmentEffectStatistics, example: int, unit: int) -> t
         places = (mask == number).any(1, keepdim=True).expand(1, 1, *shape[2:])
         touching |= set(mask.expand(1, -1, *shape[2:])[_grown(places).expand(1, mask.shape[1], *shape[2:])].tolist())
     status = {int(one): int(state) for one, state in zip(statistics.unit_ids, statistics.status[example])}
-    free = [one for one in sorted(touching) if status[one] not in (Status.EXCLUDED, Status.ABSENT)]
+    free = [one for one in sorted(touching) if status[one] in (Status.ESTIMATED, Status.SCREENED)]
     return tuple(torch.isin(mask, torch.tensor(free)) for mask in masks), len(free)
 
 
