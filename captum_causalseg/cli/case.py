@@ -91,7 +91,9 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     if options.donors is not None:
         with naming("--donors"):
             folder = _DonorFolder(options.donors, prepare, image.shape[1])
-            donors = PatchBank(folder)
+            donors = PatchBank(folder, match=options.match, blend=_blend(options.blend))
+    elif options.match is not None or options.blend:
+        raise InputError(f"--{'blend' if options.match is None else 'match'}: it goes with --donors, whose images it changes")
     with naming("--units"):
         units = find_units(options.units, grids, roi)
     size = f"{_size(grids)}, {image.shape[1]} channel(s)"
@@ -110,7 +112,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         "Parts of the image": f"{units_name(options)} {units.described}".lstrip(),
         "Replaced by": "other places of the same image"
         if folder is None
-        else f"places of {len(folder)} images in {name_of_case(options, options.donors, 'a folder')}",
+        else f"places of {len(folder)} images in {name_of_case(options, options.donors, 'a folder')}{_fit_in_words(options)}",
         "Score": options.metric,
     }
     return CommandCase(
@@ -125,6 +127,18 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         units=units,
         described=described,
     )
+
+
+def _blend(width: int) -> int:
+    if width < 0:
+        raise InputError(f"--blend: expected at least 0, got {width}")
+    return width
+
+
+def _fit_in_words(options: argparse.Namespace) -> str:
+    said = {None: "", "mean": ", given the part's own mean", "mean_std": ", given the part's own mean and spread"}
+    matched = said.get(options.match, ", given the part's own values in their order")
+    return matched + (f", faded in over {options.blend} pixel{'s' * (options.blend > 1)}" if options.blend else "")
 
 
 class _DonorFolder(Sequence[Tensor]):

@@ -176,6 +176,19 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         "--donors", type=Path, metavar="DIR", help="folder of image files to cut donors from (default: the image itself)"
     )
     case.add_argument(
+        "--match",
+        choices=("mean", "mean_std", "histogram"),
+        help="give every donor the mean, the mean and spread, or all the values of the part that it replaces, per channel, so that it does "
+        "not bring a step of brightness with it (default: donors as they are)",
+    )
+    case.add_argument(
+        "--blend",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fade every donor in over N pixels of the prepared image from the border of the part that it replaces (default: 0)",
+    )
+    case.add_argument(
         "--units",
         default=None,
         metavar="SIZE",

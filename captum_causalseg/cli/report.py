@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -27,26 +28,42 @@ from captum_causalseg.cli.results import (
     strongest,
 )
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
+from captum_causalseg.evaluation.donor_comparison import DonorComparison
 from captum_causalseg.evaluation.profile import perception_profile
 from captum_causalseg.evaluation.refute import RefutationReport
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.visualization import plot_profile
 
-__all__ = ["comparison_page", "components_page", "effects_page", "refutation_page"]
+__all__ = ["Further", "comparison_page", "components_page", "effects_page", "refutation_page"]
 
 _OVERLAP = ("dice", "soft_dice", "iou", "soft_iou", "surface_dice")
+
+
+@dataclass(frozen=True)
+class Further:
+    """What ``explain`` was asked for besides the effects; ``None`` for what it was not.
+
+    Args:
+        refutation: attempts to refute the effects.
+        components: effects of the network's parts, as a table.
+        donors: the effects with other kinds of donors.
+    """
+
+    refutation: RefutationReport | None = None
+    components: pd.DataFrame | None = None
+    donors: DonorComparison | None = None
 
 
 def effects_page(
     job: Job,
     statistics: TreatmentEffectStatistics,
     pictures: Mapping[str, Figure],
-    report: RefutationReport | None,
-    components: pd.DataFrame | None,
+    further: Further,
     seconds: float,
 ) -> str:
-    """Of ``explain``; ``pictures`` are ``effects``, ``intervals`` and, where there are components, ``components``."""
+    """Of ``explain``; ``pictures`` are ``effects``, ``intervals`` and, where these are there, ``components`` and ``donors``."""
+    report = further.refutation
     forwards = statistics.n_forwards if report is None else report.n_forwards
     return rendered(
         "explain.html",
@@ -56,7 +73,8 @@ def effects_page(
         effects=_effects(job, statistics, pictures),
         strongest=_strongest(job, statistics),
         profile=_profile(job, statistics),
-        components=None if components is None else _components(job, pictures["components"]),
+        donors=None if further.donors is None else _donors(further.donors, pictures["donors"]),
+        components=None if further.components is None else _components(job, pictures["components"]),
         refutation=None if report is None else _refutation(report),
         computed=_computed(job.options, seconds, {"Forward passes of one image": forwards}, settings=statistics.settings),
     )
@@ -199,6 +217,16 @@ def _components(job: Job, figure: Figure) -> dict[str, Any]:
         "noun": _score_noun(job.options.metric),
         "picture": picture(figure),
     }
+
+
+def _donors(comparison: DonorComparison, figure: Figure) -> dict[str, Any]:
+    table = comparison.table
+    rows = [
+        (f"{row.first}, {row.second}", row.n_units, f"{row.rank_correlation:.2f}", f"{row.slope:.2f}", row.n_sign_differs)
+        for row in table.itertuples()
+        if row.first == table["first"].iloc[0]
+    ]
+    return {"conclusion": comparison.conclusion, "rows": rows, "picture": picture(figure)}
 
 
 def _refutation(report: RefutationReport) -> dict[str, Any]:

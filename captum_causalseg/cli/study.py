@@ -25,7 +25,21 @@ from captum_causalseg.writing.names import native, printable
 __all__ = ["run_study"]
 
 # What a study may say of its cases, and a row of its own case: the options of `causalseg explain`.
-_OF_A_STUDY = ("bundle", "model", "weights", "device", "dims", "class", "roi", "normalize", "donors", "units", "metric")
+_OF_A_STUDY = (
+    "bundle",
+    "model",
+    "weights",
+    "device",
+    "dims",
+    "class",
+    "roi",
+    "normalize",
+    "donors",
+    "match",
+    "blend",
+    "units",
+    "metric",
+)
 _EFFORT = ("draws", "precision", "seed")
 _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
 _FILES = ("bundle", "weights", "donors", "image", "label")

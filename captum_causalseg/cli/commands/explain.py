@@ -37,8 +37,19 @@ class Explain(CaseCommand):
             help='also measure the effects of the network\'s modules with these names, e.g. "decoder.*"',
         )
 
+        parser.add_argument(
+            "--compare-donors",
+            action="store_true",
+            help="also measure the effects with other kinds of donors (raw, matched, blended, neighbors, blur, zeros), and say what holds "
+            "with all of them (about six times the work); needs --donors",
+        )
+
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check_case`."""
+        if options.compare_donors and case.donor_images is None:
+            from captum_causalseg.cli.errors import InputError
+
+            raise InputError("--compare-donors: it needs --donors, a folder of images to make the kinds of")
         if options.components is not None:
             from captum_causalseg.cli.modules import check_modules
 
@@ -47,10 +58,11 @@ class Explain(CaseCommand):
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
         from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+        from captum_causalseg.cli.donors import compared_donors
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.job import effect_pictures, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
-        from captum_causalseg.cli.report import effects_page
+        from captum_causalseg.cli.report import Further, effects_page
         from captum_causalseg.cli.results import components_text, effects_text
         from captum_causalseg.evaluation.refute import refute
         from captum_causalseg.writing.names import write_csv
@@ -58,13 +70,15 @@ class Explain(CaseCommand):
         case, options = job.case, job.options
         explainer = AverageTreatmentEffect(case.target)
         arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **job.effort()}
-        report = components = None
+        report = components = donors = None
         with naming_arguments():
             if options.refute:
                 report = refute(explainer, **arguments)
                 statistics = report.statistics
             else:
                 _, statistics = explainer.attribute(**arguments, return_statistics=True)
+            if options.compare_donors:
+                donors = compared_donors(job)
         if options.components is not None:
             components = component_table(job, options.components, "module", option="--components")
         seconds = job.seconds()
@@ -75,10 +89,16 @@ class Explain(CaseCommand):
         if report is not None:
             write_csv(report.to_dataframe(), folder / "refutation.csv")
             said.append(str(report))
+        if donors is not None:
+            write_csv(donors.table.drop(columns="example"), folder / "donors.csv")
+            pictures["donors"] = donors.plot(title=case.name)
+            pictures["donors"].savefig(folder / "donors.png", dpi=110)
+            said.append(str(donors))
         if components is not None:
             write_csv(components, folder / "components.csv")
             pictures["components"] = component_picture(job, components)
             said.append(components_text(components))
-        page = effects_page(job, statistics, pictures=pictures, report=report, components=components, seconds=seconds)
+        further = Further(refutation=report, components=components, donors=donors)
+        page = effects_page(job, statistics, pictures=pictures, further=further, seconds=seconds)
         (folder / "report.html").write_text(page, encoding="utf-8")
         return "\n\n".join(said)

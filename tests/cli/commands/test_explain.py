@@ -1,6 +1,7 @@
 """`causalseg explain`, as a person meets it."""
 
 import re
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -219,3 +220,42 @@ def test_a_dicom_series(place):
     np.testing.assert_allclose(found.affine[:3, 3], [-ORIGIN[0], -ORIGIN[1], ORIGIN[2]], atol=1e-4)
     np.testing.assert_allclose(found.affine[:3, 2], [0, 0, GAP], atol=1e-4)
     assert np.isnan(found.get_fdata()[4:8, 4:8, 2:4]).all()
+
+
+def test_donors_that_fit_and_other_kinds_of_them(place, capsys):
+    folder, name = place
+    given = ["--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "8", "--metric", "soft_dice"]
+    assert cli.main(on_picture(name, *given, "--match", "mean", "--blend", "2", "--compare-donors")) == 0
+    printed = capsys.readouterr().out
+    stats = TreatmentEffectStatistics.load("out/statistics.npz")
+    assert "match='mean', blend=2" in stats.settings["baselines"]
+    html = unescape((folder / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "places of 4 images in donors, given the part's own mean, faded in over 2 pixels" in html
+    assert "Is it the tissue, or the edge of the patch?" in html
+    assert (folder / "out" / "donors.png").is_file()
+    table = pd.read_csv("out/donors.csv")
+    assert len(table) == 15
+    assert set(table["first"]) | set(table["second"]) == {"raw", "matched", "blended", "neighbors", "blur", "zeros"}
+    conclusion = re.search(r"\d+ of \d+ units have a significant effect with raw donors.*", printed).group().rstrip(".")
+    assert conclusion in html
+    assert "The effects with every kind of donors, on one scale" in html
+    assert_is_one_page((folder / "out" / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--match", "mean"], "--match: it goes with --donors, whose images it changes"),
+        (["--blend", "2"], "--blend: it goes with --donors, whose images it changes"),
+        (["--blend", "-1", "--donors", "donors"], "--blend: expected at least 0, got -1"),
+        (["--compare-donors"], "--compare-donors: it needs --donors, a folder of images to make the kinds of"),
+        (
+            ["--donors", "donors", "--blend", "3", "--units", "4"],
+            r"--blend: expected less than 2 pixel\(s\) for a unit of \(4, 4\) pixels, got 3",
+        ),
+    ],
+)
+def test_what_does_not_go_with_donors(place, capsys, more, message):
+    _, name = place
+    assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png", *more)) == 2
+    assert re.search(message, capsys.readouterr().err)
