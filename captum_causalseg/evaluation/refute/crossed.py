@@ -154,7 +154,7 @@ class _Fairness:
 def _fairness(context: RefutationContext) -> _Fairness:
     """Whether the mean of what is known of every donor is, over the planned draws, what it is over all of them."""
     if is_sampled(context):
-        return _Fairness()  # no gradient by hand of a model that answers differently each time
+        return _Fairness()  # of a stochastic model there is no gradient by hand
     by_hand = ByHand(
         explainer=context.explainer,
         inputs=context.inputs,

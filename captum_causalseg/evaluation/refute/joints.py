@@ -69,7 +69,7 @@ def joints(context: RefutationContext) -> Refutation:
         message += f"; {int(flips.sum())} change their sign, {largest_unit_name(raw, np.where(flips, np.abs(before), 0))} from "
         message += f"{before[at]:.3g} to {now[at]:.3g}"
     passed = not flips.any() and slope >= _THRESHOLD
-    return verdict("joints", passed, slope, _THRESHOLD, tested=surely, n_forwards=forwards, message=message)
+    return verdict("joints", passed, slope, threshold=_THRESHOLD, tested=surely, n_forwards=forwards, message=message)
 
 
 def _matched(baselines: Any) -> PatchBank | None:

@@ -67,7 +67,7 @@ def recompute(context: RefutationContext) -> Refutation:
         'pass'
     """
     if is_sampled(context):
-        return inconclusive("recompute", _THRESHOLD, 0, message="the model answers differently each time (n_samples)")
+        return inconclusive("recompute", _THRESHOLD, 0, message="the model is stochastic (n_samples)")
     statistics, spent = _of_the_plan(context)
     steps: dict[Unit, list[Intervention]] = defaultdict(list)
     positions = {int(unit): position for position, unit in enumerate(statistics.unit_ids)}

@@ -94,7 +94,7 @@ def test_what_cannot_be_recomputed_is_inconclusive():
         nn.Sequential(target.model, nn.Dropout(0.1)), roi=target.roi, reference=target.reference, n_samples=2
     )
     for face, reason in (
-        (AverageTreatmentEffect(sampled), "the model answers differently each time (n_samples)"),
+        (AverageTreatmentEffect(sampled), "the model is stochastic (n_samples)"),
         (AverageTreatmentEffect(target), "no unit was estimated with exactly the planned draws"),
     ):
         options = {"block_size": 4, "n_draws": 4, "n_screening_draws": 1, "screening_threshold": 9.0}
