@@ -231,7 +231,7 @@ def look_up(differences: np.ndarray, first_order: np.ndarray | None = None):
     table = torch.from_numpy(differences)
 
     def forward(x: Tensor) -> Tensor:
-        donor = x[:, 0].long()
+        donor = x[:, 0].round().long()
         unit = (donor >= 0).int().argmax(1)
         moved = table[unit, donor.gather(1, unit[:, None])[:, 0].clamp_min(0)]
         linear = x[:, 1].sum(1)

@@ -53,7 +53,7 @@ def look_up(table):
     values = torch.from_numpy(table)
 
     def forward(x):
-        donor = x[:, 0].long()
+        donor = x[:, 0].round().long()
         unit = (donor >= 0).int().argmax(1)
         moved = values[unit, donor.gather(1, unit[:, None])[:, 0].clamp_min(0)]
         return torch.where((donor >= 0).any(1), -moved, 0.0)

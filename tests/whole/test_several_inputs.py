@@ -354,7 +354,7 @@ def test_estimates_are_refuted_with_all_inputs(kind, d):
         *(AverageTreatmentEffect(case.target()), case.inputs, many(case.donors)),
         **{**case.options, "n_draws": 4, "n_screening_draws": 0},
     )
-    assert [one.name for one in report.refutations] == list(REFUTERS)
+    assert [one.name for one in report.refutations] == [name for name in REFUTERS if name != "joints"]
     assert report["placebo"].verdict == "pass"
     assert report["placebo"].n_units == int((report.statistics.status[..., 1] == Status.ESTIMATED).sum())
     assert report["split"].verdict != "fail"

@@ -33,7 +33,7 @@ class Refute(CaseCommand):
         parser.add_argument(
             "--refuters",
             metavar="NAME,...",
-            help="which: placebo, recompute, split, subset, seed, crossed, joints, dose, weights (default: all)",
+            help="which: placebo, recompute, split, subset, seed, crossed, joints, dose, weights (default: all but joints)",
         )
 
     def check(self, options: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def refute(
         inputs: ``(N, C, *spatial)``, or a tuple of such tensors. Units of all examples are tested together.
         baselines: what units are replaced by: ``attribute``'s ``baselines``, or ``layer_baselines`` of a layer's explainer.
         target: which output's effects are tested, in all of Captum's forms.
-        refuters: names from :data:`REFUTERS`, in the order in which to run them; ``None`` is all of them. Each is described at its
+        refuters: names from :data:`REFUTERS`, in the order in which to run them; ``None`` is all but ``"joints"``. Each is described at its
             function:
 
             - ``"placebo"`` (:func:`placebo`): units that are replaced by themselves have no effect;
@@ -81,7 +81,7 @@ def refute(
             - ``"subset"`` (:func:`subset_of_donors`): most of the donors give the same effects as all of them;
             - ``"seed"`` (:func:`other_seed`): other draws agree within the standard errors;
             - ``"crossed"`` (:func:`crossed`): stratified and uniform draws agree;
-            - ``"joints"`` (:func:`joints`): donors of the units' own brightness say much the same;
+            - ``"joints"`` (:func:`joints`), on request: donors of the units' own brightness say much the same;
             - ``"dose"`` (:func:`dose`): what larger units around the strongest ones do, without a verdict;
             - ``"weights"`` (:func:`random_weights`): another model has other effects.
         alpha: error rate of each refuter's test.
@@ -107,7 +107,8 @@ def refute(
         >>> report["placebo"].verdict, report["placebo"].statistic
         ('pass', 0.0)
     """
-    names = list(REFUTERS) if refuters is None else [refuters] if isinstance(refuters, str) else list(refuters)
+    asked = [name for name in REFUTERS if name not in _ON_REQUEST]
+    names = asked if refuters is None else [refuters] if isinstance(refuters, str) else list(refuters)
     unknown = [name for name in names if name not in REFUTERS]
     if unknown or not names:
         raise ValueError(f"refuters: expected some of {sorted(REFUTERS)}, got {shown(refuters)}")
@@ -356,6 +357,10 @@ REFUTERS: dict[str, Refuter] = {
     "weights": random_weights,
 }
 """Refuters by name; add to it to have your own run by :func:`refute`."""
+
+
+# What asks another question than the estimate answers.
+_ON_REQUEST = ("joints",)
 
 
 def _untouched(explainer: Explainer) -> Explainer | None:

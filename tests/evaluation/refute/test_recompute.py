@@ -100,3 +100,13 @@ def test_what_cannot_be_recomputed_is_inconclusive():
         options = {"block_size": 4, "n_draws": 4, "n_screening_draws": 1, "screening_threshold": 9.0}
         found = refute(face, images, PatchBank(donors), 1, refuters="recompute", **options)["recompute"]
         assert (found.verdict, found.message) == ("inconclusive", reason)
+
+
+def test_donors_that_are_fitted_to_irregular_units():
+    target, images, donors = case(2, metric="soft_dice")
+    mask = torch.zeros(1, 1, 20, 18, dtype=torch.int64)
+    mask[..., :4, :4], mask[..., 2, 4], mask[..., 8:12, 8:14], mask[..., 9, 9] = 1, 1, 2, 0
+    bank = PatchBank(donors, match="mean_std", blend=1)
+    options = {"feature_mask": mask, "exclude": None, "n_draws": 8, "refuters": "recompute"}
+    found = refute(AverageTreatmentEffect(target), images, bank, 1, **options)["recompute"]
+    assert (found.verdict, found.statistic, found.n_units) == ("pass", 0.0, 3), found

@@ -27,9 +27,9 @@ def test_an_honest_estimate_survives_everything(d):
     target, images, donors = case(d)
     ate, bank = AverageTreatmentEffect(target), PatchBank(donors)
     report = refute(ate, images, bank, 1, n_draws=15, **OPTIONS[d])
-    names = ["placebo", "recompute", "split", "subset", "seed", "crossed", "joints", "dose", "weights"]
-    assert [one.name for one in report.refutations] == names == list(REFUTERS)
-    verdicts = dict.fromkeys(REFUTERS, "pass") | {"dose": "reported"}
+    names = ["placebo", "recompute", "split", "subset", "seed", "crossed", "dose", "weights"]
+    assert [one.name for one in report.refutations] == names == [name for name in REFUTERS if name != "joints"]
+    verdicts = dict.fromkeys(names, "pass") | {"dose": "reported"}
     assert {one.name: one.verdict for one in report.refutations} == verdicts, str(report)
     assert report.passed
     direct = ate.attribute(images, baselines=bank, target=1, n_draws=15, return_statistics=True, **OPTIONS[d])[1]
@@ -47,9 +47,9 @@ def test_an_honest_estimate_of_a_layer_survives_everything(d):
         refute(layer, images, given, 1, seed=1, **options) for given in (donors, ActivationBank(list(donors), batch_size=7))
     ]
     for report in reports:
-        verdicts = dict.fromkeys(REFUTERS, "pass") | {"joints": "inconclusive", "dose": "inconclusive"}
+        verdicts = {name: "pass" for name in REFUTERS if name != "joints"} | {"dose": "inconclusive"}
         assert {one.name: one.verdict for one in report.refutations} == verdicts, str(report)
-        assert all(one.n_units >= 5 for one in report.refutations if one.name not in ("joints", "dose"))
+        assert all(one.n_units >= 5 for one in report.refutations if one.name != "dose")
     # Images in a tensor, or read one by one, are split alike.
     assert [(one.verdict, one.statistic) for one in reports[0].refutations] == [
         (one.verdict, one.statistic) for one in reports[1].refutations
