@@ -417,6 +417,7 @@ class SegmentationTarget(nn.Module):
             >>> import torch
             >>> from captum.attr import Saliency
             >>> from captum_causalseg import SegmentationTarget, regions
+            >>> seeded = torch.manual_seed(0)  # of other weights, the prediction may lack the class
             >>> model, images = torch.nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8, requires_grad=True)
             >>> target = SegmentationTarget.from_prediction(model, images, roi=regions.box((8, 8), start=2, size=4))
             >>> target.surrogate().metric

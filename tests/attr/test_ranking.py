@@ -57,7 +57,8 @@ def check(planned, samples, tensors, slopes, all_donors, n_draws):
     assert len(rows) == len(samples) > 20
     for row, sample in zip(rows, samples):
         one = row[0]
-        ((_, box),) = one.sources
+        ((_, piece),) = one.sources
+        box = piece.box
         here, slope = tensors[one.example][(slice(None), *box)].double(), slopes[one.example][(slice(None), *box)]
         drawn = [float((slope * (here - draw.read()[0].double())).sum()) for draw in row]
         every = [float((slope * (here - donor.double())).sum()) for donor in all_donors(box)]
@@ -106,7 +107,8 @@ def test_those_of_a_layer_as_well():
     assert len(rows) == len(samples) == 2 * 4 * 4
     for row, sample in zip(rows, samples):
         one = row[0]
-        ((_, box),) = one.sources
+        ((_, piece),) = one.sources
+        box = piece.box
         # Units are numbered channel by channel.
         inside = (slice(one.unit // 4, one.unit // 4 + 1), *box)
         slope, here = slopes[one.example][inside], activation[one.example][inside].double()
