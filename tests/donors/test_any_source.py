@@ -105,7 +105,8 @@ def test_effects_are_those_of_its_donors_and_the_settings_say_what_it_is(target,
 
 
 def test_every_refuter_takes_it(target, image):
-    report = refute(AverageTreatmentEffect(target), image, Moved(SHIFTS), 1, block_size=4, n_draws=4, n_screening_draws=0)
+    given = {"block_size": 4, "n_draws": 4, "n_screening_draws": 0}
+    report = refute(AverageTreatmentEffect(target), image, Moved(SHIFTS), 1, refuters=[*REFUTERS], **given)
     assert {one.name for one in report.refutations} == set(REFUTERS)
     assert report["split"].n_units > 0
     assert "split" not in report["subset"].message

@@ -12,6 +12,7 @@ NO_ROOM = {"common", "whole"}
 
 # Modules without a file of tests of their own, and the tests that hold them.
 ELSEWHERE = {
+    "cli/donors": "cli/commands/test_explain",
     "__main__": "whole/test_package",
     "_captum": "whole/test_captum_suite",
     "_version": "whole/test_package",
