@@ -91,7 +91,7 @@ LEFT_OUT = {
                 f"donors.BoundDonors.{name}"
                 for name in ("inner_products", "locate", "mean", "mean_value", "population", "read", "read_many", "values")
             ),
-            *("DonorSource.bind", "DonorSource.chosen", "PatchBank.chosen", "ActivationBank.chosen"),
+            *("DonorSource.bind", "DonorSource.chosen", "PatchBank.chosen", "ActivationBank.chosen", "NeighborBank.chosen"),
         ),
         "a protocol: the engine calls it for every draw, with arguments of its own",
     ),

@@ -25,6 +25,9 @@ from captum_causalseg.evaluation.refute import REFUTERS, RefutationReport, refut
 TRIED = [name for name in REFUTERS if name not in ("joints", "dose", "weights")]
 JUDGING = [name for name in REFUTERS if name not in ("joints", "dose")]
 
+# Levels were chosen after looking at seeds 0 to 99.
+_FRESH = 1000
+
 
 def honest(number: int) -> RefutationReport:
     """An honest estimate, and what became of it."""
@@ -61,7 +64,7 @@ def main() -> None:
         lines.append(f"| {fault} | {FAULTS[fault].where} | {' | '.join(cells)} | {counts['any']} |")
     n_honest = 10 * repeats
     accused, asked, spent = Counter[str](), Counter[str](), Counter[str]()
-    for number in range(n_honest):
+    for number in range(_FRESH, _FRESH + n_honest):
         say(f"honest {number}")
         report = honest(number)
         failed = [one.name for one in report.refutations if one.verdict == "fail"]

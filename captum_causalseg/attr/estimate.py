@@ -16,7 +16,8 @@ from captum_causalseg.attr.problem import Problem, prepare_inputs
 from captum_causalseg.attr.ranking import rank_donors
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.donors import BoundDonors
-from captum_causalseg.donors.source import Recipients, some_channels
+from captum_causalseg.donors.gather import some_channels
+from captum_causalseg.donors.source import Recipients
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import observe, run

@@ -65,6 +65,7 @@ def effects_page(
     """Of ``explain``; ``pictures`` are ``effects``, ``intervals`` and, where these are there, ``components`` and ``donors``."""
     report = further.refutation
     forwards = statistics.n_forwards if report is None else report.n_forwards
+    forwards += 0 if further.donors is None else further.donors.n_forwards
     return rendered(
         "explain.html",
         title=f"Why was it segmented this way? {job.case.name}".rstrip(),

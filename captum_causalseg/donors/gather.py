@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_causalseg.boxes import Box
 from captum_causalseg.donors.images import BankImages
 
-__all__ = ["ImageRows", "Request", "alike", "cut", "cut_each", "rows_at_once", "weighted_sums"]
+__all__ = ["ImageRows", "Request", "alike", "cut", "read_boxes", "rows_at_once", "some_channels", "weighted_sums"]
 
 
 # So many values are held at once when inner products are taken: 32 MiB in float64.
@@ -104,6 +104,18 @@ def cut_each(images: BankImages, which: np.ndarray, corners: np.ndarray, size: S
     ]
     found = torch.cat(parts)
     return found[torch.from_numpy(np.argsort(np.concatenate(groups))).to(found.device)]
+
+
+def read_boxes(images: BankImages, which: np.ndarray, corners: np.ndarray, *, size: Sequence[int], channels: slice) -> Tensor:
+    """As :func:`cut`, of a bank's images, in one tensor or not; some channels, or the one that stands for all."""
+    if images.stacked is not None:
+        return cut(some_channels(images.stacked, channels), which, corners, size=size)
+    return some_channels(cut_each(images, which, corners, size=size), channels)
+
+
+def some_channels(images: Tensor, channels: slice) -> Tensor:
+    """Channels of images ``(D, C, *spatial)``; one that stands for all stays."""
+    return images[:, channels] if images.shape[1] > 1 else images
 
 
 def rows_at_once(weights: Sequence[int], donor: Sequence[int]) -> int:

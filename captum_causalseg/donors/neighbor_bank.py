@@ -15,11 +15,11 @@ from torch import Tensor
 from captum_causalseg._checks import NONE, SEED, Check, checked, integer
 from captum_causalseg.boxes import Box, box_at, size_of
 from captum_causalseg.donors.fitted import FIT, Border, Fit, FittedDonors, Match
-from captum_causalseg.donors.gather import alike, cut, cut_each
+from captum_causalseg.donors.gather import alike, read_boxes
 from captum_causalseg.donors.images import SizedImages
 from captum_causalseg.donors.numbering import n_places, touching, unravel
 from captum_causalseg.donors.patch_bank import PatchBank
-from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource, some_channels
+from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource
 from captum_causalseg.writing.files import written_whole
 
 __all__ = ["BoundNeighbors", "NeighborBank"]
@@ -71,10 +71,7 @@ class BoundNeighbors(BoundDonors):
         for rows in alike(examples, corners):
             found = self._neighbors(int(examples[rows[0]]), box_at(corners[rows[0]].tolist(), size))
             which[rows], places[rows] = found[0][numbers[rows]], found[1][numbers[rows]]
-        images = self._pools.images
-        if images.stacked is not None:
-            return cut(some_channels(images.stacked, channels), which, places, size=size)
-        return some_channels(cut_each(images, which, places, size=size), channels)
+        return read_boxes(self._pools.images, which, places, size=size, channels=channels)
 
     def _neighbors(self, example: int, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """The images ``(k,)`` and corners ``(k, d)`` of the nearest places, the nearest first."""
@@ -127,7 +124,7 @@ class NeighborBank(DonorSource):
     it lies in the image, of the candidates the same part. Irregular units have the ring of their bounding box.
 
     Args:
-        images: as of :class:`PatchBank`. Places that touch the explained image's own RoI are left out.
+        images: as of :class:`PatchBank`, or such a bank, whose images are taken (not its placement, nor how it fits them). Places that touch the explained image's own RoI are left out.
         k: how many neighbors a unit has.
         ring: width of the surroundings that are compared, in pixels.
         n_candidates: size of the pool.
@@ -161,7 +158,7 @@ class NeighborBank(DonorSource):
     )
     def __init__(
         self,
-        images: Tensor | np.ndarray | Sequence[Any] | SizedImages,
+        images: PatchBank | Tensor | np.ndarray | Sequence[Any] | SizedImages,
         k: int = 100,
         *,
         ring: int = 4,
@@ -175,7 +172,7 @@ class NeighborBank(DonorSource):
     ) -> None:
         if n_candidates < k:
             raise ValueError(f"k: expected at most n_candidates ({n_candidates}), got {k}")
-        self.bank = PatchBank(images, cache_images=cache_images)
+        self.bank = images if isinstance(images, PatchBank) else PatchBank(images, cache_images=cache_images)
         self.k, self.ring, self.n_candidates, self.seed = k, ring, n_candidates, seed
         self.cache = None if cache is None else Path(cache)
         self.fit = Fit(match, blend, border)
@@ -185,8 +182,32 @@ class NeighborBank(DonorSource):
     def __len__(self) -> int:
         return len(self.bank)
 
+    @property
+    def n_images(self) -> int:
+        """See :attr:`DonorSource.n_images`."""
+        return len(self)
+
+    def chosen(self, indices: Sequence[int]) -> "NeighborBank":
+        """See :meth:`DonorSource.chosen`; nothing is copied, and pools are drawn from these images alone."""
+        return self._of(self.bank.chosen(indices))
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`DonorSource.describe`; where pools are kept does not matter."""
+        asked = {"k": self.k, "ring": self.ring, "n_candidates": self.n_candidates, "seed": self.seed, "fit": self.fit}
+        return {"bank": self.bank, **asked}
+
+    def fresh(self) -> "NeighborBank":
+        """A bank of the same images with no pool looked through yet."""
+        return self._of(self.bank)
+
+    def _of(self, bank: PatchBank) -> "NeighborBank":
+        asked: dict[str, Any] = {"ring": self.ring, "n_candidates": self.n_candidates, "seed": self.seed, "cache": self.cache}
+        fit: dict[str, Any] = {"match": self.fit.match, "blend": self.fit.blend, "border": self.fit.border}
+        return NeighborBank(bank, self.k, **asked, **fit)
+
     def __repr__(self) -> str:
-        return f"NeighborBank({len(self)} images, k={self.k}, ring={self.ring}, n_candidates={self.n_candidates}, seed={self.seed})"
+        asked = f"k={self.k}, ring={self.ring}, n_candidates={self.n_candidates}, seed={self.seed}"
+        return f"NeighborBank({len(self)} images, {asked}{f', {self.fit}' if self.fit.changes else ''})"
 
     @checked(BIND)
     def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:

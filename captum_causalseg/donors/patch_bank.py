@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_causalseg._checks import FOLDER, FUNCTION, NONE, SEED, Check, checked, integer, one_of
 from captum_causalseg.boxes import Box, box_at, size_of
 from captum_causalseg.donors.fitted import FIT, Border, Fit, FittedDonors, Match
-from captum_causalseg.donors.gather import ImageRows, Request, alike, cut, cut_each
+from captum_causalseg.donors.gather import ImageRows, Request, alike, read_boxes
 from captum_causalseg.donors.images import (
     BankImages,
     DatasetImages,
@@ -23,7 +23,7 @@ from captum_causalseg.donors.images import (
 )
 from captum_causalseg.donors.means import BankSums, sum_over_places
 from captum_causalseg.donors.numbering import n_places, one_row, skip_holes, touching, unravel
-from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource, some_channels
+from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource
 
 __all__ = ["BoundBank", "PatchBank"]
 
@@ -74,9 +74,7 @@ class BoundBank(BoundDonors):
     ) -> Tensor:
         """See :meth:`BoundDonors.read_many`."""
         which, places = self._locate_many(examples, corners, size, numbers=numbers)
-        if self._images.stacked is not None:
-            return cut(some_channels(self._images.stacked, channels), which, places, size=size)
-        return some_channels(cut_each(self._images, which, places, size=size), channels)
+        return read_boxes(self._images, which, places, size=size, channels=channels)
 
     def inner_products(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """See :meth:`BoundDonors.inner_products`."""

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from captum_causalseg._checks import checked
 from captum_causalseg.boxes import Box, box_at, size_of
-from captum_causalseg.donors.gather import alike, cut
+from captum_causalseg.donors.gather import alike, cut, some_channels
 from captum_causalseg.donors.means import sum_over_places, sum_over_windows
 from captum_causalseg.donors.numbering import n_places, one_row, skip_holes, touching, unravel
-from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource, some_channels
+from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource
 
 __all__ = ["BoundSameImage", "SameImage"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from captum_causalseg._checks import NONE, tensor_of
 from captum_causalseg.boxes import Box, box_at, size_of
 from captum_causalseg.donors.any_source import AnySource
-from captum_causalseg.donors.gather import Request, rows_at_once, weighted_sums
+from captum_causalseg.donors.gather import Request, rows_at_once, some_channels, weighted_sums
 
-__all__ = ["ALL_CHANNELS", "BIND", "IMAGES", "BoundDonors", "DonorSource", "Recipients", "some_channels"]
+__all__ = ["ALL_CHANNELS", "BIND", "IMAGES", "BoundDonors", "DonorSource", "Recipients"]
 
 
 ALL_CHANNELS = slice(None)
@@ -182,11 +182,6 @@ class BoundDonors(ABC):
             products[start : start + len(numbers)] = weighted_sums(values, weights)
             start, most = start + len(numbers), rows_at_once(weights.shape, values.shape[1:])
         return products
-
-
-def some_channels(images: Tensor, channels: slice) -> Tensor:
-    """Channels of images ``(D, C, *spatial)``; one that stands for all stays."""
-    return images[:, channels] if images.shape[1] > 1 else images
 
 
 IMAGES = tensor_of("real", "(N, C, *spatial)", (2, math.inf), may_be_empty=False)

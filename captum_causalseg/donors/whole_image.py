@@ -5,8 +5,8 @@ from torch import Tensor
 
 from captum_causalseg._checks import checked
 from captum_causalseg.boxes import Box
-from captum_causalseg.donors.gather import cut
-from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource, some_channels
+from captum_causalseg.donors.gather import cut, some_channels
+from captum_causalseg.donors.source import ALL_CHANNELS, BIND, BoundDonors, DonorSource
 
 __all__ = ["BoundWhole", "SelfDonor"]
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -15,8 +14,10 @@ from captum_causalseg._checks import ANY, FRACTION, FUNCTION, TEXT, checked, ins
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.problem import prepare_call
 from captum_causalseg.donors import Blur, Constant, DonorSource, NeighborBank, PatchBank
+from captum_causalseg.donors.fitted import Match
 from captum_causalseg.evaluation.refute.context import rank_correlation
-from captum_causalseg.statistics import TreatmentEffectStatistics, adjust_p_values, target_index
+from captum_causalseg.evaluation.refute.differences import sign_changes
+from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target.outputs import first_image
 
 __all__ = ["DonorComparison", "compare_donors", "kinds_of_donors"]
@@ -24,7 +25,7 @@ __all__ = ["DonorComparison", "compare_donors", "kinds_of_donors"]
 _NAMED = 8
 
 
-def kinds_of_donors(bank: PatchBank, *, match: str = "mean", blend: int = 2, ring: int = 4) -> dict[str, DonorSource]:
+def kinds_of_donors(bank: PatchBank, *, match: Match = "mean", blend: int = 2, ring: int = 4) -> dict[str, DonorSource]:
     """The kinds of donors that are worth a comparison, made of the images of one bank.
 
     Args:
@@ -46,9 +47,9 @@ def kinds_of_donors(bank: PatchBank, *, match: str = "mean", blend: int = 2, rin
     """
     return {
         "raw": bank.fitted(),
-        "matched": bank.fitted(match=match),  # type: ignore[arg-type]
-        "blended": bank.fitted(match=match, blend=blend),  # type: ignore[arg-type]
-        "neighbors": NeighborBank(bank.images, ring=ring),
+        "matched": bank.fitted(match=match),
+        "blended": bank.fitted(match=match, blend=blend),
+        "neighbors": NeighborBank(bank, ring=ring),
         "blur": Blur(),
         "zeros": Constant(0.0),
     }
@@ -72,6 +73,8 @@ class DonorComparison:
         >>> found = compare_donors(case.target(), case.images, given, block_size=8, n_draws=20)
         >>> found.table[["first", "second", "example"]].values.tolist()
         [['raw', 'zeros', 0]]
+        >>> found.n_forwards == sum(one.n_forwards for one in found.statistics.values())
+        True
         >>> found.natural, found.sign_differs("raw", "zeros").shape  # zeros are one donor, no distribution
         (['raw'], torch.Size([1, 16]))
         >>> found.trusted[0].nonzero().flatten().tolist() == sorted(case.cause_units)
@@ -84,6 +87,11 @@ class DonorComparison:
     alpha: float
     image: Tensor
     roi: Tensor | None
+
+    @property
+    def n_forwards(self) -> int:
+        """Images that went through the model, for all kinds."""
+        return sum(one.n_forwards for one in self.statistics.values())
 
     @property
     def natural(self) -> list[str]:
@@ -119,12 +127,7 @@ class DonorComparison:
         "Both differ from 0" is refuted by the larger one of the two p-values (an intersection-union test: it needs no independence,
         and the kinds may share their draws); corrected by Benjamini and Hochberg over the units of an example.
         """
-        one, other = self._of(first), self._of(second)
-        both = (one.hypotheses & other.hypotheses).numpy()
-        opposite = (torch.sign(one.effect) * torch.sign(other.effect) < 0).numpy()
-        p = np.where(opposite, np.fmax(one.p_values().numpy(), other.p_values().numpy()), 1.0)
-        found = np.stack([adjust_p_values(p[n], hypotheses=both[n]) <= self.alpha for n in range(len(p))])
-        return torch.from_numpy(found)
+        return torch.from_numpy(sign_changes(self._of(first), self._of(second), self.alpha))
 
     @property
     def trusted(self) -> Tensor:
@@ -254,24 +257,13 @@ def compare_donors(
             found[name] = explainer.attribute(inputs, return_statistics=True, **given)[1]
     image = first_image(inputs if isinstance(inputs, tuple) else (inputs,)).detach().cpu()
     call = prepare_call(target, inputs, arguments.get("additional_forward_args"))
+    outputs = call.outputs(next(iter(found.values())).output_shape, output)
     return DonorComparison(
         statistics={name: one.of_output(output) for name, one in found.items()},
         alpha=float(alpha),
         image=image,
-        roi=_roi(call.rois, output, next(iter(found.values()))),
+        roi=None if call.rois is None else outputs.region(call.rois.cpu()),
     )
-
-
-def _roi(rois: Tensor | None, output: TargetType, statistics: TreatmentEffectStatistics) -> Tensor | None:
-    """The region ``(N, *spatial)`` of the output that was asked for, of all ``(N or 1, R, *spatial)``."""
-    if rois is None:
-        return None
-    n, shape, axes = len(statistics.effect), statistics.output_shape, statistics.output_axes
-    index = target_index(output, n, output_shape=shape, output_axes=axes).numpy()
-    which = np.zeros(n, dtype=np.int64)
-    if "roi" in axes:
-        which = np.unravel_index(index, shape)[axes.index("roi")]
-    return rois.cpu().expand(n, *rois.shape[1:])[torch.arange(n), torch.from_numpy(which)]
 
 
 def _listed(names: list[str]) -> str:

@@ -153,11 +153,7 @@ class Replacements:
     @property
     def roi(self) -> Tensor | None:
         """``(N, *spatial)``, on the CPU: the region of interest of the output that is looked at; ``None`` without one."""
-        if self.rois is None:
-            return None
-        which = dict(zip(self._outputs.axes, self._outputs.places())).get("roi", np.zeros(self.n_examples, dtype=np.int64))
-        rois = self.rois.cpu().expand(self.n_examples, *self.rois.shape[1:])
-        return rois[torch.arange(self.n_examples, device="cpu"), torch.from_numpy(which)]
+        return None if self.rois is None else self._outputs.region(self.rois.cpu())
 
     def _all_replaced(self, draw: int, population: np.ndarray) -> list[Tensor]:
         tensors = [tensor.clone() for tensor in self.tensors]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg.statistics import target_index
@@ -55,6 +57,13 @@ class Outputs:
                 f"scores a region of it, by classes to pick from ({error})"
             ) from error
         return cls(shape=tuple(shape), axes=axes, chosen=chosen, has_own_metric=scorer.has_own_metric)
+
+    def region(self, rois: Tensor) -> Tensor:
+        """The region of interest ``(N, *spatial)`` of the chosen output, of all ``(N or 1, R, *spatial)``."""
+        n = len(self.chosen)
+        which = dict(zip(self.axes, self.places())).get("roi", np.zeros(n, dtype=np.int64))
+        everyone = torch.arange(n, device=rois.device)
+        return rois.expand(n, *rois.shape[1:])[everyone, torch.from_numpy(which).to(rois.device)]
 
     @property
     def count(self) -> int:

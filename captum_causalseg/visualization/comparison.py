@@ -15,6 +15,7 @@ from captum_causalseg.visualization.pictures import (
     literal,
     plane,
     robust_maximum,
+    side_by_side,
 )
 
 __all__ = ["plot_comparison"]
@@ -64,17 +65,10 @@ def plot_comparison(
     outline = None if roi is None else plane(roi[None], roi)[0].numpy()
     costs = comparison.table.groupby("method")[["forwards", "seconds"]].first()
     names = [name for name in comparison.attributions if name != CONTROL]
-    columns = min(columns, 1 + len(names))
-    rows = -(-(1 + len(names)) // columns)
-    height, width = picture.shape[:2]
-    edge = 2.6
-    figure = Figure(figsize=(1.2 + edge * columns, 0.5 + rows * (0.5 + edge * height / width)), layout="constrained")
-    panels: np.ndarray = figure.subplots(rows, columns, squeeze=False)
-    if title:
-        figure.suptitle(title)
-    background(panels[0, 0], picture, "Image and region of interest", outline=outline, fade=False)
+    figure, panels = side_by_side(1 + len(names), columns, picture.shape[:2], title=title)
+    background(panels[0], picture, "Image and region of interest", outline=outline, fade=False)
     drawn = None
-    for axes, name in zip(panels.flat[1:], names):
+    for axes, name in zip(panels[1:], names):
         found = first(comparison.attributions[name])[example].sum(0, keepdim=True)
         values = plane(found, roi)[0].double().numpy()
         elsewhere = np.abs(values) if outline is None or outline.all() else np.abs(values[~outline])
@@ -86,8 +80,6 @@ def plot_comparison(
         forwards, seconds = costs.loc[name]
         counted = "" if np.isnan(forwards) else f"{forwards:.0f} forwards, "
         axes.set_xlabel(f"{counted}{seconds:.1f} s", fontsize=9)
-    for axes in panels.flat[1 + len(names) :]:
-        axes.set_visible(False)
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=panels, shrink=0.6, extend="both")
         bar.set_label(f"attribution / the method's largest outside the RoI\n(red {above}, blue {below})")

@@ -1,22 +1,25 @@
 """The picture of a comparison of donors."""
 
 import numpy as np
-import torch
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from captum_causalseg._checks import checked, instance, integer
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
+from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.statistics.unit_places import UnitPlaces
 from captum_causalseg.visualization.pictures import (
     EFFECTS,
     PICTURE,
     background,
-    first,
     grayscale,
     literal,
     plane,
     robust_maximum,
     round_up,
+    shade,
+    side_by_side,
 )
 
 __all__ = ["plot_donors"]
@@ -44,7 +47,7 @@ def plot_donors(
         words: what effects above and below 0 do.
 
     Returns:
-        A figure of its own, not registered with pyplot: save it with ``savefig``.
+        A new figure, not registered with pyplot: save it with ``savefig``.
 
     Example:
         >>> from captum_causalseg import Constant, compare_donors
@@ -62,44 +65,41 @@ def plot_donors(
     picture = grayscale(plane(comparison.image[example].float(), roi))
     outline = None if roi is None else plane(roi[None], roi)[0].numpy()
     names = list(comparison.statistics)
-    maps = {}
-    for name, statistics in comparison.statistics.items():
-        painted = first(statistics.to_map("effect"))[example].sum(0, keepdim=True) / first(statistics.to_map("effect")).shape[1]
-        maps[name] = np.nan_to_num(plane(painted, roi)[0].double().numpy())
-    largest = round_up(robust_maximum(np.concatenate([np.abs(one).ravel() for one in maps.values()])))
+    painted = {
+        name: _over_image(one, one.effect.nan_to_num(0.0), example, roi=roi) for name, one in comparison.statistics.items()
+    }
+    largest = round_up(robust_maximum(np.concatenate([np.abs(one).ravel() for one in painted.values()])))
     norm = TwoSlopeNorm(0, -largest, largest)
-    columns = min(columns, len(names))
-    rows = -(-len(names) // columns)
-    height, width = picture.shape[:2]
-    edge = 2.8
-    figure = Figure(figsize=(1.4 + edge * columns, 0.6 + rows * (0.6 + edge * height / width)), layout="constrained")
-    panels: np.ndarray = figure.subplots(rows, columns, squeeze=False)
-    if title:
-        figure.suptitle(title)
+    figure, panels = side_by_side(len(names), columns, picture.shape[:2], title=title)
     drawn = None
     reference = names[0]
-    for axes, name in zip(panels.flat, names):
-        values = maps[name]
+    for axes, name in zip(panels, names):
+        values = painted[name]
         background(axes, picture, name, outline=outline, fade=True)
         size = np.clip(np.abs(values) / largest, 0, 1)
         drawn = axes.imshow(values, cmap=EFFECTS, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest")
-        turned = comparison.sign_differs(reference, name)[example] if name != reference else None
         statistics = comparison.statistics[name]
-        if turned is not None:
-            if bool(turned.any()):
-                mask = first(statistics.feature_mask)
-                labels = mask[example if len(mask) > 1 else 0]
-                marked = np.isin(labels.numpy(), statistics.unit_ids[turned].numpy()).any(0, keepdims=True)
-                whole = np.broadcast_to(marked, (1, *comparison.image.shape[2:])).copy()
-                flat = plane(torch.from_numpy(whole), roi)[0].numpy()
-                axes.contourf(flat.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
-            axes.set_xlabel(f"{int(turned.sum())} changed sign{'s' * (int(turned.sum()) != 1)} against {reference}", fontsize=9)
-        else:
-            axes.set_xlabel(f"{int(statistics.significant(comparison.alpha)[example].sum())} significant units", fontsize=9)
-    for axes in panels.flat[len(names) :]:
-        axes.set_visible(False)
+        if name == reference:
+            count = int(statistics.significant(comparison.alpha)[example].sum())
+            axes.set_xlabel(f"{count} unit{'s' * (count != 1)} with a significant effect", fontsize=9)
+            continue
+        turned = comparison.sign_differs(reference, name)
+        shade(axes, _over_image(statistics, turned, example, roi=roi) > 0, hatch="////", color="0.2")
+        count = int(turned[example].sum())
+        said = "changes its" if count == 1 else "change their"
+        axes.set_xlabel(f"{count} unit{'s' * (count != 1)} {said} sign against {reference}", fontsize=9)
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=panels, shrink=0.7, extend="both")
         bar.set_label(f"effect on the {score_name}\n(red {above}, blue {below};\nhatched: another sign, significantly)")
         bar.solids.set_alpha(1)  # type: ignore[union-attr]
     return literal(figure)
+
+
+def _over_image(statistics: TreatmentEffectStatistics, values: Tensor, example: int, roi: Tensor | None) -> np.ndarray:
+    """Units' values ``(N, U)`` over the image that is shown, ``(H, W)``; the mean over channels with units of their own."""
+    shapes = statistics.input_shapes
+    slot = next(slot for slot, shape in enumerate(shapes) if len(shape) > 2)
+    painted = UnitPlaces(statistics.unit_ids, statistics.feature_mask).painted(slot, values.double())[example]
+    whole = painted.mean(0, keepdim=True).expand(1, *shapes[slot][2:])
+    found: np.ndarray = plane(whole, roi)[0].numpy()
+    return found

@@ -36,6 +36,7 @@ __all__ = [
     "scale_labels",
     "shade",
     "short",
+    "side_by_side",
 ]
 
 # ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
@@ -186,6 +187,20 @@ def round_up(value: float) -> float:
 def scale_labels(ticks: Sequence[float]) -> list[str]:
     """Ticks in three significant digits, 0 without sign, powers of ten without padding."""
     return [f"{tick + 0.0:.3g}".replace("e-0", "e-").replace("e+0", "e+") for tick in ticks]
+
+
+def side_by_side(n: int, columns: int, shape: Sequence[int], title: str) -> tuple[Figure, list[Axes]]:
+    """A figure and ``n`` panels for images of this shape ``(H, W)``, in rows of so many, under a title."""
+    columns = min(columns, n)
+    rows, edge = -(-n // columns), 2.6
+    height = edge * shape[0] / shape[1]
+    figure = Figure(figsize=(1.6 + edge * columns, 0.5 + rows * (0.5 + height)), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    if title:
+        figure.suptitle(title)
+    for axes in panels[n:]:
+        axes.set_visible(False)
+    return figure, panels[:n]
 
 
 def first(maps: Tensor | tuple[Tensor, ...]) -> Tensor:

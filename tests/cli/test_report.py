@@ -76,7 +76,10 @@ def test_both_ends_of_the_intervals_are_drawn_on_the_scale_of_the_effects(place,
         np.testing.assert_allclose(shown.get_array()[known], expected[known])
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+@pytest.mark.skipif(
+    shutil.which("chromium") is None,
+    reason="needs chromium, which lays the page out: there is no other way to see what runs over",
+)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_report_fits_a_phone_and_a_desk(place, width):
     folder, name = place

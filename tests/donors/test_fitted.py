@@ -285,7 +285,7 @@ def test_what_cannot_be_fitted() -> None:
         ate.attribute(image, PatchBank(donors, blend=2), block_size=4, feature_mask=None, n_draws=2)
     for wrong in ({"match": "median"}, {"blend": -1}, {"blend": 1.5}, {"border": "hard"}):
         with pytest.raises((TypeError, ValueError), match=f"{next(iter(wrong))}: expected"):
-            PatchBank(donors, **wrong)  # type: ignore[arg-type]
+            PatchBank(donors, **wrong)
 
 
 def test_what_was_fitted_is_said_in_the_settings() -> None:
@@ -297,3 +297,44 @@ def test_what_was_fitted_is_said_in_the_settings() -> None:
     first, second = bank.split(0.5, 0.5)
     assert repr(first) == repr(second) == "PatchBank(2 images, placement='anywhere', match='mean', blend=1)"
     assert SelfDonor().of_the_image
+
+
+class AnyBrightness(nn.Module):
+    """An image at a level of its own at each answer; the middle layer is what is intervened on."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.middle, self.weights = nn.Identity(), nn.Parameter(weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.middle(x + 3 * torch.randn(1, dtype=x.dtype))
+        return (seen * self.weights).sum((1, 2, 3), keepdim=True).expand(-1, 1, *x.shape[2:])
+
+
+@pytest.mark.parametrize("fit", [{"match": "mean"}, {"border": "poisson"}], ids=str)
+def test_in_a_stochastic_model_donors_are_fitted_to_the_activation_of_that_very_answer(fit: dict[str, Any]) -> None:
+    """Whatever the level, a unit at its own mean loses its texture alone: the effect is the same in every answer, without error.
+
+    Fitted to the activation of another answer, units would be at that one's level.
+    """
+    generator = torch.Generator().manual_seed(9)
+    x = torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float64)
+    weights = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    model, donors = AnyBrightness(weights), torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float64)
+    target = SegmentationTarget(model, roi=regions.box((8, 8), 0, 4), metric="logit_mean", n_samples=2, activation="sigmoid")
+    _, stats = LayerAverageTreatmentEffect(target, model.middle).attribute(
+        x,
+        PatchBank(donors, "aligned", **fit),
+        units="block",
+        block_size=4,
+        n_draws=6,
+        n_screening_draws=0,
+        return_statistics=True,
+    )
+    for unit, box in enumerate(box_at(corner, (4, 4)) for corner in itertools.product((0, 4), repeat=2)):
+        inside = (0, slice(None), *box)
+        sides = [(side.start > 0, side.stop < 8) for side in box]
+        replaced = literal(donors[inside], x[inside], torch.ones(4, 4, dtype=torch.bool), sides, fit)
+        wanted = float(((x[inside] - replaced) * weights[box]).sum())
+        assert float(stats.effect[0, unit]) == pytest.approx(wanted, abs=1e-9)
+        assert float(stats.sample_variance[0, unit]) == pytest.approx(0, abs=1e-16)

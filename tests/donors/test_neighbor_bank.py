@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_causalseg import AverageTreatmentEffect
 from captum_causalseg.boxes import box_at
+from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.donors import NeighborBank, PatchBank
 
 
@@ -143,9 +144,9 @@ def test_what_cannot_be_asked() -> None:
         NeighborBank(images, 11, n_candidates=10)
     for wrong in (0, 1.5, True):
         with pytest.raises((TypeError, ValueError), match="k: expected"):
-            NeighborBank(images, wrong)  # type: ignore[arg-type]
+            NeighborBank(images, wrong)
         with pytest.raises((TypeError, ValueError), match="ring: expected"):
-            NeighborBank(images, ring=wrong)  # type: ignore[arg-type]
+            NeighborBank(images, ring=wrong)
     donors = NeighborBank(images, 19, ring=3).bind(images + 1)
     with pytest.raises(ValueError, match="k: expected at most 18, the places with their surroundings"):
         donors.population(0, box_at((4, 4), (2, 2)))
@@ -156,3 +157,45 @@ def test_what_cannot_be_asked() -> None:
         NeighborBank(torch.rand(4, 3), 2).bind(torch.rand(1, 3))
     with pytest.raises(ValueError, match="donor image 0 has shape"):
         NeighborBank(images, 2).bind(torch.rand(1, 3, 10, 10))
+
+
+def test_a_bank_of_neighbors_is_a_source_like_others() -> None:
+    """Split by images, described by what it was made with, named in the settings; a bank that is given is not read again."""
+    images = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(6))
+    bank = PatchBank(images, "aligned", match="mean")
+    neighbors = NeighborBank(bank, 5, ring=2, seed=3, blend=1)
+    assert neighbors.bank is bank
+    assert repr(neighbors) == "NeighborBank(6 images, k=5, ring=2, n_candidates=20000, seed=3, blend=1)"
+    before = neighbors.describe()
+    neighbors.bind(images[:1] + 1).population(0, box_at((4, 4), (4, 4)))
+    assert neighbors.describe() == before
+    assert neighbors.fresh().describe() == before
+    halves = neighbors.split(parts=2, seed=1)
+    assert [repr(half) for half in halves] == ["NeighborBank(3 images, k=5, ring=2, n_candidates=20000, seed=3, blend=1)"] * 2
+    chosen = [{float(half.bank.images[i].sum()) for i in range(3)} for half in halves]
+    assert chosen[0].isdisjoint(chosen[1])
+    ate = AverageTreatmentEffect(lambda x: x.mean((1, 2, 3)))
+    _, stats = ate.attribute(images[:1] + 1, neighbors, block_size=4, n_draws=2, return_statistics=True)
+    assert stats.settings["baselines"] == repr(neighbors)
+
+
+def test_a_study_with_neighbors_is_continued(tmp_path: Path) -> None:
+    images = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(7))
+    cases = [{"id": k, "image": images[k]} for k in range(2)]
+
+    def study(**changed: object) -> None:
+        explain_cohort(
+            cases,
+            lambda case: lambda x: x.amax((1, 2, 3)),
+            method=AverageTreatmentEffect,
+            out=tmp_path / "study",
+            baselines=NeighborBank(images[2:], **{"k": 4, "ring": 2} | changed),
+            block_size=8,
+            n_draws=4,
+            show_progress=False,
+        )
+
+    study()
+    study()
+    with pytest.raises(ValueError, match="baselines"):
+        study(k=5)

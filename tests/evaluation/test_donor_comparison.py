@@ -123,7 +123,7 @@ def test_what_cannot_be_compared() -> None:
     image, bank = case()
     for wrong in ({}, bank.fitted, 3):
         with pytest.raises((TypeError, ValueError), match="donors: expected"):
-            compare_donors(brightness_and_texture, image, wrong)  # type: ignore[arg-type]
+            compare_donors(brightness_and_texture, image, wrong)
     with pytest.raises(TypeError, match="baselines: give donors"):
         compare_donors(brightness_and_texture, image, bank, baselines=bank)
     with pytest.raises(ValueError, match="output: "):

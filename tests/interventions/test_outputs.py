@@ -38,6 +38,14 @@ def test_the_output_that_is_asked_for():
     assert some.on_every_roi().tolist() == [[True] * 3 + [False] * 3, [False] * 3 + [True] * 3]
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_region_of_the_output_that_is_asked_for(n):
+    rois = torch.arange(n * 3 * 4).reshape(n, 3, 4)
+    found = outputs().region(rois)  # RoI 1 of the first example, 2 of the second
+    assert torch.equal(found, torch.stack([rois[0, 1], rois[-1, 2]]))
+    assert torch.equal(outputs(shape=(6,), axes=("class",)).region(rois), torch.stack([rois[0, 0], rois[-1, 0]]))
+
+
 def test_one_score_has_no_axes():
     some = outputs(shape=(), axes=(), chosen=(0, 0))
     assert (some.count, some.places(), some.on_every_roi().tolist()) == (1, (), [[True], [True]])

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("nilearn")
 pytest.importorskip("nibabel")
 if not hasattr(signal, "setitimer"):
-    pytest.skip("what runs for too long is stopped by a signal", allow_module_level=True)
+    pytest.skip("needs signal.setitimer, which Windows lacks: it stops calls that run for too long", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

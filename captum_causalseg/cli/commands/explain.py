@@ -58,7 +58,7 @@ class Explain(CaseCommand):
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
         from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
-        from captum_causalseg.cli.donors import compared_donors
+        from captum_causalseg.cli.donors import compared_donors, donors_picture
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.job import effect_pictures, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
@@ -91,7 +91,7 @@ class Explain(CaseCommand):
             said.append(str(report))
         if donors is not None:
             write_csv(donors.table.drop(columns="example"), folder / "donors.csv")
-            pictures["donors"] = donors.plot(title=case.name)
+            pictures["donors"] = donors_picture(job, donors)
             pictures["donors"].savefig(folder / "donors.png", dpi=110)
             said.append(str(donors))
         if components is not None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics, moderate
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics, adjust_p_values, moderate
 from captum_causalseg.statistics.intervals import p_value, satterthwaite
 
-__all__ = ["p_values_of_difference", "p_values_of_reported_errors"]
+__all__ = ["p_values_of_difference", "p_values_of_reported_errors", "sign_changes"]
 
 
 def p_values_of_difference(
@@ -46,6 +46,18 @@ def p_values_of_difference(
     p = _welch(distance, shrunk, factors, rounding=rounding)
     # Where the draws do not show a unit's own variance, the moderated one has to do.
     return np.where(known, np.where(np.isnan(p), np.nan, np.fmax(p, _welch(distance, own, factors, rounding=rounding))), np.nan)
+
+
+def sign_changes(first: TreatmentEffectStatistics, second: TreatmentEffectStatistics, alpha: float) -> np.ndarray:
+    """Which units ``(N, U)`` have an effect above 0 in one estimate and below 0 in the other, both significantly.
+
+    "Both differ from 0" is shown by the larger of the two p-values (an intersection-union test: it needs no independence, so that the
+    estimates may share their draws); corrected by Benjamini and Hochberg over the units of an example that are hypotheses in both.
+    """
+    both = (first.hypotheses & second.hypotheses).numpy()
+    opposite = np.sign(first.effect.numpy()) * np.sign(second.effect.numpy()) < 0
+    p = np.where(opposite, np.fmax(first.p_values().numpy(), second.p_values().numpy()), 1.0)
+    return np.stack([adjust_p_values(of_example, hypotheses=asked) <= alpha for of_example, asked in zip(p, both)])
 
 
 def p_values_of_reported_errors(first: TreatmentEffectStatistics, second: TreatmentEffectStatistics) -> np.ndarray:

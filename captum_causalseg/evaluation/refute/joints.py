@@ -9,6 +9,7 @@ from captum_causalseg._checks import checked
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.donors.patch_bank import PatchBank
 from captum_causalseg.evaluation.refute.context import CONTEXT, RefutationContext, largest_unit_name
+from captum_causalseg.evaluation.refute.differences import sign_changes
 from captum_causalseg.evaluation.refute.report import Refutation, inconclusive, verdict
 
 __all__ = ["joints"]
@@ -58,11 +59,11 @@ def joints(context: RefutationContext) -> Refutation:
             raise
         return inconclusive("joints", _THRESHOLD, raw.n_forwards, message=str(refusal).removeprefix("match: "))
     forwards = raw.n_forwards + fitted.n_forwards
-    surely, still = (one.significant(context.alpha).numpy() for one in (raw, fitted))
+    surely = raw.significant(context.alpha).numpy()
     if not surely.any():
         return inconclusive("joints", _THRESHOLD, forwards, message="no effect is significant")
     before, now = raw.effect.numpy(), fitted.effect.numpy()
-    flips = surely & still & (np.sign(before) != np.sign(now))
+    flips = sign_changes(raw, fitted, context.alpha)
     slope = float((before[surely] * now[surely]).sum() / (before[surely] ** 2).sum())
     message = f"with donors of the units' own brightness {slope:.0%} of the effects is left"
     if flips.any():

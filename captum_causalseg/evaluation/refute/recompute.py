@@ -56,7 +56,7 @@ def recompute(context: RefutationContext) -> Refutation:
     Passes if the largest difference is at most a hundredth of the largest of the effects by hand. A hundredth, for a hard score moves
     by whole pixels, one of which may flip by rounding between a window and the whole image; what is wrong is wrong by far more, for
     all draws of a unit share it. The statistic is that ratio, the threshold 0.01. Inconclusive if no unit got its planned draws, and for
-    models that answer differently each time (``n_samples``). The cost: ``n_draws`` + 2 forwards for each of the 5 units.
+    stochastic models (``n_samples``). The cost: ``n_draws`` + 2 forwards for each of the 5 units.
 
     Example:
         >>> from captum_causalseg import AverageTreatmentEffect, refute

@@ -239,6 +239,9 @@ def test_donors_that_fit_and_other_kinds_of_them(place, capsys):
     conclusion = re.search(r"\d+ of \d+ units have a significant effect with raw donors.*", printed).group().rstrip(".")
     assert conclusion in html
     assert "The effects with every kind of donors, on one scale" in html
+    # Those of all kinds are counted, beside those of the effects themselves.
+    forwards = int(re.search(r"Forward passes of one image</dt><dd>(\d+)", html).group(1))
+    assert forwards > 5 * stats.n_forwards
     assert_is_one_page((folder / "out" / "report.html").read_text(encoding="utf-8"))
 
 
