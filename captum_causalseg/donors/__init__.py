@@ -13,6 +13,7 @@ from captum_causalseg.donors.constant import Constant
 from captum_causalseg.donors.neighbor_bank import NeighborBank
 from captum_causalseg.donors.patch_bank import PatchBank
 from captum_causalseg.donors.same_image import SameImage
+from captum_causalseg.donors.shifted import Shifted
 from captum_causalseg.donors.source import BoundDonors, DonorSource
 from captum_causalseg.donors.whole_image import SelfDonor
 
@@ -27,5 +28,6 @@ __all__ = [
     "PatchBank",
     "SameImage",
     "SelfDonor",
+    "Shifted",
     "as_donor_source",
 ]
