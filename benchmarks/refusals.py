@@ -248,6 +248,11 @@ class World:
         return self._statistics()
 
     @functools.cached_property
+    def controlled(self) -> ccs.TreatmentEffectStatistics:
+        asked = {"block_size": 4, "controls": "edge", "return_statistics": True}
+        return self.ate.attribute(**self.arguments, **asked)[1]
+
+    @functools.cached_property
     def statistics_of_rois(self) -> ccs.TreatmentEffectStatistics:
         return self._statistics(roi=self.two_rois)
 
@@ -511,6 +516,8 @@ CALLS: dict[str, Callable[[World], Call]] = {
     ),
     "SameImage.bind": lambda w: _call("donors", ccs.SameImage().bind, images=w.image),
     "donors.SelfDonor.bind": lambda w: _call("donors", ccs.donors.SelfDonor().bind, images=w.image),
+    "donors.Shifted": lambda w: _call("donors", ccs.donors.Shifted, pixels=2),
+    "donors.Shifted.bind": lambda w: _call("donors", ccs.donors.Shifted().bind, images=w.image),
     "donors.as_donor_source": lambda w: _call("donors", ccs.donors.as_donor_source, baselines=0.0, images=w.image),
     # Statistics.
     "TreatmentEffectStatistics": lambda w: _call(
@@ -546,6 +553,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "TreatmentEffectStatistics.select": lambda w: _call(
         "statistics", w.statistics.select, values=w.statistics.effect, target=1
     ),
+    "TreatmentEffectStatistics.edge_suspect": lambda w: _call("statistics", w.controlled.edge_suspect),
     "TreatmentEffectStatistics.significant": lambda w: _call("statistics", w.statistics.significant),
     "TreatmentEffectStatistics.to_dataframe": lambda w: _call("statistics", w.statistics.to_dataframe),
     "TreatmentEffectStatistics.to_map": lambda w: _call("statistics", w.statistics.to_map, target=1),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_causalseg._captum import progress
 from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.controls import controlled
 from captum_causalseg.attr.layer import prepare_layer
 from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
 from captum_causalseg.attr.problem import Problem, prepare_inputs
@@ -161,6 +162,16 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
                 goal=goal,
                 on_progress=on_progress,
             )
+            made = outcome.n_forwards
+            controls = controlled(
+                problem.controls,
+                plan,
+                evaluator,
+                observed=baseline,
+                moments=outcome.moments,
+                batch_size=outcome.batch_size,
+                on_progress=lambda done, total: on_progress(made + done, made + total),
+            )
             if witness is not None:
                 witness.after()
     finally:
@@ -169,8 +180,13 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
 
     ledger = problem.evaluator.ledger
     forwards = {"observed": n, "interventions": outcome.n_forwards, **ledger.forwards}
+    moments = _of_all_units(problem, prepared, outcome.moments, decide=effort.decide)
     return problem, TreatmentEffectStatistics.from_moments(
-        _of_all_units(problem, prepared, outcome.moments, decide=effort.decide).with_outputs(prepared.outputs.shape),
+        moments.with_outputs(prepared.outputs.shape),
+        controls={
+            name: _control_of_all_units(prepared.plan, rows, moments).with_outputs(prepared.outputs.shape)
+            for name, rows in controls.items()
+        },
         observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.outputs.shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
         feature_mask=as_they_lie(problem.units.masks, problem.site.layouts),
@@ -211,6 +227,18 @@ def _of_all_units(problem: Problem, prepared: _Prepared, rows: UnitMoments, *, d
     if decide is not None:
         moments.decision[outside] = int(np.sign(-decide))
     return moments
+
+
+def _control_of_all_units(plan: Plan, rows: UnitMoments, effects: UnitMoments) -> UnitMoments:
+    """From a control's rows ``(M, K)`` to examples and units ``(N, U, K)``: EXCLUDED where there is none."""
+    control = rows.spread(plan.example, plan.unit, *effects.population.shape)
+    undone = control.n_draws == 0
+    control.status[undone] = Status.EXCLUDED
+    control.population[undone.all(2)] = np.nan
+    for status in (Status.ABSENT, Status.OUTSIDE_SUPPORT):
+        control.status[effects.status == status] = status
+    control.effect[effects.status == Status.OUTSIDE_SUPPORT] = 0.0
+    return control
 
 
 def interventions(options: Options) -> list[Intervention]:

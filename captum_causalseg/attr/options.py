@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -62,6 +62,7 @@ class Options:
         execution: how the model is run.
         name: of the method, for progress bars and the log.
         show_progress, return_statistics: what is shown and returned besides.
+        controls: which controls are measured besides; they are in the statistics.
     """
 
     forward_func: Callable[..., Any]
@@ -75,6 +76,7 @@ class Options:
     name: str = ""
     show_progress: bool = False
     return_statistics: bool = False
+    controls: Literal["edge"] | None = None
 
     @property
     def executed(self) -> Scorer:

@@ -50,8 +50,12 @@ def merge_parts(parts: Sequence[TreatmentEffectStatistics]) -> TreatmentEffectSt
     forwards: Counter[str] = Counter()
     for one in parts:
         forwards.update(one.settings["forwards"])
+    whose = np.arange(n_units) % len(parts)
     return first.replaced(
-        UnitMoments.merged([one.moments for one in parts], np.arange(n_units) % len(parts)),
+        UnitMoments.merged([one.moments for one in parts], whose),
+        controls={
+            name: UnitMoments.merged([one.control_moments[name] for one in parts], whose) for name in first.control_moments
+        },
         n_forwards=sum(forwards.values()),
         settings=first.settings | {"forwards": dict(forwards)},
     )

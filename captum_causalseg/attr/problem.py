@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import captum
@@ -15,6 +15,7 @@ from captum_causalseg import regions
 from captum_causalseg._captum import TargetType, format_additional_forward_args
 from captum_causalseg._checks import integer, misfit
 from captum_causalseg._version import __version__
+from captum_causalseg.attr.controls import Control, edge_controls
 from captum_causalseg.attr.exclusion import find_exclusion
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.donors import BoundDonors, as_donor_source
@@ -41,12 +42,14 @@ class Problem:
         call: how the function is called.
         excluded: ``(N, U, R)``: units that are left as they are for the sake of RoI ``r``; ``R`` is 1 where RoIs do not matter.
         settings: what is intervened on and how, to be kept with the statistics.
+        controls: further donors of the same units, by name, of which only the joint can matter.
     """
 
     evaluator: ModelEvaluator
     call: "Call"
     excluded: np.ndarray
     settings: dict[str, Any]
+    controls: dict[str, Control] = field(default_factory=dict)
 
     @property
     def scorer(self) -> Scorer:
@@ -176,14 +179,20 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
         exclude=exclusion.in_words,
     )
     site = InputSite(tensors, call.arguments, is_tuple)
-    unit_donors = UnitDonors(units, donors)
+    unit_donors, ledger = UnitDonors(units, donors), Ledger()
+    controls: dict[str, Control] = {}
+    if options.controls is not None:
+        controls = edge_controls(unit_donors, tensors, forbidden=exclusion.forbidden, ledger=ledger)
+    if controls:
+        described["controls"] = {name: one.in_words for name, one in controls.items()}
     return Problem(
         evaluator=InputEvaluator(
-            site=site, scorer=call.scorer, execution=options.execution, unit_donors=unit_donors, ledger=Ledger()
+            site=site, scorer=call.scorer, execution=options.execution, unit_donors=unit_donors, ledger=ledger
         ),
         call=call,
         excluded=excluded,
         settings=described | options.execution.settings(),
+        controls=controls,
     )
 
 

@@ -1,5 +1,6 @@
 """Donors of a source, each fitted to the place that it is pasted into."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +15,7 @@ from captum_causalseg.donors.fit import MATCHES, ConstantDonorError, Feather, Po
 from captum_causalseg.donors.gather import Request, alike, cut, rows_at_once
 from captum_causalseg.donors.source import ALL_CHANNELS, BoundDonors, Recipients
 
-__all__ = ["FIT", "Border", "Fit", "FittedDonors", "Match"]
+__all__ = ["FIT", "Border", "Fit", "FittedDonors", "Match", "fewest_elements"]
 
 Match = Literal["mean", "mean_std", "histogram"]
 Border = Literal["feather", "poisson"]
@@ -55,6 +56,18 @@ class Fit:
     def __repr__(self) -> str:
         parts = [f"match={self.match!r}"] * (self.match is not None) + [f"blend={self.blend}"] * (self.blend > 0)
         return ", ".join(parts + [f"border={self.border!r}"] * (self.border != "feather"))
+
+
+def fewest_elements(size: Sequence[int], mask: Tensor | None) -> int:
+    """How many elements a unit has, of its channels in the one with the fewest.
+
+    Args:
+        size: of its box.
+        mask: boolean ``(channels or 1, *size or ones)``, which elements of the box are its own; ``None`` for all.
+    """
+    if mask is None:
+        return math.prod(size)
+    return int(mask.expand(len(mask), *size).flatten(1).sum(1).min())
 
 
 class FittedDonors(BoundDonors):
@@ -172,11 +185,7 @@ class FittedDonors(BoundDonors):
     def _check_size(self, units: Recipients) -> None:
         if self._fit.match is None:
             return
-        fewest = (
-            int(np.prod(units.size))
-            if units.mask is None
-            else int(self._shape(units).reshape(len(units.mask), -1).sum(1).min())
-        )
+        fewest = fewest_elements(units.size, units.mask)
         if fewest < 2:
             raise ValueError(
                 f"match: a unit of one pixel has only its own value to be given, and every effect would be 0 (match={self._fit.match!r}); "

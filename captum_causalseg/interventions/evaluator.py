@@ -1,5 +1,6 @@
 """Scores under interventions: a site, where they take place, times a scorer, what is scored, times an execution, how it is run."""
 
+import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -163,6 +164,12 @@ class ModelEvaluator(ABC):
         if self.noise_population == 1:
             return population
         return np.column_stack([population, np.full(len(population), self.noise_population)])
+
+    def with_donors(self, unit_donors: UnitDonors) -> "ModelEvaluator":
+        """The same with other donors of the same units; what is known of the model stays known."""
+        other = copy.copy(self)
+        other.unit_donors = unit_donors
+        return other
 
     def localized(self) -> "ModelEvaluator":
         """The evaluator that scores logits locally, where that is possible; a target knows its outputs once it has scored some."""

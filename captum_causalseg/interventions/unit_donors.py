@@ -42,17 +42,22 @@ class UnitDonors:
         Raises:
             ValueError: a unit has none.
         """
-        population = np.ones((len(example), len(self.donors)), dtype=np.int64)
-        for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
-            for piece in self.units.pieces(n, u):
-                column = 0 if self.paired else piece.slot
-                population[row, column] = self.donors[piece.slot].population(n, piece.box)
+        population = self.counts(example, unit)
         empty = np.flatnonzero((population < 1).any(1))
         if len(empty):
             raise ValueError(
                 f"baselines: no donor is left for unit {self.units.ids[unit[empty[0]]]} once places that touch the image's own "
                 "RoI are left out"
             )
+        return population
+
+    def counts(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """The same as :meth:`populations`, 0 where a unit has no donor."""
+        population = np.ones((len(example), len(self.donors)), dtype=np.int64)
+        for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
+            for piece in self.units.pieces(n, u):
+                column = 0 if self.paired else piece.slot
+                population[row, column] = self.donors[piece.slot].population(n, piece.box)
         return population
 
     def spread(self, numbers: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
-__all__ = ["half_width", "p_value", "satterthwaite"]
+__all__ = ["half_width", "p_value", "p_value_above", "satterthwaite"]
 
 
 def half_width(standard_error: ArrayLike, freedom: ArrayLike, level: float) -> np.ndarray:
@@ -42,6 +42,25 @@ def p_value(estimate: ArrayLike, standard_error: ArrayLike, freedom: ArrayLike) 
     exact = error == 0
     p = 2 * scipy_stats.t.sf(np.abs(estimate / np.where(exact, 1.0, error)), freedom)
     return np.where(exact, np.where(np.isnan(estimate), np.nan, estimate == 0), p)
+
+
+def p_value_above(estimate: ArrayLike, standard_error: ArrayLike, freedom: ArrayLike) -> np.ndarray:
+    """One-sided p-values of "it is at most 0", ``P(T_freedom > estimate / standard_error)``; NaN where something is not known.
+
+    Args:
+        estimate: of any shape.
+        standard_error: of the same shape; where it is 0 the estimate is exact, and its p-value 0 if it is above 0, else 1.
+        freedom: degrees of freedom, of the same shape or one number.
+
+    Example:
+        >>> from captum_causalseg.statistics.intervals import p_value_above
+        >>> p_value_above([2.0, -2.0, 0.1, 0.0], [1.0, 1.0, 0.0, 0.0], 10).round(3).tolist()
+        [0.037, 0.963, 0.0, 1.0]
+    """
+    estimate, error = np.asarray(estimate, dtype=np.float64), np.asarray(standard_error, dtype=np.float64)
+    exact = error == 0
+    p = scipy_stats.t.sf(estimate / np.where(exact, 1.0, error), freedom)
+    return np.where(exact, np.where(np.isnan(estimate), np.nan, estimate <= 0), p)
 
 
 def satterthwaite(variances: np.ndarray, freedoms: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from captum_causalseg.layout import Layout
+from captum_causalseg.statistics.controls import EDGE_SHIFTED
 from captum_causalseg.statistics.status import Status
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ def as_table(statistics: "TreatmentEffectStatistics", level: float) -> pd.DataFr
         "observed_score": observed,
     }.items():
         columns[name] = values.numpy().ravel()
+    for name, control in statistics.controls.items():
+        ends = control.confidence_interval(level)
+        for column, values in ((name, control.effect), (f"{name}_lower", ends[0]), (f"{name}_upper", ends[1])):
+            columns[column] = values.numpy().ravel()
+    if EDGE_SHIFTED in statistics.controls:
+        columns["edge_suspect"] = statistics.edge_suspect().numpy().ravel()
     frame = pd.DataFrame(columns)
     return frame[frame["status"] != Status.ABSENT.name].reset_index(drop=True)
 

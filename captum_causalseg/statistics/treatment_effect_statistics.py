@@ -30,6 +30,7 @@ from captum_causalseg._checks import (
 )
 from captum_causalseg.layout import Layout
 from captum_causalseg.statistics import emptiness, files, table
+from captum_causalseg.statistics.controls import EDGE_SHIFTED, larger_than_control
 from captum_causalseg.statistics.corrections import CORRECTIONS, adjust_p_values
 from captum_causalseg.statistics.intervals import half_width, p_value
 from captum_causalseg.statistics.moderation import moderated_errors
@@ -42,7 +43,7 @@ from captum_causalseg.statistics.unit_places import UnitPlaces
 __all__ = ["TreatmentEffectStatistics"]
 
 _PER_UNIT = tensor_of("real", "(N, U, *output_shape)", (2, math.inf))
-_FIELDS = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper")
+_FIELDS = ("effect", "standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper", "edge_suspect")
 _ABOUT = (
     "observed_score",
     "unit_ids",
@@ -88,6 +89,9 @@ class TreatmentEffectStatistics:
         settings: how it was computed: arguments, seed, versions, and what the forwards were spent on.
         layouts: per input, what its axes mean where it is a layer's activation (a :class:`~captum_causalseg.Layout`); ``None``, or
             nothing at all, where they are ``(N, C, *spatial)``.
+        controls: with ``controls="edge"`` in ``attribute``, by name (``"edge_shifted"``, ``"edge_matched"``) statistics of the same units
+            and outputs that were given donors of which only the joint can matter: see :meth:`edge_suspect`. EXCLUDED, with NaN, where a
+            unit has no control. Else empty.
 
     **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the
     effect is not, and a plain t-interval has width 0. As in limma (Smyth 2004), each unit's variance ``s^2`` with
@@ -133,6 +137,7 @@ class TreatmentEffectStatistics:
         output_axes=sequence(TEXT),
         settings=NONE | mapping(TEXT, ANY),
         layouts=sequence(NONE | instance(Layout)),
+        controls=NONE | mapping(TEXT, instance(UnitMoments, expected="moments of units (UnitMoments)")),
     )
     def __init__(
         self,
@@ -154,6 +159,7 @@ class TreatmentEffectStatistics:
         output_axes: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
         layouts: Sequence[Layout | None] = (),
+        controls: Mapping[str, UnitMoments] | None = None,
     ) -> None:
         units = tuple(effect.shape[:2])
         if effect.shape[:1] + effect.shape[2:] != observed_score.shape:
@@ -196,6 +202,12 @@ class TreatmentEffectStatistics:
         self.output_axes = tuple(output_axes)
         self.settings = dict(settings or {})
         self.standard_error, self.degrees_of_freedom = _errors(self.moments)
+        for name, moments in (controls or {}).items():
+            if moments.effect.shape != tuple(effect.shape):
+                raise ValueError(
+                    f"controls[{name!r}]: expected moments of shape {tuple(effect.shape)}, got {moments.effect.shape}"
+                )
+        self.controls = {name: self._control(name, moments) for name, moments in (controls or {}).items()}
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{int((self.status == s).sum())} {s.name}" for s in Status if bool((self.status == s).any()))
@@ -252,8 +264,18 @@ class TreatmentEffectStatistics:
             >>> stats.replaced(settings={}).settings
             {}
         """
-        kept = {name: getattr(self, name) for name in _ABOUT}
+        kept = {name: getattr(self, name) for name in _ABOUT} | {"controls": self.control_moments}
         return TreatmentEffectStatistics.from_moments(moments or self.moments, **kept | about)
+
+    @property
+    def control_moments(self) -> dict[str, UnitMoments]:
+        """What the draws say of the controls, by name."""
+        return {name: control.moments for name, control in self.controls.items()}
+
+    def _control(self, name: str, moments: UnitMoments) -> "TreatmentEffectStatistics":
+        forwards = int(self.settings.get("forwards", {}).get(name, 0))
+        about = {about: getattr(self, about) for about in _ABOUT} | {"n_forwards": forwards}
+        return TreatmentEffectStatistics.from_moments(moments, **about)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -376,6 +398,52 @@ class TreatmentEffectStatistics:
         # NaN is not at most anything.
         return self.adjusted_p_values(correction) <= alpha
 
+    @checked(alpha=FRACTION)
+    def edge_suspect(self, alpha: float = 0.05) -> Tensor:
+        """Which effects may be nothing but the joint of the pasted donors, boolean ``(N, U, *output_shape)``.
+
+        Those that are :meth:`significant` and not significantly larger in size than what a joint does by itself at the unit's place, in
+        whichever direction: than the control ``"edge_shifted"``, the unit's own tissue shifted by a pixel or two. The rule, unit by unit:
+        the one-sided p-value of ``t = (|effect| - |control|) / sqrt(error_e^2 + error_c^2)`` is above ``alpha``
+        (:func:`captum_causalseg.statistics.controls.larger_than_control`).
+
+        The other control, ``"edge_matched"``, has no say here: its donors have another texture, and an effect of the texture is what one
+        looks for. Units without a control are not called suspect: nothing is known of them.
+
+        Args:
+            alpha: error rate of both tests, in (0, 1).
+
+        Raises:
+            ValueError: there is no such control; ask for it with ``controls="edge"`` in ``attribute``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import AverageTreatmentEffect, PatchBank
+            >>> ramp = (torch.arange(24.0) / 24).expand(1, 1, 24, 24)  # an image that grows brighter to the right
+            >>> brighter = AverageTreatmentEffect(lambda image: image.mean((1, 2, 3)))
+            >>> edges = AverageTreatmentEffect(lambda image: image.diff(dim=3).abs().mean((1, 2, 3)))
+            >>> steps = ramp + torch.tensor([-2.0, -1.0, 1.0, 2.0]).view(-1, 1, 1, 1) / 24  # the same tissue, darker or brighter
+            >>> asked = {"block_size": 8, "controls": "edge", "return_statistics": True}
+            >>> _, stats = edges.attribute(ramp, steps, **asked)
+            >>> bool(stats.edge_suspect().all())  # all that a network can answer to is the joint
+            True
+            >>> _, stats = brighter.attribute(ramp, ramp + 0.5, **asked)
+            >>> bool(stats.edge_suspect().any())
+            False
+            >>> [name for name in stats.to_dataframe() if "shifted" in name]
+            ['edge_shifted', 'edge_shifted_lower', 'edge_shifted_upper']
+        """
+        if EDGE_SHIFTED not in self.controls:
+            raise ValueError(
+                f'controls: these statistics have none called "{EDGE_SHIFTED}"; ask for it with controls="edge" in attribute'
+            )
+        effect, control = (
+            (one.effect.numpy(), one.standard_error.numpy(), one.degrees_of_freedom.numpy())
+            for one in (self, self.controls[EDGE_SHIFTED])
+        )
+        surely = torch.from_numpy(larger_than_control(effect, control, alpha))
+        return self.significant(alpha) & ~surely & ~self.controls[EDGE_SHIFTED].effect.isnan()
+
     @checked(example=integer(0))
     def why_empty(self, target: TargetType = None, *, example: int = 0) -> str | None:
         """Why the map of one example and output shows nothing, in words; ``None`` where it shows something.
@@ -415,7 +483,7 @@ class TreatmentEffectStatistics:
 
         Args:
             field: ``"effect"``, ``"standard_error"``, ``"n_draws"``, ``"status"``, ``"p_value"``, ``"significant"``, ``"lower"`` or
-                ``"upper"`` (ends of the 95 % interval).
+                ``"upper"`` (ends of the 95 % interval), or ``"edge_suspect"`` (:meth:`edge_suspect`).
             target: which output, as in ``attribute``; needed if there are several.
 
         Returns:
@@ -477,6 +545,7 @@ class TreatmentEffectStatistics:
             self.moments.of_output(index.numpy()),
             observed_score=self.observed_score.reshape(n, -1).gather(1, index.view(-1, 1))[:, 0],
             output_axes=(),
+            controls={name: moments.of_output(index.numpy()) for name, moments in self.control_moments.items()},
         )
 
     @checked(spatial_shape=sequence(integer(1), 1, expected="a sequence of lengths"))
@@ -527,7 +596,8 @@ class TreatmentEffectStatistics:
 
         Columns: ``example``, ``unit``, one per output axis (``class``, ``roi``), ``input`` and ``start_<axis>``, ``stop_<axis>`` (the
         unit's bounding box in the first input that it lies in), ``status``, ``effect``, ``standard_error``, ``lower``, ``upper`` (of
-        the interval at ``level``), ``p_value``, ``n_draws``, ``observed_score``.
+        the interval at ``level``), ``p_value``, ``n_draws``, ``observed_score``. With :attr:`controls`, per control its effect and the ends of
+        its interval (``edge_shifted``, ``edge_shifted_lower``, ``edge_shifted_upper``), and ``edge_suspect``.
 
         Example:
             >>> from captum_causalseg import AverageTreatmentEffect
@@ -591,6 +661,8 @@ class TreatmentEffectStatistics:
             return self.p_values()
         if field == "significant":
             return self.significant()
+        if field == "edge_suspect":
+            return self.edge_suspect()
         return self.confidence_interval()[field == "upper"]
 
 

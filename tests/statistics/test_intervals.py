@@ -12,7 +12,7 @@ from scipy import integrate
 from scipy.special import gamma
 
 import captum_causalseg
-from captum_causalseg.statistics.intervals import half_width, p_value, satterthwaite
+from captum_causalseg.statistics.intervals import half_width, p_value, p_value_above, satterthwaite
 
 
 def density(t, freedom):
@@ -62,3 +62,11 @@ def test_students_t_is_asked_in_one_place():
         and ast.unparse(node.value).endswith(".t")
     }
     assert asked == {"statistics/intervals.py"}
+
+
+def test_one_sided_p_values_are_half_of_the_two_sided_ones_on_their_side():
+    estimate, error = np.array([0.5, -0.5, 0.0, 2.0]), np.array([0.2, 0.2, 0.3, 0.0])
+    above, two_sided = p_value_above(estimate, error, 7), p_value(estimate, error, 7)
+    np.testing.assert_allclose(above, [two_sided[0] / 2, 1 - two_sided[1] / 2, 0.5, 0.0], rtol=1e-12)
+    assert p_value_above([0.0, np.nan], [0.0, 0.0], 3).tolist()[0] == 1
+    assert np.isnan(p_value_above([np.nan], [0.1], 3)).all()

@@ -80,7 +80,7 @@ def test_maps_carry_the_whole_value_on_every_element():
     assert painted[0, 2].tolist() == [0.5, 0.5, -0.25, -0.25, 0, 0, pytest.approx(0.1), pytest.approx(0.1)]
     for field in ("standard_error", "n_draws", "status", "p_value", "significant", "lower", "upper"):
         assert stats.to_map(field).shape == (1, 3, 8)
-    with pytest.raises(ValueError, match=r"field: expected .*\"upper\", got 'z'"):
+    with pytest.raises(ValueError, match=r"field: expected .*\"edge_suspect\", got 'z'"):
         stats.to_map("z")
 
 

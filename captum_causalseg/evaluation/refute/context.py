@@ -108,7 +108,7 @@ class RefutationContext:
     def n_forwards_of_plan(self) -> int:
         """Images that go through the model to make a plan: what the original estimate spent besides interventions."""
         spent = self.statistics.settings.get("forwards", {})
-        return sum(count for what, count in spent.items() if what not in _NOT_PLANNED)
+        return sum(count for what, count in spent.items() if what not in (*_NOT_PLANNED, *self.statistics.controls))
 
 
 Refuter = Callable[[RefutationContext], Refutation]

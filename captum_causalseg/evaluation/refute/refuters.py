@@ -128,7 +128,8 @@ def refute(
         target=target,
         alpha=float(alpha),
         seed=int(seed),
-        arguments=arguments,
+        # Controls are about the original estimate; none of its repetitions needs them.
+        arguments={name: value for name, value in arguments.items() if name != "controls"},
         statistics=as_reported(statistics, target),
         untouched=untouched,
     )
