@@ -79,13 +79,19 @@ class Control:
 
 
 def edge_controls(
-    unit_donors: UnitDonors, tensors: Sequence[Tensor], *, forbidden: Sequence[Tensor | None], ledger: Ledger
+    unit_donors: UnitDonors,
+    tensors: Sequence[Tensor],
+    *,
+    treated: np.ndarray,
+    forbidden: Sequence[Tensor | None],
+    ledger: Ledger,
 ) -> dict[str, Control]:
     """What a joint does by itself, by name: the unit's own tissue, shifted; and the donors at the unit's own level.
 
     Args:
         unit_donors: the units and the donors that these are controls for.
         tensors: the inputs.
+        treated: boolean ``(N, U)``, which units are intervened on.
         forbidden: per input, boolean ``(N or 1, *spatial)``: pixels that no donor may hold.
         ledger: where it is noted what has no control, and why.
 
@@ -101,8 +107,8 @@ def edge_controls(
     units = unit_donors.units
     joints = tuple(BoundShifted(tensor.detach(), mask, _PIXELS) for tensor, mask in zip(tensors, forbidden))
     shifted = UnitDonors(units, joints)
-    example, unit = np.nonzero(units.present)
-    has_shift, has_level = (np.zeros(units.present.shape, dtype=bool) for _ in range(2))
+    example, unit = np.nonzero(treated)
+    has_shift, has_level = (np.zeros(treated.shape, dtype=bool) for _ in range(2))
     has_shift[example, unit] = (shifted.counts(example, unit) > 0).all(1)
     has_level[example, unit] = [
         all(fewest_elements([side.stop - side.start for side in piece.box], piece.mask) > 1 for piece in units.pieces(n, u))
@@ -118,7 +124,7 @@ def edge_controls(
             in_words=f"the unit's own tissue, shifted by up to {_PIXELS} pixels",
         )
     }
-    if not has_shift[units.present].all():
+    if not has_shift[treated].all():
         ledger.disable(
             EDGE_SHIFTED,
             "of some units (NaN) no shift lies in the image and beside the RoI"
@@ -128,7 +134,7 @@ def edge_controls(
     if all(isinstance(donors, FittedDonors) for donors in unit_donors.donors):
         ledger.disable(EDGE_MATCHED, "the donors are fitted to the units already")
         return found
-    if not has_level[units.present].all():
+    if not has_level[treated].all():
         ledger.disable(EDGE_MATCHED, "units of one pixel (NaN) have nothing but their level")
     matched = tuple(
         donors if isinstance(donors, FittedDonors) else FittedDonors(donors, tensor.detach(), _MATCH)

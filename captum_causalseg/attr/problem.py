@@ -182,7 +182,8 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     unit_donors, ledger = UnitDonors(units, donors), Ledger()
     controls: dict[str, Control] = {}
     if options.controls is not None:
-        controls = edge_controls(unit_donors, tensors, forbidden=exclusion.forbidden, ledger=ledger)
+        treated = units.present & ~excluded.all(2)
+        controls = edge_controls(unit_donors, tensors, treated=treated, forbidden=exclusion.forbidden, ledger=ledger)
     if controls:
         described["controls"] = {name: one.in_words for name, one in controls.items()}
     return Problem(

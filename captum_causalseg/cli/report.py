@@ -20,6 +20,9 @@ from captum_causalseg.cli.results import (
     axes_in_words,
     components_rows,
     counts,
+    edge_in_words,
+    edge_names,
+    edge_rows,
     emptiness,
     observed,
     score,
@@ -32,7 +35,7 @@ from captum_causalseg.evaluation.donor_comparison import DonorComparison
 from captum_causalseg.evaluation.profile import perception_profile
 from captum_causalseg.evaluation.refute import RefutationReport
 from captum_causalseg.metrics import METRICS
-from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
 from captum_causalseg.visualization import plot_profile
 
 __all__ = ["Further", "comparison_page", "components_page", "effects_page", "refutation_page"]
@@ -74,6 +77,7 @@ def effects_page(
         effects=_effects(job, statistics, pictures),
         strongest=_strongest(job, statistics),
         profile=_profile(job, statistics),
+        edge=_edge(job, statistics) if statistics.controls else None,
         donors=None if further.donors is None else _donors(further.donors, pictures["donors"]),
         components=None if further.components is None else _components(job, pictures["components"]),
         refutation=None if report is None else _refutation(report),
@@ -182,6 +186,15 @@ def _strongest(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any
         "rows": [(row.kind, row.place, row.effect, row.interval) for row in rows],
         "styles": [styles[row.kind] for row in rows],
         "counts": counts(job.case, job.options, statistics),
+    }
+
+
+def _edge(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any]:
+    return {
+        "said": edge_in_words(job.case, statistics),
+        "header": [axes_in_words(job.case), f"effect on {_score_noun(job.options.metric)}", *edge_names(statistics), ""],
+        "rows": edge_rows(job.case, statistics),
+        "has_matched": EDGE_MATCHED in statistics.controls,
     }
 
 

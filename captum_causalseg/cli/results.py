@@ -11,7 +11,7 @@ import pandas as pd
 from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.cli.files import place_name
 from captum_causalseg.metrics import METRICS
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.statistics import EDGE_MATCHED, EDGE_SHIFTED, Status, TreatmentEffectStatistics
 from captum_causalseg.visualization.component_bars import name_of
 
 __all__ = [
@@ -20,6 +20,10 @@ __all__ = [
     "components_rows",
     "components_text",
     "counts",
+    "edge_in_words",
+    "edge_names",
+    "edge_rows",
+    "edge_text",
     "effects_text",
     "emptiness",
     "number",
@@ -82,6 +86,67 @@ def strongest(case: CommandCase, options: argparse.Namespace, statistics: Treatm
                 )
             )
     return rows
+
+
+def edge_in_words(case: CommandCase, statistics: TreatmentEffectStatistics) -> list[str]:
+    """What the controls say of all effects, in sentences without their periods."""
+    found = statistics.of_output(case.output)
+    significant = found.significant()
+    n, k = int((significant & ~found.controls[EDGE_SHIFTED].effect.isnan()).sum()), int(found.edge_suspect().sum())
+    said = [
+        f"of {n} part{'s' * (n != 1)} whose effect differs from 0, {k or 'none'} ha{'ve' if k > 1 else 's'} one that is not clearly larger than that "
+        "of a joint alone (its own tissue, shifted by a pixel or two)"
+    ]
+    if EDGE_MATCHED in found.controls:
+        effect, matched = found.effect[significant], found.controls[EDGE_MATCHED].effect[significant]
+        effect, matched = effect[~matched.isnan()], matched[~matched.isnan()]
+        if bool((effect != 0).any()):
+            left = float((effect * matched).sum() / effect.square().sum())
+            said.append(
+                f"with donors of the parts' own brightness, {left:.0%} of these effects is left; the rest is brightness, of the tissue or of the "
+                "patch's step"
+            )
+    said += [
+        f"{name.replace('_', ' ')}: {why}" for name, why in statistics.settings["disabled"].items() if name.startswith("edge_")
+    ]
+    return said
+
+
+def edge_names(statistics: TreatmentEffectStatistics) -> list[str]:
+    """What stands above the columns of the controls."""
+    return [f"{name.replace('_', ' ')} [95 % interval]" for name in statistics.controls]
+
+
+def edge_rows(case: CommandCase, statistics: TreatmentEffectStatistics) -> list[tuple[str, ...]]:
+    """The strongest units whose effect differs from 0: place, effect, the controls with their intervals, whether the joint may be all of it."""
+    found = statistics.of_output(case.output)
+    table = case.units.in_own_voxels(
+        found.to_dataframe().assign(significant=found.significant()[found.status != Status.ABSENT].numpy())
+    )
+    table = table[table["significant"]]
+    table = table.iloc[table["effect"].abs().argsort(kind="stable")[::-1]]
+    digits = _digits(table["effect"])
+    rows: list[tuple[str, ...]] = []
+    for row in table.head(2 * _STRONGEST).to_dict("records"):
+        controls = [
+            "not known"
+            if pd.isna(row[name])
+            else f"{number(row[name], digits)} [{number(row[f'{name}_lower'], digits)}, {number(row[f'{name}_upper'], digits)}]"
+            for name in found.controls
+        ]
+        effect = number(row["effect"], digits)
+        rows.append((_place(row, len(case.grids.shape)), effect, *controls, "may be the joint" if row["edge_suspect"] else ""))
+    return rows
+
+
+def edge_text(case: CommandCase, statistics: TreatmentEffectStatistics) -> str:
+    """What ``explain`` prints of the controls."""
+    header = (axes_in_words(case), "effect", *edge_names(statistics), "")
+    rows = edge_rows(case, statistics)
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (header, *rows)]
+    said = [f"{one[0].upper()}{one[1:]}." for one in edge_in_words(case, statistics)]
+    return "\n".join([*(lines if rows else []), *([""] if rows else []), *said])
 
 
 def number(value: float, digits: int = 4) -> str:

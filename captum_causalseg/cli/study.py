@@ -39,6 +39,7 @@ _OF_A_STUDY = (
     "blend",
     "units",
     "metric",
+    "controls",
 )
 _EFFORT = ("draws", "precision", "seed")
 _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
@@ -133,9 +134,9 @@ def _write_map(path: Path, case: Mapping[str, Any], statistics: TreatmentEffectS
 
 def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, options: argparse.Namespace) -> Cohort:
     effort = study.of({"image": "-", "roi": "-"})
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {} if effort.controls is None else {"controls": effort.controls}
     if options.ray is not None:
-        more = {
+        more |= {
             "engine": "ray",
             "address": None if options.ray == "local" else options.ray,
             "num_workers": options.workers,

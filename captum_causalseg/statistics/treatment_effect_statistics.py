@@ -26,6 +26,7 @@ from captum_causalseg._checks import (
     mapping,
     one_of,
     sequence,
+    shown,
     tensor_of,
 )
 from captum_causalseg.layout import Layout
@@ -398,8 +399,8 @@ class TreatmentEffectStatistics:
         # NaN is not at most anything.
         return self.adjusted_p_values(correction) <= alpha
 
-    @checked(alpha=FRACTION)
-    def edge_suspect(self, alpha: float = 0.05) -> Tensor:
+    @checked(alpha=FRACTION, control=TEXT)
+    def edge_suspect(self, alpha: float = 0.05, control: str = EDGE_SHIFTED) -> Tensor:
         """Which effects may be nothing but the joint of the pasted donors, boolean ``(N, U, *output_shape)``.
 
         Those that are :meth:`significant` and not significantly larger in size than what a joint does by itself at the unit's place, in
@@ -407,11 +408,15 @@ class TreatmentEffectStatistics:
         the one-sided p-value of ``t = (|effect| - |control|) / sqrt(error_e^2 + error_c^2)`` is above ``alpha``
         (:func:`captum_causalseg.statistics.controls.larger_than_control`).
 
-        The other control, ``"edge_matched"``, has no say here: its donors have another texture, and an effect of the texture is what one
-        looks for. Units without a control are not called suspect: nothing is known of them.
+        The other control, ``"edge_matched"``, is read the other way round: its donors are of another texture, and an effect of the texture may
+        be what one looks for, so as large an effect is no ground for suspicion. Where it is much smaller, the effect is one of
+        brightness, and whether of the tissue's or of the step that a patch brings with it, no donor tells. That step is larger than the
+        joint of shifted tissue: what is not suspect here is not acquitted of it. Units without a control are not called suspect: nothing is
+        known of them.
 
         Args:
             alpha: error rate of both tests, in (0, 1).
+            control: of which control.
 
         Raises:
             ValueError: there is no such control; ask for it with ``controls="edge"`` in ``attribute``.
@@ -433,16 +438,18 @@ class TreatmentEffectStatistics:
             >>> [name for name in stats.to_dataframe() if "shifted" in name]
             ['edge_shifted', 'edge_shifted_lower', 'edge_shifted_upper']
         """
-        if EDGE_SHIFTED not in self.controls:
+        if control not in self.controls:
+            found = ", ".join(map(shown, self.controls)) or "none"
             raise ValueError(
-                f'controls: these statistics have none called "{EDGE_SHIFTED}"; ask for it with controls="edge" in attribute'
+                f"control: expected one of these statistics' controls ({found}), got {shown(control)}; "
+                'controls="edge" in attribute measures them'
             )
-        effect, control = (
+        effects, joints = (
             (one.effect.numpy(), one.standard_error.numpy(), one.degrees_of_freedom.numpy())
-            for one in (self, self.controls[EDGE_SHIFTED])
+            for one in (self, self.controls[control])
         )
-        surely = torch.from_numpy(larger_than_control(effect, control, alpha))
-        return self.significant(alpha) & ~surely & ~self.controls[EDGE_SHIFTED].effect.isnan()
+        surely = torch.from_numpy(larger_than_control(effects, joints, alpha))
+        return self.significant(alpha) & ~surely & ~self.controls[control].effect.isnan()
 
     @checked(example=integer(0))
     def why_empty(self, target: TargetType = None, *, example: int = 0) -> str | None:

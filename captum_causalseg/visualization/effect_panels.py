@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from captum_causalseg.evaluation.profile import BackgroundEffect, background_effect
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.statistics import EDGE_SHIFTED, Status, TreatmentEffectStatistics
 from captum_causalseg.visualization.pictures import (
     Palette,
     background,
@@ -57,6 +57,9 @@ PANELS = {
 
 _LEAST_PROBABILITY = 1e-4
 
+# Where it is seen what may be the joint's.
+_OF_EFFECTS = ("effect", "significant")
+
 
 class Maps:
     """What the statistics say of one output, painted over the input."""
@@ -64,6 +67,7 @@ class Maps:
     def __init__(self, statistics: TreatmentEffectStatistics, view: View, output: Output, panels: Sequence[str]) -> None:
         fields = {"effect", "status", *(PANELS[name].field for name in panels if name != "image")}
         fields |= {"significant"} & set(panels)
+        fields |= {"edge_suspect"} if EDGE_SHIFTED in statistics.controls else set()
         self.output = output
         # Units that lie in another input have no distance from the region.
         placed = output.roi is not None and view.slot == 0
@@ -77,6 +81,7 @@ class Maps:
         status = self.values["status"]
         self.excluded = (status == Status.EXCLUDED) | (status == Status.ABSENT)
         self.outside = status == Status.OUTSIDE_SUPPORT
+        self.edge = self.values.get("edge_suspect", np.zeros(status.shape)) == 1
         self.undecided = np.zeros(status.shape, bool)
         if "significant" in fields:
             # What cannot reach the region is known to have no effect.
@@ -250,6 +255,8 @@ def _draw(
         axes.imshow(*(shown, colors, norm), alpha=0.95 * np.sqrt(size), interpolation="nearest", aspect=plane.aspect)
         outside, undecided = plane.cut(maps.outside), plane.cut(maps.undecided)
         shade(axes, plane.cut(maps.excluded), "////", color="0.35")
+        if name in _OF_EFFECTS:
+            shade(axes, plane.cut(maps.edge), "xxxx", color="0.1")
         if name == "significant":
             shade(axes, undecided, "....", color="0.45")
         if outside.any() and not outside.all():
@@ -326,6 +333,8 @@ def _notes(maps: Sequence[Maps], panels: Sequence[str]) -> list[str]:
                 notes.append(f"line on the scale{f', {one.output.name}' if one.output.name else ''}: {one.background}")
     if any(one.excluded.any() for one in maps):
         notes.append("hatched: not intervened on")
+    if any(name in _OF_EFFECTS for name in shown) and any(one.edge.any() for one in maps):
+        notes.append("crosshatched: a joint alone, the unit's own tissue shifted by a pixel or two, may do as much")
     if any(one.outside.any() for one in maps):
         notes.append("beyond the dashed line: cannot reach the region of interest")
     if "significant" in shown and any(one.undecided.any() for one in maps):

@@ -39,7 +39,8 @@ def plot_effects(
     99.5th percentile of ``|effect|``. If everything reaches the RoI, for example through normalization over the whole image, a line on
     the scale shows the median effect of the farthest units, the background to compare with, and a gray band where half of them lie
     (:func:`~captum_causalseg.evaluation.profile.background_effect`; needs ``roi``). Units that were not intervened on are hatched; those that cannot reach the RoI lie beyond a
-    dashed line.
+    dashed line. With ``controls="edge"`` in ``attribute``, effects that may be nothing but the joint of the donors
+    (:meth:`~captum_causalseg.TreatmentEffectStatistics.edge_suspect`) are crosshatched.
 
     A volume has a row for each of the three planes through the middle of the unit with the largest ``|effect|`` (dotted lines show
     where they cross); :func:`plot_volume` shows more slices of one axis. Where the statistics are of several RoIs and ``target`` leaves

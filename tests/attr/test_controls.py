@@ -249,6 +249,7 @@ def test_what_cannot_reach_the_roi_is_0_here_too_and_what_is_excluded_is_nan():
     outside, excluded = (stats.status == status for status in (Status.OUTSIDE_SUPPORT, Status.EXCLUDED))
     assert outside.any()
     assert excluded.any()
+    assert stats.settings["disabled"] == {}  # what is excluded needs no control
     for control in stats.controls.values():
         assert (control.status[outside] == Status.OUTSIDE_SUPPORT).all()
         assert (control.effect[outside] == 0).all()

@@ -77,8 +77,15 @@ def test_suspect_is_what_is_significant_and_not_larger_than_its_control():
 
 
 def test_without_controls_nothing_is_suspected_and_that_is_said():
-    with pytest.raises(ValueError, match=r'^controls: these statistics have none called "edge_shifted"; ask for it with'):
+    with pytest.raises(
+        ValueError,
+        match=r"^control: expected one of these statistics' controls \(none\), got 'edge_shifted'; controls=\"edge\"",
+    ):
         make().edge_suspect()
+    with pytest.raises(
+        ValueError, match=r"^control: expected one of these statistics' controls \('edge_shifted'\), got 'edge'"
+    ):
+        with_control().edge_suspect(control="edge")
     assert make().controls == {}
     assert "edge_suspect" not in make().to_dataframe()
 

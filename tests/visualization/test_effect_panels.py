@@ -10,7 +10,7 @@ from picture_cases import statistics_of
 from pictures_read import ALL, drawn, of_regions, outline
 
 from captum_causalseg import Status, regions
-from captum_causalseg.visualization import plot_effects
+from captum_causalseg.visualization import plot_effects, plot_volume
 from captum_causalseg.visualization.pictures import PALETTES, grayscale
 
 
@@ -63,6 +63,38 @@ def test_every_panel_shows_its_field():
     assert "hatched: not intervened on" in said
     assert "dotted: does not differ from 0" in said
     assert "beyond the dashed line: cannot reach" in said
+
+
+def with_edges(effect, mask, joints):
+    """With the control "edge_shifted"."""
+    joint = statistics_of([joints], mask, 0.01)
+    return statistics_of([effect], mask, 0.01).replaced(controls={"edge_shifted": joint.moments})
+
+
+def test_effects_that_may_be_the_joint_are_crosshatched():
+    mask = np.repeat(np.arange(4), 4)[None].repeat(4, 0)
+    statistics = with_edges([0.4, -0.3, 0.2, 0.001], mask, [0.01, 0.29, -0.2, 0.5])
+    figure = plot_effects(torch.rand(1, 1, 4, 16), statistics, panels=ALL)
+    panels = dict(zip(ALL, figure.axes))
+    for name in ALL[1:]:
+        expected = np.isin(mask, [1, 2]) & (name in ("effect", "significant"))
+        np.testing.assert_array_equal(hatched(panels[name], "xxxx"), expected, err_msg=name)
+    said = "crosshatched: a joint alone, the unit's own tissue shifted by a pixel or two, may do as much"
+    assert said in figure.get_supxlabel().replace("\n", " ")
+    for other in (
+        plot_effects(torch.rand(1, 1, 4, 16), statistics, panels=("standard_error",)),
+        plot_effects(torch.rand(1, 1, 4, 16), with_edges([0.4, -0.3, 0.2, 0.1], mask, [0.0] * 4)),
+        plot_effects(torch.rand(1, 1, 4, 16), statistics.replaced(controls={})),
+    ):
+        assert "crosshatched" not in other.get_supxlabel()
+
+
+def test_in_volumes_as_well():
+    mask = np.arange(2)[:, None, None].repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    figure = plot_volume(torch.rand(1, 1, 8, 4, 4), with_edges([0.4, 0.2], mask, [0.01, 0.2]), n_slices=2)
+    for axes in figure.axes[:2]:
+        np.testing.assert_array_equal(hatched(axes, "xxxx"), mask[..., 0] == 1)
+    assert "crosshatched" in figure.get_supxlabel()
 
 
 def test_larger_effects_are_more_opaque():

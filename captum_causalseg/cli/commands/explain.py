@@ -38,6 +38,12 @@ class Explain(CaseCommand):
         )
 
         parser.add_argument(
+            "--controls",
+            choices=("edge",),
+            help="also measure, for every part that has an effect, what the edge of a patch does by itself: the part's own tissue shifted by a "
+            "pixel or two, and donors of its own brightness (16 further forward passes per part, 24 in a volume)",
+        )
+        parser.add_argument(
             "--compare-donors",
             action="store_true",
             help="also measure the effects with other kinds of donors (raw, matched, blended, neighbors, blur, zeros), and say what holds "
@@ -63,13 +69,14 @@ class Explain(CaseCommand):
         from captum_causalseg.cli.job import effect_pictures, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
         from captum_causalseg.cli.report import Further, effects_page
-        from captum_causalseg.cli.results import components_text, effects_text
+        from captum_causalseg.cli.results import components_text, edge_text, effects_text
         from captum_causalseg.evaluation.refute import refute
         from captum_causalseg.writing.names import write_csv
 
         case, options = job.case, job.options
         explainer = AverageTreatmentEffect(case.target)
         arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **job.effort()}
+        arguments["controls"] = options.controls
         report = components = donors = None
         with naming_arguments():
             if options.refute:
@@ -86,6 +93,8 @@ class Explain(CaseCommand):
         pictures["effects"].savefig(folder / "effects.png", dpi=110)
         write_effects(job, statistics, folder)
         said = [effects_text(case, options, statistics, seconds=seconds)]
+        if statistics.controls:
+            said.append(edge_text(case, statistics))
         if report is not None:
             write_csv(report.to_dataframe(), folder / "refutation.csv")
             said.append(str(report))

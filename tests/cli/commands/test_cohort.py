@@ -49,6 +49,15 @@ def test_each_row_is_explained_as_by_itself(place, capsys):
     assert (folder / "study" / "manifest.jsonl").read_text() == before
 
 
+def test_a_study_may_ask_for_controls(place):
+    folder, name = place
+    write_study(folder, name, "id,image\na,image.png\n", controls="edge", metric="soft_dice")
+    assert status_of(line()) == 0
+    cohort = Cohort("study")
+    assert set(cohort.statistics("a").controls) == {"edge_shifted", "edge_matched"}
+    assert "edge_shifted_lower" in cohort.units(["a"])
+
+
 def test_scans_get_their_maps_on_their_own_grid(place):
     folder, name = place
     write_study(

@@ -245,6 +245,41 @@ def test_donors_that_fit_and_other_kinds_of_them(place, capsys):
     assert_is_one_page((folder / "out" / "report.html").read_text(encoding="utf-8"))
 
 
+def test_the_edge_as_a_control(place, capsys):
+    folder, name = place
+    given = ["--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "4", "--metric", "soft_dice"]
+    assert cli.main(on_picture(name, *given)) == 0
+    plain = TreatmentEffectStatistics.load("out/statistics.npz")
+    assert "joint" not in capsys.readouterr().out
+    assert "What a joint does by itself" not in (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert cli.main(on_picture(name, *given, "--controls", "edge")) == 0
+    printed = capsys.readouterr().out
+    stats = TreatmentEffectStatistics.load("out/statistics.npz")
+    assert torch.equal(stats.effect.nan_to_num(7.0), plain.effect.nan_to_num(7.0))
+    table = pd.read_csv("out/effects.csv")
+    for column in ("edge_shifted", "edge_shifted_lower", "edge_shifted_upper", "edge_matched", "edge_suspect"):
+        assert column in table
+    one = stats.of_output(1)
+    has_control = ~one.controls["edge_shifted"].effect.isnan()
+    n, k = int((one.significant() & has_control).sum()), int(one.edge_suspect().sum())
+    assert n > 0
+    assert re.search(
+        rf"Of {n} parts? whose effect differs from 0, {k or 'none'} ha(s|ve) one that is not clearly larger", printed
+    )
+    known = one.significant()[0] & ~one.controls["edge_matched"].effect[0].isnan()
+    effect, matched = one.effect[0][known], one.controls["edge_matched"].effect[0][known]
+    left = f"{float((effect * matched).sum() / (effect * effect).sum()):.0%} of these effects is left"
+    assert left in printed
+    html = unescape((folder / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "What a joint does by itself" in html
+    assert left in html
+    best = table[(table["class"] == 1)].set_index("unit").loc[int(one.unit_ids[known][effect.abs().argmax()])]
+    shifted = "not known" if pd.isna(best.edge_shifted) else rf"{best.edge_shifted:+.4f}"
+    assert f"<td>{shifted}" in html
+    assert len(re.findall("may be the joint", html)) == len(re.findall("may be the joint", printed)) == min(k, 10)
+    assert_is_one_page((folder / "out" / "report.html").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
