@@ -367,10 +367,11 @@ def test_parts_of_a_case_are_put_together_again(tmp_path):
 
 def test_refuters_repeat_the_estimate_without_its_controls():
     image, bank = random(1, 1, 16, 16), PatchBank(random(9, 1, 16, 16, seed=2))
-    target = SegmentationTarget.from_prediction(network(2), image, roi=regions.box((16, 16), 6, 4), metric="soft_dice")
-    asked = {"refuters": ["placebo", "seed", "recompute"], "block_size": 4, "n_draws": 6}
+    target = SegmentationTarget.from_prediction(network(2), image, roi=regions.box((16, 16), 4, 4), metric="soft_dice")
+    asked = {"refuters": ["placebo", "seed", "recompute", "split", "crossed"], "block_size": 4, "n_draws": 6}
     plain = refute(AverageTreatmentEffect(target), image, bank, 1, **asked)
     report = refute(AverageTreatmentEffect(target), image, bank, 1, controls="edge", **asked)
+    assert report.statistics.settings["forwards"]["edge_shifted"] > 0
     assert set(report.statistics.controls) == {"edge_shifted", "edge_matched"}
     assert [one.n_forwards for one in report.refutations] == [one.n_forwards for one in plain.refutations]
     assert [one.message for one in report.refutations] == [one.message for one in plain.refutations]
