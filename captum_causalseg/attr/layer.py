@@ -26,6 +26,7 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
 from captum_causalseg.donors import ActivationBank, BoundDonors, DonorSource, as_donor_source
+from captum_causalseg.donors.fitted import fewest_elements
 from captum_causalseg.interventions.activation import Activation, channels_first
 from captum_causalseg.interventions.axes import Axes
 from captum_causalseg.interventions.layer import LayersEvaluator, StochasticLayersEvaluator
@@ -141,6 +142,8 @@ def _donors(
         with renamed(images="layer_baselines"):
             baselines = ActivationBank(baselines)
     if isinstance(baselines, ActivationBank):
+        if baselines.match is not None:
+            _refuse_single_values(units, options.units, tensors)
         others = _shared_arguments(call)
 
         def run(images: tuple[Tensor, ...]) -> list[Tensor]:
@@ -153,7 +156,8 @@ def _donors(
         banks, count = baselines.recorded(layer, state, run, like=tensors)
         with renamed(baselines="layer_baselines"):
             bound = tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors))
-        return UnitDonors(units, bound, paired=True), count
+        own: tuple[DonorSource | None, ...] = tuple(bank if bank.of_the_image else None for bank in banks)
+        return UnitDonors(units, bound, paired=True, own=own), count
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
     if len(given) != len(tensors):
         raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
@@ -174,6 +178,17 @@ def _donors(
             found.append(sources[-1].bind(tensor))
     own = tuple(source if source.of_the_image else None for source in sources)
     return UnitDonors(units, tuple(found), own=own), 0
+
+
+def _refuse_single_values(units: Units, asked: LayerUnits, tensors: Sequence[Tensor]) -> None:
+    """Raise where a unit has one value per channel: matched to its own, it would be replaced by itself."""
+    for example, unit in np.ndindex(1 if units.shared else units.n_examples, len(units)):
+        for piece in units.pieces(example, unit):
+            if fewest_elements([side.stop - side.start for side in piece.box], piece.mask) < 2:
+                raise ValueError(
+                    f"match: unit {units.ids[unit]} ({asked.asked}) of an activation {tuple(tensors[piece.slot].shape)} has one value per channel: "
+                    "with its own mean a donor would be that very value, and every effect 0; choose larger units, or match=None"
+                )
 
 
 def _layouts(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._checks import checked, integer, one_of
 from captum_causalseg.donors.any_source import AnySource
+from captum_causalseg.donors.fitted import FIT, Match
 from captum_causalseg.donors.images import BankImages, ChosenImages, SizedImages, check_images
 from captum_causalseg.donors.patch_bank import PatchBank
 
@@ -31,6 +32,9 @@ class ActivationBank(AnySource):
         reduction: ``"mean"`` takes the mean activation over the images as the one donor.
         batch_size: images per forward pass while recording.
         memory_budget: bytes. Activations that take more are kept in a temporary file and mapped into memory.
+        match: what of the unit's own activation a donor is given, channel by channel over the unit's places, as of :class:`PatchBank`:
+            ``"mean"``, ``"mean_std"`` or ``"histogram"``, so that a donor brings another pattern with it and not another level. ``None``: as
+            recorded. Of units of one value per channel (tokens, channels of 1 x 1 maps) nothing would be left to replace: refused.
 
     The recording is kept as long as the layer lives and the model's parameters and buffers stay as they are.
 
@@ -44,7 +48,7 @@ class ActivationBank(AnySource):
         torch.Size([1, 4, 6, 6])
     """
 
-    @checked(reduction=one_of("mean", None), batch_size=integer(1), memory_budget=integer(1))
+    @checked(reduction=one_of("mean", None), batch_size=integer(1), memory_budget=integer(1), match=FIT["match"])
     def __init__(
         self,
         images: Tensor | SizedImages | Sequence[Any] | tuple[Tensor, ...],
@@ -52,6 +56,7 @@ class ActivationBank(AnySource):
         reduction: Literal["mean"] | None = None,
         batch_size: int = 16,
         memory_budget: int = 2**30,
+        match: Match | None = None,
     ) -> None:
         self._images = images if isinstance(images, tuple) else (images,)
         for index, one in enumerate(self._images):
@@ -60,14 +65,15 @@ class ActivationBank(AnySource):
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"images: expected as many donors for every input, and at least one, got {sorted(lengths)}")
         self.reduction = reduction
-        self.batch_size, self.memory_budget = batch_size, memory_budget
+        self.batch_size, self.memory_budget, self.match = batch_size, memory_budget, match
         self._recorded: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[PatchBank]]] = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._images[0])
 
     def __repr__(self) -> str:
-        return f"ActivationBank({len(self)} images, reduction={self.reduction!r})"
+        match = "" if self.match is None else f", match={self.match!r}"
+        return f"ActivationBank({len(self)} images, reduction={self.reduction!r}{match})"
 
     @property
     def n_images(self) -> int | None:
@@ -78,7 +84,7 @@ class ActivationBank(AnySource):
         """See :meth:`DonorSource.chosen`."""
         indices = list(indices)
         images = tuple(one[indices] if isinstance(one, Tensor) else ChosenImages(one, indices) for one in self._images)
-        return ActivationBank(images, reduction=self.reduction, batch_size=self.batch_size, memory_budget=self.memory_budget)
+        return self._of(images)
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`DonorSource.describe`."""
@@ -94,8 +100,15 @@ class ActivationBank(AnySource):
             >>> ActivationBank(torch.rand(20, 1, 8, 8), reduction="mean").fresh()
             ActivationBank(20 images, reduction='mean')
         """
+        return self._of(self._images)
+
+    def _of(self, images: tuple[Any, ...]) -> "ActivationBank":
         return ActivationBank(
-            self._images, reduction=self.reduction, batch_size=self.batch_size, memory_budget=self.memory_budget
+            images,
+            reduction=self.reduction,
+            batch_size=self.batch_size,
+            memory_budget=self.memory_budget,
+            match=self.match,
         )
 
     def recorded(
@@ -128,7 +141,7 @@ class ActivationBank(AnySource):
             stores = [store.to(tensor.dtype) for store, tensor in zip(stores, like)]
         # Of an older state nothing is needed any more.
         kept.clear()
-        kept[state] = [PatchBank(store, placement="aligned") for store in stores]
+        kept[state] = [PatchBank(store, placement="aligned", match=self.match) for store in stores]
         return kept[state], len(self)
 
     def _batch(self, images: Any, start: int, device: torch.device) -> Tensor:
