@@ -188,8 +188,6 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             >>> float((attr - case.effects_of_map()).abs().max()) < 1e-6  # exact: the bank is used up
             True
         """
-        if controls is not None and not return_statistics:
-            raise ValueError(f"controls: {controls!r} is measured for the statistics; give return_statistics=True")
         options = Options(
             name=self.get_name(),
             forward_func=self.forward_func,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from captum_causalseg._checks import one_of
 from captum_causalseg.donors.fitted import Fit, FittedDonors, fewest_elements
-from captum_causalseg.donors.shifted import BoundShifted
+from captum_causalseg.donors.shifted import BoundShifted, Shifted
+from captum_causalseg.donors.source import BoundDonors, DonorSource
 from captum_causalseg.engine.design import Design
 from captum_causalseg.engine.draws import without_replacement
 from captum_causalseg.engine.plan import Plan
@@ -78,35 +79,49 @@ class Control:
     in_words: str
 
 
+class _Matched(DonorSource):
+    """Donors at the unit's own mean, in whatever tensor they are pasted into: those that are bound already, or of a source that is made from it."""
+
+    of_the_image = True
+
+    def __init__(self, donors: BoundDonors, source: DonorSource | None) -> None:
+        self._donors, self._source = donors, source
+
+    def bind(self, images: Tensor, forbidden: Tensor | None = None) -> BoundDonors:
+        donors = self._donors if self._source is None else self._source.bind(images)
+        return FittedDonors(donors, images.detach(), _MATCH)
+
+
 def edge_controls(
     unit_donors: UnitDonors,
     tensors: Sequence[Tensor],
     *,
     treated: np.ndarray,
-    forbidden: Sequence[Tensor | None],
     ledger: Ledger,
+    forbidden: Sequence[Tensor | None] = (),
 ) -> dict[str, Control]:
     """What a joint does by itself, by name: the unit's own tissue, shifted; and the donors at the unit's own level.
 
     Args:
         unit_donors: the units and the donors that these are controls for.
-        tensors: the inputs.
+        tensors: what the units are parts of: the inputs, or a layer's activation.
         treated: boolean ``(N, U)``, which units are intervened on.
-        forbidden: per input, boolean ``(N or 1, *spatial)``: pixels that no donor may hold.
         ledger: where it is noted what has no control, and why.
+        forbidden: per tensor, boolean ``(N or 1, *spatial)``: pixels that no donor may hold; by default none are.
 
     Raises:
-        ValueError: no input has spatial axes.
+        ValueError: no tensor has spatial axes.
     """
     if all(tensor.ndim < 3 for tensor in tensors):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise ValueError(
-            f'controls: "edge" is about the joint between a unit and what is beside it, but inputs of shape {shapes} have no spatial axes; '
+            f'controls: "edge" is about the joint between a unit and what is beside it, but tensors of shape {shapes} have no spatial axes; '
             "give controls=None"
         )
     units = unit_donors.units
-    joints = tuple(BoundShifted(tensor.detach(), mask, _PIXELS) for tensor, mask in zip(tensors, forbidden))
-    shifted = UnitDonors(units, joints)
+    masks = tuple(forbidden) or (None,) * len(tensors)
+    joints = tuple(BoundShifted(tensor.detach(), mask, _PIXELS) for tensor, mask in zip(tensors, masks))
+    shifted = UnitDonors(units, joints, own=tuple(Shifted(_PIXELS) if tensor.ndim > 2 else None for tensor in tensors))
     example, unit = np.nonzero(treated)
     has_shift, has_level = (np.zeros(treated.shape, dtype=bool) for _ in range(2))
     has_shift[example, unit] = (shifted.counts(example, unit) > 0).all(1)
@@ -136,12 +151,19 @@ def edge_controls(
         return found
     if not has_level[treated].all():
         ledger.disable(EDGE_MATCHED, "units of one pixel (NaN) have nothing but their level")
+    own = unit_donors.own or (None,) * len(tensors)
+    fitted = [isinstance(donors, FittedDonors) for donors in unit_donors.donors]
+    sources = [_Matched(donors, source) for donors, source in zip(unit_donors.donors, own)]
     matched = tuple(
-        donors if isinstance(donors, FittedDonors) else FittedDonors(donors, tensor.detach(), _MATCH)
-        for donors, tensor in zip(unit_donors.donors, tensors)
+        donors if is_fitted else source.bind(tensor)
+        for donors, is_fitted, source, tensor in zip(unit_donors.donors, fitted, sources, tensors)
     )
     found[EDGE_MATCHED] = Control(
-        unit_donors=replace(unit_donors, donors=matched),
+        unit_donors=replace(
+            unit_donors,
+            donors=matched,
+            own=tuple(source if is_fitted else one for source, is_fitted, one in zip(own, fitted, sources)),
+        ),
         possible=has_level,
         sampling="uniform",
         n_draws=most,

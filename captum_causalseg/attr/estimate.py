@@ -111,6 +111,8 @@ class _Prepared:
 def prepare(options: Options) -> Problem:
     """Check every argument, and tie donors to the inputs or to the layer: the one way from options to a problem."""
     units = options.units
+    if options.controls is not None and not options.return_statistics:
+        raise ValueError(f"controls: {options.controls!r} is measured for the statistics; give return_statistics=True")
     return prepare_layer(options, units) if isinstance(units, LayerUnits) else prepare_inputs(options, units)
 
 

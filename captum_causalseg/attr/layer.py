@@ -23,6 +23,7 @@ from captum_causalseg._checks import (
     shown,
 )
 from captum_causalseg._state import undisturbed
+from captum_causalseg.attr.controls import Control, edge_controls
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
 from captum_causalseg.donors import ActivationBank, BoundDonors, DonorSource, as_donor_source
@@ -44,6 +45,7 @@ from captum_causalseg.interventions.sites import Layer, LayersSite
 from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, unit_mask
+from captum_causalseg.statistics import EDGE_SHIFTED
 
 __all__ = ["LAYER", "LAYOUT", "LayerBaselines", "Layouts", "prepare_layer"]
 
@@ -112,12 +114,40 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
             ledger.count(purpose, n)
     described = common_settings(layer=type(asked.layer).__name__, units=asked.asked, block_size=asked.block_size)
     described["layout"] = [None if one is None else one.described() for one in layouts]
+    controls: dict[str, Control] = {}
+    if options.controls is not None:
+        controls = _edge_controls(found, tensors, layouts, asked=asked, ledger=ledger)
+        described["controls"] = {name: one.in_words for name, one in controls.items()}
     return Problem(
         evaluator=evaluator,
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
         call=call,
         settings=described | common_settings(layer_baselines=options.baselines),
+        controls=controls,
     )
+
+
+def _edge_controls(
+    unit_donors: UnitDonors,
+    tensors: tuple[Tensor, ...],
+    layouts: Sequence[Layout | None],
+    *,
+    asked: LayerUnits,
+    ledger: Ledger,
+) -> dict[str, Control]:
+    """Those of units that have a border: blocks of a grid."""
+    if any(layout is not None and layout.axes == "NLC" for layout in layouts):
+        raise ValueError(
+            'controls: "edge" is about the joint between a unit and what is beside it, but tokens are a row, in which what follows is not '
+            "what lies beside; give controls=None"
+        )
+    controls = edge_controls(unit_donors, tensors, treated=unit_donors.units.present, ledger=ledger)
+    if not controls[EDGE_SHIFTED].possible.any():
+        raise ValueError(
+            f'controls: "edge" is about the joint between a unit and what is beside it, but every unit ({asked.asked}) of the activation '
+            f'{tuple(tensors[0].shape)} fills its grid; give units="block" with a block_size, or controls=None'
+        )
+    return controls
 
 
 def _donors(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked
+from captum_causalseg.attr.controls import CONTROLS, Controls
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
@@ -64,7 +65,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         self.layer_baselines = layer_baselines
 
     @log_usage(part_of_slo=True)
-    @checked(EFFORT, LAYER)
+    @checked(EFFORT, LAYER, CONTROLS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -88,6 +89,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         decide: float | None = None,
         alpha: float = 0.05,
         layout: Layouts = "auto",
+        controls: Controls = None,
     ) -> Any:
         """Estimate the average treatment effect of every unit of the layer.
 
@@ -130,6 +132,9 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                 the image where that gives the same.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well, whose ``feature_mask`` and maps are
                 those of the activation.
+            controls: as in :meth:`AverageTreatmentEffect.attribute`, for units that are blocks of a grid (also by ``layer_mask``): the block's own
+                activation, shifted by one and by two places, and the donors at its own mean per channel. Channels, heads, tokens and whole
+                layers have nothing beside them: refused.
 
         Returns:
             Attributions like the layer's activation (a tensor or a tuple), every element carrying its unit's whole effect; with
@@ -179,6 +184,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
             execution=Execution(perturbations_per_eval=perturbations_per_eval, part=self.part),
             show_progress=show_progress,
             return_statistics=return_statistics,
+            controls=controls,
         )
         return answer(options, *estimate(options))
 

@@ -6,12 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from layer_cases import case as layer_case
 from torch import nn
 
 from captum_causalseg import (
+    ActivationBank,
     AverageTreatmentEffect,
     Blur,
     LayerAverageTreatmentEffect,
+    Layout,
     NeighborBank,
     PatchBank,
     SegmentationTarget,
@@ -384,11 +387,119 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"^controls: 'edge' is measured for the statistics; give return_statistics=True"):
         ate.attribute(image, controls="edge")
     with pytest.raises(
-        ValueError, match=r"^controls: \"edge\" is about the joint .* inputs of shape \(2, 5\) have no spatial axes"
+        ValueError, match=r"^controls: \"edge\" is about the joint .* tensors of shape \(2, 5\) have no spatial axes"
     ):
         ate.attribute(random(2, 5), 0.0, controls="edge", return_statistics=True)
     with pytest.raises(TypeError, match="controls"):
         ate.plan(image, controls="edge")
-    layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 1))
-    with pytest.raises(TypeError, match="controls"):
-        LayerAverageTreatmentEffect(layers, layers[0]).attribute(image, target=0, controls="edge")
+
+
+def with_activation(model, score, activation):
+    """A score with this in the place of the middle layer's activation."""
+    handle = model.middle.register_forward_hook(lambda *_: activation.clone())
+    try:
+        return score().detach().double().numpy()
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("units", ["block", "channel_block", "mask"])
+def test_blocks_of_a_layer_by_hand(d, units):
+    model, images, labels, donors, roi = layer_case(d)
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
+    own = model.middle(torch.sin(6 * model.early(images))).detach()
+    asked = {"units": units, "block_size": 4}
+    if units == "mask":
+        where = np.indices(own.shape[2:])
+        mask = torch.from_numpy((where // 4 * np.array([1, 3, 9])[:d].reshape(-1, *(1,) * d)).sum(0) * 2 + where.sum(0) % 2)
+        asked = {"layer_mask": mask[None, None]}
+    _, stats = LayerAverageTreatmentEffect(target, model.middle).attribute(
+        images, donors, target=1, n_draws=5, n_screening_draws=0, controls="edge", return_statistics=True, **asked
+    )
+    shifted, matched = stats.controls["edge_shifted"], stats.controls["edge_matched"]
+    bank = ActivationBank(donors, match="mean")
+    _, by_bank = LayerAverageTreatmentEffect(target, model.middle).attribute(
+        images, bank, target=1, n_draws=4 * d, n_screening_draws=0, sampling="uniform", return_statistics=True, **asked
+    )
+    known = matched.status == Status.ESTIMATED
+    torch.testing.assert_close(matched.effect[known], by_bank.effect[known], atol=1e-6, rtol=0)
+    mask, seen = stats.feature_mask[0].expand(1, *own.shape[1:])[0].numpy(), 0
+    for n, (u, unit) in itertools.product(range(2), enumerate(stats.unit_ids.tolist())):
+        if (shifted.status[n, u] == Status.OUTSIDE_SUPPORT).all() or seen > 12:
+            continue
+
+        def score(tensors, n=n):
+            changed = own.clone()
+            changed[n] = tensors[0][0]
+            return with_activation(model, lambda: target(images)[n], changed)
+
+        by_hand = shifted_by_hand(score, [own[n : n + 1]], [mask], unit, None)
+        reached = (shifted.status[n, u] == Status.ESTIMATED).numpy()
+        np.testing.assert_allclose(shifted.effect[n, u].numpy()[reached], by_hand.mean(0)[reached], atol=2e-6)
+        assert (shifted.n_draws[n, u].numpy()[reached] == len(by_hand)).all()
+        seen += 1
+    assert seen > 5
+
+
+def test_of_a_stochastic_model_a_layers_blocks_are_shifted_in_each_answer():
+    """Noise of one level for the whole activation: a shifted block brings that same level with it, and a score of sums hardly moves."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.middle = nn.Identity()
+
+        def forward(self, x):
+            level = 4 * self.middle(x + torch.randn(len(x), 1, 1, 1)).mean((2, 3), keepdim=True)
+            return torch.cat([level + 0 * x, 0 * x], 1)
+
+    model, image = Noisy(), torch.full((1, 1, 12, 12), 0.3)
+    target = SegmentationTarget(
+        model,
+        roi=regions.box((12, 12), 4, 4),
+        reference=torch.ones(12, 12).long(),
+        metric="soft_dice",
+        activation="softmax",
+        n_samples=2,
+    )
+    _, stats = LayerAverageTreatmentEffect(target, model.middle).attribute(
+        image,
+        random(6, 1, 12, 12, seed=1),
+        target=1,
+        units="block",
+        block_size=4,
+        n_draws=4,
+        n_screening_draws=0,
+        controls="edge",
+        return_statistics=True,
+    )
+    assert float(stats.effect.abs().max()) > 1e-3
+    for control in stats.controls.values():
+        assert (control.status == Status.ESTIMATED).all()
+        assert float(control.effect.abs().max()) < 1e-6
+
+
+def test_units_of_a_layer_without_a_border_are_refused():
+    model, images, labels, donors, roi = layer_case(2)
+    layer = LayerAverageTreatmentEffect(SegmentationTarget(model, roi=roi, reference=labels), model.middle)
+    asked = {"controls": "edge", "return_statistics": True}
+    for units in ("channel", "layer"):
+        with pytest.raises(
+            ValueError, match=rf'^controls: "edge" is about .* every unit \({units}\) of the activation \(2, 5, 12, 10\)'
+        ):
+            layer.attribute(images, donors, 1, units=units, **asked)
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.mix(x[:, 0]).mean((1, 2))
+
+    tokens = Tokens()
+    with pytest.raises(ValueError, match=r'^controls: "edge" is about the joint .* tokens are a row'):
+        LayerAverageTreatmentEffect(tokens, tokens.mix).attribute(
+            random(1, 1, 8, 8), units="token", layout=Layout("NLC", grid=(4, 2)), **asked
+        )
