@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,21 @@ def per_example(case: Problem) -> Tensor:
     return AverageTreatmentEffect(target).attribute(case.images, baselines=0, block_size=4, **QUICK)
 
 
+def controls(case: Problem) -> Tensor:
+    """What a joint does by itself, of irregular units of the input and of blocks of a layer."""
+    asked = QUICK | {"n_screening_draws": 0, "controls": "edge", "return_statistics": True, "target": 1}
+    row, column = np.indices((12, 12))
+    mask = torch.from_numpy(2 * (row // 4 * 3 + column // 4) + (row + column) % 2)[None, None]
+    of_input = AverageTreatmentEffect(case.target()).attribute(
+        case.images, PatchBank(case.donors), feature_mask=mask, exclude=None, **asked
+    )[1]
+    of_layer = LayerAverageTreatmentEffect(case.target(), case.net.middle).attribute(
+        case.images, case.donors, units="block", block_size=4, **asked
+    )[1]
+    found = [control.effect.nan_to_num(-1.0).flatten() for stats in (of_input, of_layer) for control in stats.controls.values()]
+    return torch.cat(found).to(case.images)
+
+
 def without_roi(case: Problem) -> Tensor:
     target = case.target(roi=None, metric="probability_mean", reference=None)
     return AverageTreatmentEffect(target).attribute(case.images, baselines=0, block_size=4, **QUICK)
@@ -144,6 +160,7 @@ FACES: dict[str, Callable[[Problem], Tensor]] = {
     "input, target per example": by_input(lambda case: 0, target=torch.tensor([1, 0])),
     "input, masks per example": per_example,
     "input, no RoI": without_roi,
+    "input and layer, controls": controls,
     "input, function": of_a_function,
     "input, blur": by_input(lambda case: Blur(1.0)),
     "PdCR": pdcr,
@@ -152,6 +169,7 @@ FACES: dict[str, Callable[[Problem], Tensor]] = {
     "layer, file": by_layer(lambda case: ActivationBank(case.donors, memory_budget=1)),
     "layer, mean": by_layer(lambda case: ActivationBank(case.donors, reduction="mean")),
     "layer, activations": by_layer(lambda case: case.activations),
+    "layer, matched": by_layer(lambda case: ActivationBank(case.donors, match="mean")),
     "layer, number": by_layer(lambda case: 0),
     "layer, blocks": by_layer(lambda case: 0, units="block", block_size=4),
     "layer, whole": by_layer(lambda case: 0, units="layer"),
