@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 import torch
 from cases import machine, parser, publish, say, start
+from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 import captum_causalseg as ccs
@@ -59,6 +60,7 @@ LEFT_OUT = {
         "a protocol: the command line calls it with arguments of its own",
     ),
     "demo.load_brain_slices": "reads a whole brain",
+    "WindowedModel.from_nnunet": "needs nnU-Net",
     **dict.fromkeys(
         (
             *(
@@ -99,6 +101,14 @@ LEFT_OUT = {
         (
             *("ActivationBank.recorded", "SegmentationTarget.local_scores", "SegmentationTarget.roi_masks"),
             *("SegmentationTarget.with_masks_as_arguments", "SegmentationTarget.with_masks_of_calls"),
+            *(
+                "WindowedModel.forward",
+                "WindowedModel.layout",
+                "WindowedModel.arguments",
+                "WindowedModel.fused",
+                "WindowedModel.fused_dtype",
+                "WindowedModel.weighted",
+            ),
             *("SegmentationTarget.output_axes", "AverageTreatmentEffect.only", "LayerAverageTreatmentEffect.only", "PdCR.only"),
             "PatchBank.own_images",
             "demo.Augmentation.__call__",
@@ -438,6 +448,19 @@ CALLS: dict[str, Callable[[World], Call]] = {
         roi=None,
     ),
     "SegmentationTarget.surrogate": lambda w: _call("target", w.target.surrogate),
+    "WindowedModel": lambda w: _call(
+        "target",
+        ccs.WindowedModel,
+        network=w.network,
+        patch_size=8,
+        starts=[(0, 0), (0, 4), (4, 0), (4, 4)],
+        weight=torch.ones(8, 8),
+        mirror_axes=(0,),
+        batch_size=2,
+    ),
+    "WindowedModel.from_monai": lambda w: _call(
+        "target", ccs.WindowedModel.from_monai, inferer=SlidingWindowInferer((8, 8)), network=w.network
+    ),
     "SegmentationTarget.with_model": lambda w: _call("target", w.target.with_model, model=w.network),
     "SegmentationTarget.with_scoring": lambda w: _call(
         "target", w.target.with_scoring, metric="iou", activation="auto", threshold=0.5, empty_score=1.0

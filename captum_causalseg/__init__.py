@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from captum_causalseg.evaluation.refute import RefutationReport, refute
     from captum_causalseg.layout import Layout
     from captum_causalseg.statistics import Status, TreatmentEffectStatistics
-    from captum_causalseg.target import SegmentationTarget
+    from captum_causalseg.target import SegmentationTarget, WindowedModel
 
 __all__ = [
     "ActivationBank",
@@ -52,6 +52,7 @@ __all__ = [
     "SegmentationTarget",
     "Status",
     "TreatmentEffectStatistics",
+    "WindowedModel",
     "__version__",
     "baselines",
     "causal_support",
@@ -90,6 +91,7 @@ _PLACES = {
     "SegmentationTarget": "captum_causalseg.target",
     "Status": "captum_causalseg.statistics",
     "TreatmentEffectStatistics": "captum_causalseg.statistics",
+    "WindowedModel": "captum_causalseg.target",
     "causal_support": "captum_causalseg.attr.causal_support",
     "compare": "captum_causalseg.evaluation.comparison",
     "compare_donors": "captum_causalseg.evaluation.donor_comparison",

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from captum_causalseg._checks import NONE, PATH, TEXT, checked, instance, mapping, sequence, shown
 from captum_causalseg._state import undisturbed
 from captum_causalseg.bundle.weights import checkpoint, is_torchscript, mismatch, reason, state_of
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target import SegmentationTarget, WindowedModel
+from captum_causalseg.target.window_recipes import why_no_monai
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -97,6 +98,10 @@ class Bundle:
     def predictor(self) -> nn.Module:
         """The model as the bundle runs it on whole images ``(N, C, *spatial)``: under its inferer, unless that only calls it.
 
+        Under a ``SlidingWindowInferer`` it is a :class:`~captum_causalseg.WindowedModel`, of which only those windows are run that an
+        intervention concerns. What an inferer does that this cannot (buffers, say) is left to the inferer itself, with a line in the
+        log; every intervention then runs all windows.
+
         Example:
             >>> import pathlib, torch
             >>> from monai.inferers import SlidingWindowInferer
@@ -106,9 +111,7 @@ class Bundle:
             >>> bundle.predictor(torch.rand(1, 1, 20, 20)).shape  # window by window
             torch.Size([1, 2, 20, 20])
         """
-        from monai.inferers import SimpleInferer
-
-        return self.model if isinstance(self.inferer, (SimpleInferer, type(None))) else _Inferred(self.model, self.inferer)
+        return self._predictor(None)
 
     def target(
         self,
@@ -136,7 +139,12 @@ class Bundle:
             >>> bundle.target(metric="volume").activation
             'sigmoid'
         """
-        return SegmentationTarget(self.predictor, roi=roi, reference=reference, **{**self._scoring(), **options})
+        given = {**self._scoring(), **options}
+        predictor = self._predictor(given.get("output"))
+        if isinstance(predictor, WindowedModel):
+            # It is looked for in what the network returns of a window.
+            given.pop("output", None)
+        return SegmentationTarget(predictor, roi=roi, reference=reference, **given)
 
     @checked(
         image_file=PATH
@@ -189,6 +197,19 @@ class Bundle:
                 f"{got}; its loaders read {_loaded_keys(self.preprocessing)}"
             )
         return image.to(self.device)[None]
+
+    def _predictor(self, output: Any) -> nn.Module:
+        """The model under its inferer, where the logits are at ``output`` in what the network returns."""
+        from monai.inferers import SimpleInferer
+
+        if isinstance(self.inferer, (SimpleInferer, type(None))):
+            return self.model
+        # A function of one's own need not give the same of windows as of what they add up to.
+        reason = "output: a callable is given all windows at once" if callable(output) else why_no_monai(self.inferer)
+        if reason is None:
+            return WindowedModel.from_monai(self.inferer, self.model, output=output)
+        logger.info("bundle: every intervention runs all windows of the inferer (%s)", reason)
+        return _Inferred(self.model, self.inferer)
 
     def _scoring(self) -> dict[str, Any]:
         """How the post-processing makes labels of the output, as arguments of a target."""

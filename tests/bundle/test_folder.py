@@ -3,6 +3,7 @@
 import itertools
 import random
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -15,7 +16,7 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose
 from torch import nn
 
-from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+from captum_causalseg import AverageTreatmentEffect, Bundle, PatchBank, SegmentationTarget, WindowedModel, regions
 from captum_causalseg.bundle import load_bundle
 
 
@@ -139,6 +140,40 @@ def test_an_inferer_passes_further_arguments_on():
     images = torch.rand(2, 1, 20, 20)
     found = _Inferred(Scaled(), SlidingWindowInferer((8, 8), overlap=0.5))(images, 3.0)
     torch.testing.assert_close(found, torch.cat([images * 3, images], 1))
+
+
+def bundle_of(model, inferer):
+    return Bundle(Path("made"), torch.device("cpu"), model, None, inferer, None, {})
+
+
+def test_a_sliding_window_is_a_model_that_knows_its_windows():
+    model, image = nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 20, 20)
+    inferer = SlidingWindowInferer((8, 8), overlap=0.5, mode="gaussian")
+    predictor = bundle_of(model, inferer).predictor
+    assert isinstance(predictor, WindowedModel)
+    assert torch.equal(predictor(image), inferer(image, model))
+
+
+def test_what_a_windowed_model_cannot_do_is_left_to_the_inferer(caplog):
+    caplog.set_level("INFO", "captum_causalseg")
+    model, image = nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 20, 20)
+    inferer = SlidingWindowInferer((8, 8), overlap=0.5, buffer_steps=1)
+    predictor = bundle_of(model, inferer).predictor
+    assert not isinstance(predictor, WindowedModel)
+    assert torch.equal(predictor(image), inferer(image, model))
+    assert "every intervention runs all windows of the inferer (buffer_steps: " in caplog.text
+
+
+def test_where_the_logits_are_in_what_the_network_returns_of_a_window():
+    class Deep(nn.Module):
+        def forward(self, image):
+            return {"one": image, "other": 2 * image}
+
+    image, inferer = torch.rand(1, 1, 20, 20), SlidingWindowInferer((8, 8))
+    for output, factor in (("other", 2), (lambda returned: returned["one"], 1)):
+        target = bundle_of(Deep(), inferer).target(output=output, metric="volume")
+        torch.testing.assert_close(target.logits(image), factor * image)
+        assert isinstance(target.model, WindowedModel) == isinstance(output, str)
 
 
 def test_gradients_reach_the_image_through_the_windows(tmp_path):

@@ -72,6 +72,7 @@ ELSEWHERE = {
     "target/scorer_base": "target/test_scorer",
     "target/scores": "target/test_scorer",
     "target/target_scorer": "target/test_scorer",
+    "target/window_recipes": "target/test_windowed_model",
     "visualization/donors": "evaluation/test_donor_comparison",
     "visualization/profile_panels": "visualization/test_profile",
     "visualization/sheet": "visualization/test_effects",

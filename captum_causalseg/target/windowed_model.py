@@ -1,0 +1,339 @@
+"""A network in sliding windows as a module that knows its windows."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg._checks import (
+    FUNCTION,
+    NONE,
+    TEXT,
+    Check,
+    checked,
+    instance,
+    integer,
+    number,
+    one_of,
+    sequence,
+    tensor_of,
+)
+from captum_causalseg.target.outputs import find_logits, with_channels
+from captum_causalseg.target.window_layout import Padding, Starts, Weight, WindowLayout, find_patch_size
+from captum_causalseg.target.window_recipes import (
+    MonaiStarts,
+    MonaiWeight,
+    NnunetStarts,
+    nnunet_networks,
+    nnunet_weight,
+    why_no_monai,
+)
+
+__all__ = ["WindowedModel"]
+
+Network = nn.Module | Callable[..., Any]
+
+_DEVICE = NONE | TEXT | instance(torch.device)
+_CORNERS = Check(
+    "corners of windows, or a callable that gives them for a spatial shape",
+    lambda value: callable(value) or isinstance(value, (Sequence, np.ndarray)),
+    by_type=True,
+)
+
+
+class WindowedModel(nn.Module):
+    """A network that is run in windows, added up: an image batch ``(N, C, *spatial)`` to logits ``(N, C_out, *spatial)``.
+
+    What a sliding-window inferer does, as a model like any other: in a :class:`~captum_causalseg.SegmentationTarget`, in Captum's
+    methods, and with gradients. Because it knows its windows, :class:`~captum_causalseg.AverageTreatmentEffect` runs only those
+    that hold what is replaced *and* touch the region of interest, which changes no effect; a function around an inferer has to
+    run them all.
+
+    A voxel's logits are ``sum(weight * logits) / sum(weight)`` over the windows that hold it, added up in float32 (float64 for
+    images of that) in the order of the windows. With mirroring, a window's logits are the mean over all flips along
+    ``mirror_axes``; with several networks (folds), the result is the mean over them. Images that are smaller than a window are
+    padded, and the result is cut to their size.
+
+    Args:
+        network: what is run on windows ``(B, C, *patch_size)``, returning ``(B, C_out, *patch_size)``; or a sequence of such (folds). What
+            it is given besides is what the model is given besides: tensors ``(N, ...)`` go with their image, all else as it is.
+        patch_size: of a window, one number or one per spatial axis; ``None``, 0 or less for the image's own length.
+        starts: corners of the windows ``(W, d)``, for images of one shape; or a callable that gives them for a (padded) image's
+            spatial shape. Together they have to hold every voxel.
+        weight: how much each element of a window counts, ``(*patch_size)``; or a callable that gives that for a window's size.
+        mirror_axes: spatial axes (0 is the first) along which windows are flipped, in all combinations.
+        batch_size: windows in one forward pass of the network.
+        output: how to find the logits in what the network returns, as in :class:`~captum_causalseg.SegmentationTarget`.
+        padding_mode: of images smaller than a window: ``"constant"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        padding_value: of what is padded with ``"constant"``.
+        window_device: where windows are run; ``None``: where the image is.
+        device: where they are added up, and the result is; ``None``: where the image is.
+
+    Raises:
+        ValueError: windows that leave a part of the image out, or a network that returns no logits of a window's size.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import WindowedModel
+        >>> network = torch.nn.Conv2d(1, 2, 3, padding=1)
+        >>> corners = [(0, 0), (0, 4), (4, 0), (4, 4)]
+        >>> model = WindowedModel(network, 8, corners, torch.ones(8, 8), mirror_axes=(0, 1))
+        >>> model(torch.rand(3, 1, 12, 12)).shape
+        torch.Size([3, 2, 12, 12])
+    """
+
+    @checked(
+        network=instance(nn.Module) | FUNCTION | sequence(instance(nn.Module) | FUNCTION, 1, expected="a sequence of networks"),
+        patch_size=integer() | sequence(NONE | integer(), 1),
+        starts=_CORNERS,
+        weight=instance(Tensor) | FUNCTION,
+        mirror_axes=sequence(integer(0)),
+        batch_size=integer(1),
+        output=NONE | TEXT | integer() | FUNCTION,
+        padding_mode=one_of("constant", "reflect", "replicate", "circular"),
+        padding_value=number(),
+        window_device=_DEVICE,
+        device=_DEVICE,
+    )
+    def __init__(
+        self,
+        network: Network | Sequence[Network],
+        patch_size: int | Sequence[int | None],
+        starts: Starts,
+        weight: Weight,
+        mirror_axes: Sequence[int] = (),
+        *,
+        batch_size: int = 1,
+        output: str | int | Callable[[Any], Tensor] | None = None,
+        padding_mode: str = "constant",
+        padding_value: float = 0.0,
+        window_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        given: Any = network
+        if callable(given):
+            self.network: Any = given
+            given = [given]
+        else:
+            given = list(given)
+            self.folds: Any = nn.ModuleList(given) if all(isinstance(one, nn.Module) for one in given) else given
+        self.patch_size = patch_size if isinstance(patch_size, int) else tuple(patch_size)
+        self.starts, self.weight, self.mirror_axes = starts, weight, tuple(sorted(set(mirror_axes)))
+        self.batch_size, self.output = batch_size, output
+        self.padding = Padding(padding_mode, float(padding_value))
+        self.window_device, self.device = window_device, device
+        self._layouts: dict[tuple[int, ...], WindowLayout] = {}
+        # Frozen TorchScript is in evaluation mode for good and has no such attribute.
+        self.training = getattr(given[0], "training", False)
+
+    @classmethod
+    @checked(network=instance(nn.Module) | FUNCTION)
+    def from_monai(
+        cls, inferer: Any, network: Network, output: str | int | Callable[[Any], Tensor] | None = None
+    ) -> "WindowedModel":
+        """The model that a ``monai.inferers.SlidingWindowInferer`` makes of a network: ``inferer(image, network)``, to the same bits.
+
+        All of its modes, overlaps and paddings, ``sw_batch_size``, ``sw_device``, ``device`` and a weight map of one's own are taken over.
+
+        Args:
+            inferer: it, or a ``SlidingWindowInfererAdapt``.
+            network: what it is given to run.
+            output: how to find the logits in what the network returns.
+
+        Raises:
+            TypeError, ValueError: the inferer does what is not done here (buffers, coordinates for the network, a threshold for
+                the device); the message names its argument.
+
+        Example:
+            >>> import torch
+            >>> from monai.inferers import SlidingWindowInferer
+            >>> from captum_causalseg import WindowedModel
+            >>> network, image = torch.nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 20, 24)
+            >>> inferer = SlidingWindowInferer((8, 8), sw_batch_size=4, overlap=0.5, mode="gaussian")
+            >>> model = WindowedModel.from_monai(inferer, network)
+            >>> torch.equal(model(image), inferer(image, network))
+            True
+        """
+        reason = why_no_monai(inferer)
+        if reason is not None:
+            raise (TypeError if reason.startswith("inferer:") else ValueError)(reason)
+        size: Any = inferer.roi_size if isinstance(inferer.roi_size, int) else tuple(inferer.roi_size)
+        own = inferer.roi_weight_map
+        return cls(
+            network,
+            size,
+            MonaiStarts(size, inferer.overlap),
+            MonaiWeight(inferer.mode, inferer.sigma_scale) if own is None else torch.as_tensor(own),
+            batch_size=int(inferer.sw_batch_size),
+            output=output,
+            padding_mode=str(getattr(inferer.padding_mode, "value", inferer.padding_mode)),
+            padding_value=float(inferer.cval),
+            window_device=inferer.sw_device,
+            device=inferer.device,
+        )
+
+    @classmethod
+    def from_nnunet(cls, predictor: Any) -> "WindowedModel":
+        """The model that an ``nnUNetPredictor`` runs on a preprocessed image, in float32 and with gradients.
+
+        Its window positions, its Gaussian, its mirroring, and the mean over its folds. nnU-Net itself adds up in half precision, in
+        inference mode, and one image at a time; apart from that the logits are the same.
+
+        Args:
+            predictor: initialized, from a folder or by hand. Its network is copied, once for each fold.
+
+        Raises:
+            ValueError: the predictor has no network yet, or it segments slices of volumes (a 2d configuration).
+
+        Example:
+            >>> from captum_causalseg import WindowedModel
+            >>> def explained(model_folder):  # where nnunetv2 is installed
+            ...     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+            ...
+            ...     predictor = nnUNetPredictor()
+            ...     predictor.initialize_from_trained_model_folder(model_folder, use_folds=(0, 1))
+            ...     return WindowedModel.from_nnunet(predictor)
+            >>> callable(explained)
+            True
+        """
+        if getattr(predictor, "network", None) is None or getattr(predictor, "configuration_manager", None) is None:
+            raise ValueError(
+                "predictor: expected an initialized nnUNetPredictor, got one without a network; call "
+                "initialize_from_trained_model_folder or manual_initialization first"
+            )
+        patch_size = tuple(map(int, predictor.configuration_manager.patch_size))
+        mirrored = predictor.use_mirroring and predictor.allowed_mirroring_axes
+        return cls(
+            nnunet_networks(predictor),
+            patch_size,
+            NnunetStarts(patch_size, predictor.tile_step_size),
+            nnunet_weight(predictor, patch_size),
+            tuple(predictor.allowed_mirroring_axes) if mirrored else (),
+            window_device=predictor.device,
+        )
+
+    @checked(inputs=tensor_of("real", "(N, C, *spatial)", (3, math.inf), may_be_empty=False))
+    def forward(self, inputs: Tensor, *args: Any) -> Tensor:
+        """Logits ``(N, C_out, *spatial)`` of images ``(N, C, *spatial)``, all windows added up.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import WindowedModel
+            >>> half = WindowedModel(torch.nn.Identity(), (4,), [(0,), (2,)], torch.ones(4))
+            >>> half(torch.arange(6.0).view(1, 1, 6))
+            tensor([[[0., 1., 2., 3., 4., 5.]]])
+        """
+        # Windows are cut and pasted many times, which a MetaTensor would keep books of.
+        images = inputs.as_subclass(Tensor)
+        layout = self.layout(images.shape[2:])
+        dtype, device = self.fused_dtype(images), self.device or images.device
+        n, n_windows = len(images), len(layout)
+        totals: list[Tensor] = []
+        for begin in range(0, n * n_windows, self.batch_size):
+            which = np.arange(begin, min(begin + self.batch_size, n * n_windows))
+            examples, windows = which // n_windows, which % n_windows
+            parts = self.weighted(layout.cut(images, examples, windows), layout, self.arguments(args, examples, images))
+            for k, part in enumerate(parts):
+                if len(totals) <= k:
+                    totals.append(torch.zeros((n, part.shape[1], *layout.spatial), dtype=dtype, device=device))
+                for row, (example, window) in enumerate(zip(examples.tolist(), windows.tolist())):
+                    totals[k][example][(slice(None), *layout.box(window))] += part[row].to(device)
+        return self.fused(totals, layout.count(dtype).to(device))
+
+    @checked(spatial=sequence(integer(1), 1))
+    def layout(self, spatial: Sequence[int]) -> WindowLayout:
+        """Where the windows of images of this spatial shape lie.
+
+        Raises:
+            ValueError: there are no such windows.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import WindowedModel
+            >>> model = WindowedModel(torch.nn.Identity(), (4,), [(0,), (2,)], torch.ones(4))
+            >>> model.layout((6,)).starts.tolist()
+            [[0], [2]]
+        """
+        key = tuple(int(length) for length in spatial)
+        if key not in self._layouts:
+            size = find_patch_size(self.patch_size, key)
+            if self.mirror_axes and self.mirror_axes[-1] >= len(key):
+                raise ValueError(f"mirror_axes: expected spatial axes 0 to {len(key) - 1}, got {self.mirror_axes[-1]}")
+            self._layouts[key] = WindowLayout(key, size, starts=self.starts, weight=self.weight, padding=self.padding)
+        return self._layouts[key]
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """What is run on windows, one after the other."""
+        return tuple(self.folds) if hasattr(self, "folds") else (self.network,)
+
+    @property
+    def runs_per_window(self) -> int:
+        """How often a window goes through a network: once for each network and flip."""
+        return len(self.networks) << len(self.mirror_axes)
+
+    @staticmethod
+    def fused_dtype(images: Tensor) -> torch.dtype:
+        """What windows are added up in: the images' own precision, at least single."""
+        return images.dtype if images.dtype.itemsize >= 4 else torch.float32
+
+    def weighted(self, windows: Tensor, layout: WindowLayout, args: Sequence[Any] = ()) -> list[Tensor]:
+        """Weighted logits of windows ``(B, C, *size)``, ``(B, C_out, *size)`` for each network, where windows are run."""
+        windows = layout.padded(windows.to(self.window_device or windows.device))
+        weight = layout.weight.to(device=windows.device, dtype=self.fused_dtype(windows))
+        return [layout.unpadded(self._mirrored(network, windows, args)).to(weight.dtype) * weight for network in self.networks]
+
+    def fused(self, totals: Sequence[Tensor], count: Tensor) -> Tensor:
+        """From what the windows of each network add up to, to logits."""
+        logits = totals[0] / count
+        for total in totals[1:]:
+            logits = logits + total / count
+        return logits / len(totals) if len(totals) > 1 else logits
+
+    def arguments(self, args: Sequence[Any], examples: np.ndarray, images: Tensor) -> list[Any]:
+        """What the network is given besides windows of these examples.
+
+        Raises:
+            ValueError: one is an image itself, of which a window would be needed.
+        """
+        given = []
+        for index, value in enumerate(args):
+            if isinstance(value, Tensor) and value.ndim > 2 and value.shape[2:] == images.shape[2:]:
+                raise ValueError(
+                    f"args[{index}]: expected no image beside the first input, got {tuple(value.shape)}; put both into one tensor along the "
+                    "channels, with a network that takes them apart"
+                )
+            rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(images)
+            given.append(value.index_select(0, torch.as_tensor(examples, device=value.device)) if rows else value)
+        return given
+
+    def extra_repr(self) -> str:
+        """What ``repr`` says besides the networks."""
+        mirrored = f", mirror_axes={self.mirror_axes}" if self.mirror_axes else ""
+        return f"patch_size={self.patch_size}{mirrored}, batch_size={self.batch_size}"
+
+    def _mirrored(self, network: Network, windows: Tensor, args: Sequence[Any]) -> Tensor:
+        logits = self._answer(network, windows, args)
+        axes = [axis + 2 for axis in self.mirror_axes]
+        flips = [flip for count in range(len(axes)) for flip in itertools.combinations(axes, count + 1)]
+        for flip in flips:
+            logits = logits + self._answer(network, windows.flip(flip), args).flip(flip)
+        return logits / (len(flips) + 1) if flips else logits
+
+    def _answer(self, network: Network, windows: Tensor, args: Sequence[Any]) -> Tensor:
+        logits = with_channels(find_logits(network(windows, *args), self.output, windows), windows)
+        if not logits.is_floating_point():
+            raise TypeError(
+                f"network: expected logits or probabilities, got labels ({logits.dtype}), which cannot be averaged over windows"
+            )
+        if logits.shape[2:] != windows.shape[2:]:
+            raise ValueError(
+                f"network: expected logits of a window's size {tuple(windows.shape[2:])}, got {tuple(logits.shape[2:])}; a function around "
+                "MONAI's inferer adds up logits of another resolution"
+            )
+        return logits
