@@ -14,8 +14,10 @@ LOWEST := .venv-lowest
 
 # Where `make test-wheel` installs the wheel, and nothing else of this folder.
 WHEEL_ENV := .venv-wheel
+# nnU-Net brings some thirty packages and torchvision.
+NNUNET := .venv-nnunet
 
-.PHONY: bench check clean coverage demo docs hooks install lint test test-captum-oldest test-lowest test-wheel wheel
+.PHONY: bench check clean coverage demo docs hooks install lint test test-captum-oldest test-lowest test-nnunet test-wheel wheel
 
 install: $(INSTALLED)
 
@@ -55,6 +57,15 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 
 test-lowest: $(LOWEST)/.installed
 	$(THREADS) $(LOWEST)/bin/python $(SUITE)
+
+# Folders of nnU-Net's results, with nnU-Net's own code.
+$(NNUNET)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NNUNET)
+	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,nnunet]"
+	touch $@
+
+test-nnunet: $(NNUNET)/.installed
+	$(THREADS) $(NNUNET)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m nnunet tests
 
 wheel: $(INSTALLED)
 	rm -rf dist
@@ -104,4 +115,4 @@ docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LOWEST) $(WHEEL_ENV) build dist *.egg-info .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache docs/_build
+	rm -rf $(VENV) $(OLDEST) $(LOWEST) $(NNUNET) $(WHEEL_ENV) build dist *.egg-info .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache docs/_build

@@ -60,7 +60,15 @@ LEFT_OUT = {
         "a protocol: the command line calls it with arguments of its own",
     ),
     "demo.load_brain_slices": "reads a whole brain",
-    "WindowedModel.from_nnunet": "needs nnU-Net",
+    **dict.fromkeys(
+        (
+            "WindowedModel.from_nnunet",
+            "load_nnunet",
+            *(f"NnunetModel.{name}" for name in ("prepare", "target", "donors", "region", "reference", "to_scan", "save_map")),
+        ),
+        "needs nnU-Net",
+    ),
+    "NnunetModel": "load_nnunet makes it",
     **dict.fromkeys(
         (
             *(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
     from captum_causalseg.evaluation.refute import RefutationReport, refute
     from captum_causalseg.layout import Layout
+    from captum_causalseg.nnunet import NnunetModel, load_nnunet
     from captum_causalseg.statistics import Status, TreatmentEffectStatistics
     from captum_causalseg.target import SegmentationTarget, WindowedModel
 
@@ -44,6 +45,7 @@ __all__ = [
     "LayerGradientTreatmentEffect",
     "Layout",
     "NeighborBank",
+    "NnunetModel",
     "PatchBank",
     "PdCR",
     "PerceptionProfile",
@@ -62,6 +64,7 @@ __all__ = [
     "donors",
     "evaluation",
     "load_bundle",
+    "load_nnunet",
     "metrics",
     "perception_profile",
     "refute",
@@ -83,6 +86,7 @@ _PLACES = {
     "LayerGradientTreatmentEffect": "captum_causalseg.attr.layer_gradient_treatment_effect",
     "Layout": "captum_causalseg.layout",
     "NeighborBank": "captum_causalseg.donors",
+    "NnunetModel": "captum_causalseg.nnunet",
     "PatchBank": "captum_causalseg.donors",
     "PdCR": "captum_causalseg.attr.pdcr",
     "PerceptionProfile": "captum_causalseg.evaluation.profile",
@@ -97,6 +101,7 @@ _PLACES = {
     "compare_donors": "captum_causalseg.evaluation.donor_comparison",
     "component_effects": "captum_causalseg.attr.components",
     "load_bundle": "captum_causalseg.bundle",
+    "load_nnunet": "captum_causalseg.nnunet",
     "perception_profile": "captum_causalseg.evaluation.profile",
     "refute": "captum_causalseg.evaluation.refute",
 }

@@ -69,6 +69,8 @@ ELSEWHERE = {
     "statistics/on_image": "statistics/test_treatment_effect_statistics",
     "target/batches": "target/test_label_maps",
     "target/function_scorer": "target/test_scorer",
+    "nnunet/imports": "nnunet/test_model",
+    "nnunet/slices": "nnunet/test_model",
     "target/scorer_base": "target/test_scorer",
     "target/scores": "target/test_scorer",
     "target/target_scorer": "target/test_scorer",
