@@ -272,7 +272,9 @@ class NnunetModel:
                 f"{', '.join(files)}"
             )
         picture = "sitk_stuff" not in properties and "nibabel_stuff" not in properties and properties["spacing"][0] == 999
-        geometry = CaseGeometry(properties, tuple(self.plans.transpose_forward), tuple(data.shape[1:]), picture)
+        geometry = CaseGeometry(
+            properties, order=tuple(self.plans.transpose_forward), shape=tuple(data.shape[1:]), picture=picture
+        )
         values = torch.as_tensor(np.ascontiguousarray(data[:, 0] if picture else data), dtype=torch.float32)
         image = MetaTensor(values[None].to(self.device), affine=torch.from_numpy(geometry.affine))
         image.meta[_RECORD] = (case, geometry)
