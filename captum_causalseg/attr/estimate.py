@@ -29,6 +29,7 @@ from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
 from captum_causalseg.interventions.units import Piece
+from captum_causalseg.interventions.windows import by_windows
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
 
@@ -143,7 +144,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             baseline = prepared.observed
             if evaluator.execution.differs:
                 baseline = observe(evaluator, n, as_intervened=True)
-                evaluator.ledger.count("observed again", n)
+                evaluator.note("observed again", n)
             goal = None
             if effort.has_goal:
                 goal = Goal(
@@ -181,7 +182,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             bar.close()
 
     ledger = problem.evaluator.ledger
-    forwards = {"observed": n, "interventions": outcome.n_forwards, **ledger.forwards}
+    forwards = {**evaluator.forwards(n, outcome.n_forwards), **ledger.forwards}
     moments = _of_all_units(problem, prepared, outcome.moments, decide=effort.decide)
     return problem, TreatmentEffectStatistics.from_moments(
         moments.with_outputs(prepared.outputs.shape),
@@ -198,6 +199,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         inputs_are_tuple=problem.site.is_tuple,
         output_axes=prepared.outputs.axes,
         settings=problem.settings
+        | evaluator.settings()
         | problem.scorer.metric_settings()
         | effort.settings()
         | {
@@ -354,6 +356,8 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
         )
     outputs = problem.call.outputs(problem.evaluator.output_shape or (), options.target)
     evaluator = problem.evaluator.localized()
+    if effort.support is not None:
+        evaluator = by_windows(evaluator)
     refuse_examples_that_mix(evaluator)
     reach = Reach.everything(evaluator) if effort.support is None else find_reach(problem, evaluator)
     active = problem.treated_for(outputs) & outputs.of_rois(reach.reaches)

@@ -7,6 +7,7 @@ from captum_causalseg.attr.problem import Problem
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.reach import Reach, probe
+from captum_causalseg.interventions.windows import WindowsEvaluator
 
 __all__ = ["find_reach"]
 
@@ -16,7 +17,9 @@ _UNITS_AT_ONCE = 256
 
 
 def find_reach(problem: Problem, evaluator: ModelEvaluator) -> Reach:
-    """Probe the model on the problem's images; the ledger is told how many images that takes."""
+    """What the geometry of windows says, or else what probing the model on the problem's images does; the ledger is told how many."""
+    if isinstance(evaluator, WindowsEvaluator):
+        return Reach(evaluator.geometry.reaching, evaluator)
     if problem.call.rois is not None and evaluator.local is not None and evaluator.site.no_support is None:
         return probe(evaluator, [_collage(problem, k) for k in range(_N_COLLAGES)], problem.batch_size)
     why = evaluator.site.no_support or problem.scorer.why_not_local(*evaluator.site.inputs, *evaluator.site.arguments)

@@ -122,6 +122,18 @@ class ModelEvaluator(ABC):
             return self._near(self.logits_of_inputs(gather(self.site.inputs, examples), examples))
         return self._near(checked_scores(self.scorer(*self.site.call(examples)), len(examples), self.output_shape))
 
+    def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
+        """What went through the model by purpose, for so many observed images and interventions; what else did is in the ledger."""
+        return {"observed": n_examples, "interventions": n_interventions}
+
+    def note(self, purpose: str, n_images: int) -> None:
+        """So many images were answered, besides the interventions and the observed ones."""
+        self.ledger.count(purpose, n_images)
+
+    def settings(self) -> dict[str, Any]:
+        """What is to be known of how scores are computed, besides the execution."""
+        return {}
+
     def baseline(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, computed as those with one."""
         return self(Interventions.nothing(examples))
@@ -261,8 +273,9 @@ class ModelEvaluator(ABC):
         scores = self.scorer.sampled(noise.tolist(), *inputs, *gather(self.site.arguments, examples))
         return self._checked(scores, len(examples))
 
-    def _near(self, answers: Tensor) -> Tensor:
-        return (answers if self.local is None else self.local.scores.near(answers)).reshape(len(answers), -1)
+    def _near(self, answers: Any) -> Tensor:
+        near: Tensor = (answers if self.local is None else self.local.scores.near(answers)).reshape(len(answers), -1)
+        return near
 
     def _checked(self, scores: Any, n: int) -> Tensor:
         """What the function returned for ``n`` examples, as ``(B, K)``."""

@@ -51,6 +51,7 @@ class Execution:
         device_ids: of a ``DataParallel`` model.
         part: of the units, those that are intervened on.
         window: of the images, what is run; ``None`` for the whole.
+        by_windows: of a sliding-window model, only the windows are run that matter.
         vmap: what lies upstream of a layer is computed once for all of a batch; given up by itself where the model does not allow it.
     """
 
@@ -61,6 +62,7 @@ class Execution:
     device_ids: tuple[int, ...] | None = None
     part: Part = WHOLE
     window: Frame | None = None
+    by_windows: bool = False
     vmap: bool = True
 
     def scorer(self, forward_func: Callable[..., Any]) -> Scorer:
@@ -81,7 +83,7 @@ class Execution:
     @property
     def differs(self) -> bool:
         """Whether what is computed differs in the last digits from what the model gives by itself."""
-        return self.window is not None or self.channels_last or self.compile
+        return self.window is not None or self.by_windows or self.channels_last or self.compile
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """The precision that the model is run in."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_causalseg.boxes import box_at, crop
 
-__all__ = ["Frame", "gather"]
+__all__ = ["Frame", "RowFrame", "gather"]
 
 
 def gather(values: Sequence[Any], examples: np.ndarray) -> list[Any]:
@@ -40,6 +40,11 @@ class Frame:
         self.starts = np.asarray(starts, dtype=np.int64)
         self.size = tuple(int(length) for length in size)
 
+    def starts_of(self, examples: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Where the windows begin that these rows of a batch hold, of these examples: ``(P, d)`` for ``(P,)`` each."""
+        found: np.ndarray = self.starts[examples]
+        return found
+
     def crop(self, values: Tensor) -> Tensor:
         """``(N or 1, C, *spatial)`` to ``(N or 1, C, *size)``, a tensor of its own."""
         return crop(values, self.starts, self.size).clone()
@@ -61,3 +66,17 @@ class Frame:
     def crop_images(self, values: Sequence[Any], spatial: torch.Size) -> list[Any]:
         """Those among the values that are image batches of this spatial shape cut to the window, the others as they are."""
         return [self.crop(v) if isinstance(v, Tensor) and v.ndim > 2 and v.shape[2:] == spatial else v for v in values]
+
+
+class RowFrame(Frame):
+    """A window of each row of a batch, which may hold several windows of one example.
+
+    Args:
+        starts: ``(B, d)`` first index along the spatial axes.
+        size: ``(d,)``.
+    """
+
+    def starts_of(self, examples: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """See :meth:`Frame.starts_of`."""
+        found: np.ndarray = self.starts[rows]
+        return found

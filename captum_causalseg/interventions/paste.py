@@ -40,7 +40,7 @@ def paste(
     for slot, tensor in enumerate(tensors, start=first_slot):
         frame = None if frames is None else frames[slot]
         examples = interventions.example[interventions.row]
-        for group in _alike(units, slot, frame=frame, examples=examples, which=interventions.unit):
+        for group in _alike(units, slot, frame=frame, interventions=interventions):
             given = Recipients(
                 examples=examples[group.rows],
                 corners=group.corners,
@@ -75,11 +75,12 @@ class _Group:
     part: tuple[slice, ...]
 
 
-def _alike(units: Units, slot: int, frame: Frame | None, examples: np.ndarray, which: np.ndarray) -> Iterator[_Group]:
+def _alike(units: Units, slot: int, frame: Frame | None, interventions: Interventions) -> Iterator[_Group]:
+    examples, which = interventions.example[interventions.row], interventions.unit
     rows, kinds, corners, sizes = units.boxes(slot, examples, which)
     if not len(rows):
         return
-    place = corners if frame is None else corners - frame.starts[examples[rows]]
+    place = corners if frame is None else corners - frame.starts_of(examples[rows], interventions.row[rows])
     first = np.maximum(-place, 0)
     last = sizes if frame is None else np.minimum(sizes, np.array(frame.size) - place)
     rows_by_key = np.concatenate([kinds[:, None], first, last, sizes], axis=1)

@@ -118,7 +118,7 @@ def refuse_unrepeatable(evaluator: ModelEvaluator) -> None:
 
 
 def _counted(evaluator: ModelEvaluator, found: Tensor) -> Tensor:
-    evaluator.ledger.count("answered again", len(found))
+    evaluator.note("answered again", len(found))
     return found.detach().clone()
 
 

@@ -34,7 +34,8 @@ class LocalScores:
 
     def __call__(self, logits: Tensor, examples: np.ndarray) -> Tensor:
         """Scores ``(B, ...)``; NaN where the logits around the regions hold NaN."""
-        near = logits[self._box]
+        # Sums depend in the last digits on how values lie in memory, which is to be the same for a window and the whole.
+        near = logits[self._box].contiguous()
         truth = None if self._truth is None else _of(self._truth, examples)
         scores = self._score(near, _of(self._inside, examples), truth)
         unknown = near.flatten(1).isnan().any(1)
@@ -44,6 +45,10 @@ class LocalScores:
     def near(self, logits: Tensor) -> Tensor:
         """A copy of the part of the logits that is looked at."""
         return logits[self._box].clone()
+
+    def of_rois(self, which: Sequence[int]) -> "LocalScores":
+        """The scores of some of the regions alone."""
+        return LocalScores(self._score, self.rois[:, list(which)], self._reference)
 
     def cropped(self, starts: np.ndarray, size: Sequence[int]) -> "LocalScores":
         """The same for logits of a window of each example, with corners ``(N, d)``; it holds the regions."""

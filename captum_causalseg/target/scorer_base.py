@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_causalseg.target.local_scores import LocalScores
+from captum_causalseg.target.windowed_model import WindowedModel
 
 __all__ = ["Scorer"]
 
@@ -43,6 +44,11 @@ class Scorer(ABC):
         """Of a ``DataParallel`` model, as Captum finds them; ``None`` without."""
         # One without CUDA has none and calls its module.
         return getattr(self.function, "device_ids", None) or None
+
+    @property
+    def windowed_model(self) -> WindowedModel | None:
+        """The model, where it is a sliding window whose output is scored as it is."""
+        return None
 
     @property
     @abstractmethod

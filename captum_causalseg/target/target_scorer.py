@@ -10,6 +10,7 @@ from captum_causalseg.target.local_scores import LocalScores
 from captum_causalseg.target.outputs import first_image
 from captum_causalseg.target.scorer_base import Scorer
 from captum_causalseg.target.segmentation_target import SegmentationTarget
+from captum_causalseg.target.windowed_model import WindowedModel
 
 __all__ = ["TargetScorer"]
 
@@ -29,6 +30,12 @@ class TargetScorer(Scorer):
         self.has_own_metric = callable(target.metric)
         self.masks = tuple(mask for mask in (target.roi, target.reference) if mask is not None)
         self.seed, self.n_samples = target.seed, target.n_samples or 1
+
+    @property
+    def windowed_model(self) -> WindowedModel | None:
+        """See :attr:`Scorer.windowed_model`."""
+        model = self._target.model
+        return model if isinstance(model, WindowedModel) and self._target.output is None else None
 
     @property
     def takes_batches(self) -> bool | None:

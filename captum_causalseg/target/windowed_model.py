@@ -116,7 +116,7 @@ class WindowedModel(nn.Module):
     ) -> None:
         super().__init__()
         given: Any = network
-        if callable(given):
+        if callable(given) and not isinstance(given, nn.ModuleList):
             self.network: Any = given
             given = [given]
         else:
@@ -242,7 +242,8 @@ class WindowedModel(nn.Module):
                 if len(totals) <= k:
                     totals.append(torch.zeros((n, part.shape[1], *layout.spatial), dtype=dtype, device=device))
                 for row, (example, window) in enumerate(zip(examples.tolist(), windows.tolist())):
-                    totals[k][example][(slice(None), *layout.box(window))] += part[row].to(device)
+                    place: Any = (example, slice(None), *layout.box(window))
+                    totals[k][place].add_(part[row].to(device))
         return self.fused(totals, layout.count(dtype).to(device))
 
     @checked(spatial=sequence(integer(1), 1))

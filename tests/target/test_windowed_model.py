@@ -80,9 +80,10 @@ def test_the_inferer_that_adapts_is_the_same_on_one_device():
     assert torch.equal(WindowedModel.from_monai(inferer, NETWORKS[2])(images(12, 19)), inferer(images(12, 19), NETWORKS[2]))
 
 
-def test_gradients_are_those_through_the_inferer():
+@pytest.mark.parametrize("spatial", [(12, 7), (8, 8)])
+def test_gradients_are_those_through_the_inferer(spatial):
     inferer, network = SlidingWindowInferer((8, 8), 3, overlap=0.5, mode="gaussian"), NETWORKS[2]
-    one, other = (images(12, 7).requires_grad_() for _ in range(2))
+    one, other = (images(*spatial).requires_grad_() for _ in range(2))
     WindowedModel.from_monai(inferer, network)(one)[:, 1].square().sum().backward()
     inferer(other, network)[:, 1].square().sum().backward()
     torch.testing.assert_close(one.grad, other.grad)
@@ -114,6 +115,8 @@ def test_mirroring_and_folds(d):
     weight = torch.rand(size) + 0.1
     for axes in ((), tuple(range(d)), (d - 1,)):
         model = WindowedModel(folds, size, corners, weight, axes, batch_size=4)
+        held = WindowedModel(nn.ModuleList(folds), size, corners, weight, axes, batch_size=4)
+        assert torch.equal(held(images(*spatial)), model(images(*spatial)))
         torch.testing.assert_close(model(images(*spatial)), naive(folds, images(*spatial), size, corners, weight, axes))
 
 

@@ -1,0 +1,152 @@
+"""Which windows of a sliding-window model touch the regions of interest, and which of these hold a unit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from captum_causalseg.boxes import Box, box_at, hull
+from captum_causalseg.interventions.frames import Frame
+from captum_causalseg.interventions.units import Units
+from captum_causalseg.target.window_layout import WindowLayout
+
+__all__ = ["RoiGroup", "WindowGeometry"]
+
+
+@dataclass(frozen=True)
+class RoiGroup:
+    """Regions of interest whose bounding boxes meet, in some example at least.
+
+    Args:
+        rois: their numbers.
+        frame: a box around them, in each example at its place, one pixel wider than they are where there is room.
+    """
+
+    rois: np.ndarray
+    frame: Frame
+
+
+class WindowGeometry:
+    """What is known of the windows before any is run.
+
+    Args:
+        layout: the windows.
+        rois: boolean ``(N or 1, R, *spatial)``.
+        units: of the images.
+
+    Attributes:
+        groups: of the regions, each with a box of its own, so that what lies between regions far apart is not held.
+    """
+
+    def __init__(self, layout: WindowLayout, rois: Tensor, units: Units) -> None:
+        self.layout, self._rois, self._units = layout, rois.cpu(), units
+        self.groups = _groups(self._rois, units.n_examples)
+
+    @cached_property
+    def touching(self) -> np.ndarray:
+        """``(N, W, R)``: which window holds an element of which region."""
+        n, r = self._units.n_examples, self._rois.shape[1]
+        found = np.zeros((len(self._rois), len(self.layout), r), dtype=bool)
+        for example, region in np.ndindex(len(self._rois), r):
+            mask = self._rois[example, region]
+            around = hull(mask)
+            for window in range(len(self.layout)):
+                part = _overlap(self.layout.box(window), around)
+                found[example, window, region] = part is not None and bool(mask[part].any())
+        return np.broadcast_to(found, (n, *found.shape[1:]))
+
+    @cached_property
+    def reaching(self) -> np.ndarray:
+        """``(N, U, R)``: which unit is held by a window that touches which region."""
+        return np.stack(
+            [self.holding(n).astype(np.int32) @ self.touching[n].astype(np.int32) > 0 for n in range(self._units.n_examples)]
+        )
+
+    def holding(self, example: int) -> np.ndarray:
+        """``(U, W)``: which unit has an element in which window."""
+        key = 0 if self._units.shared else example
+        if key not in self._held:
+            self._held[key] = self._holding(key)
+        return self._held[key]
+
+    def parts(self, group: RoiGroup, example: int) -> list[tuple[int, Box, Box]]:
+        """The windows that meet a group's box, in their order: number, the common part in the window, and in the box."""
+        corner = group.frame.starts[example]
+        box = box_at(corner.tolist(), group.frame.size)
+        found = []
+        for window, start in enumerate(self.layout.starts):
+            part = _overlap(self.layout.box(window), box)
+            if part is not None:
+                inside = (tuple(slice(s.start - a, s.stop - a) for s, a in zip(part, at.tolist())) for at in (start, corner))
+                found.append((window, *inside))
+        return found  # type: ignore[return-value]
+
+    @cached_property
+    def _held(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _holding(self, example: int) -> np.ndarray:
+        n_units, n_windows = len(self._units), len(self.layout)
+        held = np.zeros((n_units, n_windows), dtype=bool)
+        examples = np.full(n_units, example)
+        rows, _, corners, sizes = self._units.boxes(0, examples, np.arange(n_units))
+        starts, size = self.layout.starts, np.array(self.layout.size)
+        meet = np.ones((len(rows), n_windows), dtype=bool)
+        for axis in range(len(size)):
+            low, high = corners[:, axis, None], (corners + sizes)[:, axis, None]
+            meet &= (low < starts[None, :, axis] + size[axis]) & (starts[None, :, axis] < high)
+        held[rows] = meet
+        for unit in rows.tolist():
+            for piece in self._units.pieces(example, unit, 0):
+                if piece.mask is not None:
+                    for window in np.flatnonzero(held[unit]).tolist():
+                        held[unit, window] = self._has_element(piece.box, piece.mask, window)
+        return held
+
+    def _has_element(self, box: Box, mask: Tensor, window: int) -> bool:
+        """Whether a unit's mask ``(channels or 1, *size or 1)`` has one of its elements in a window that its box meets."""
+        part = _overlap(box, self.layout.box(window))
+        assert part is not None
+        inside = tuple(
+            slice(None) if length == 1 else slice(side.start - whole.start, side.stop - whole.start)
+            for side, whole, length in zip(part, box, mask.shape[1:])
+        )
+        return bool(mask[(slice(None), *inside)].any())
+
+
+def _overlap(one: Box, other: Box) -> Box | None:
+    sides = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other)]
+    return tuple(slice(*side) for side in sides) if all(start < stop for start, stop in sides) else None
+
+
+def _groups(rois: Tensor, n_examples: int) -> list[RoiGroup]:
+    spatial = np.array(rois.shape[2:])
+    boxes = np.array(
+        [[[(side.start, side.stop) for side in hull(mask, margin=1)] for mask in example] for example in rois]
+    )  # (N or 1, R, d, 2)
+    made = []
+    for group in _merged([[region] for region in range(rois.shape[1])], boxes):
+        first, last = boxes[:, group][..., 0].min(1), boxes[:, group][..., 1].max(1)
+        size = (last - first).max(0)
+        starts = np.minimum(first, spatial - size)
+        made.append(RoiGroup(np.array(group), Frame(np.broadcast_to(starts, (n_examples, len(size))), size.tolist())))
+    return made
+
+
+def _merged(groups: Sequence[list[int]], boxes: np.ndarray) -> list[list[int]]:
+    """Groups whose common boxes meet are one: what lies in both would be held twice."""
+    groups = [list(group) for group in groups]
+    while True:
+        hulls = [np.stack([boxes[:, g][..., 0].min(1), boxes[:, g][..., 1].max(1)], -1) for g in groups]
+        pairs = [(i, j) for i in range(len(groups)) for j in range(i) if _meet(hulls[i], hulls[j])]
+        if not pairs:
+            return sorted(groups)
+        i, j = pairs[0]
+        groups[j] = sorted(groups[j] + groups.pop(i))
+
+
+def _meet(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether boxes ``(N, d, 2)`` have an element in common in any example."""
+    return bool(((one[..., 0] < other[..., 1]) & (other[..., 0] < one[..., 1])).all(-1).any())
