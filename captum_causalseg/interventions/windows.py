@@ -5,6 +5,7 @@ logits around the regions are those of a run of all windows.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -78,12 +79,13 @@ class WindowsEvaluator(InputEvaluator):
         self._layout = model.layout(self._image.shape[2:])
         self.geometry = WindowGeometry(self._layout, scores.rois, self.unit_donors.units)
         self._scores_of_groups = self._grouped(scores)
-        self._n_windows = 0
+        # In a box that evaluators of other donors (with_donors) share.
+        self._windows_run = Counter[str]()
 
     def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
         """See :meth:`ModelEvaluator.forwards`; windows."""
         observed = n_examples * len(self._layout) * self._model.runs_per_window
-        return {"observed": observed, "windows": self._n_windows}
+        return {"observed": observed, "windows": self._windows_run["windows"]}
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`ModelEvaluator.settings`."""
@@ -276,7 +278,7 @@ class WindowsEvaluator(InputEvaluator):
         """Weighted logits of windows of these examples, which are the images' ``rows`` (by default those of their number)."""
         count = len(examples) * self._model.runs_per_window
         if purpose is None:
-            self._n_windows += count
+            self._windows_run["windows"] += count
         else:
             self.ledger.count(purpose, count)
         cut = self._layout.cut(images, examples if rows is None else rows, windows)

@@ -180,6 +180,27 @@ def test_windows_are_counted_as_the_network_sees_them():
         assert (stats.status == Status.OUTSIDE_SUPPORT).sum() == 32 * 2
 
 
+def test_windows_of_controls_are_counted_too():
+    network = Counted(seeded(Normed))
+    model, image = by_monai(network, 8), pixels(24, 24)
+    target = SegmentationTarget.from_prediction(model, image, roi=regions.box((24, 24), start=1, size=3), metric="soft_dice")
+    arguments = {
+        "block_size": 4,
+        "n_draws": 3,
+        "n_screening_draws": 0,
+        "sampling": "uniform",
+        "return_statistics": True,
+        "target": 1,
+    }
+    face, bank = AverageTreatmentEffect(target), PatchBank(pixels(24, 24, count=5))
+    _, plain = face.attribute(image, bank, **arguments)
+    network.seen.clear()
+    _, stats = face.attribute(image, bank, controls="edge", **arguments)
+    assert sum(network.seen) == stats.n_forwards
+    assert stats.settings["forwards"]["windows"] > plain.settings["forwards"]["windows"]
+    assert torch.equal(stats.effect.nan_to_num(), plain.effect.nan_to_num())
+
+
 def test_a_unit_is_run_in_the_windows_that_hold_it_alone():
     model = by_monai(seeded(Normed), 8)
     image, roi = pixels(16, 16), regions.box((16, 16), start=7, size=2)
