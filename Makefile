@@ -93,7 +93,8 @@ hooks: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pre-commit
 	$(BIN)/pre-commit install
 
-# Tables and plots go to docs/; about half an hour on two cores.
+# Tables and plots go to docs/; about an hour on two cores. DATA=FOLDER has the skin pictures of benchmarks/skin.py; without them the
+# table of joints, most of which is about skin, is printed and not written.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/coverage.py --write docs/benchmarks/coverage.md
 	$(BIN)/python benchmarks/against_paper.py --write docs/benchmarks/against_paper.md
@@ -105,6 +106,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/comparison.py --write docs/benchmarks/comparison.md
 	$(BIN)/python benchmarks/cohort.py --write docs/benchmarks/cohort.md
 	$(BIN)/python benchmarks/refuters.py --threads 1 --write docs/benchmarks/refuters.md
+	$(BIN)/python benchmarks/joints.py --threads 1 $(if $(DATA),--data "$(DATA)" --write docs/benchmarks/joints.md)
 	$(BIN)/python benchmarks/refusals.py --threads 1 --write docs/benchmarks/refusals.md
 	$(BIN)/python examples/model_study.py --write docs
 	$(BIN)/python benchmarks/layer_effects.py
