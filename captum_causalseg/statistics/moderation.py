@@ -21,10 +21,14 @@ def moderate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shrink sample variances toward their common scale (Smyth 2004).
 
+    The common scale weighs as much as it is known: ``d0 k / (k + 1)`` degrees of freedom, ``k`` the number of *other* units that show a
+    spread. (What a unit's variance may be, given ``k`` others, is spread by that of the variances among units, ``trigamma(d0/2)``, and by what is not
+    known of their mean, about as much divided by ``k``.) A unit that is alone gets nothing from it.
+
     Args:
         variance: ``(U,)`` sample variances of one example's and output's units; NaN where they cannot be seen.
         freedom: ``(U,)`` their degrees of freedom; 0 where they cannot be seen, NaN for units without draws.
-        prior_degrees_of_freedom: weight of the common scale.
+        prior_degrees_of_freedom: ``d0``, the weight of a common scale that is known.
 
     Returns:
         Moderated variances ``(U,)`` and their degrees of freedom ``(U,)``. The variances are infinite where no unit has a
@@ -33,19 +37,22 @@ def moderate(
     Example:
         >>> import numpy as np
         >>> from captum_causalseg.statistics import moderate
-        >>> moderate(np.array([0.0, 4.0]), np.array([4, 4]), prior_degrees_of_freedom=4)[0]
-        array([2., 4.])
+        >>> variances, freedoms = moderate(np.array([0.0, 4.0]), np.array([4, 4]), prior_degrees_of_freedom=8)
+        >>> variances, freedoms  # the first has one other to learn from, 8 * 1/2; the second has none
+        (array([2., 4.]), array([8., 4.]))
     """
     if len(freedom) != len(variance):
         raise ValueError(f"freedom: expected {len(variance)}, one per variance, got {len(freedom)}")
     weight = np.nan_to_num(np.asarray(freedom, dtype=np.float64))
     own = np.where(weight > 0, np.nan_to_num(variance), 0.0)
-    positive = own[own > 0]
-    d0 = prior_degrees_of_freedom
-    if len(positive) == 0:
+    positive = own > 0
+    others = positive.sum() - positive
+    d0 = prior_degrees_of_freedom * others / (others + 1)
+    if not positive.any():
         moderated = np.full(len(own), np.inf)
     else:
-        scale = math.exp(float(np.mean(np.log(positive))))
+        scale = math.exp(float(np.mean(np.log(own[positive]))))
+        # Either the unit shows a spread itself, or another one does.
         moderated = (d0 * scale + weight * own) / (d0 + weight)
     return np.where(np.isnan(freedom), np.nan, moderated), d0 + np.asarray(freedom, dtype=np.float64)
 
@@ -65,8 +72,8 @@ def moderated_errors(variance: np.ndarray, factor: np.ndarray, freedom: np.ndarr
         >>> import numpy as np
         >>> from captum_causalseg.statistics.moderation import moderated_errors
         >>> error, freedom = moderated_errors(np.array([[0.0], [4.0]]), np.array([[0.25], [0.0]]), np.array([[5.0], [5.0]]))
-        >>> error.round(3).tolist(), freedom.tolist()  # sqrt(0.25 * (3 * 4 + 5 * 0) / (3 + 5))
-        ([[0.612], [0.0]], [[8.0], [8.0]])
+        >>> error.round(3).tolist(), freedom.tolist()  # sqrt(0.25 * (1.5 * 4 + 5 * 0) / (1.5 + 5))
+        ([[0.48], [0.0]], [[6.5], [5.0]])
     """
     moderated, total = np.full(variance.shape, np.nan), np.full(variance.shape, np.nan)
     for k in range(variance.shape[1]):

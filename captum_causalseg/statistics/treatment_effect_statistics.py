@@ -97,8 +97,8 @@ class TreatmentEffectStatistics:
     **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the
     effect is not, and a plain t-interval has width 0. As in limma (Smyth 2004), each unit's variance ``s^2`` with
     ``d = n - 1`` degrees of freedom is shrunk toward ``s0^2``, the geometric mean of the non-zero variances of the same
-    example's and output's units: ``(d0 s0^2 + d s^2) / (d0 + d)``, with ``d0 = 3`` prior degrees of freedom, and intervals
-    take Student's t with ``d0 + d``. Draws without replacement from ``D`` donors have the factor ``1 - n/D``. Stratified draws
+    example's and output's units: ``(d0 s0^2 + d s^2) / (d0 + d)``, and intervals take Student's t with ``d0 + d``. The
+    prior has ``d0 = 3 k / (k + 1)`` degrees of freedom where ``k`` other units show a spread: none for a unit that is alone. Draws without replacement from ``D`` donors have the factor ``1 - n/D``. Stratified draws
     have one donor per stratum, and ``s^2`` comes from successive differences along the strata
     (:class:`captum_causalseg.engine.estimator.StratifiedEstimator`).
 

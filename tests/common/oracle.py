@@ -54,7 +54,7 @@ def screen(values: list[float], n_screening: int, threshold: float) -> tuple[lis
 
 
 def effect_and_error(
-    draws_of_units: list[list[float]], populations: list[float], d0: float = 3.0
+    draws_of_units: list[list[float]], populations: list[float], prior: float = 3.0
 ) -> tuple[list[float], list[float]]:
     """Means and moderated standard errors (DESIGN, section 6) of one example's and output's units."""
     variances = [sum((v - np.mean(draws)) ** 2 for v in draws) / (len(draws) - 1) for draws in draws_of_units]
@@ -63,7 +63,9 @@ def effect_and_error(
     errors = []
     for draws, variance, population in zip(draws_of_units, variances, populations):
         d = len(draws) - 1
-        moderated = (d0 * s0_squared + d * variance) / (d0 + d)
+        others = len(logs) - (variance > 1e-24)
+        d0 = prior * others / (others + 1)
+        moderated = (d0 * s0_squared + d * variance) / (d0 + d) if logs else math.inf
         left = 1 - len(draws) / population
         errors.append(0.0 if left <= 0 else math.sqrt(moderated / len(draws) * left))
     return [float(np.mean(draws)) for draws in draws_of_units], errors

@@ -50,9 +50,10 @@ def test_half_widths_are_those_of_the_moderated_t_interval():
     scale = math.sqrt(0.04 * 0.01)
     for row in range(4):
         d, own = freedom[row, 0], np.nan_to_num(variance[row, 0])
-        expected = math.sqrt((3 * scale + d * own) / (3 + d) * factor[row, 0])
+        prior = 3 * (1 / 2 if own else 2 / 3)  # one other row shows a spread, or two
+        expected = math.sqrt((prior * scale + d * own) / (prior + d) * factor[row, 0])
         assert error[row, 0] == pytest.approx(expected)
-        assert half[row, 0] == pytest.approx(scipy_stats.t.ppf(0.95, 3 + d) * expected)
+        assert half[row, 0] == pytest.approx(scipy_stats.t.ppf(0.95, prior + d) * expected)
     assert error[4, 0] == half[4, 0] == 0
 
 

@@ -229,7 +229,7 @@ def test_differences_of_float32_rounding_are_no_spread(sampling):
     )
     freedom = outcome.moments.variance_freedom[1, 0]
     assert error[1, 0] ** 2 == pytest.approx(
-        3 / (3 + freedom) * outcome.moments.sample_variance[0, 0] * outcome.moments.variance_factor[1, 0]
+        1.5 / (1.5 + freedom) * outcome.moments.sample_variance[0, 0] * outcome.moments.variance_factor[1, 0]
     )
     # In double precision the same differences are no rounding.
     precise = run(plan, Table(differences, observed), observed, batch_size=5, screening_threshold=0)

@@ -18,7 +18,8 @@ def test_standard_errors_are_moderated_and_finite_bank_corrected_as_in_the_desig
     stats = make()
     s0_squared = math.sqrt(0.04 * 0.01)  # geometric mean of the non-zero variances
     for u, (variance, n, left) in enumerate([(0.04, 10, 1), (0.01, 10, 1 - 10 / 20), (0.0, 10, 1)]):
-        moderated = (3 * s0_squared + (n - 1) * variance) / (3 + n - 1)
+        prior = 3 * (1 / 2 if variance else 2 / 3)  # one other unit shows a spread, or two
+        moderated = (prior * s0_squared + (n - 1) * variance) / (prior + n - 1)
         assert float(stats.standard_error[0, u]) == pytest.approx(math.sqrt(moderated / n * left), rel=1e-12)
     assert float(stats.standard_error[0, 3]) == 0  # all five donors used
 
@@ -26,7 +27,7 @@ def test_standard_errors_are_moderated_and_finite_bank_corrected_as_in_the_desig
 def test_intervals_are_students_t_with_the_prior_degrees_of_freedom_added():
     stats = make()
     low, high = stats.confidence_interval(0.9)
-    half = scipy_stats.t.ppf(0.95, 9 + 3) * stats.standard_error[0, :3]
+    half = torch.from_numpy(scipy_stats.t.ppf(0.95, 9 + np.array([1.5, 1.5, 2.0]))) * stats.standard_error[0, :3]
     torch.testing.assert_close(high[0, :3] - stats.effect[0, :3], half)
     torch.testing.assert_close(stats.effect[0, :3] - low[0, :3], half)
     assert float(low[0, 3]) == float(high[0, 3]) == pytest.approx(0.1)
@@ -48,7 +49,7 @@ def test_when_no_unit_shows_any_spread_the_intervals_are_unbounded_not_empty():
 def test_a_single_draw_borrows_its_spread_from_the_other_units():
     stats = make(draws=(10, 10, 1, 5), variance=(0.04, 0.01, math.nan, 0.0))
     assert float(stats.standard_error[0, 2]) == pytest.approx(math.sqrt(math.sqrt(0.04 * 0.01)))
-    assert float(stats.degrees_of_freedom[0, 2]) == 3
+    assert float(stats.degrees_of_freedom[0, 2]) == 2  # of two others
 
 
 def test_excluded_units_are_unknown_and_units_outside_the_support_are_exact():
@@ -70,7 +71,9 @@ def test_excluded_units_are_unknown_and_units_outside_the_support_are_exact():
 def test_p_values_are_two_sided_t_tests():
     stats = make()
     t = (stats.effect[0, :3] / stats.standard_error[0, :3]).numpy()
-    np.testing.assert_allclose(stats.p_values()[0, :3], 2 * scipy_stats.t.cdf(-np.abs(t), 12), rtol=1e-12)
+    np.testing.assert_allclose(
+        stats.p_values()[0, :3], 2 * scipy_stats.t.cdf(-np.abs(t), 9 + np.array([1.5, 1.5, 2])), rtol=1e-12
+    )
 
 
 def test_maps_carry_the_whole_value_on_every_element():
@@ -92,7 +95,8 @@ def test_maps_carry_the_whole_value_on_every_element():
 def test_moderation_pulls_every_variance_toward_the_common_scale(variances, n, d0):
     variances = np.array([v if v > 1e-9 else 0.0 for v in variances])
     moderated, freedom = moderate(variances, np.full(len(variances), n - 1), d0)
-    assert (freedom == d0 + (n - 1)).all()
+    others = (variances > 0).sum() - (variances > 0)
+    np.testing.assert_allclose(freedom, d0 * others / (others + 1) + (n - 1))
     if (variances == 0).all():
         assert np.isinf(moderated).all()
         return
