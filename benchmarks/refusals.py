@@ -64,7 +64,21 @@ LEFT_OUT = {
         (
             "WindowedModel.from_nnunet",
             "load_nnunet",
-            *(f"NnunetModel.{name}" for name in ("prepare", "target", "donors", "region", "reference", "to_scan", "save_map")),
+            *(
+                f"NnunetModel.{name}"
+                for name in (
+                    "prepare",
+                    "cases_in",
+                    "files_of",
+                    "target",
+                    "donors",
+                    "region",
+                    "reference",
+                    "masks",
+                    "to_scan",
+                    "save_map",
+                )
+            ),
         ),
         "needs nnU-Net",
     ),

@@ -1,9 +1,8 @@
 """A case as the command line describes it: image, reference, region of interest, units and donors, read and checked."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from captum_causalseg.cli.errors import InputError, naming, naming_arguments
 from captum_causalseg.cli.files import image_name, name_of_case, place_name, units_name
-from captum_causalseg.cli.grid import Grids, grids_of_bundle, is_picture
+from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.model import CommandModel, first_prediction, read_model
 from captum_causalseg.cli.places import Units, find_roi, find_units
+from captum_causalseg.cli.preparation import Preparation
 from captum_causalseg.donors import DonorSource, PatchBank, SameImage
-from captum_causalseg.images import load_image
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.target import SegmentationTarget
 
@@ -65,18 +64,18 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     if options.metric not in METRICS:
         raise InputError(f"--metric: there is no {options.metric!r}; expected one of {', '.join(METRICS)}")
     model = read_model(options) if model is None else model
-    if model.prepares and options.normalize != "none":
-        raise InputError("--normalize: the bundle prepares its images itself, leave it out")
-    prepare = partial(_prepared, model=model, normalize=options.normalize, dims=options.dims)
+    preparation = model.preparation
     with naming("--image"):
-        prepared = prepare(options.image)
-        grids = _grids(model, options.image, prepared)
+        prepared = preparation.image(options.image)
+        grids = preparation.grids(options.image, prepared)
     image = prepared.as_subclass(Tensor).to(model.device)
     label = None if options.label is None else _label(options.label, grids)
-    reference = None if label is None else grids.to_prepared(label[0]) if label[1] else label[0]
+    reference = None
+    if label is not None:
+        reference = preparation.reference(grids.to_prepared(label[0]) if label[1] else label[0])
     with naming("--model"), naming_arguments():
         prediction = first_prediction(model, image, reference).cpu()
-    output = _output(options.class_, prediction.shape[1])
+    output = _output(options.class_, prediction.shape[1], preparation.labels)
     with naming("--roi"):
         roi, roi_text = find_roi(
             options.roi, grids, label=label, prediction=prediction[0], channel=0 if output is None else output
@@ -90,7 +89,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     folder = None
     if options.donors is not None:
         with naming("--donors"):
-            folder = _DonorFolder(options.donors, prepare, image.shape[1])
+            folder = _DonorFolder(options.donors, preparation, image.shape[1])
             donors = PatchBank(folder, match=options.match, blend=_blend(options.blend))
     elif options.match is not None or options.blend:
         raise InputError(f"--{'blend' if options.match is None else 'match'}: it goes with --donors, whose images it changes")
@@ -142,58 +141,30 @@ def _fit_in_words(options: argparse.Namespace) -> str:
 
 
 class _DonorFolder(Sequence[Tensor]):
-    """Donor images of a folder, prepared as the image was.
+    """Donor images of a folder, prepared as the image was. By its ``files`` a study tells whether donors are still the same."""
 
-    Attributes:
-        files: which; a study tells by them whether donors are still the same.
-    """
-
-    def __init__(self, folder: Path, prepare: Callable[[Path], Tensor], channels: int) -> None:
+    def __init__(self, folder: Path, preparation: Preparation, channels: int) -> None:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-        found = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-        # Folders are DICOM series, where there are no files beside them.
-        self.files = [file for file in found if file.is_file()] or found
-        if not self.files:
-            raise ValueError(f"there is no file in {folder}")
-        self._prepare, self._channels = prepare, channels
+        self._cases = preparation.cases(folder)
+        self._preparation, self._channels = preparation, channels
         # What is wrong with them all is said before anything is computed.
         self[0]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._cases)
+
+    @property
+    def files(self) -> list[Path]:
+        """Of all images."""
+        return [file for files in self._cases for file in files]
 
     def __getitem__(self, index: Any) -> Any:
         with naming("--donors"):
-            image = self._prepare(self.files[index]).as_subclass(Tensor)[0].cpu()
+            image = self._preparation.image(self._cases[index]).as_subclass(Tensor)[0].cpu()
             if len(image) != self._channels:
-                raise ValueError(f"{self.files[index]} holds {len(image)} channel(s), the image {self._channels}")
+                raise ValueError(f"{self._cases[index][0]} holds {len(image)} channel(s), the image {self._channels}")
         return image
-
-
-def _prepared(file: Path, model: CommandModel, normalize: str, dims: int | None) -> Any:
-    """The image ``(1, C, *spatial)`` as the network is shown it, on the CPU."""
-    if model.bundle is not None and model.prepares:
-        image = model.bundle.prepare(file).cpu()
-        if dims is not None and image.ndim - 2 != dims:
-            raise ValueError(f"the bundle makes {image.ndim - 2} spatial axes of {file}, --dims asks for {dims}")
-        return image
-    image = load_image(file, spatial_dims=dims)
-    values = image.as_subclass(Tensor)
-    low, high, spread = float(values.min()), float(values.max()), float(values.std())
-    if normalize in ("range", "zscore") and low == high:
-        raise ValueError(f"{file} is {low:g} everywhere, it cannot be normalized")
-    if normalize == "255":
-        return image / 255
-    if normalize == "range":
-        return (image - low) / (high - low)
-    return (image - float(values.mean())) / spread if normalize == "zscore" else image
-
-
-def _grids(model: CommandModel, file: Path, prepared: Any) -> Grids:
-    if model.bundle is not None and model.prepares:
-        return grids_of_bundle(model.bundle, file, prepared)
-    return Grids(prepared, prepared, is_picture(file))
 
 
 def _label(file: Path, grids: Grids) -> tuple[Tensor, bool]:
@@ -203,15 +174,19 @@ def _label(file: Path, grids: Grids) -> tuple[Tensor, bool]:
     return ((label > 0).long() if torch.unique(label).tolist() in ([0, 255], [255]) else label), is_own
 
 
-def _output(chosen: int | None, classes: int) -> int | None:
+def _output(asked: str | None, classes: int, labels: Mapping[str, int]) -> int | None:
+    names = f" ({', '.join(labels)})" if labels else ""
+    if asked is not None and asked not in labels and not asked.lstrip("-").isdecimal():
+        raise InputError(f"--class: expected 0..{classes - 1}{names}, got {asked!r}")
+    chosen = None if asked is None else labels.get(asked, int(asked) if asked not in labels else 0)
     if chosen is None:
         if classes > 2:
-            raise InputError(f"--class: the model has {classes} classes, say which one (0..{classes - 1})")
+            raise InputError(f"--class: the model has {classes} classes, say which one (0..{classes - 1}{names})")
         return None if classes == 1 else 1
     if classes == 1 and chosen in (0, 1):
         return None
     if not 0 <= chosen < classes:
-        raise InputError(f"--class: expected 0..{classes - 1}, got {chosen}")
+        raise InputError(f"--class: expected 0..{classes - 1}{names}, got {chosen}")
     return chosen
 
 

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from captum_causalseg.cli.case import CommandCase
     from captum_causalseg.cli.job import Job
 
-__all__ = ["CaseCommand", "check_effort"]
+__all__ = ["CaseCommand", "check_options"]
 
 # Per unit; with a precision to reach, the most on the average.
 _DRAWS, _BUDGET = 20, 500
 _CASE = """\
-one model:   --bundle DIR, or --model package.module:factory --weights FILE,
-             or --model FILE.ts (TorchScript)
+one model:   --bundle DIR (MONAI), --nnunet DIR, --model FILE.ts (TorchScript),
+             or --model package.module:factory --weights FILE
 one image:   --image FILE (NIfTI, NRRD, PNG, JPEG, DICOM file or folder),
              with --label FILE if there is a reference segmentation
 one region:  --roi WHERE, in which the segmentation is scored
 
-Places are given in the image file's own pixels or voxels, also where a bundle's pre-processing turns, resamples or crops the image; what \
+Places are given in the image file's own pixels or voxels, also where the model's own pre-processing turns, resamples or crops the image; what \
 is written lies on the file's grid, too.
 """
 
@@ -75,7 +75,7 @@ class CaseCommand(Command):
         """See :meth:`Command.run`."""
         if options.out.exists() and not options.out.is_dir():
             raise InputError(f"--out: {options.out} is a file, expected a folder")
-        check_effort(options)
+        check_options(options)
         self.check(options)
         # Imported late: `--help`, and what is wrong with an option, should not wait for torch and MONAI.
         from captum_causalseg.cli.case import read_case
@@ -100,12 +100,17 @@ class CaseCommand(Command):
         """Compute, write the results into the folder, and return what to print."""
 
 
-def check_effort(options: argparse.Namespace) -> None:
-    """Refuse what cannot be computed, and settle how many draws there are where that was not said.
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse what cannot be, before any file is read, and settle how many draws there are where that was not said.
 
     Raises:
         InputError: the message begins with the option.
     """
+    if options.class_ is not None and options.nnunet is None and not options.class_.removeprefix("-").isdecimal():
+        raise InputError(f"--class: expected a number, got {options.class_!r}; names go with --nnunet")
+    wrong = [fold for fold in options.fold if not (fold.isdecimal() or fold == "all")]
+    if wrong:
+        raise InputError(f"--fold: expected numbers or all, got {wrong[0]!r}")
     if options.seed < 0:
         raise InputError(f"--seed: expected a number of at least 0, got {options.seed}")
     precision = getattr(options, "precision", None)
@@ -125,6 +130,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="a MONAI bundle; its configuration files are programs, so use only bundles that you trust",
     )
     which.add_argument(
+        "--nnunet",
+        type=Path,
+        metavar="DIR",
+        help="the folder of a trained nnU-Net (with plans.json, dataset.json and fold_0); it needs nnunetv2",
+    )
+    which.add_argument(
         "--model",
         metavar="MODULE:FACTORY",
         help="a function without arguments that returns the network (looked for in the current folder too), or a TorchScript file",
@@ -133,14 +144,25 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="state dict for the factory's network; with --bundle, weights to use instead of the bundle's own",
+        help="state dict for the factory's network; with --bundle, weights to use instead of the bundle's own; with "
+        "--nnunet, the name of the checkpoint in each fold (default: checkpoint_final.pth)",
+    )
+    model.add_argument(
+        "--fold", nargs="+", default=["0"], metavar="N", help="with --nnunet, which folds; several are averaged (default: 0)"
     )
     model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
 
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
     case = parser.add_argument_group("the case")
-    case.add_argument("--image", type=Path, required=True, metavar="FILE", help="the image to explain")
+    case.add_argument(
+        "--image",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="the image to explain; with --bundle and --nnunet also several files, one per channel",
+    )
     case.add_argument(
         "--label",
         type=Path,
@@ -155,7 +177,10 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         help="how many spatial axes the image must have; with 2, a volume of one slice is that slice (default: those of the file)",
     )
     case.add_argument(
-        "--class", type=int, dest="class_", metavar="N", help="the class to explain (default: the only one, or 1 of two)"
+        "--class",
+        dest="class_",
+        metavar="N",
+        help="the class to explain, counted from 0, or its name in an nnU-Net's data set (default: the only one, or 1 of two)",
     )
     case.add_argument(
         "--roi",
@@ -170,7 +195,7 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         choices=("none", "255", "range", "zscore"),
         default="none",
         help="intensities of image and donors, as the network was trained: as in the file, divided by 255, minimum 0 and maximum 1, "
-        "or mean 0 and standard deviation 1 (default: none; bundles do it themselves)",
+        "or mean 0 and standard deviation 1 (default: none; bundles and nnU-Net do it themselves)",
     )
     case.add_argument(
         "--donors", type=Path, metavar="DIR", help="folder of image files to cut donors from (default: the image itself)"

@@ -27,7 +27,7 @@ def name_of_case(options: argparse.Namespace, path: str | Path, otherwise: str) 
 
 def image_name(options: argparse.Namespace) -> str:
     """What the image is called in titles; with ``--private`` nothing."""
-    return name_of_case(options, options.image, "")
+    return "" if options.private else ", ".join(name_of(file) for file in options.image)
 
 
 def place_name(options: argparse.Namespace) -> str:
@@ -50,12 +50,16 @@ def command_line(options: argparse.Namespace) -> str:
     for name, value in vars(options).items():
         if name == "command" or value is None or value is False:
             continue
+        if name == "fold" and options.nnunet is None:
+            continue
         word = f"--{name.rstrip('_').replace('_', '-')}"
         said.append(word if value is True else f"{word} {_value(name, value, options.private)}")
     return " ".join(said)
 
 
 def _value(name: str, value: Any, private: bool) -> str:
+    if isinstance(value, list):
+        return " ".join(_value(name, one, private) for one in value)
     if not _is_file(name, value):
         return shlex.quote(printable(str(value)))
     return name.upper() if private and name in _OF_A_PATIENT else shlex.quote(name_of(value))

@@ -1,4 +1,4 @@
-"""The model that the command line names: a bundle, a function that makes a network, or TorchScript; and the device it runs on."""
+"""The model that the command line names: a bundle, an nnU-Net, a function that makes a network, or TorchScript; and the device it runs on."""
 
 import argparse
 import importlib
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg.bundle import Bundle, load_bundle
+from captum_causalseg.bundle import load_bundle
 from captum_causalseg.bundle.weights import checkpoint, is_torchscript, mismatch, reason, state_of
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.files import name_of
+from captum_causalseg.cli.preparation import BundlePreparation, FilePreparation, NnunetPreparation, Preparation
+from captum_causalseg.nnunet import load_nnunet
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["CommandModel", "find_device", "first_prediction", "read_model"]
@@ -27,24 +29,27 @@ class CommandModel:
 
     Args:
         make_target: its targets, with the arguments of :class:`SegmentationTarget` after the model.
-        bundle: where it came with pre-processing of its own; ``None`` elsewhere.
+        preparation: how image files become its input.
         device: where it is.
         described: what it is, in words.
     """
 
     make_target: Callable[..., SegmentationTarget]
-    bundle: Bundle | None
+    preparation: Preparation
     device: torch.device
     described: str
 
-    @property
-    def prepares(self) -> bool:
-        """Whether it brings pre-processing."""
-        return self.bundle is not None and self.bundle.preprocessing is not None
-
 
 def read_model(options: argparse.Namespace) -> CommandModel:
-    """The model of ``--bundle``, or of ``--model`` and ``--weights``, on ``--device``."""
+    """The model of ``--bundle``, ``--nnunet``, or ``--model`` and ``--weights``, on ``--device``."""
+    model = _read(options)
+    if model.preparation.whose and options.normalize != "none":
+        raise InputError(f"--normalize: {model.preparation.whose} prepares its images itself, leave it out")
+    return model
+
+
+def _read(options: argparse.Namespace) -> CommandModel:
+    as_in_file = FilePreparation(options.normalize, options.dims)
     with naming("--device"):
         device = find_device(options.device)
     if options.bundle is not None:
@@ -52,11 +57,31 @@ def read_model(options: argparse.Namespace) -> CommandModel:
             bundle = load_bundle(options.bundle, weights=options.weights, device=device)
         if isinstance(bundle.model, torch.jit.ScriptModule):
             bundle = replace(bundle, model=_Hookable(bundle.model))
+        preparation: Preparation = as_in_file
+        if bundle.preprocessing is not None:
+            preparation = BundlePreparation(bundle, options.dims)
         return CommandModel(
-            make_target=bundle.target, bundle=bundle, device=device, described=f"MONAI bundle {name_of(options.bundle)}"
+            make_target=bundle.target,
+            preparation=preparation,
+            device=device,
+            described=f"MONAI bundle {name_of(options.bundle)}",
+        )
+    if options.nnunet is not None:
+        folds = [int(fold) if fold.isdecimal() else fold for fold in options.fold]
+        checkpoint = "checkpoint_final.pth" if options.weights is None else str(options.weights)
+        with naming("--nnunet"):
+            net = load_nnunet(options.nnunet, folds, checkpoint=checkpoint, device=device)
+        of_folds = f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}"
+        return CommandModel(
+            make_target=net.target,
+            preparation=NnunetPreparation(net, options.dims),
+            device=device,
+            described=f"nnU-Net {name_of(options.nnunet)}, {of_folds}",
         )
     network, described = _network(options, device)
-    return CommandModel(make_target=partial(SegmentationTarget, network), bundle=None, device=device, described=described)
+    return CommandModel(
+        make_target=partial(SegmentationTarget, network), preparation=as_in_file, device=device, described=described
+    )
 
 
 def find_device(name: str | None) -> torch.device:

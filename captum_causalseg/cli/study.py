@@ -11,7 +11,7 @@ from captum_causalseg import regions
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.cli.arguments import Parser, add_command
 from captum_causalseg.cli.case import CommandCase, read_case
-from captum_causalseg.cli.case_command import check_effort
+from captum_causalseg.cli.case_command import check_options
 from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.model import CommandModel, read_model
@@ -27,6 +27,8 @@ __all__ = ["run_study"]
 # What a study may say of its cases, and a row of its own case: the options of `causalseg explain`.
 _OF_A_STUDY = (
     "bundle",
+    "nnunet",
+    "fold",
     "model",
     "weights",
     "device",
@@ -43,7 +45,7 @@ _OF_A_STUDY = (
 )
 _EFFORT = ("draws", "precision", "seed")
 _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
-_FILES = ("bundle", "weights", "donors", "image", "label")
+_FILES = ("bundle", "nnunet", "weights", "donors", "image", "label")
 _PERHAPS_FILES = ("model", "roi", "units")
 # Entries of a prepared case that no column of a table can be called.
 _CASE, _ARGUMENTS = "_command_case", ("baselines", "feature_mask", "target")
@@ -84,7 +86,7 @@ class _Study:
             raise InputError("roi: neither the study nor the row says where to look")
         words = [word for name, value in given.items() for word in (f"--{name}", value)]
         options = _parser().parse_args(["explain", *words])
-        check_effort(options)
+        check_options(options)
         return options
 
 

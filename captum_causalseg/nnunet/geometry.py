@@ -92,7 +92,7 @@ class CaseGeometry:
 
     @property
     def affine(self) -> np.ndarray:
-        """Voxels of the prepared grid to millimeters, ``(4, 4)``."""
+        """Voxels of the prepared grid to millimeters, ``(4, 4)``; of pictures to rows and columns of the file."""
         steps = np.array(self.cropped_shape) / np.array(self.shape)
         first = np.array([side.start for side in self.crop])
         # The middle of the first of the coarser voxels lies half of its length in.
@@ -103,7 +103,10 @@ class CaseGeometry:
         for axis, source in enumerate(self.order):
             turned_to_array[source, axis] = 1
         if self.picture:
-            return turned_to_array @ prepared_to_turned
+            # Without the axis of its only slice.
+            plane = np.eye(4)
+            plane[np.ix_([0, 1, 3], [0, 1, 3])] = (turned_to_array @ prepared_to_turned)[1:, 1:]
+            return plane
         backward = np.eye(4)[[2, 1, 0, 3]]
         return self._read_affine() @ backward @ turned_to_array @ prepared_to_turned
 

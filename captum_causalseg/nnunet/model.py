@@ -193,10 +193,51 @@ class NnunetModel:
             True
         """
         found = self._to_prepared(label_map, image, "label_map")
-        if not self.has_regions:
-            return found[None]
+        return self.masks(found)[None] if self.has_regions else found[None]
+
+    @checked(label_map=tensor_of("integer"))
+    def masks(self, label_map: Tensor) -> Tensor:
+        """The regions in a label map ``(*spatial)``: boolean ``(R, *spatial)``, in the order of :attr:`labels`.
+
+        Example:
+            >>> from captum_causalseg import load_nnunet
+            >>> def masks(folder, label_map):  # where nnunetv2 is installed
+            ...     return load_nnunet(folder).masks(label_map)
+            >>> callable(masks)
+            True
+        """
         regions = self.plans.get_label_manager(self.dataset).foreground_regions
-        return torch.stack([torch.isin(found, torch.as_tensor(region)) for region in regions])[None]
+        return torch.stack([torch.isin(label_map, torch.as_tensor(region)) for region in regions])
+
+    def files_of(self, image: "MetaTensor") -> tuple[Path, ...]:
+        """The files of which :meth:`prepare` made an image.
+
+        Example:
+            >>> from captum_causalseg import load_nnunet
+            >>> def files(folder, scan):  # where nnunetv2 is installed
+            ...     net = load_nnunet(folder)
+            ...     return net.files_of(net.prepare(scan))
+            >>> callable(files)
+            True
+        """
+        return self._record(image, "image")[0].files
+
+    @checked(folder=FOLDER)
+    def cases_in(self, folder: File) -> list[tuple[Path, ...]]:
+        """The cases of a folder such as ``imagesTr``, each by its files, as :meth:`prepare` takes them.
+
+        Raises:
+            FileNotFoundError: a channel of a case is missing.
+            ValueError: there is no case.
+
+        Example:
+            >>> from captum_causalseg import load_nnunet
+            >>> def cases(folder):  # where nnunetv2 is installed
+            ...     return load_nnunet(folder).cases_in("imagesTr")
+            >>> callable(cases)
+            True
+        """
+        return [case.files for case in cases_in(Path(folder).expanduser(), self.channels, self._ending)]
 
     @checked(values=tensor_of("real", "(N, C, *spatial) or (*spatial) on the prepared grid", (2, 5)))
     def to_scan(self, values: Tensor, image: "MetaTensor") -> "MetaTensor":

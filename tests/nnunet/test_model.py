@@ -213,3 +213,39 @@ def test_an_unknown_trainer_is_named(made):
     # Beside a CPU build of torch, the look-up may die of torchvision, which is said as well.
     with pytest.raises((ValueError, ImportError), match=r"aTrainerOfMyOwn|torchvision"):
         load_nnunet(folder)
+
+
+def test_the_command_line(made, tmp_path, monkeypatch, capsys):
+    import pandas as pd
+
+    from captum_causalseg.cli import main
+
+    folder = made(folds=2)
+    (tmp_path / "imagesTr").mkdir()
+    labels = write_case(tmp_path, "a", affine=oblique())
+    for seed, name in enumerate(("b", "c"), start=1):
+        write_case(tmp_path / "imagesTr", name, affine=oblique(), seed=seed)
+        (tmp_path / "imagesTr" / f"{name}.nii.gz").unlink()
+    monkeypatch.chdir(tmp_path)
+    words = ["explain", "--nnunet", str(folder), "--fold", "0", "1", "--label", "a.nii.gz", "--roi", "label:1"]
+    words += ["--class", "gray", "--donors", "imagesTr", "--units", "12", "--draws", "2", "--metric", "soft_dice"]
+    maps = []
+    for files in (["a_0000.nii.gz"], ["a_0000.nii.gz", "a_0001.nii.gz"]):
+        assert main([*words, "--image", *files, "--out", f"out{len(files)}"]) == 0
+        maps.append(nibabel.load(f"out{len(files)}/effects.nii.gz"))
+    values = [one.get_fdata() for one in maps]
+    assert np.array_equal(values[0], values[1], equal_nan=True)
+    scan = nibabel.load("a_0000.nii.gz")
+    assert values[0].shape == scan.shape
+    assert np.allclose(maps[0].affine, scan.affine, atol=1e-4)
+    # Nothing is said of what was cut away, and something of the rest.
+    known = np.isfinite(values[0])
+    assert not known[:3].any()
+    assert known[24:27, 12:23, 12:19].all()  # the strongest unit
+    table = pd.read_csv("out1/effects.csv")
+    assert table["stop_0"].max() <= labels.shape[0]
+    page = Path("out1/report.html").read_text(encoding="utf-8")
+    assert "folds 0, 1" in page
+    assert "--fold 0 1" in page
+    assert main([*words, "--image", "a_0000.nii.gz", "--class", "black", "--out", "no"]) != 0
+    assert "--class: expected 0..2 (background, gray, white), got 'black'" in capsys.readouterr().err

@@ -189,7 +189,11 @@ def test_another_study_in_the_folder_is_refused(place, capsys):
         ("id,image\na\n", {}, "--cases: cases.csv, line 2: expected 2 values"),
         ("id,image\n,image.png\n", {}, "--cases: cases.csv, line 2: expected an id and an image"),
         ("id,image\na,image.png\na,image.png\n", {}, "--cases: cases.csv, line 3: the id 'a' is that of line 2"),
-        ("id,image,class\na,image.png,x\n", {}, "--cases: cases.csv, line 2: argument --class: invalid int value: 'x'"),
+        (
+            "id,image,class\na,image.png,x\n",
+            {},
+            "--cases: cases.csv, line 2: --class: expected a number, got 'x'; names go with --nnunet",
+        ),
         ("id,image\na,image.png\n", {"drawz": 3}, "--config: study.yaml: there is no option 'drawz'; expected some of bundle"),
         ("id,image\na,image.png\n", {"draws": "[1, 2]"}, "--config: study.yaml: expected a word or a number for 'draws'"),
         (

@@ -1,0 +1,181 @@
+"""How image files become what the network is shown: as a bundle or an nnU-Net prepares them, or as they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_causalseg.bundle import Bundle
+from captum_causalseg.cli.grid import Grids, grids_of_bundle, is_picture
+from captum_causalseg.images import load_image
+from captum_causalseg.nnunet import NnunetModel
+
+__all__ = ["BundlePreparation", "FilePreparation", "NnunetPreparation", "Preparation"]
+
+
+class Preparation(Protocol):
+    """Reads the files of one image; what the network is shown of it, and where that lies in the files."""
+
+    @property
+    def whose(self) -> str:
+        """Who prepares, in words, where that leaves nothing to choose; empty where the user says how."""
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """Names of classes."""
+
+    def image(self, files: Sequence[Path]) -> Any:
+        """``(1, C, *spatial)``, on the CPU.
+
+        Raises:
+            ValueError, OSError: the files cannot be read or prepared.
+        """
+
+    def grids(self, files: Sequence[Path], prepared: Any) -> Grids:
+        """The files' own grid and the prepared one."""
+
+    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
+        """The images of a folder, each by its files."""
+
+    def reference(self, labels: Tensor) -> Tensor:
+        """A label map ``(*spatial)`` as the model's target takes it."""
+
+
+def _files_in(folder: Path) -> list[tuple[Path, ...]]:
+    found = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    # Folders are DICOM series, where there are no files beside them.
+    files = [file for file in found if file.is_file()] or found
+    if not files:
+        raise ValueError(f"there is no file in {folder}")
+    return [(file,) for file in files]
+
+
+def _checked_axes(image: Any, files: Sequence[Path], dims: int | None, who: str) -> Any:
+    if dims is not None and image.ndim - 2 != dims:
+        raise ValueError(f"{who} makes {image.ndim - 2} spatial axes of {files[0]}, --dims asks for {dims}")
+    return image
+
+
+@dataclass(frozen=True)
+class FilePreparation:
+    """Files as they are, or normalized in one of a few simple ways.
+
+    Args:
+        normalize: of ``--normalize``.
+        dims: how many spatial axes there must be.
+    """
+
+    normalize: str
+    dims: int | None
+    whose: str = ""
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def image(self, files: Sequence[Path]) -> Any:
+        """See :meth:`Preparation.image`."""
+        if len(files) != 1:
+            raise ValueError(f"expected one file, got {len(files)}; several, one per channel, go with --bundle and --nnunet")
+        image = load_image(files[0], spatial_dims=self.dims)
+        values = image.as_subclass(Tensor)
+        low, high, spread = float(values.min()), float(values.max()), float(values.std())
+        if self.normalize in ("range", "zscore") and low == high:
+            raise ValueError(f"{files[0]} is {low:g} everywhere, it cannot be normalized")
+        if self.normalize == "255":
+            return image / 255
+        if self.normalize == "range":
+            return (image - low) / (high - low)
+        return (image - float(values.mean())) / spread if self.normalize == "zscore" else image
+
+    def grids(self, files: Sequence[Path], prepared: Any) -> Grids:
+        """See :meth:`Preparation.grids`."""
+        return Grids(prepared, prepared, is_picture(files[0]))
+
+    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
+        """See :meth:`Preparation.cases`."""
+        return _files_in(folder)
+
+    def reference(self, labels: Tensor) -> Tensor:
+        """See :meth:`Preparation.reference`."""
+        return labels
+
+
+@dataclass(frozen=True)
+class BundlePreparation:
+    """A MONAI bundle's own pre-processing.
+
+    Args:
+        bundle: that has one.
+        dims: how many spatial axes there must be.
+    """
+
+    bundle: Bundle
+    dims: int | None
+    whose: str = "the bundle"
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def image(self, files: Sequence[Path]) -> Any:
+        """See :meth:`Preparation.image`."""
+        prepared = self.bundle.prepare(files[0] if len(files) == 1 else list(files)).cpu()
+        return _checked_axes(prepared, files, self.dims, who=self.whose)
+
+    def grids(self, files: Sequence[Path], prepared: Any) -> Grids:
+        """See :meth:`Preparation.grids`; of several files the first one's."""
+        return grids_of_bundle(self.bundle, files[0], prepared)
+
+    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
+        """See :meth:`Preparation.cases`."""
+        return _files_in(folder)
+
+    def reference(self, labels: Tensor) -> Tensor:
+        """See :meth:`Preparation.reference`."""
+        return labels
+
+
+@dataclass(frozen=True)
+class NnunetPreparation:
+    """nnU-Net's own pre-processing.
+
+    Args:
+        net: whose.
+        dims: how many spatial axes there must be.
+    """
+
+    net: NnunetModel
+    dims: int | None
+    whose: str = "nnU-Net"
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """See :class:`Preparation`."""
+        return self.net.labels
+
+    def image(self, files: Sequence[Path]) -> Any:
+        """See :meth:`Preparation.image`."""
+        prepared = self.net.prepare(files[0] if len(files) == 1 else list(files)).cpu()
+        return _checked_axes(prepared, files, self.dims, who=self.whose)
+
+    def grids(self, files: Sequence[Path], prepared: Any) -> Grids:
+        """See :meth:`Preparation.grids`."""
+        shown = self.net.to_scan(torch.ones(prepared.shape[2:]), prepared)
+        own = load_image(self.net.files_of(prepared)[0])
+        axes = prepared.ndim - 2
+        used = [*range(axes), 3]
+        affine = np.linalg.inv(np.asarray(shown.affine)) @ np.asarray(prepared.affine)
+        return Grids(
+            own=own,
+            prepared=prepared,
+            picture=is_picture(files[0]),
+            matrix=affine[np.ix_(used, used)],
+            shown=shown[0, 0].as_subclass(Tensor) > 0.5,
+        )
+
+    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
+        """See :meth:`Preparation.cases`."""
+        return self.net.cases_in(folder)
+
+    def reference(self, labels: Tensor) -> Tensor:
+        """See :meth:`Preparation.reference`; of regions a mask for each."""
+        return self.net.masks(labels) if self.net.has_regions else labels
