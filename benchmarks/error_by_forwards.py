@@ -24,6 +24,8 @@ from paper_loop import N_SCREENING, THRESHOLD, simulated
 from captum_causalseg import AverageTreatmentEffect
 from captum_causalseg.engine.design import Design, StratifiedDesign, UniformDesign
 from captum_causalseg.engine.estimator import StratifiedEstimator
+from captum_causalseg.engine.notes import Notes
+from captum_causalseg.engine.ranking import Ranking
 from captum_causalseg.engine.sample import Sample
 
 SCREENED_OF = (12, 50)
@@ -63,17 +65,19 @@ class Simulator:
         """``AverageTreatmentEffect`` with these arguments."""
 
         def run(seed: int) -> tuple[np.ndarray, np.ndarray]:
-            effects, forwards = np.zeros(len(self.ids)), np.zeros(len(self.ids), dtype=int)
-            for u in range(len(self.ids)):
+            units, donors = self.predicted.shape
+            notes = Notes(np.zeros(units, dtype=int), np.full(units, float(donors)), n_outputs=1)
+            forwards = np.zeros(units, dtype=int)
+            for u in range(units):
                 design = self.design(u, seed, n_draws, n_screening, sampling)
                 n = design.end(1)
                 values = self.differences[u, design.donors(n)[:, 0]][:, None]
                 first = values[: design.end(0)]
                 screened = n_screening > 0 and np.abs(first).max() < THRESHOLD and n > len(first)
-                sample = Sample(first, design.selection(0)) if screened else Sample(values, design.selection(1))
-                effects[u] = StratifiedEstimator().estimate(sample).mean[0]
+                sample = Sample(first, design.selection(0)) if screened else self.sample(u, design, values)
+                notes.write(u, StratifiedEstimator().estimate(sample), which=np.ones(1, dtype=bool))
                 forwards[u] = len(first) if screened else n
-            return effects, forwards
+            return notes.moments().effect[:, 0], forwards
 
         return run
 
@@ -86,6 +90,15 @@ class Simulator:
         found = [run(seed) for seed in range(seeds)]
         squares = [np.mean((effects - self.effects) ** 2) for effects, _ in found]
         return 100 * float(np.sqrt(np.mean(squares))), float(np.mean([forwards.sum() for _, forwards in found]))
+
+    def sample(self, u: int, design: Design, values: np.ndarray) -> Sample:
+        """All draws of a unit, and what is predicted of its donors where they are ranked."""
+        selection, predicted = design.selection(1), self.predicted[u]
+        if selection.strata is None:
+            return Sample(values, selection)
+        outputs, order = np.ones(1, dtype=bool), np.argsort(predicted, kind="stable")
+        ranking = Ranking.of(predicted, order, design=design, outputs=outputs, most_draws=len(values))
+        return Sample(values, selection, first_order=ranking.first_order)
 
     def design(self, u: int, seed: int, n_draws: int, n_screening: int, sampling: str) -> Design:
         """That which the library makes for a unit: it seeds them with the seed and the unit's id."""

@@ -21,10 +21,11 @@ from captum_causalseg.donors.gather import some_channels
 from captum_causalseg.donors.source import Recipients
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.plan import Plan
-from captum_causalseg.engine.run import observe, run
+from captum_causalseg.engine.run import Outcome, observe, run
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.activation import as_they_lie
 from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.execution import WHOLE
 from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
@@ -32,6 +33,7 @@ from captum_causalseg.interventions.units import Piece
 from captum_causalseg.interventions.windows import by_windows
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
+from captum_causalseg.statistics.slopes import SlopeSums
 
 __all__ = [
     "Intervention",
@@ -57,7 +59,8 @@ class Intervention:
         example: which example.
         unit: the unit's id in the feature mask.
         draw: 0 for the unit's first, and so on.
-        weight: of the draw in the estimate of the effect, ``sum(weight * (observed - intervened))``.
+        weight: of the draw in the mean ``sum(weight * (observed - intervened))``. That is the effect, or, where donors are ranked, the effect
+            plus its ``adjustment`` in the statistics.
         donors: per input that the unit reaches into, ``(input, donor image, corner)``: where the donor's bounding box begins in
             the donor image (-1 for sources that have no images, such as a constant).
         numbers: per entry of ``donors``, which of the unit's donors it is.
@@ -211,7 +214,17 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             "forwards": forwards,
             "disabled": dict(ledger.disabled),
         },
+        slope_sums=_slope_sums_of_part(problem, prepared, outcome) if options.execution.part != WHOLE else None,
     )
+
+
+def _slope_sums_of_part(problem: Problem, prepared: _Prepared, outcome: Outcome) -> Tensor | None:
+    """Of a part of the units, what those of other parts have to know of it: ``(N, U, *outputs, C)``."""
+    if outcome.slope_sums is None:
+        return None
+    full = SlopeSums.missing((problem.n_examples, len(problem.units), outcome.slope_sums.shape[1]))
+    full[prepared.plan.example, prepared.plan.unit] = outcome.slope_sums
+    return torch.from_numpy(full.reshape(*full.shape[:2], *prepared.outputs.shape, full.shape[-1]))
 
 
 def _of_all_units(problem: Problem, prepared: _Prepared, rows: UnitMoments, *, decide: float | None) -> UnitMoments:

@@ -11,6 +11,7 @@ import torch
 from captum_causalseg.interventions.execution import WHOLE, Part
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
+from captum_causalseg.statistics.slopes import SlopeSums, lean
 
 __all__ = ["InParts", "merge_parts"]
 
@@ -37,7 +38,8 @@ class InParts:
 def merge_parts(parts: Sequence[TreatmentEffectStatistics]) -> TreatmentEffectStatistics:
     """The statistics of all units, from those of part 0, 1, ... in order.
 
-    Each unit's moments are those of its own part. Standard errors are computed anew, for variances are shrunk across all units.
+    Each unit's draws are those of its own part. What leans on other units is computed anew from all of them: slopes on predicted effects, effects that depend
+    on them, and standard errors.
     """
     first = parts[0]
     if len(parts) == 1:
@@ -51,8 +53,16 @@ def merge_parts(parts: Sequence[TreatmentEffectStatistics]) -> TreatmentEffectSt
     for one in parts:
         forwards.update(one.settings["forwards"])
     whose = np.arange(n_units) % len(parts)
+    moments = UnitMoments.merged([one.moments for one in parts], whose)
+    known = [one.slope_sums for one in parts]
+    if any(sums is not None for sums in known):
+        shape = (*first.effect.shape,)
+        every = [SlopeSums.missing(shape) if sums is None else sums.numpy() for sums in known]
+        sums = np.stack(every, 0)[whose, :, np.arange(n_units)].swapaxes(0, 1)
+        moments = lean(moments, sums, np.broadcast_to(np.arange(shape[0])[:, None], shape[:2]))
     return first.replaced(
-        UnitMoments.merged([one.moments for one in parts], whose),
+        moments,
+        slope_sums=None,
         controls={
             name: UnitMoments.merged([one.control_moments[name] for one in parts], whose) for name in first.control_moments
         },

@@ -5,16 +5,23 @@ An estimator knows a design by the :class:`~captum_causalseg.engine.sample.Selec
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from captum_causalseg.engine.sample import Sample, Strata
+from captum_causalseg.statistics.slopes import PRIOR_DRAWS, SlopeSums
+
+if TYPE_CHECKING:
+    from captum_causalseg.engine.ranking import FirstOrder
 
 __all__ = ["Estimate", "Estimator", "MeanEstimator", "RegressionEstimator", "StratifiedEstimator"]
 
 
 # Of sums of squares that are 1 in all: what is less is the rounding of controls that do not vary.
 _ROUNDING = 1e-12
+# Of fewer stratified draws neither a slope nor a line between neighbors says anything.
+_LEAST_DRAWS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +34,7 @@ class Estimate:
         factor: the squared standard error is ``factor * variance``; 0 where every donor was used.
         freedom: degrees of freedom of ``variance``.
         n: draws that went into it.
+        sums: ``(K,)`` what is needed of the draws for an estimate that leans on the other rows of the example too; ``None`` where this one is final.
     """
 
     mean: np.ndarray
@@ -34,6 +42,7 @@ class Estimate:
     factor: float
     freedom: float
     n: int
+    sums: SlopeSums | None = None
 
 
 class Estimator(ABC):
@@ -71,7 +80,11 @@ class StratifiedEstimator(Estimator):
     to Variance Estimation, 2007, ch. 8), ``sum(c[i] (v[i+1] - v[i])**2) / (2n)``, which also hold part of the spread between strata: it errs to the
     safe side. Every stratum's spread is in two differences, but that of the strata at the ends in one only, where it is often largest: those
     two differences count twice (``c``). What the choice of the candidates adds, ``S**2 (1/m - 1/D)`` for ``D`` donors, is in the variance as
-    well (two-phase sampling: Cochran 1977, ch. 12). Controls are not looked at.
+    well (two-phase sampling: Cochran 1977, ch. 12).
+
+    From 6 draws on, where the predicted effects of the ranked donors are known, they are a control: their mean over every stratum is exact, and
+    tells on which side of it the draws lie. Its slope leans on the other units of the example, so this estimate is a first one, and ``sums``
+    are what :func:`~captum_causalseg.statistics.slopes.leaning` makes the final one of. Controls of the evaluator are not looked at.
     """
 
     def estimate(self, sample: Sample) -> Estimate:
@@ -89,10 +102,14 @@ class StratifiedEstimator(Estimator):
         if within == 0:  # every candidate was used
             return Estimate(mean=mean, variance=ranked.var(0, ddof=1), factor=sampled, freedom=n - 1, n=n)
         counts = _counts_of_differences(n)
-        variance = counts @ np.diff(ranked, axis=0) ** 2 / (2 * n) + sampled / within * ranked.var(0, ddof=1)
+        added = sampled / within * ranked.var(0, ddof=1)
+        variance = counts @ np.diff(ranked, axis=0) ** 2 / (2 * n) + added
         # Of normal values: a squared difference has variance 8, two that share a value covariance 2.
-        freedom = 2 * counts.sum() ** 2 / (2 * (counts**2).sum() + (counts[:-1] * counts[1:]).sum())
-        return Estimate(mean=mean, variance=variance, factor=within, freedom=float(freedom), n=n)
+        freedom = float(2 * counts.sum() ** 2 / (2 * (counts**2).sum() + (counts[:-1] * counts[1:]).sum()))
+        sums = None
+        if sample.first_order is not None and n >= _LEAST_DRAWS:
+            sums = _slope_sums(ranked, strata, sample.first_order, mean=mean, added=added, freedom=freedom)
+        return Estimate(mean=mean, variance=variance, factor=within, freedom=freedom, n=n, sums=sums)
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,91 @@ def _inverse(squares: np.ndarray) -> np.ndarray:
     varied = np.trace(squares, axis1=-2, axis2=-1) > _ROUNDING
     found: np.ndarray = np.linalg.pinv(np.where(varied[..., None, None], squares, 0.0), rcond=_ROUNDING, hermitian=True)
     return found
+
+
+def _slope_sums(
+    ranked: np.ndarray, strata: Strata, first_order: "FirstOrder", *, mean: np.ndarray, added: np.ndarray, freedom: float
+) -> SlopeSums | None:
+    """What is kept of values ``(n, K)`` along the ranking for residuals from any slope on predicted effects; ``None`` if these are all equal."""
+    n = len(ranked)
+    order = np.argsort(strata.ranks)
+    x = first_order.drawn[:n][order]
+    centers, variances = first_order.within(strata)
+    weights = strata.sizes / strata.n_candidates
+    # Of the numbers that are squared here, (L, 1 + K): those of x first.
+    both = np.column_stack([x, ranked])
+    counts, steps = _counts_of_differences(n), np.diff(both, axis=0)
+    differences = _forms(steps, counts / (2 * n))
+    rise = np.diff(centers)
+    scale = counts @ (variances[1:] + variances[:-1] + rise**2) / (2 * n)
+    if not scale > 0:
+        return None
+    others = _without_each(steps)
+    beyond = weights * (x - centers) / ((n - 2) * others[:, 0] + PRIOR_DRAWS * scale)
+    place = (strata.ranks[order] + 0.5) / strata.n_candidates
+    share = ((place[2:] - place[1:-1]) / (place[2:] - place[:-2]))[:, None]
+    off = both[1:-1] - share * both[:-2] - (1 - share) * both[2:]
+    times = _counts_of_triples(n)
+    noise = _forms(off, times / times.sum() / (1 + share**2 + (1 - share) ** 2)[:, 0])
+    spread = weights**2 * (1 - 1 / strata.sizes)
+    spread = spread / spread.sum()
+    along = np.divide(steps, rise[:, None], out=np.zeros_like(steps), where=rise[:, None] > 0)
+    return SlopeSums(
+        mean=mean,
+        own=(n - 2) * (beyond @ others[:, 1:]),
+        shared=np.full(len(mean), PRIOR_DRAWS * scale * beyond.sum()),
+        scale=np.full(len(mean), scale),
+        n=np.full(len(mean), float(n)),
+        added=added,
+        rounding=np.zeros(len(mean)),
+        freedom=np.full(len(mean), (freedom + _freedom_of_triples(times)) / 2),
+        differences=differences,
+        noise=noise,
+        steps=_forms(steps, _of_neighbors(spread / 12)),
+        climbs=_forms(along, _of_neighbors(spread * variances)),
+    )
+
+
+def _forms(found: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of squares and products ``(K, 3)`` of what was found for x and values ``(L, 1 + K)``: ``vv``, ``vx``, ``xx``."""
+    x, v = found[:, :1], found[:, 1:]
+    return np.stack([weights @ v**2, weights @ (v * x), np.broadcast_to(weights @ x**2, (v.shape[1],))], 1)
+
+
+def _without_each(steps: np.ndarray) -> np.ndarray:
+    """``xx`` and ``vx`` of successive differences ``(n, 1 + K)`` if the draw at each place were not there, from steps ``(n - 1, 1 + K)``."""
+    n = len(steps) + 1
+    products, bridges = steps[:, :1] * steps, (steps[:-1, :1] + steps[1:, :1]) * (steps[:-1] + steps[1:])
+    found = np.broadcast_to(products.sum(0), (n, steps.shape[1])).copy()
+    found[:-1] -= products
+    found[1:] -= products
+    found[1:-1] += bridges
+    # The first and the last difference that are left count twice.
+    first, last = np.broadcast_to(products[0], found.shape).copy(), np.broadcast_to(products[-1], found.shape).copy()
+    first[0], first[1], last[-1], last[-2] = products[1], bridges[0], products[-2], bridges[-1]
+    left: np.ndarray = (found + first + last) / (2 * (n - 1))
+    return left
+
+
+def _of_neighbors(weights: np.ndarray) -> np.ndarray:
+    """Weights ``(n - 1,)`` of differences, where each of ``n`` strata takes the mean of those on both its sides, or the only one, with its weight."""
+    halves = weights / 2
+    halves[[0, -1]] *= 2
+    found: np.ndarray = halves[:-1] + halves[1:]
+    return found
+
+
+def _counts_of_triples(n: int) -> np.ndarray:
+    """How often the ``n - 2`` triples of neighbors count: those at the ends stand for the values that are in the middle of none."""
+    counts = np.ones(n - 2)
+    counts[[0, -1]] = 3
+    return counts
+
+
+def _freedom_of_triples(counts: np.ndarray) -> float:
+    """Degrees of freedom of the mean square off the line between neighbors, of equally spaced normal values."""
+    shared = 4 / 9 * (counts[:-1] * counts[1:]).sum() + 1 / 36 * (counts[:-2] * counts[2:]).sum()
+    return float(counts.sum() ** 2 / ((counts**2).sum() + 2 * shared))
 
 
 def _factor_within(strata: Strata) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_causalseg.engine.goal import Goal, half_widths
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.memory import fitting
+from captum_causalseg.engine.notes import Notes
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.sample import Sample
 from captum_causalseg.statistics import Status
@@ -59,12 +60,14 @@ class Outcome:
             draws; ``decision`` is about the goal's threshold.
         n_forwards: images that went through the model, the observed ones not counted.
         batch_size: interventions per batch, at the end.
+        slope_sums: ``(M, K, C)``, by which rows lean on each other (:func:`~captum_causalseg.statistics.slopes.lean`); ``None`` where they do not.
     """
 
     observed: np.ndarray
     moments: UnitMoments
     n_forwards: int
     batch_size: int
+    slope_sums: np.ndarray | None = None
 
 
 def observe(evaluator: Evaluator, n_examples: int, *, as_intervened: bool = False) -> np.ndarray:
@@ -121,8 +124,8 @@ def run(
     loop.sample(keep=goal is not None)
     if goal is not None:
         loop.pursue(goal)
-    loop.outcome.n_forwards, loop.outcome.batch_size = loop.done, loop.batch_size
-    return loop.outcome
+    moments = loop.notes.moments(chosen_by_errors=goal is not None)
+    return Outcome(observed, moments, n_forwards=loop.done, batch_size=loop.batch_size, slope_sums=loop.notes.sums)
 
 
 Job = tuple[int, int, int]
@@ -138,7 +141,7 @@ class _Loop:
         batch_size: int,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        self.plan, self.evaluator = plan, evaluator
+        self.plan, self.evaluator, self.observed = plan, evaluator, observed
         self.batch_size = batch_size
         self.done = 0
         self._total = 0
@@ -149,10 +152,7 @@ class _Loop:
         self._scored: dict[int, np.ndarray] = {}
         # Which stage of a row is complete.
         self._stage = dict.fromkeys(range(len(plan)), 0)
-        moments = UnitMoments.missing((len(plan),), observed.shape[1:])
-        moments.status[:] = Status.ESTIMATED
-        moments.population[:] = [plan.total(row) for row in range(len(plan))]
-        self.outcome = Outcome(observed, moments, n_forwards=0, batch_size=batch_size)
+        self.notes = Notes(plan.example, np.array([plan.total(row) for row in range(len(plan))]), observed.shape[1])
 
     def screen(self, threshold: float) -> None:
         """The screening draws; rows and outputs that they do not move are finished."""
@@ -165,7 +165,7 @@ class _Loop:
             rest = self.plan.design(row).end(1) - len(scored)
             # A drained bank leaves nothing to screen: the estimate is exact already.
             screened = self._wanted[row] & (np.abs(scored[..., 0]).max(0) < threshold) & (rest > 0)
-            self.outcome.moments.status[row, screened] = Status.SCREENED
+            self.notes.alone.status[row, screened] = Status.SCREENED
             self._note(row, screened, scored)
             self._wanted[row] &= ~screened
             if self._wanted[row].any():
@@ -230,16 +230,16 @@ class _Loop:
 
     def _judge(self, goal: Goal, asked: np.ndarray, fresh: np.ndarray, looks: int) -> tuple[np.ndarray, np.ndarray]:
         """Standard errors, and where ``(M, K)`` the goal is not reached; decisions are taken where there are new draws."""
-        out = self.outcome.moments
+        out, decision = self.notes.moments(chosen_by_errors=True), self.notes.alone.decision
         error, half = half_widths(self.plan.example, out, goal.level)
         unmet = np.zeros_like(asked)
         if goal.precision is not None:
             unmet |= asked & ~(half <= goal.precision)
         if goal.decide is not None:
             _, wide = half_widths(self.plan.example, out, 1 - goal.alpha / looks)
-            new = fresh & (out.decision == 0)
-            out.decision[new] = goal.decisions(out.effect, wide)[new]
-            unmet |= asked & (out.decision == 0) & (error > 0)
+            new = fresh & (decision == 0)
+            decision[new] = goal.decisions(out.effect, wide)[new]
+            unmet |= asked & (decision == 0) & (error > 0)
         return error, unmet
 
     def _sampled(self, row: int, scored: np.ndarray, keep: bool) -> None:
@@ -255,15 +255,11 @@ class _Loop:
         """Write down what all draws up to the end of the row's stage say of some outputs."""
         sample = self._sample(row, scored)
         values, estimate = sample.values, self.plan.scheme.estimator.estimate(sample)
-        size = np.abs(self.outcome.observed[self.plan.example[row]]) + np.abs(values).max(0)
+        size = np.abs(self.observed[self.plan.example[row]]) + np.abs(values).max(0)
         rounding = _ROUNDING * self._resolution * size
         # Only where no draw moved the score: small flips of some draws are kept as they are.
         still = np.abs(values).max(0) <= rounding
-        out = self.outcome.moments
-        out.effect[row, which] = np.where(still, 0.0, estimate.mean)[which]
-        out.sample_variance[row, which] = np.where(estimate.variance <= rounding**2, 0.0, estimate.variance)[which]
-        out.variance_factor[row, which], out.variance_freedom[row, which] = estimate.factor, estimate.freedom
-        out.n_draws[row, which] = estimate.n
+        self.notes.write(row, estimate, which=which, still=still, rounding=rounding)
 
     def _sample(self, row: int, scored: np.ndarray) -> Sample:
         """All draws of a row up to the end of its stage, and what is known of them besides."""
@@ -297,7 +293,7 @@ class _Loop:
             while begin < len(rows):
                 scores = self._evaluate(rows[begin:], donors[begin:])
                 part = slice(begin, begin + len(scores))
-                scores[..., 0] = self.outcome.observed[self.plan.example[rows[part]]] - scores[..., 0]
+                scores[..., 0] = self.observed[self.plan.example[rows[part]]] - scores[..., 0]
                 begin += len(scores)
                 self.done += len(scores)
                 for found in np.split(np.arange(len(scores)), np.flatnonzero(np.diff(rows[part])) + 1):
@@ -309,7 +305,7 @@ class _Loop:
                 self._on_progress(self.done, self._total)
         for row, start, stop in jobs:
             if start == stop:
-                finished(row, np.empty((0, self.outcome.observed.shape[1], 1)))
+                finished(row, np.empty((0, self.observed.shape[1], 1)))
 
     def _batches(self, jobs: Sequence[Job]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Full batches across rows: ``(rows (B,), donors (B, slots))``."""

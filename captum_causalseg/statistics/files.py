@@ -25,6 +25,8 @@ _FORMER_KEYS = {"switched_off": "disabled"}
 def write(statistics: "TreatmentEffectStatistics", path: str | Path) -> None:
     """See :meth:`TreatmentEffectStatistics.save`."""
     arrays = vars(statistics.moments) | {name: getattr(statistics, name).numpy() for name in ("observed_score", "unit_ids")}
+    if statistics.slope_sums is not None:
+        arrays["slope_sums"] = statistics.slope_sums.numpy()
     arrays |= {f"feature_mask_{i}": mask.numpy() for i, mask in enumerate(statistics.feature_mask)}
     names = list(statistics.controls)
     for i, moments in enumerate(statistics.control_moments.values()):

@@ -23,6 +23,8 @@ class UnitMoments:
         sample_variance: of one draw; NaN where the draws do not show it, exactly 0 where no two differ by more than rounding.
         variance_factor: the squared standard error is this times the moderated variance; 0 where every donor was used.
         variance_freedom: degrees of freedom of ``sample_variance``; NaN where there are no draws.
+        test_variance: what stands for ``sample_variance`` in tests of many units; at least as large.
+        adjustment: what predicted effects took from the weighted mean of the draws to give ``effect``; 0 where they are not used.
         n_draws: interventions that went into the estimate, int64.
         status: :class:`Status` as int64.
         decision: int64: 1 above a threshold, -1 below, 0 undecided.
@@ -38,6 +40,8 @@ class UnitMoments:
     sample_variance: np.ndarray
     variance_factor: np.ndarray
     variance_freedom: np.ndarray
+    test_variance: np.ndarray
+    adjustment: np.ndarray
     n_draws: np.ndarray
     status: np.ndarray
     decision: np.ndarray
@@ -52,6 +56,8 @@ class UnitMoments:
             sample_variance=np.full(shape, np.nan),
             variance_factor=np.full(shape, np.nan),
             variance_freedom=np.full(shape, np.nan),
+            test_variance=np.full(shape, np.nan),
+            adjustment=np.zeros(shape),
             n_draws=np.zeros(shape, dtype=np.int64),
             status=np.full(shape, int(Status.ABSENT)),
             decision=np.zeros(shape, dtype=np.int64),

@@ -55,6 +55,7 @@ _ABOUT = (
     "output_axes",
     "settings",
     "layouts",
+    "slope_sums",
 )
 """What the constructor takes besides the moments."""
 
@@ -76,7 +77,10 @@ class TreatmentEffectStatistics:
         variance_factor: the squared standard error is this times the moderated variance; 0 where every donor was used. For
             ``n`` of ``D`` donors drawn without replacement it is ``(1 - n/D) / n``.
         variance_freedom: degrees of freedom of ``sample_variance``; NaN where there are no draws.
-        n_draws: interventions that the effect is the mean of.
+        test_variance: what :meth:`p_values` take in the place of ``sample_variance``; at least as large: more so where draws were stratified (see below).
+        adjustment: how much the effect is less than the weighted mean of ``observed - intervened`` over the draws, because their predicted
+            effects differ on the average from those of all donors (see below); 0 where they are not used.
+        n_draws: interventions that the effect was estimated from.
         population: number of different donors ``(N, U)``; infinite when drawn with replacement; for a stochastic model
             (``n_samples``), times the number of random states that are drawn with them.
         status: a :class:`Status`.
@@ -93,14 +97,22 @@ class TreatmentEffectStatistics:
         controls: with ``controls="edge"`` in ``attribute``, by name (``"edge_shifted"``, ``"edge_matched"``) statistics of the same units
             and outputs that were given donors of which only the joint can matter: see :meth:`edge_suspect`. EXCLUDED, with NaN, where a
             unit has no control. Else empty.
+        slope_sums: of a part of a case's units, what is needed to put the parts together; ``None`` otherwise.
 
     **Standard error.** A hard Dice moves in steps: among a few draws often none flips, the sample variance is 0 though the
     effect is not, and a plain t-interval has width 0. As in limma (Smyth 2004), each unit's variance ``s^2`` with
     ``d = n - 1`` degrees of freedom is shrunk toward ``s0^2``, the geometric mean of the non-zero variances of the same
     example's and output's units: ``(d0 s0^2 + d s^2) / (d0 + d)``, and intervals take Student's t with ``d0 + d``. The
     prior has ``d0 = 3 k / (k + 1)`` degrees of freedom where ``k`` other units show a spread: none for a unit that is alone. Draws without replacement from ``D`` donors have the factor ``1 - n/D``. Stratified draws
-    have one donor per stratum, and ``s^2`` comes from successive differences along the strata
+    have one donor per stratum, and ``s^2`` comes from their differences along the strata
     (:class:`captum_causalseg.engine.estimator.StratifiedEstimator`).
+
+    **Predicted effects.** The first-order effects that stratified donors are ranked by are known for all donors. From 6 draws on, the effect is the
+    draws' weighted mean, less a slope times how much their predicted effects differ from those of all donors. The slope is the unit's own, shrunk toward
+    that of the other units of the example and output, and ``s^2`` is what predictions leave over
+    (:func:`captum_causalseg.statistics.slopes.leaning`). P-values are compared among many units, so that the smallest variances decide: they take
+    ``test_variance``, which is larger and steadier than that of the intervals (and the same below 12 draws). So an interval may exclude 0
+    where the p-value is above 0.05, and hardly ever the other way round.
 
     **Hypotheses.** "This unit has no effect" is a question only of units that were intervened on: those that are ESTIMATED or
     SCREENED (:attr:`hypotheses`). What is OUTSIDE_SUPPORT is known to have none, and of what is EXCLUDED or ABSENT nothing was asked.
@@ -133,12 +145,15 @@ class TreatmentEffectStatistics:
         n_forwards=integer(0),
         variance_factor=NONE | _PER_UNIT,
         variance_freedom=NONE | _PER_UNIT,
+        test_variance=NONE | _PER_UNIT,
+        adjustment=NONE | _PER_UNIT,
         decision=NONE | _PER_UNIT,
         inputs_are_tuple=BOOLEAN,
         output_axes=sequence(TEXT),
         settings=NONE | mapping(TEXT, ANY),
         layouts=sequence(NONE | instance(Layout)),
         controls=NONE | mapping(TEXT, instance(UnitMoments, expected="moments of units (UnitMoments)")),
+        slope_sums=NONE | tensor_of("real", "(N, U, *output_shape, C)", (3, math.inf)),
     )
     def __init__(
         self,
@@ -155,12 +170,15 @@ class TreatmentEffectStatistics:
         n_forwards: int,
         variance_factor: Tensor | None = None,
         variance_freedom: Tensor | None = None,
+        test_variance: Tensor | None = None,
+        adjustment: Tensor | None = None,
         decision: Tensor | None = None,
         inputs_are_tuple: bool = False,
         output_axes: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
         layouts: Sequence[Layout | None] = (),
         controls: Mapping[str, UnitMoments] | None = None,
+        slope_sums: Tensor | None = None,
     ) -> None:
         units = tuple(effect.shape[:2])
         if effect.shape[:1] + effect.shape[2:] != observed_score.shape:
@@ -176,6 +194,8 @@ class TreatmentEffectStatistics:
             ("unit_ids", unit_ids, units[1:]),
             ("variance_factor", variance_factor, effect.shape),
             ("variance_freedom", variance_freedom, effect.shape),
+            ("test_variance", test_variance, effect.shape),
+            ("adjustment", adjustment, effect.shape),
             ("decision", decision, effect.shape),
         ):
             if values is not None and tuple(values.shape) != tuple(shape):
@@ -196,13 +216,16 @@ class TreatmentEffectStatistics:
         if variance_factor is None or variance_freedom is None:
             variance_factor, variance_freedom = _of_simple_random_draws(n_draws, population)
         self.variance_factor, self.variance_freedom = variance_factor, variance_freedom
+        self.test_variance = sample_variance if test_variance is None else test_variance
+        self.adjustment = torch.zeros_like(effect) if adjustment is None else adjustment
+        self.slope_sums = slope_sums
         self.decision = torch.zeros_like(status) if decision is None else decision
         self.n_forwards = int(n_forwards)
         self.inputs_are_tuple = bool(inputs_are_tuple)
         self.layouts = tuple(layouts) or (None,) * len(self.feature_mask)
         self.output_axes = tuple(output_axes)
         self.settings = dict(settings or {})
-        self.standard_error, self.degrees_of_freedom = _errors(self.moments)
+        self.standard_error, self.degrees_of_freedom = _errors(self.moments, self.sample_variance)
         for name, moments in (controls or {}).items():
             if moments.effect.shape != tuple(effect.shape):
                 raise ValueError(
@@ -275,7 +298,7 @@ class TreatmentEffectStatistics:
 
     def _control(self, name: str, moments: UnitMoments) -> "TreatmentEffectStatistics":
         forwards = int(self.settings.get("forwards", {}).get(name, 0))
-        about = {about: getattr(self, about) for about in _ABOUT} | {"n_forwards": forwards}
+        about = {about: getattr(self, about) for about in _ABOUT} | {"n_forwards": forwards, "slope_sums": None}
         return TreatmentEffectStatistics.from_moments(moments, **about)
 
     @property
@@ -335,6 +358,9 @@ class TreatmentEffectStatistics:
     def p_values(self) -> Tensor:
         """Two-sided p-values of "no effect", ``(N, U, *output_shape)``; exact effects have 0 or 1, unknown ones NaN.
 
+        They are made to be compared among many units: where draws were stratified they take the variance ``test_variance``, which is larger than
+        that of the intervals, so that the two may disagree about a unit that is just at the level.
+
         Example:
             >>> from captum_causalseg import AverageTreatmentEffect
             >>> from captum_causalseg.evaluation.planted import planted_case
@@ -345,7 +371,8 @@ class TreatmentEffectStatistics:
             >>> bool((p[0, list(case.cause_units)] < 0.001).all())
             True
         """
-        return torch.from_numpy(p_value(self.effect, self.standard_error, self.degrees_of_freedom))
+        error, freedom = _errors(self.moments, self.test_variance)
+        return torch.from_numpy(p_value(self.effect, error, freedom))
 
     @checked(correction=one_of(*CORRECTIONS))
     def adjusted_p_values(self, correction: str | None = "fdr_bh") -> Tensor:
@@ -553,6 +580,7 @@ class TreatmentEffectStatistics:
             observed_score=self.observed_score.reshape(n, -1).gather(1, index.view(-1, 1))[:, 0],
             output_axes=(),
             controls={name: moments.of_output(index.numpy()) for name, moments in self.control_moments.items()},
+            slope_sums=None,
         )
 
     @checked(spatial_shape=sequence(integer(1), 1, expected="a sequence of lengths"))
@@ -673,12 +701,13 @@ class TreatmentEffectStatistics:
         return self.confidence_interval()[field == "upper"]
 
 
-def _errors(moments: UnitMoments) -> tuple[Tensor, Tensor]:
-    """Standard errors and the degrees of freedom of their intervals, both ``(N, U, *output_shape)``."""
+def _errors(moments: UnitMoments, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard errors by some variance of one draw, and the degrees of freedom of their intervals, both ``(N, U, *output_shape)``."""
     shape, flat = moments.effect.shape, moments.with_outputs((-1,))
+    rows = flat.effect.shape
     # What is no hypothesis has no say in the common scale, whatever stands in its moments.
     said = np.where(is_hypothesis(flat.status), flat.variance_freedom, np.nan)
-    examples = [moderated_errors(*rows) for rows in zip(flat.sample_variance, flat.variance_factor, said)]
+    examples = [moderated_errors(*one) for one in zip(variance.numpy().reshape(rows), flat.variance_factor, said)]
     error, freedom = (np.stack(values) for values in zip(*examples))
     error = np.where(flat.status == Status.OUTSIDE_SUPPORT, 0.0, error)
     error = np.where((flat.status == Status.EXCLUDED) | (flat.status == Status.ABSENT), np.nan, error)

@@ -9,11 +9,14 @@ from monai.networks.nets import UNet
 from scipy import stats as scipy_stats
 from torch import Tensor, nn
 
-from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, Status, TreatmentEffectStatistics, regions
-from captum_causalseg.demo import fit, load_brain_slices, load_demo_network
+from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, TreatmentEffectStatistics, regions
+from captum_causalseg.demo import BrainSlices, fit, load_brain_slices, load_demo_network
 from captum_causalseg.engine.design import Design, StratifiedDesign, UniformDesign
 from captum_causalseg.engine.estimator import Estimator, StratifiedEstimator
+from captum_causalseg.engine.notes import Notes
+from captum_causalseg.engine.ranking import Ranking
 from captum_causalseg.engine.sample import Sample
+from captum_causalseg.statistics.moments import UnitMoments
 
 METRICS = ("dice", "soft_dice")
 CLASSES = (1, 2)
@@ -69,8 +72,10 @@ def tables(n_spatial: int) -> tuple[Table, ...]:
     return of_volumes([(90, 50), (150, 70)], n_donors=80)
 
 
-def of_slice(corner: tuple[int, int], edge: int, roi_start: tuple[int, int], roi_size: int, n_donors: int) -> tuple[Table, ...]:
-    """A square of a held-out brain slice, the demo's network, blocks of 8 x 8 pixels."""
+def of_slice(
+    corner: tuple[int, int], edge: int, roi_start: tuple[int, int], roi_size: int, *, n_donors: int, norm: str | None = None
+) -> tuple[Table, ...]:
+    """A square of a held-out brain slice, blocks of 8 x 8 pixels; the demo's network, or a small one with another norm, trained here."""
     train, held_out = load_brain_slices().split()
     rows, columns = (slice(start, start + edge) for start in corner)
     image, label = held_out.images[12:13, :, rows, columns], held_out.labels[12, rows, columns]
@@ -81,7 +86,24 @@ def of_slice(corner: tuple[int, int], edge: int, roi_start: tuple[int, int], roi
     roi = regions.box((edge, edge), start=roi_start, size=roi_size)
     mask = regions.grid((edge, edge), 8)
     units = sorted(set(mask.unique().tolist()) - set(mask[roi].tolist()))
-    return exhaust(load_demo_network(), image, label, roi, mask, units, bank)
+    network = load_demo_network() if norm is None else _trained(train, edge, norm)
+    return exhaust(network, image, label, roi, mask, units, bank)
+
+
+def _trained(train: BrainSlices, edge: int, norm: str) -> nn.Module:
+    """A small U-Net that has seen squares of the training slices for some seconds."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = [], []
+    for _ in range(200):
+        i, row, column = (int(torch.randint(n, (1,), generator=generator)) for n in (len(train), 150, 120))
+        square = (slice(row, row + edge), slice(column, column + edge))
+        images.append(train.images[i][(slice(None), *square)])
+        labels.append(train.labels[i][square])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(2, 1, 3, (8, 16, 32), (2, 2), num_res_units=1, norm=norm, act=("RELU", {"inplace": False}))
+    fit(network, torch.stack(images), torch.stack(labels), steps=150, batch_size=8, learning_rate=1e-2, augmentation=None)
+    return network
 
 
 def of_volumes(corners: list[tuple[int, int]], n_donors: int) -> tuple[Table, ...]:
@@ -165,7 +187,7 @@ def design_of(seed: tuple[int, int], donors: int, order: np.ndarray | None, n_dr
 
 def draw(
     differences: np.ndarray,
-    orders: np.ndarray | None,
+    first_order: np.ndarray | None,
     n_draws: int,
     seeds: range,
     n_screening_draws: int = 0,
@@ -177,7 +199,7 @@ def draw(
 
     Args:
         differences: ``(U, D, K)``, as of :class:`Table`.
-        orders: ``(U, D)`` the donors from the smallest predicted effect to the largest; ``None`` for uniform draws.
+        first_order: ``(U, D)`` the predicted effects that the donors are ranked by; ``None`` for uniform draws.
         n_draws: per unit.
         seeds: one per example.
         n_screening_draws: of the draws, for their order.
@@ -185,31 +207,28 @@ def draw(
         controls: ``(U, D, K, C)``, known for every donor.
     """
     units, donors, outputs = differences.shape
-    mean, variance, factor, freedom = np.empty((4, len(seeds), units, outputs))
+    orders = None if first_order is None else orders_of(first_order)
+    notes = Notes(np.repeat(np.arange(len(seeds)), units), np.full(len(seeds) * units, float(donors)), outputs)
+    everything = np.ones(outputs, dtype=bool)
     for s, seed in enumerate(seeds):
         for u, row in enumerate(differences):
-            design = design_of((seed, u), donors, None if orders is None else orders[u], n_draws, n_screening_draws)
-            drawn = design.donors(n_draws)[:, 0]
+            order = None if orders is None else orders[u]
+            design = design_of((seed, u), donors, order, n_draws, n_screening_draws)
+            drawn, predicted = design.donors(n_draws)[:, 0], None
+            if order is not None:
+                predicted = Ranking.of(first_order[u], order, design=design, outputs=everything, most_draws=n_draws).first_order
             known = (None, None) if controls is None else (controls[u][drawn], controls[u].mean(0))
-            estimate = (estimator or StratifiedEstimator()).estimate(Sample(row[drawn], design.selection(1), *known))
-            mean[s, u], variance[s, u], factor[s, u] = estimate.mean, estimate.variance, estimate.factor
-            freedom[s, u] = estimate.freedom
-    return statistics_of(mean, variance, factor, freedom, n_draws, donors)
+            sample = Sample(row[drawn], design.selection(1), *known, first_order=predicted)
+            notes.write(s * units + u, (estimator or StratifiedEstimator()).estimate(sample), which=everything)
+    found = notes.moments()
+    return statistics_of(found.spread(*np.divmod(np.arange(len(seeds) * units), units), len(seeds), units))
 
 
-def statistics_of(
-    effect: np.ndarray, variance: np.ndarray, factor: np.ndarray, freedom: np.ndarray, n_draws: int, donors: int
-) -> TreatmentEffectStatistics:
-    """The library's statistics from arrays ``(S, U, K)``."""
-    examples, units, outputs = effect.shape
-    return TreatmentEffectStatistics(
-        effect=torch.from_numpy(effect),
-        sample_variance=torch.from_numpy(variance),
-        variance_factor=torch.from_numpy(factor),
-        variance_freedom=torch.from_numpy(freedom),
-        n_draws=torch.full(effect.shape, n_draws),
-        population=torch.full((examples, units), float(donors)),
-        status=torch.full(effect.shape, int(Status.ESTIMATED)),
+def statistics_of(moments: UnitMoments) -> TreatmentEffectStatistics:
+    """The library's statistics from moments ``(S, U, K)``."""
+    examples, units, outputs = moments.effect.shape
+    return TreatmentEffectStatistics.from_moments(
+        moments,
         observed_score=torch.zeros(examples, outputs, dtype=torch.float64),
         unit_ids=torch.arange(units),
         feature_mask=[torch.arange(units)[None, None]],

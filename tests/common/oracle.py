@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -142,3 +143,82 @@ def stratified_estimate(
     spread = sum((v - sum(drawn) / n) ** 2 for v in drawn) / (n - 1)
     within = sum((len(cell) / m) ** 2 * (1 - 1 / len(cell)) for cell in cells)
     return effect, within * successive + max(0.0, 1 / m - 1 / donors) * spread
+
+
+@dataclass(frozen=True)
+class RankedDraws:
+    """One unit's draws for one output: a value and a rank per stratum, and what was predicted of every candidate."""
+
+    predicted: Sequence[float]
+    """Along the ranking."""
+    cells: Sequence[Sequence[int]]
+    """The ranks of each stratum."""
+    values: dict[int, float]
+    """Of the drawn ranks."""
+
+
+def controlled_estimate(unit: RankedDraws, others: Sequence[RankedDraws]) -> dict[str, float]:
+    """Effect, what the control took from the mean, and variances of one draw, from the words of ``slopes.leaning``; all donors are candidates."""
+    m, n = len(unit.predicted), len(unit.cells)
+    ranks = [next(rank for rank in cell if rank in unit.values) for cell in unit.cells]
+    v, x = [unit.values[rank] for rank in ranks], [unit.predicted[rank] for rank in ranks]
+    weights = [len(cell) / m for cell in unit.cells]
+    centers = [sum(unit.predicted[rank] for rank in cell) / len(cell) for cell in unit.cells]
+    spreads = [
+        sum((unit.predicted[rank] - center) ** 2 for rank in cell) / len(cell) for cell, center in zip(unit.cells, centers)
+    ]
+    shared_vx = shared_xx = 0.0
+    for other in others:
+        drawn = [next(rank for rank in cell if rank in other.values) for cell in other.cells]
+        vx, xx = _successive([other.values[r] for r in drawn], [other.predicted[r] for r in drawn])
+        shared_vx, shared_xx = shared_vx + vx, shared_xx + xx
+    shared = shared_vx / shared_xx if shared_xx else 0.0
+    scale = 0.0
+    for i in range(n - 1):
+        times = 2 if i in (0, n - 2) else 1
+        scale += times * (spreads[i] + spreads[i + 1] + (centers[i + 1] - centers[i]) ** 2) / (2 * n)
+    mean, effect = sum(w * value for w, value in zip(weights, v)), 0.0
+    for h in range(n):
+        vx, xx = _successive(v[:h] + v[h + 1 :], x[:h] + x[h + 1 :])
+        slope = ((n - 2) * vx + 4 * shared * scale) / ((n - 2) * xx + 4 * scale)
+        effect += weights[h] * (v[h] - slope * (x[h] - centers[h]))
+    if all(value == v[0] for value in v):
+        return {"effect": mean, "adjustment": 0.0, "variance": 0.0, "test_variance": 0.0}
+    vx, xx = _successive(v, x)
+    slope = ((n - 1) * vx + 4 * shared * scale) / ((n - 1) * xx + 4 * scale)
+    e = [value - slope * predicted for value, predicted in zip(v, x)]
+    noise = total = 0.0
+    for i in range(1, n - 1):
+        share = (ranks[i + 1] - ranks[i]) / (ranks[i + 1] - ranks[i - 1])
+        off = e[i] - share * e[i - 1] - (1 - share) * e[i + 1]
+        times = 3 if i in (1, n - 2) else 1
+        noise += times * off**2 / (1 + share**2 + (1 - share) ** 2)
+        total += times
+    noise /= total
+    importance = [w**2 * (1 - 1 / len(cell)) for w, cell in zip(weights, unit.cells)]
+    steps = climbs = 0.0
+    for h in range(n):
+        near = [(i, j) for i, j in ((h - 1, h), (h, h + 1)) if i >= 0 and j < n]
+        even = sum((e[j] - e[i]) ** 2 for i, j in near) / len(near)
+        steep = sum(((e[j] - e[i]) / (centers[j] - centers[i])) ** 2 for i, j in near) / len(near)
+        steps += importance[h] / sum(importance) * even / 12
+        climbs += importance[h] / sum(importance) * steep * spreads[h]
+    plain, residual = _successive(v, v)[0], _successive(e, e)[0]
+    variance = min(plain, noise + max(steps, climbs))
+    larger = max(variance, residual)
+    return {
+        "effect": effect,
+        "adjustment": mean - effect,
+        "variance": (n + 4) / (n + 3) * (variance if n >= 12 else larger),
+        "test_variance": (n + 4) / (n + 3) * larger,
+    }
+
+
+def _successive(v: Sequence[float], x: Sequence[float]) -> tuple[float, float]:
+    """``sum(c dv dx) / (2n)`` and ``sum(c dx dx) / (2n)``, the differences at both ends counted twice."""
+    n, vx, xx = len(v), 0.0, 0.0
+    for i in range(n - 1):
+        times = 2 if i in (0, n - 2) else 1
+        vx += times * (v[i + 1] - v[i]) * (x[i + 1] - x[i]) / (2 * n)
+        xx += times * (x[i + 1] - x[i]) ** 2 / (2 * n)
+    return vx, xx

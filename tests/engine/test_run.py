@@ -55,6 +55,39 @@ def test_batch_sizes_do_not_change_a_bit():
         assert np.array_equal(screened(runs[0]), screened(other))
 
 
+@pytest.mark.parametrize("goal", [False, True])
+def test_rows_that_lean_on_each_other_do_not_depend_on_batches_nor_on_other_examples(goal):
+    """Of ranked donors; some outputs are given up after screening, and lend no slope."""
+    differences, observed = table(n=2, u=4, donors=40, k=2)
+    differences[0, 1, :, 0] = 0.0
+    predicted = differences[..., 1].reshape(8, 40) + generator(3).normal(size=(8, 40))
+
+    def outcome(batch_size, examples):
+        plan = make_plan(differences, n_draws=8, n_screening_draws=3, sampling="stratified")
+        active = plan.active & np.isin(plan.example, examples)[:, None]
+        plan = replace(plan, active=active, rankings=[None] * 8)
+        ranked = [plan.ranked(row, predicted[row], outputs=np.ones(2, bool), most_draws=32) for row in range(8)]
+        wanted = Goal(0.3, None, 0.05, 0.95, np.ones((2, 2), bool), 10**6, 32) if goal else None
+        return run(
+            replace(plan, rankings=ranked),
+            Table(differences, observed),
+            observed,
+            batch_size=batch_size,
+            screening_threshold=0.3,
+            goal=wanted,
+        ).moments
+
+    whole = outcome(64, [0, 1])
+    assert (whole.status == Status.SCREENED).any()
+    assert (whole.adjustment != 0).any()
+    assert (whole.adjustment[whole.status == Status.SCREENED] == 0).all()
+    assert (whole.test_variance >= whole.sample_variance).all()
+    for other in (outcome(64, [0]), outcome(64, [1])) if goal else (outcome(1, [0, 1]), outcome(5, [0, 1]), outcome(64, [0])):
+        for name in ("effect", "adjustment", "sample_variance", "test_variance", "n_draws"):
+            there = ~np.isnan(other.effect)
+            np.testing.assert_array_equal(getattr(other, name)[there], getattr(whole, name)[there])
+
+
 def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(caplog):
     differences, observed = table()
     whole = run(make_plan(differences), Table(differences, observed), observed, batch_size=64, screening_threshold=0)

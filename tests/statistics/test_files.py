@@ -24,6 +24,18 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert torch.equal(loaded.feature_mask[0], stats.feature_mask[0])
 
 
+def test_files_from_before_there_were_variances_for_tests_can_be_read(tmp_path):
+    stats = make(output_shape=(2,))
+    stats.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name not in ("test_variance", "adjustment")}
+    np.savez(tmp_path / "old.npz", **arrays)
+    loaded = TreatmentEffectStatistics.load(tmp_path / "old.npz")
+    assert torch.equal(loaded.p_values().nan_to_num(9), stats.p_values().nan_to_num(9))
+    assert torch.equal(loaded.test_variance.nan_to_num(9), stats.sample_variance.nan_to_num(9))
+    assert (loaded.adjustment == 0).all()
+
+
 def test_loading_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     (tmp_path / "text.npz").write_text("no archive")

@@ -38,8 +38,8 @@ class Trials:
 def runs(n_spatial: int, sampling: str, n_draws: int) -> tuple[TreatmentEffectStatistics, ...]:
     found = []
     for t, table in enumerate(tables(n_spatial)):
-        orders = orders_of(table.first_order) if sampling == "stratified" else None
-        found.append(draw(table.differences, orders, n_draws, range(1000 * t, 1000 * t + SEEDS[n_spatial])))
+        first_order = table.first_order if sampling == "stratified" else None
+        found.append(draw(table.differences, first_order, n_draws, range(1000 * t, 1000 * t + SEEDS[n_spatial])))
     return tuple(found)
 
 
@@ -78,7 +78,7 @@ def table() -> Table:
 def test_the_simulated_draws_are_those_of_attribute(n_spatial, n_draws, sampling):
     table = tables(n_spatial)[-1]
     first_order = table.first_order if sampling == "stratified" else None
-    simulated = draw(table.differences, None if first_order is None else orders_of(first_order), n_draws, range(2))
+    simulated = draw(table.differences, first_order, n_draws, range(2))
     for k in range(len(METRICS)):
         real = attributed(table.differences[..., k], first_order, range(2), n_draws=n_draws, n_screening_draws=0)
         for name in ("effect", "standard_error", "degrees_of_freedom"):
@@ -154,7 +154,7 @@ def test_intervals_hold_the_truth_under_a_useless_ranking(n_spatial, n_draws):
     held = []
     for t, table in enumerate(tables(n_spatial)):
         useless = np.random.default_rng(t).random(table.first_order.shape)
-        low, high = draw(table.differences, orders_of(useless), n_draws, range(10)).confidence_interval(0.95)
+        low, high = draw(table.differences, useless, n_draws, range(10)).confidence_interval(0.95)
         held.append(((low.numpy() <= table.truth) & (table.truth <= high.numpy())).mean((0, 1)))
     assert (np.mean(held, 0) >= 0.92).all()
 
@@ -163,13 +163,15 @@ def test_intervals_hold_the_truth_under_a_useless_ranking(n_spatial, n_draws):
 def test_the_estimate_is_unbiased_whatever_the_ranking_is_worth(table, ranking):
     worth = {
         "uniform": None,
-        "first order": orders_of(table.first_order),
-        "useless": orders_of(np.random.default_rng(0).random(table.first_order.shape)),
-        "upside down": orders_of(-table.differences[..., 0]),
+        "first order": table.first_order,
+        "useless": np.random.default_rng(0).random(table.first_order.shape),
+        "upside down": -table.differences[..., 0],
     }
-    orders, n_seeds = worth[ranking], 60
+    predicted, n_seeds = worth[ranking], 60
+    orders = None if predicted is None else orders_of(predicted)
     # Screening goes to the ends of the ranking first; that must not bias the estimate.
-    effects = draw(table.differences, orders, 12, range(n_seeds), n_screening_draws=3).effect.numpy()
+    stats = draw(table.differences, predicted, 12, range(n_seeds), n_screening_draws=3)
+    effects = (stats.effect + stats.adjustment).numpy()
     # The spread is known: 12 of 120 donors, or one from every 10 along the ranking.
     if orders is None:
         variance = table.differences.var(1, ddof=1) * (1 / 12 - 1 / 120)
@@ -179,6 +181,11 @@ def test_the_estimate_is_unbiased_whatever_the_ranking_is_worth(table, ranking):
     z = (effects.mean(0) - table.truth) / np.maximum(np.sqrt(variance / n_seeds), 1e-9)
     assert np.abs(z[table.alive]).max() < 4.5
     assert (z[table.alive] ** 2).mean() == pytest.approx(1, abs=0.6)
+    # So are they with predicted effects as a control, but for units whose draws may all do the same: these are left alone then.
+    error, moved = stats.effect.numpy() - table.truth, table.alive & (stats.sample_variance.numpy() > 0).all(0)
+    squared_bias = error.mean(0) ** 2 - error.var(0, ddof=1) / n_seeds
+    assert moved.sum() > 20
+    assert (squared_bias / np.maximum(variance, 1e-18))[moved].mean() < 0.1**2
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -227,7 +234,8 @@ def test_intervals_that_were_stopped_at_a_precision_hold_the_truth(table, k, sam
     found = attributed(differences, ranking, range(17), n_draws=40, n_screening_draws=0, precision=precision)
     low, high = (torch.cat(ends).numpy() for ends in zip(*(run.confidence_interval(0.95) for run in found)))
     assert low.size >= 1000
-    assert ((low <= truth) & (truth <= high)).mean() >= 0.92
+    # Of a drained bank the mean is exact, but for the order of its sum.
+    assert ((low - 1e-12 <= truth) & (truth <= high + 1e-12)).mean() >= 0.95
     # The budget is enough for most, and goes to those that need it.
     assert ((high - low) / 2 <= precision).mean() > 0.9
     spent = np.array([run.settings["forwards"]["interventions"] for run in found])
@@ -265,8 +273,7 @@ def test_intervals_hold_the_truth_when_a_bank_is_nearly_used_up(n_draws):
     """Strata of one donor and of two: those of two are all the error that there is."""
     generator = np.random.default_rng(0)
     differences = generator.normal(size=(60, 60, 1))
-    orders = orders_of(generator.normal(size=(60, 60)))
-    stats = draw(differences, orders, n_draws, range(40))
+    stats = draw(differences, generator.normal(size=(60, 60)), n_draws, range(40))
     low, high = (end.numpy()[..., 0] for end in stats.confidence_interval(0.95))
     truth = differences.mean(1)[:, 0]
     held = (low <= truth) & (truth <= high)

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from exhaustive import METRICS, Table, attributed, draw, orders_of, tables
+from exhaustive import METRICS, Table, attributed, draw, tables
 from torch import nn
 
 from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, Status, TreatmentEffectStatistics, regions
@@ -31,12 +31,12 @@ def symmetric_nulls() -> np.ndarray:
 
 
 def ranked(differences: np.ndarray, ranking: str) -> np.ndarray | None:
-    """Orders of the donors for draws from differences ``(U, D)``: useful ones correlate with them by 0.7."""
+    """Predicted effects for draws from differences ``(U, D)``: useful ones correlate with them by 0.7."""
     rng = np.random.default_rng(1)
     scale = differences.std(1, keepdims=True)
     noise = rng.normal(size=differences.shape)
     predicted = {"useful": differences + scale * noise, "useless": noise}
-    return None if ranking == "uniform" else orders_of(predicted[ranking])
+    return None if ranking == "uniform" else predicted[ranking]
 
 
 @functools.cache
@@ -54,13 +54,9 @@ def real(n_spatial: int, ranking: str, n_draws: int) -> np.ndarray:
     """p-values ``(S, U, K)`` of the real tables with every unit's effect taken away; units that nothing moves are left out."""
     rng, found = np.random.default_rng(2), []
     for t, table in enumerate(tables(n_spatial)):
-        orders = {
-            "uniform": None,
-            "useful": orders_of(table.first_order),
-            "useless": orders_of(rng.random(table.first_order.shape)),
-        }
+        predicted = {"uniform": None, "useful": table.first_order, "useless": rng.random(table.first_order.shape)}
         seeds = range(1000 * t, 1000 * t + 20)
-        p = draw(table.centered.differences, orders[ranking], n_draws, seeds).p_values().numpy()
+        p = draw(table.centered.differences, predicted[ranking], n_draws, seeds).p_values().numpy()
         found.append(np.where(table.alive, p, np.nan))
     return np.concatenate(found, 1)
 
@@ -158,10 +154,10 @@ def mixture(n_spatial: int, sampling: str) -> tuple[TreatmentEffectStatistics, n
     table: Table = tables(n_spatial)[n_spatial - 2]
     differences = table.differences.copy()
     differences[::2] = table.centered.differences[::2]
-    orders = orders_of(table.first_order) if sampling == "stratified" else None
+    predicted = table.first_order if sampling == "stratified" else None
     real = table.alive & (np.arange(len(differences)) % 2 == 1)[:, None]
     # Far out in the tails random draws of skewed units need more: see EXCESS.
-    return draw(differences, orders, 30 if orders is None else 12, range(300)), real
+    return draw(differences, predicted, 30 if predicted is None else 12, range(300)), real
 
 
 @pytest.mark.parametrize("k", range(len(METRICS)), ids=METRICS)

@@ -180,8 +180,8 @@ def test_every_roi_at_once_equals_one_run_per_roi_at_the_forwards_of_one(screeni
 
 
 def assert_effects_equal(stats, expected, least_moving=0.1):
-    """``expected`` ``(K,)`` by example and unit id; of every output."""
-    effect = stats.effect.reshape(*stats.effect.shape[:2], -1)
+    """``expected`` ``(K,)`` by example and unit id; of every output, before predicted effects adjust it."""
+    effect = (stats.effect + stats.adjustment).reshape(*stats.effect.shape[:2], -1)
     ids = stats.unit_ids.tolist()
     assert len(expected) > 0
     for (example, unit), value in expected.items():
@@ -237,9 +237,10 @@ def test_stratified_effects_equal_the_weighted_literal_loop(spatial, classes, n,
     assert {unit for _, unit in expected} == set(mask.unique().tolist()) - set(mask[0, 0][roi].tolist())
     assert_effects_equal(stats, expected)
     assert stats.settings["sampling"] == "stratified"
-    for (example, unit), value in expected.items():
+    effect = stats.of_output(output.get("target")).effect
+    for example, unit in expected:
         inside = (mask[0] == unit).expand(attr[example].shape)
-        np.testing.assert_allclose(attr[example][inside], value[-1 if classes == 1 else 1], atol=1e-6)
+        np.testing.assert_allclose(attr[example][inside], effect[example, stats.unit_ids.tolist().index(unit)], atol=1e-6)
 
 
 @pytest.mark.parametrize("screening", [0, 3])

@@ -46,8 +46,9 @@ def crossed(context: RefutationContext) -> Refutation:
       three seeds, whose spread gives the error. No intervention is made for that.
 
     The tests keep their level also where uniform intervals are a little liberal (skewed effects, rare flips): a unit alone is tested by
-    the larger one of two p-values, and stratified standard errors err to the safe side, so that sums of squares are about 0.8 of what
-    they could be. ``benchmarks/refuters.py`` counts.
+    the larger one of two p-values. ``benchmarks/refuters.py`` counts. Where in every unit a few donors do many times what the others do, a
+    handful of draws says too little of the error, and a hundred units together show that: errors that are called too small are so then, and
+    more draws help.
 
     **It sees** strata that are drawn from or weighted unevenly, draws that prefer some donors, standard errors that are too small by half or
     more, a stratified estimate that depends on its ranking. **It does not see** what both designs share: scale, sign, place, donors, the

@@ -41,7 +41,7 @@ def recompute(context: RefutationContext) -> Refutation:
     The three largest effects and two others at random, over all examples. For each planned intervention the donor is read by the
     simplest way that its source has, pasted under the unit's mask, and ``forward_func`` is called with that one image; a layer's
     activation is replaced by a plain hook. No batch, no window, nothing of the engine takes part. The effect is the weighted sum of
-    observed minus intervened.
+    observed minus intervened, before predicted effects adjust it (``statistics.adjustment``, which leans on all units' draws).
 
     It is done in another order (the last intervention first, the observed image last), and with a copy of the model that was made
     before the estimate and has seen no image since: a model that keeps something of what it has seen gives other answers then. Each
@@ -50,7 +50,7 @@ def recompute(context: RefutationContext) -> Refutation:
 
     **It sees** effects of another scale or sign, of the neighboring unit, of the wrong place, class or RoI, windows that are too
     small, donors that are gathered wrongly, images of a batch that mix, and models that remember. **It does not see** a plan that is
-    biased (the same interventions are made), standard errors, donors that are no good, nor anything that happens in few units only
+    biased (the same interventions are made), adjustments, standard errors, donors that are no good, nor anything that happens in few units only
     (5 are tried). Of an estimate with a goal (``precision``, ``decide``), the first sample is tried: it is run again without.
 
     Passes if the largest difference is at most a hundredth of the largest of the effects by hand. A hundredth, for a hard score moves
@@ -100,10 +100,12 @@ def recompute(context: RefutationContext) -> Refutation:
     findings: list[tuple[float, str]] = []
     for unit in chosen:
         reported, example = float(statistics.effect[unit]), unit[0]
+        # What predicted effects took from the weighted mean is known from all units' draws together, not from these.
+        found = effects[unit] - float(statistics.adjustment[unit])
         findings += [
             (
-                beyond_rounding(reported - effects[unit], example),
-                f"{unit_name(statistics, *unit)} has effect {reported:.3g}, by hand {effects[unit]:.3g}",
+                beyond_rounding(reported - found, example),
+                f"{unit_name(statistics, *unit)} has effect {reported:.3g}, by hand {found:.3g}",
             ),
             (
                 beyond_rounding(observed[example] - nudged[unit], example),

@@ -57,10 +57,10 @@ def test_a_unit_that_differs_is_named():
 
 
 def test_a_bias_that_no_unit_shows_adds_up():
-    effects, first_order = table(1, units=80, scales=(1.0,))
+    effects, first_order = table(1, units=200, scales=(1.0,), kind="rare flips")
 
     def shifted(statistics):
-        statistics.effect = statistics.effect + 0.8
+        statistics.effect = statistics.effect - 0.04
 
     found = crossed(effects, first_order, change=stratified_only(shifted))
     assert found.verdict == "fail"
