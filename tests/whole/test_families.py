@@ -21,6 +21,7 @@ from captum_causalseg import (
     SegmentationTarget,
     Status,
     TreatmentEffectStatistics,
+    WindowedModel,
     regions,
 )
 
@@ -469,6 +470,15 @@ def test_a_sliding_window_inferer_and_a_network_as_a_callable():
     example = Example(CASES["sliding windows 2D"])
     network, inferer = example.model.model, example.model.inferer
     assert_explained(example, lambda x: inferer(x, network))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_sliding_window_that_knows_its_windows(d):
+    example = Example(CASES[f"sliding windows {d}D"])
+    statistics = assert_explained(example, WindowedModel.from_monai(example.model.inferer, example.model.model.eval()))
+    assert statistics.settings["disabled"] == {}
+    assert statistics.settings["sampling"] == "stratified"
+    assert statistics.settings["windows"]["per_image"] > 1
 
 
 # --- What is disabled, and why ---------------------------------------------------------------------------------------
