@@ -40,6 +40,9 @@ def adjust_p_values(
         n_tests: how many tests there are, where ``p_values`` are only the smallest of them. The adjusted ones are right up to the
             smallest p-value that was left out.
 
+    A correction is as good as the p-values: those of few uniform draws are too small for it
+    (:meth:`~captum_causalseg.TreatmentEffectStatistics.significant` has the figures).
+
     Returns:
         Float64 of the same shape, NaN where there is no test.
 

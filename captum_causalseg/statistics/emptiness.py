@@ -27,7 +27,7 @@ def why_empty(statistics: "TreatmentEffectStatistics", target: TargetType, examp
     still = tested & (chosen.effect[example] == 0) & ~(chosen.sample_variance[example] > 0)
     quiet = still | (status == Status.SCREENED)
     count = int(quiet.sum())
-    if 2 * count < n or bool(chosen.significant()[example].any()):
+    if 2 * count < n or bool((chosen.adjusted_p_values()[example] <= 0.05).any()):
         return None
     said = f"no effect differs from 0: of {n} {'unit' if n == 1 else 'units'}{reaching}, {count} "
     if bool((quiet == still).all()):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_statistics import make
 from scipy import stats as scipy_stats
 
-from captum_causalseg import Status, TreatmentEffectStatistics
+from captum_causalseg import AverageTreatmentEffect, Status, TreatmentEffectStatistics
 from captum_causalseg.statistics import moderate
 
 
@@ -110,3 +110,44 @@ def test_moderation_pulls_every_variance_toward_the_common_scale(variances, n, d
 def test_keys_of_settings_that_were_called_otherwise_are_read(tmp_path):
     make(settings={"switched_off": {"vmap": "why"}, "seed": 3}).save(tmp_path / "s.npz")
     assert TreatmentEffectStatistics.load(tmp_path / "s.npz").settings == {"disabled": {"vmap": "why"}, "seed": 3}
+
+
+def few(caplog, draws=12, population=200.0, n_units=4, sampling="uniform", correction="fdr_bh"):
+    """How often it is said that draws are too few for many tests; asked twice."""
+    some = slice(0, n_units)
+    stats = make(
+        effect=(0.5, -0.25, 0.0, 0.1)[some],
+        variance=(0.04, 0.01, 0.0, 0.02)[some],
+        draws=(draws,) * n_units,
+        population=(population,) * n_units,
+        status=(0,) * n_units,
+        settings={"sampling": sampling},
+    )
+    caplog.clear()
+    for _ in range(2):
+        stats.significant(correction=correction)
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("draws", [6, 12, 49])
+@pytest.mark.parametrize("sampling", ["uniform", "paper"])
+def test_few_uniform_draws_of_many_units_are_warned_of_once(caplog, draws, sampling):
+    (said,) = few(caplog, draws, sampling=sampling)
+    assert said.startswith(f"significant: {draws} uniform draws do not hold the level among many units")
+    assert 'sampling="stratified"' in said
+
+
+@pytest.mark.parametrize(
+    "case",
+    [{"draws": 50}, {"draws": 12, "population": 12.0}, {"sampling": "stratified"}, {"n_units": 1}, {"correction": None}],
+    ids=["enough", "drained", "stratified", "alone", "unit by unit"],
+)
+def test_what_holds_its_level_is_not_warned_of(caplog, case):
+    assert few(caplog, **case) == []
+
+
+def test_nobody_is_warned_who_did_not_ask_for_significance(caplog):
+    image = torch.rand(1, 1, 4, 4)
+    ate = AverageTreatmentEffect(lambda x: (x**2).sum((1, 2, 3)))
+    ate.attribute(image, torch.rand(30, 1, 4, 4), block_size=2, n_draws=6, sampling="uniform")
+    assert not [record for record in caplog.records if record.getMessage().startswith("significant")]
