@@ -127,7 +127,8 @@ class WindowedModel(nn.Module):
         self.batch_size, self.output = batch_size, output
         self.padding = Padding(padding_mode, float(padding_value))
         self.window_device, self.device = window_device, device
-        self._layouts: dict[tuple[int, ...], WindowLayout] = {}
+        # Of the shape that was asked for last: it holds a number per voxel, and scans of a cohort differ in shape.
+        self._layout: WindowLayout | None = None
         # Frozen TorchScript is in evaluation mode for good and has no such attribute.
         self.training = getattr(given[0], "training", False)
 
@@ -261,12 +262,17 @@ class WindowedModel(nn.Module):
             [[0], [2]]
         """
         key = tuple(int(length) for length in spatial)
-        if key not in self._layouts:
+        found = self._layout
+        if found is None or found.spatial != key:
             size = find_patch_size(self.patch_size, key)
             if self.mirror_axes and self.mirror_axes[-1] >= len(key):
                 raise ValueError(f"mirror_axes: expected spatial axes 0 to {len(key) - 1}, got {self.mirror_axes[-1]}")
-            self._layouts[key] = WindowLayout(key, size, starts=self.starts, weight=self.weight, padding=self.padding)
-        return self._layouts[key]
+            self._layout = found = WindowLayout(key, size, starts=self.starts, weight=self.weight, padding=self.padding)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and sent to other processes: not what can be made again."""
+        return {**self.__dict__, "_layout": None}
 
     @property
     def networks(self) -> tuple[Network, ...]:

@@ -152,6 +152,9 @@ def test_a_model_like_any_other():
     model = WindowedModel.from_monai(inferer, copy.deepcopy(NETWORKS[2]))
     assert not model.training
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in NETWORKS[2].parameters())
+    size = len(pickle.dumps(model))
+    model(images(120, 200, count=1))
+    assert len(pickle.dumps(model)) == size, "what can be made again is sent to no other process"
     again = pickle.loads(pickle.dumps(model))
     assert torch.equal(again(images(12, 20)), model(images(12, 20)))
     target = SegmentationTarget(model, metric="volume")
