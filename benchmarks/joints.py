@@ -38,7 +38,7 @@ from captum_causalseg import (
     compare_donors,
     regions,
 )
-from captum_causalseg.demo import BrainSlices, fit, load_brain_slices, load_demo_network
+from captum_causalseg.demo import BrainSlices, fit, load_brain_slices, load_demo_network, mean_dice
 from captum_causalseg.donors import Shifted
 from captum_causalseg.evaluation import Faithfulness
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
@@ -58,7 +58,7 @@ SCORES = (
 )
 _ROUNDING = 1e-5
 # Of the three slabs of eight held-out slices; neighbors are near copies of each other.
-BRAIN_SLICES = (0, 7, 11, 16, 23)
+BRAIN_SLICES = (0, 7, 11, 16, 23, 8, 15)
 # The brain is mirrored at its middle, so its left half is all there is; boxes that begin in different bands do not overlap.
 BRAIN_BANDS = ((32, 48), (80, 96), (128, 144), (176,))
 
@@ -101,6 +101,7 @@ class Job:
         units: how the units are given to ``attribute``.
         kinds: of donors.
         held_out: donors that no map has seen.
+        reached: what the network's mean Dice is on pictures that it was not trained on.
         case: of the shortcut, what is planted.
     """
 
@@ -113,6 +114,7 @@ class Job:
     units: Mapping[str, Any]
     kinds: Mapping[str, DonorSource]
     held_out: PatchBank
+    reached: float = float("nan")
     case: Any = None
 
 
@@ -168,6 +170,7 @@ def skin_jobs(settings: Settings, options: argparse.Namespace) -> Iterator[Job]:
     }
     kinds = kinds_of(PatchBank(pictures.images[0 : 2 * N_DONORS : 2]), *KINDS)
     held_out = PatchBank(pictures.images[1 : 2 * N_DONORS : 2])
+    reached = {name: float(skin.dice(network, test).mean()) for name, network in networks.items()}
     number = 0
     for image, lesion in zip(test.images, test.lesions):
         starts = [range(MARGIN, length - MARGIN - ROI + 1, BLOCK) for length in lesion.shape]
@@ -178,7 +181,7 @@ def skin_jobs(settings: Settings, options: argparse.Namespace) -> Iterator[Job]:
             roi = regions.box(lesion.shape, corner, ROI)
             target = SegmentationTarget(network, roi=roi, reference=lesion, metric="soft_dice", activation="sigmoid")
             units = {"feature_mask": near_units(tuple(lesion.shape), corner, settings, half=True)}
-            yield Job("skin", name, number, target, image[None], None, units, kinds, held_out)
+            yield Job("skin", name, number, target, image[None], None, units, kinds, held_out, reached[name])
         number += 1
         if number == settings.n_skin:
             return
@@ -202,7 +205,10 @@ def brain_network(train: BrainSlices, settings: Settings, options: argparse.Name
 def brain_jobs(settings: Settings, options: argparse.Namespace) -> Iterator[Job]:
     train, held_out = load_brain_slices().split()
     networks = {"batch norm": load_demo_network(), "instance norm": brain_network(train, settings, options)}
-    kinds = kinds_of(PatchBank(train.images[::2]), *KINDS)
+    kinds, bank = kinds_of(PatchBank(train.images[::2]), *KINDS), PatchBank(train.images[1::2])
+    reached = {
+        name: float(mean_dice(network, held_out.images, held_out.labels)[GREY_MATTER - 1]) for name, network in networks.items()
+    }
     number = 0
     for index in BRAIN_SLICES:
         image, labels = held_out.images[index : index + 1], held_out.labels[index]
@@ -215,8 +221,7 @@ def brain_jobs(settings: Settings, options: argparse.Namespace) -> Iterator[Job]
                 roi = regions.box(labels.shape, corner, ROI)
                 target = SegmentationTarget(network, roi=roi, reference=labels, metric="soft_dice")
                 units = {"feature_mask": near_units(tuple(labels.shape), corner, settings)}
-                bank = PatchBank(train.images[1::2])
-                yield Job("brain", name, number, target, image, GREY_MATTER, units, kinds, bank)
+                yield Job("brain", name, number, target, image, GREY_MATTER, units, kinds, bank, reached[name])
             number += 1
             if number == settings.n_brain:
                 return
@@ -227,7 +232,7 @@ def shortcut_jobs(settings: Settings, _options: argparse.Namespace) -> Iterator[
         case = load_shortcut_case(index)
         halves = [case.donors.chosen(range(first, len(case.donors), 2)) for first in (0, 1)]
         target, kinds = case.target("soft_dice"), kinds_of(halves[0], *KINDS)
-        yield Job("shortcut", "batch norm", index, target, case.images, None, {"block_size": 8}, kinds, halves[1], case)
+        yield Job("shortcut", "batch norm", index, target, case.images, None, {"block_size": 8}, kinds, halves[1], case=case)
 
 
 def pooled(first: TreatmentEffectStatistics, second: TreatmentEffectStatistics) -> TreatmentEffectStatistics:
@@ -354,7 +359,7 @@ def explained(job: Job, settings: Settings, folder: Path) -> dict[str, Any]:
         range_file = folder / f"{job.data}_{job.number:02d}_range.json"
         record["outside_range"] = kept(range_file, lambda: outside_range(job, settings))
     say(f"{name}: {record['n_forwards']} forwards, {record['seconds']:.0f} s of CPU time")
-    return {"data": job.data, "network": job.network, "number": job.number, **record}
+    return {"data": job.data, "network": job.network, "number": job.number, "reached": job.reached, **record}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ NAMED = {"raw": "raw", "mean": "matched", "blended": "matched and blended", "nei
 
 ABOUT = (
     "Trained networks; regions of 32 x 32 pixels that are about half lesion (or gray matter), on its border; one region per test picture of ISIC 2018, "
-    "four per slice of the demo's brain. Blocks of 16 x 16 pixels up to 32 pixels from the region (of the skin's, every other one); soft Dice; "
+    "up to four per slice of the demo's brain. Blocks of 16 x 16 pixels up to 32 pixels from the region (of the skin's, every other one); soft Dice; "
     "every kind of donors twice with 4 draws of its own, donors from images that the judges of faithfulness do not use. Numbers in parentheses are 95% intervals over "
     "regions (Student's t; ratios of sums by the delta method), paired wherever two things were measured in the same regions. The brain is a single, averaged "
     "one: its intervals speak of places in it, not of brains. RMS: root mean square over blocks, without the noise of the draws (products of the two "
@@ -88,8 +88,9 @@ def count_share(
     return Estimate.ratio([count(one) for one in records], [of(one) for one in records])
 
 
-def percent(estimate: Estimate) -> str:
-    low, high = estimate.interval()
+def percent(estimate: Estimate, *, of_units: bool = False) -> str:
+    """A share of units is never below 0 or above 1, so its interval is cut off there; one of effects may be."""
+    low, high = np.clip(estimate.interval(), 0, 1) if of_units else estimate.interval()
     return f"{100 * estimate.value:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
 
 
@@ -101,15 +102,15 @@ def signed(value: float) -> str:
 
 def effects_table(groups: Mapping[str, Records]) -> list[str]:
     lines = [
-        "| network | regions | soft Dice | raw effect, RMS | taken away by matching | median region | matched / raw, RMS | blended / raw | "
+        "| network | held-out Dice | regions | soft Dice in them | raw effect, RMS | taken away by matching | median region | matched / raw, RMS | blended / raw | "
         "neighbors / raw | matched values outside [0, 1] |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, records in groups.items():
         sizes = " | ".join(str(relative_size(records, kind)) for kind in OTHERS)
         size = raw_size(records)
         lines.append(
-            f"| {name} | {len(records)} | {np.mean([one['observed'] for one in records]):.2f} | {size.value:.4f} | "
+            f"| {name} | {records[0]['reached']:.3f} | {len(records)} | {np.mean([one['observed'] for one in records]):.2f} | {size.value:.4f} | "
             f"{percent(step_share(records))} | {100 * np.median(per_region_shares(records)):.0f}% | {sizes} | "
             f"{100 * np.mean([one['outside_range'] for one in records]):.0f}% |"
         )
@@ -131,7 +132,7 @@ def agreement_table(groups: Mapping[str, Records]) -> list[str]:
         significant = count_share(records, lambda one: one["n_significant"], lambda one: one["n_units"])
         trusted = count_share(records, lambda one: one["n_trusted"], lambda one: one["n_significant"])
         lines.append(
-            f"| {name} | {itself} | {other} | {itself - other} | {changed[0]} | {changed[1]} | {percent(significant)} | {percent(trusted)} |"
+            f"| {name} | {itself} | {other} | {itself - other} | {changed[0]} | {changed[1]} | {percent(significant, of_units=True)} | {percent(trusted, of_units=True)} |"
         )
     return lines
 
@@ -220,19 +221,21 @@ def faithfulness_table(groups: Mapping[str, Records]) -> list[str]:
 def summary(groups: Mapping[str, Records], shortcut: Records | None) -> list[str]:
     """The few numbers that the page on choosing opens with."""
     lines = [
-        "| trained network | share of raw effects that matching to the mean takes away | raw findings that all natural donors share | "
-        "own tissue moved by two pixels, of a raw effect |",
-        "|---|---|---|---|",
+        "| trained network | regions | of raw effects, matching takes away | of significant raw effects, all kinds of natural donors confirm | "
+        "own tissue moved by a pixel or two, of a raw effect |",
+        "|---|---|---|---|---|",
     ]
     for name, records in groups.items():
         trusted = count_share(records, lambda one: one["n_trusted"], lambda one: one["n_significant"])
-        lines.append(f"| {name} | {percent(step_share(records))} | {percent(trusted)} | {percent(shift_size(records))} |")
+        lines.append(
+            f"| {name} | {len(records)} | {percent(step_share(records))} | {percent(trusted, of_units=True)} | {percent(shift_size(records))} |"
+        )
     if shortcut:
         found = {name: sum(one["marker"][kind]["found"] for one in shortcut) for kind, name in NAMED.items()}
         said = ", ".join(f"{name} {count}" for name, count in found.items())
         lines += [
             "",
-            f"The planted shortcut's marker is the strongest block, and supports, in so many of {len(shortcut)} slices: {said}.",
+            f"In {len(shortcut)} slices with a planted shortcut, whose cause is known, the cause is the strongest block and supports in: {said}.",
         ]
     return lines
 
@@ -251,7 +254,7 @@ def picture(groups: Mapping[str, Records]) -> Figure:
     left.invert_yaxis()
     left.axvline(0, color="0.6", linewidth=0.8)
     left.set_xlabel("percent of raw effects that matching takes away\n(dots: regions, held at -50 and 150)")
-    right.set_xlabel("own tissue moved by 2 pixels:\neffect in percent of a raw patch's")
+    right.set_xlabel("own tissue moved by 1 and 2 pixels:\neffect in percent of a raw patch's")
     right.set_xlim(left=0)
     return figure
 

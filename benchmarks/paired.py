@@ -75,5 +75,6 @@ class Estimate:
         return Estimate(constant - self.value, -self.influence)
 
     def __str__(self) -> str:
-        low, high = self.interval()
-        return f"{self.value:.2f} ({low:.2f} to {high:.2f})" if math.isfinite(low) else f"{self.value:.2f}"
+        # Adding 0 takes the sign from -0.
+        value, low, high = (f"{round(one, 2) + 0.0:.2f}" for one in (self.value, *self.interval()))
+        return value if low == "nan" else f"{value} ({low} to {high})"

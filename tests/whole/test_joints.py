@@ -1,5 +1,6 @@
 """What the benchmark of joints does with its numbers: products without bias, intervals over regions, places and units by hand."""
 
+import argparse
 import json
 import math
 import sys
@@ -89,6 +90,55 @@ def test_the_share_of_the_step_by_hand():
     assert joints_report.raw_size([one, one]).value == math.sqrt(2.5)
     without = joints_report.others_of([{**one, "marker_unit": 1}])[0]
     assert [half.tolist() for half in without["effects"]["raw"]] == [[1.0], [1.0]]
+
+
+def made_up(data, network, number, matched):
+    scores = [
+        {"judge": judge, "map": of, "metric": "mu fidelity", "value": 0.5 + 0.1 * (judge == of) + 0.01 * number}
+        for judge in ("raw", "mean")
+        for of in ("raw", "mean")
+    ]
+    raw = np.array([0.1, 0.2, -0.1]) * (1 + number)
+    kinds = {"raw": raw, "mean": matched * raw, "blended": matched * raw / 2, "neighbors": raw / 2}
+    return {
+        **{"data": data, "network": network, "number": number, "reached": 0.9, "observed": 0.8, "n_units": 3},
+        "effects": {kind: [values.tolist()] * 2 for kind, values in kinds.items()},
+        **{"shift": [0.0, 0.01, 0.0], "outside_range": 0.1, "n_significant": 2, "n_trusted": 0},
+        "n_sign_differs": {"mean": 1, "blended": 0, "neighbors": 0},
+        **{"marker_unit": 1, "marker": {kind: {"found": True, "share": 0.5} for kind in kinds}, "faithfulness": scores},
+    }
+
+
+def test_the_report_says_what_was_found(tmp_path, capsys):
+    records = [
+        made_up(*of, number, matched)
+        for number in range(3)
+        for of, matched in (
+            (("skin", "batch norm"), 0.25),
+            (("skin", "instance norm"), 0.75),
+            (("shortcut", "batch norm"), 1.0),
+        )
+    ]
+    options = argparse.Namespace(quick=True, write=tmp_path / "joints.md", cache=tmp_path, work=tmp_path)
+    joints_report.report(records, options)
+    text = options.write.read_text()
+    assert text in capsys.readouterr().out
+    assert "| skin, batch norm | 0.900 | 3 | 0.80 |" in text
+    assert "75% (75 to 75)" in text
+    assert "| skin, instance norm minus batch norm | -50 points (-50 to -50) | 0.00 (0.00 to 0.00) |" in text
+    assert "| matched | 3 of 3 | 0.40 (-0.10 to 0.90) |" in text  # 0.2, 0.4 and 0.6
+    assert "**+0.100** (+0.100 to +0.100)" in text
+    assert "**-0.100** (-0.100 to -0.100)" in text
+    summary = (tmp_path / "joints_summary.md").read_text()
+    assert "| skin, batch norm | 3 | 75% (75 to 75) | 0% (0 to 0) |" in summary
+    assert "raw 3, matched 3" in summary
+    assert (tmp_path / "joints.png").stat().st_size > 0
+
+
+def test_a_share_of_units_stays_one():
+    none = Estimate.ratio([0.0, 0.0, 0.0, 1.0], [9.0, 9.0, 9.0, 9.0])
+    assert joints_report.percent(none) == "3% (-6 to 12)"
+    assert joints_report.percent(none, of_units=True) == "3% (0 to 12)"
 
 
 def test_two_estimates_together():
