@@ -127,8 +127,7 @@ class WindowedModel(nn.Module):
         self.batch_size, self.output = batch_size, output
         self.padding = Padding(padding_mode, float(padding_value))
         self.window_device, self.device = window_device, device
-        # Of the shape that was asked for last: it holds a number per voxel, and scans of a cohort differ in shape.
-        self._layout: WindowLayout | None = None
+        self._latest = _Latest()
         # Frozen TorchScript is in evaluation mode for good and has no such attribute.
         self.training = getattr(given[0], "training", False)
 
@@ -262,17 +261,13 @@ class WindowedModel(nn.Module):
             [[0], [2]]
         """
         key = tuple(int(length) for length in spatial)
-        found = self._layout
+        found = self._latest.layout
         if found is None or found.spatial != key:
             size = find_patch_size(self.patch_size, key)
             if self.mirror_axes and self.mirror_axes[-1] >= len(key):
                 raise ValueError(f"mirror_axes: expected spatial axes 0 to {len(key) - 1}, got {self.mirror_axes[-1]}")
-            self._layout = found = WindowLayout(key, size, starts=self.starts, weight=self.weight, padding=self.padding)
+            self._latest.layout = found = WindowLayout(key, size, starts=self.starts, weight=self.weight, padding=self.padding)
         return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and sent to other processes: not what can be made again."""
-        return {**self.__dict__, "_layout": None}
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -346,3 +341,16 @@ class WindowedModel(nn.Module):
                 "MONAI's inferer adds up logits of another resolution"
             )
         return logits
+
+
+class _Latest:
+    """The layout for the shape that was asked for last: it holds a number per voxel, and scans of a cohort differ in shape.
+
+    It is no part of what a model is: no copy, no other process and no fingerprint has it.
+    """
+
+    def __init__(self) -> None:
+        self.layout: WindowLayout | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layout": None}

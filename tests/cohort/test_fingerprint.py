@@ -19,7 +19,7 @@ from monai.data import Dataset
 from monai.transforms import Compose, RandFlip, ScaleIntensity
 from torch import nn
 
-from captum_causalseg import PatchBank, PdCR, SegmentationTarget, regions
+from captum_causalseg import PatchBank, PdCR, SegmentationTarget, WindowedModel, regions
 from captum_causalseg.cohort.fingerprint import described, differences, digest
 
 
@@ -364,3 +364,19 @@ def test_methods_of_a_class_are_its_code():
     one = class_of("class Made:\n    SIZE = 3\n    def __call__(self, case):\n        return 1")
     for other in ("class Made:\n    SIZE = 4\n    def __call__(self, case):\n        return 1", "class Made:\n    SIZE = 3"):
         assert described(one()) != described(class_of(other)())
+
+
+def test_a_sliding_window_is_what_it_is_whatever_it_has_run():
+    from monai.inferers import SlidingWindowInferer
+
+    network = nn.Conv2d(1, 2, 3, padding=1)
+
+    def made(**options):
+        return WindowedModel.from_monai(SlidingWindowInferer(8, 2, **options), network)
+
+    model = made(overlap=0.5)
+    before = described(model)
+    model(torch.rand(1, 1, 20, 20))
+    assert described(model) == before == described(made(overlap=0.5))
+    for other in (made(overlap=0.25), made(overlap=0.5, mode="gaussian"), made(overlap=0.5, cval=1.0)):
+        assert described(other) != before
