@@ -106,6 +106,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/shortcut.py --write docs/benchmarks/shortcut.md
 	$(BIN)/python benchmarks/comparison.py --write docs/benchmarks/comparison.md
 	$(BIN)/python benchmarks/cohort.py --write docs/benchmarks/cohort.md
+	$(BIN)/python benchmarks/prediction_intervals.py --threads 1 --write docs/benchmarks/prediction_intervals.md
 	$(BIN)/python benchmarks/refuters.py --threads 1 --write docs/benchmarks/refuters.md
 	$(BIN)/python benchmarks/joints.py --threads 1 $(if $(DATA),--data "$(DATA)" --write docs/benchmarks/joints.md)
 	$(BIN)/python benchmarks/refusals.py --threads 1 --write docs/benchmarks/refusals.md

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from captum_causalseg.cohort.prediction import prediction_interval
 from captum_causalseg.statistics import adjust_p_values
 from captum_causalseg.statistics.intervals import half_width, p_value
 
@@ -48,8 +49,8 @@ def random_effects(effect: np.ndarray, standard_error: np.ndarray, level: float 
     ``w_i = 1 / (se_i^2 + tau^2)``, the weighted sum of squares about the weighted mean equals its expectation ``n - 1``, or ``tau^2``
     is 0. The interval of the mean is Hartung and Knapp's (2001), ``t_{n-1}`` times the root of
     ``max(1, sum w_i (effect_i - mean)^2 / (n - 1)) / sum w_i``; the 1 keeps it from being narrower than without their factor (Knapp and
-    Hartung 2003). Another case's effect lies in the prediction interval, ``mean +- t_{n-2} sqrt(tau^2 + se^2)`` (Higgins, Thompson and
-    Spiegelhalter 2009); with few cases, and a ``tau`` no larger than their errors, less often than the level says (8 cases, 95 %: 0.86).
+    Hartung 2003). Another case's effect lies in the prediction interval
+    (:func:`~captum_causalseg.cohort.prediction.prediction_interval`, Nagashima, Noma and Furukawa 2019), which holds what is not known of ``tau``.
 
     Weights need errors that are finite and positive. Where one case's is 0 (every donor was drawn) it would count alone, and where one
     is infinite (no draw did anything) it would not count though its effect is near 0. Then **all cases weigh the same**: the mean is
@@ -97,8 +98,8 @@ def random_effects(effect: np.ndarray, standard_error: np.ndarray, level: float 
         found["q_p_value"] = float(scipy_stats.chi2.sf(q, n - 1))
         found["i2"] = 1.0 if math.isinf(q) else max(0.0, (q - n + 1) / q) if q > 0 else 0.0
     if n > 2 and not math.isnan(tau2 + se):
-        half = float(half_width(math.sqrt(tau2 + variance), n - 2, level))
-        found |= {"prediction_lower": mean - half, "prediction_upper": mean + half}
+        low, high = prediction_interval(effect, error, level)
+        found |= {"prediction_lower": low, "prediction_upper": high}
     return found
 
 

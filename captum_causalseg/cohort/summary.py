@@ -237,8 +237,8 @@ def summarize(
         ``effect_i ~ N(theta_i, se_i^2)``, ``theta_i ~ N(mean, tau^2)``. ``tau^2`` is Paule and Mandel's, the interval Hartung and Knapp's,
         never narrower than with the weights' own error (Roever, Knapp and Friede 2015). Where a case's error is 0 (all donors were
         drawn) or infinite (no draw did anything), weights by error are meaningless and all cases weigh the same: ``weights`` says
-        which. The prediction interval is Higgins, Thompson and Spiegelhalter's (2009); with few cases and a ``tau`` no larger than the
-        errors it is optimistic. Modules of a chain (a convolution and what follows it) have the same effect in every case.
+        which. The prediction interval is made by the parametric bootstrap of Nagashima, Noma and Furukawa (2019), with the same numbers
+        in every process; it holds what is not known of ``tau``. Modules of a chain (a convolution and what follows it) have the same effect in every case.
 
         **What intervals cover**: other cases of the same kind, with this model and these donors. Not other models, other donors or
         other regions of interest.

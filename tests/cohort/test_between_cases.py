@@ -11,6 +11,7 @@ from scipy import optimize
 from scipy import stats as scipy_stats
 
 from captum_causalseg.cohort.between_cases import Discoveries, mean_of_cases, paired_difference, random_effects
+from captum_causalseg.cohort.prediction import prediction_interval
 from captum_causalseg.statistics import adjust_p_values
 
 
@@ -76,8 +77,7 @@ def test_random_effects_are_the_formulas(name):
         "i2": max(0.0, 1 - (n - 1) / q),
     }
     if n > 2:
-        half = scipy_stats.t.ppf(0.95, n - 2) * math.sqrt(tau2 + se**2)
-        expected |= {"prediction_lower": mean - half, "prediction_upper": mean + half}
+        expected |= dict(zip(("prediction_lower", "prediction_upper"), prediction_interval(effect, error, 0.9)))
     else:
         assert math.isnan(found["prediction_lower"])
         assert math.isnan(found["prediction_upper"])
@@ -183,14 +183,12 @@ def test_one_case_and_none():
     assert math.isnan(none["effect"])
 
 
-@pytest.mark.parametrize(
-    ("tau", "least", "most", "least_next"), [(0.3, 0.92, 0.98, 0.9), (0.1, 0.92, 0.98, 0.83), (0.0, 0.94, 1.0, 0.94)]
-)
-def test_intervals_between_cases_hold_the_mean_as_often_as_they_say(tau, least, most, least_next):
-    """400 cohorts of 8 cases, errors between 0.05 and 0.2; without heterogeneity the interval may be too wide, not too narrow."""
+@pytest.mark.parametrize(("tau", "least", "most"), [(0.3, 0.92, 0.98), (0.1, 0.92, 0.98), (0.0, 0.94, 1.0)])
+def test_intervals_between_cases_hold_the_mean_as_often_as_they_say(tau, least, most):
+    """500 cohorts of 8 cases, errors between 0.05 and 0.2; without heterogeneity the interval may be too wide, not too narrow."""
     random = np.random.default_rng(7)
     held, held_by_next, plain = [], [], []
-    for _ in range(400):
+    for _ in range(500):
         error = random.uniform(0.05, 0.2, 8)
         effect = random.normal(random.normal(0.4, tau, 8), error)
         found = random_effects(effect, error)
@@ -199,8 +197,8 @@ def test_intervals_between_cases_hold_the_mean_as_often_as_they_say(tau, least, 
         interval = mean_of_cases(pd.DataFrame({"effect": effect})).iloc[0]
         plain.append(interval["lower"] <= 0.4 <= interval["upper"])
     assert least <= np.mean(held) <= most
-    # Known to be optimistic where the heterogeneity is of the size of the errors.
-    assert least_next <= np.mean(held_by_next)
+    # Where cases do not differ, what is not known of their difference makes the interval too wide.
+    assert 0.93 <= np.mean(held_by_next) <= (0.99 if tau else 1)
     assert 0.92 <= np.mean(plain) <= 0.98
 
 
