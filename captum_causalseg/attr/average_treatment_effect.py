@@ -93,7 +93,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
-        support: Literal["auto"] | None = "auto",
+        support: Literal["auto", "always"] | None = "auto",
         exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
@@ -132,8 +132,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 more precise the better it is. ``"uniform"``: donors drawn without replacement, all equally likely. Without a
                 gradient, draws are uniform as well, and the log says so once.
                 Also a :class:`~captum_causalseg.engine.sampling.SamplingScheme`: a design and an estimator of your own.
-            support: ``"auto"``: units that cannot reach the RoI through the model get effect 0 without a forward, and if a
-                window of the image is enough to compute the RoI, only the window is run. What can reach the RoI
+            support: ``"auto"`` (or ``"always"``, which differs for layers only): units that cannot reach the RoI through the
+                model get effect 0 without a forward, and if a window of the image is enough to compute the RoI, only the window is run. What can reach the RoI
                 is found by setting parts of the input to NaN, and checked; if a check fails, nothing is left out, and the log
                 says so. Needs a :class:`~captum_causalseg.SegmentationTarget` with an RoI. ``None``: the whole image, every unit.
             exclude: ``"roi"``: units that touch the RoI are not intervened on; a boolean mask ``(*spatial)`` in its place; or
@@ -232,7 +232,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         n_draws: int = 50,
         n_screening_draws: int = 3,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
-        support: Literal["auto"] | None = "auto",
+        support: Literal["auto", "always"] | None = "auto",
         exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,

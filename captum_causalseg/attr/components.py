@@ -1,6 +1,7 @@
 """Which components of the network matter: the effect of every module, or every part of it, in one table."""
 
 import fnmatch
+import hashlib
 import logging
 import math
 from collections import defaultdict
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 from captum_causalseg._captum import TargetType, progress
 from captum_causalseg._checks import NONE, TEXT, checked, instance, mapping, no_module, one_of, renamed, sequence
 from captum_causalseg._state import in_this_thread, undisturbed
-from captum_causalseg.attr.effort import EFFORT
-from captum_causalseg.attr.layer import LAYOUT
-from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect, LayerBaselines
+from captum_causalseg.attr.effort import EFFORT, Effort
+from captum_causalseg.attr.estimate import estimate
+from captum_causalseg.attr.layer import LAYOUT, are_images
+from captum_causalseg.attr.layer_average_treatment_effect import LayerBaselines
+from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import prepare_call
+from captum_causalseg.donors import ActivationBank
 from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.interventions.axes import Axes, projected
+from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.layouts import Sighting, follow, read_layout, with_grid, with_heads
 from captum_causalseg.layout import Layout, UnitKind
 from captum_causalseg.statistics import TreatmentEffectStatistics
@@ -51,9 +56,10 @@ def component_effects(
     *,
     output: TargetType = None,
     additional_forward_args: Any = None,
-    n_draws: int = 20,
+    n_draws: int = 32,
     n_screening_draws: int = 3,
     screening_threshold: float = 0.0002,
+    support: Literal["auto", "always"] | None = "auto",
     perturbations_per_eval: int = 16,
     seed: int = 0,
     show_progress: bool = False,
@@ -74,8 +80,9 @@ def component_effects(
         level: ``"module"``: one row per module; ``"channel"``: one per channel of each; ``"token"``: one per token, of modules that
             return tokens; ``"head"``: one per attention head, as it enters the output projection of its attention, whose name it has.
         output: which output of the target, as Captum's ``target`` argument; needed if there are several.
-        additional_forward_args, n_draws, n_screening_draws, screening_threshold, perturbations_per_eval, seed: as in
-            :meth:`LayerAverageTreatmentEffect.attribute`.
+        additional_forward_args, n_draws, n_screening_draws, screening_threshold, support, perturbations_per_eval: as in
+            :meth:`LayerAverageTreatmentEffect.attribute`: with ``n_draws=32``, up to 64 donors are all used, and effects are exact.
+        seed: likewise; every module has draws of its own, which depend on its name.
         show_progress: show a progress bar over the modules.
         layout: what the axes of the activations mean, as in :meth:`LayerAverageTreatmentEffect.attribute`: one for all modules, or a
             mapping from names (with wildcards) to one. Modules for which ``"auto"`` cannot tell are left out of the other levels than
@@ -87,7 +94,8 @@ def component_effects(
         and last inner calls lie in different ones the span, such as encoder-decoder; network if there is no smallest), ``order`` (in
         the forward pass), ``layout`` (of the activation; empty if not known), ``channel``, ``token`` or ``head`` (its number, at that
         level), ``special`` (tokens that lie on no grid, such as a class token, at that level), ``effect``, ``standard_error``, ``lower``, ``upper`` (95 % interval),
-        ``p_value``, ``share`` (of the observed score), ``status``, ``n_draws``, ``observed_score``.
+        ``p_value``, ``share`` (of the observed score), ``status``, ``n_draws``, ``observed_score``, ``forwards`` (images run for the module,
+        for all examples and parts; what several modules have in common stands at the first of them).
 
     Raises:
         ValueError: no module has one of these names, or ``level`` is unknown.
@@ -115,30 +123,46 @@ def component_effects(
         except _LeftOut as reason:
             left_out[name] = str(reason)
     rows = []
-    for name in _shown(found, show_progress):
-        face = LayerAverageTreatmentEffect(target, chosen[name])
-        with renamed(layer_baselines="baselines", target="output"):
-            _, statistics = face.attribute(
-                inputs,
-                # A bank of its own for each module: the activations of all of them together may not fit into memory.
-                layer_baselines=baselines.fresh() if isinstance(baselines, AnySource) else baselines,
-                target=output,
-                additional_forward_args=additional_forward_args,
-                attribute_to_layer_input=level == "head",
-                units=_UNITS[level],
+    observed: Tensor | None = None
+    banks = _banks(baselines, inputs, {name: chosen[name] for name in found}, watched=watched, at_input=level == "head")
+    for place, name in enumerate(_shown(found, show_progress)):
+        options = Options(
+            name="Component effects",
+            forward_func=target,
+            inputs=inputs,
+            baselines=banks[name].pop() if name in banks else baselines,
+            target=output,
+            additional_forward_args=additional_forward_args,
+            units=LayerUnits(layer=chosen[name], at_input=level == "head", kind=_UNITS[level], layout=found[name]),
+            effort=Effort(
                 n_draws=n_draws,
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
-                perturbations_per_eval=perturbations_per_eval,
-                seed=seed,
-                return_statistics=True,
-                layout=found[name],
-            )
+                seed=_seed_of(name, seed),
+                sampling="stratified",
+                support=support,
+            ),
+            # The model is the same in all of them: the first and the last look at it, and the observed scores between must agree.
+            execution=Execution(perturbations_per_eval=perturbations_per_eval, witnessed=place in (0, len(found) - 1)),
+            return_statistics=True,
+        )
+        with renamed(layer_baselines="baselines", target="output"):
+            _, statistics = estimate(options)
             table = statistics.of_output(output).to_dataframe().rename(columns={"unit": level})
+        observed = statistics.observed_score if observed is None else observed
+        _refuse_drift(observed, statistics.observed_score, name)
         if level == "token":
             table["special"] = table["token"].isin(_special_tokens(statistics))
         named = ", ".join("" if one is None else one.axes for one in statistics.layouts)
-        rows.append(table.assign(module=name, type=type(chosen[name]).__name__, order=watched.visits[name].order, layout=named))
+        rows.append(
+            table.assign(
+                module=name,
+                type=type(chosen[name]).__name__,
+                order=watched.visits[name].order,
+                layout=named,
+                forwards=statistics.n_forwards,
+            )
+        )
     if left_out:
         logger.info("component_effects: left out %d module(s): %s", len(left_out), left_out)
     if not rows:
@@ -148,10 +172,84 @@ def component_effects(
     table["share"] = table["effect"] / table["observed_score"].where(table["observed_score"] != 0)
     columns = ["example", "module", "type", "part", "order", "layout", *([] if level == "module" else [level])]
     columns += ["special"] if level == "token" else []
-    columns += ["effect", "standard_error", "lower", "upper", "p_value", "share", "status", "n_draws", "observed_score"]
+    columns += [
+        "effect",
+        "standard_error",
+        "lower",
+        "upper",
+        "p_value",
+        "share",
+        "status",
+        "n_draws",
+        "observed_score",
+        "forwards",
+    ]
     table = table.sort_values(["example", "effect"], ascending=[True, False], ignore_index=True)[columns]
     table.attrs["left_out"] = left_out
     return table
+
+
+def _banks(
+    baselines: Any,
+    inputs: Tensor | tuple[Tensor, ...],
+    modules: Mapping[str, nn.Module],
+    *,
+    watched: "_Watched",
+    at_input: bool,
+) -> dict[str, list[AnySource]]:
+    """For each module its donors, to be taken out of the list, so that what was recorded goes with the last one who needs it.
+
+    Modules share a pass of the donor images as far as their activations fit into the bank's memory together.
+    """
+    if are_images(baselines, inputs if isinstance(inputs, tuple) else (inputs,)):
+        with renamed(images="baselines"):
+            baselines = ActivationBank(baselines)
+    if not isinstance(baselines, ActivationBank):
+        return {name: [baselines.fresh()] for name in modules} if isinstance(baselines, AnySource) else {}
+    banks: dict[str, list[AnySource]] = {}
+    group: list[str] = []
+    held = 0
+
+    def share() -> None:
+        together = baselines.of_layers([modules[name] for name in group])
+        banks.update({name: [together] for name in group})
+
+    for name in modules:
+        sighting = watched.seen[name]
+        # Of float32; twice, for what is heard of a module and what is stored of it are there at the same time.
+        size = (
+            8
+            * len(baselines)
+            * sum(math.prod(a.length for a in axes) for axes in (sighting.taken if at_input else sighting.returned))
+        )
+        if group and held + size > baselines.memory_budget:
+            share()
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        share()
+    return banks
+
+
+def _refuse_drift(first: Tensor, now: Tensor, name: str) -> None:
+    """Raise where the model has changed since the first module.
+
+    Raises:
+        ValueError: the observed scores differ.
+    """
+    if not torch.allclose(now, first, rtol=1e-4, atol=1e-6):
+        raise ValueError(
+            f"target: the observed score was {first.flatten().tolist()} at the first module and {now.flatten().tolist()} at {name!r}: the "
+            "model is random, or changes as it is run, and effects would be those of that"
+        )
+
+
+def _seed_of(module: str, seed: Any) -> Any:
+    """The seed, or one per example, of a module's draws: modules with draws in common would have errors in common."""
+    if isinstance(seed, Sequence):
+        return [_seed_of(module, one) for one in seed]
+    return int.from_bytes(hashlib.sha256(f"{seed} {module}".encode()).digest()[:8], "big")
 
 
 @dataclass

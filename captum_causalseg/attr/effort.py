@@ -19,7 +19,7 @@ EFFORT = {
         '"stratified", "uniform" or a SamplingScheme',
         lambda value: isinstance(value, SamplingScheme) or (isinstance(value, str) and value in ("stratified", "uniform")),
     ),
-    "support": one_of("auto", None),
+    "support": one_of("auto", "always", None),
     "perturbations_per_eval": integer(1),
     "seed": SEED | sequence(SEED, expected="one per example"),
     "show_progress": BOOLEAN,

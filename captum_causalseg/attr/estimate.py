@@ -343,6 +343,8 @@ def _plan(problem: Problem, options: Options) -> Plan:
         n_screening_draws=effort.n_screening_draws,
         seed=seeds,
         sampling="paper" if effort.paper else effort.sampling,
+        # A layer's donors are few: the second half of them makes the effect exact. With a goal, draws end where it is reached.
+        drains=2 * effort.n_draws if isinstance(options.units, LayerUnits) and not effort.has_goal and not effort.paper else 0,
         with_noise=problem.evaluator.noise_population > 1,
     )
 
@@ -350,7 +352,7 @@ def _plan(problem: Problem, options: Options) -> Plan:
 def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness | None:
     """Who sees whether the model's answers can be compared; None where no interventions are made."""
     active = np.flatnonzero(plan.active.any(1))
-    if not len(active):
+    if not len(active) or not evaluator.execution.witnessed:
         return None
     row = int(active[0])
     donors = plan.design(row).donors(COMPANY)
@@ -372,7 +374,11 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     if effort.support is not None:
         evaluator = by_windows(evaluator)
     refuse_examples_that_mix(evaluator)
-    reach = Reach.everything(evaluator) if effort.support is None else find_reach(problem, evaluator)
+    if effort.support is None:
+        reach = Reach.everything(evaluator)
+    else:
+        at_stake = int(sum(max(plan.first_draws(row), min(plan.total(row), effort.n_draws)) for row in range(len(plan))))
+        reach = find_reach(problem, evaluator, at_stake=None if effort.support == "always" else at_stake)
     active = problem.treated_for(outputs) & outputs.of_rois(reach.reaches)
     plan = replace(plan, active=active[plan.example, plan.unit])
     if plan.scheme.design.needs_ranking:

@@ -40,14 +40,14 @@ from captum_causalseg.interventions.layouts import (
     with_heads,
 )
 from captum_causalseg.interventions.ledger import Ledger
-from captum_causalseg.interventions.recording import record, record_one_by_one
+from captum_causalseg.interventions.recording import record, record_one_by_one, record_together
 from captum_causalseg.interventions.sites import Layer, LayersSite
 from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, unit_mask
 from captum_causalseg.statistics import EDGE_SHIFTED
 
-__all__ = ["LAYER", "LAYOUT", "LayerBaselines", "Layouts", "prepare_layer"]
+__all__ = ["LAYER", "LAYOUT", "LayerBaselines", "Layouts", "are_images", "prepare_layer"]
 
 LayerBaselines = ActivationBank | DonorSource | Tensor | float | tuple[Any, ...] | None
 Layouts = str | Layout | tuple[str | Layout, ...]
@@ -168,24 +168,31 @@ def _donors(
             "layer_baselines: expected donor images or activations as a tensor, an ActivationBank, a number or another donor source, got "
             f"{shown(baselines)}; stack images with torch.stack(images), or give an ActivationBank(images)"
         )
-    if _are_images(baselines, call.inputs):
+    if are_images(baselines, call.inputs):
         with renamed(images="layer_baselines"):
             baselines = ActivationBank(baselines)
     if isinstance(baselines, ActivationBank):
         if baselines.match is not None:
             _refuse_single_values(units, options.units, tensors)
-        others = _shared_arguments(call)
+        bank, others = baselines, _shared_arguments(call)
+        model_state = watch["at_input"], tuple(map(_comparable, others)), _state_of(call.scorer.model)
+        count = 0
 
         def run(images: tuple[Tensor, ...]) -> list[Tensor]:
             fitting = tuple(image.to(like) for image, like in zip(images, call.inputs))
-            found = record(model, layer, fitting + others, **watch)[0]
+
+            def listen(layers: Sequence[nn.Module]) -> list[Activation]:
+                nonlocal count
+                count += len(fitting[0])
+                return record_together(model, layers, fitting + others, **watch)[0]
+
+            found: Activation = bank.hear(layer, model_state, listen)
             return found.laid_out(layouts).tensors
 
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
-        state = watch["at_input"], layouts, kinds, tuple(map(_comparable, others)), _state_of(call.scorer.model)
-        banks, count = baselines.recorded(layer, state, run, like=tensors)
+        banks = bank.recorded(layer, (model_state, layouts, kinds), run, like=tensors)
         with renamed(baselines="layer_baselines"):
-            bound = tuple(bank.bind(tensor) for bank, tensor in zip(banks, tensors))
+            bound = tuple(one.bind(tensor) for one, tensor in zip(banks, tensors))
         own: tuple[DonorSource | None, ...] = tuple(bank if bank.of_the_image else None for bank in banks)
         return UnitDonors(units, bound, paired=True, own=own), count
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
@@ -294,7 +301,8 @@ def _check_activation(tensors: Sequence[Tensor], n_examples: int) -> None:
             raise ValueError("layer: its activation holds NaN or infinite values")
 
 
-def _are_images(baselines: Any, inputs: tuple[Tensor, ...]) -> bool:
+def are_images(baselines: Any, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether these are donor images, and not activations or a number."""
     given = baselines if isinstance(baselines, tuple) else (baselines,)
     return len(given) == len(inputs) and all(
         isinstance(one, Tensor) and one.ndim == image.ndim and one.shape[1:] == image.shape[1:]

@@ -80,7 +80,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
-        support: Literal["auto"] | None = "auto",
+        support: Literal["auto", "always"] | None = "auto",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         show_progress: bool = False,
@@ -122,14 +122,16 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                 - ``"layer"``: all of it, one unit.
             block_size: edge of blocks in the activation's own pixels, one number or one per spatial axis.
             n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress: as in
-                :meth:`AverageTreatmentEffect.attribute`.
+                :meth:`AverageTreatmentEffect.attribute`. Of up to twice as many donors as ``n_draws`` all are used, and the effect is
+                exact (unless ``precision`` or ``decide`` says when to stop).
             precision, decide, alpha: likewise.
             layout: what the activation's axes mean: ``"NC*"`` (channels first), ``"N*C"`` (channels last, behind the spatial axes),
                 ``"NLC"`` (a row of tokens), or a :class:`~captum_causalseg.Layout`, which also says which grid tokens lie on and how
                 many heads there are; a tuple of these for an activation of several tensors. ``"auto"`` finds out from what the model
                 does with it before and after (convolutions, normalization, linear layers, attention), in one more forward pass.
-            support: likewise; parts of the activation that cannot reach the RoI are left out, and the model is run on a window of
-                the image where that gives the same.
+            support: ``"always"``: parts of the activation that cannot reach the RoI are left out, and the model is run on a window of
+                the image where that gives the same. Finding that out takes forwards: ``"auto"`` does it where they are at most as many as
+                it can save on this call (both are known before; ``settings["disabled"]`` says what was decided). ``None``: never.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well, whose ``feature_mask`` and maps are
                 those of the activation.
             controls: as in :meth:`AverageTreatmentEffect.attribute`, for units that are blocks of a grid (also by ``layer_mask``): the block's own
@@ -202,7 +204,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         n_draws: int = 50,
         n_screening_draws: int = 3,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
-        support: Literal["auto"] | None = "auto",
+        support: Literal["auto", "always"] | None = "auto",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         layout: Layouts = "auto",

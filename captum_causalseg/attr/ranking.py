@@ -47,8 +47,8 @@ def rank_donors(
     Returns:
         ``None`` where no gradient can be had, which is logged once per forward function.
     """
-    totals = [plan.total(row) for row in range(len(plan))]
-    wanted = np.flatnonzero(plan.active.any(1) & (np.array(totals) > plan.n_draws))
+    ranked = [plan.total(row) > plan.first_draws(row) for row in range(len(plan))]
+    wanted = np.flatnonzero(plan.active.any(1) & np.array(ranked, dtype=bool))
     rankings: list[Ranking | None] = [None] * len(plan)
     if not len(wanted):
         return rankings, 0

@@ -67,6 +67,8 @@ class ActivationBank(AnySource):
         self.reduction = reduction
         self.batch_size, self.memory_budget, self.match = batch_size, memory_budget, match
         self._recorded: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[PatchBank]]] = weakref.WeakKeyDictionary()
+        self._company: Sequence[nn.Module] = ()
+        self._heard: dict[tuple[nn.Module, Any], list[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._images[0])
@@ -88,7 +90,9 @@ class ActivationBank(AnySource):
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`DonorSource.describe`."""
-        kept = {key: one for key, one in super().describe().items() if key not in ("_images", "_recorded")}
+        kept = {
+            key: one for key, one in super().describe().items() if key not in ("_images", "_recorded", "_company", "_heard")
+        }
         return kept | {"images": [BankImages(images, 1) for images in self._images]}
 
     def fresh(self) -> "ActivationBank":
@@ -111,10 +115,38 @@ class ActivationBank(AnySource):
             match=self.match,
         )
 
+    def of_layers(self, layers: Sequence[nn.Module]) -> "ActivationBank":
+        """A bank of the same images that records all of these layers when the first of them is asked for, in one pass.
+
+        What it hears of the others is kept until they are asked for.
+        """
+        bank = self.fresh()
+        bank._company = layers
+        return bank
+
+    def hear(self, layer: nn.Module, state: Any, record: Callable[[Sequence[nn.Module]], Sequence[Any]]) -> Any:
+        """What ``record`` says of a layer for the next batch of images, in the state that the model is in.
+
+        Args:
+            layer: which.
+            state: whatever that depends on besides the images.
+            record: runs the batch, and says something of each of several layers.
+        """
+        waiting = self._heard.get((layer, state))
+        if waiting:
+            return waiting.pop(0)
+        layers = [layer, *(one for one in self._company if one is not layer)] if layer in self._company else [layer]
+        # Of another state of the model nothing is asked for any more.
+        self._heard = {key: values for key, values in self._heard.items() if key[1] == state}
+        found = record(layers)
+        for other, value in zip(layers[1:], found[1:]):
+            self._heard.setdefault((other, state), []).append(value)
+        return found[0]
+
     def recorded(
         self, layer: nn.Module, state: Any, run: Callable[[tuple[Tensor, ...]], list[Tensor]], like: Sequence[Tensor]
-    ) -> tuple[list[PatchBank], int]:
-        """The donors of a layer, per tensor of its activation, and how many images were run to record them.
+    ) -> list[PatchBank]:
+        """The donors of a layer, per tensor of its activation.
 
         Args:
             layer: whose activations they are.
@@ -124,7 +156,7 @@ class ActivationBank(AnySource):
         """
         kept = self._recorded.setdefault(layer, {})
         if state in kept:
-            return kept[state], 0
+            return kept[state]
         stores: list[Tensor] = []
         for start in range(0, len(self), self.batch_size):
             images = tuple(self._batch(one, start, like[0].device) for one in self._images)
@@ -142,7 +174,7 @@ class ActivationBank(AnySource):
         # Of an older state nothing is needed any more.
         kept.clear()
         kept[state] = [PatchBank(store, placement="aligned", match=self.match) for store in stores]
-        return kept[state], len(self)
+        return kept[state]
 
     def _batch(self, images: Any, start: int, device: torch.device) -> Tensor:
         if isinstance(images, Tensor):

@@ -31,6 +31,7 @@ class Plan:
         n_screening_draws: how many of them come first and decide whether the rest is needed; 0 for no screening.
         seed: one for all, or one per example.
         sampling: ``"uniform"``, ``"stratified"``, ``"paper"`` or another :class:`~captum_causalseg.engine.sampling.SamplingScheme`.
+        drains: rows with at most so many donors use all of them: the effect is exact then.
         with_noise: the last slot is no donor but the random state that a stochastic model meets.
         rankings: per row, the order of its candidates for designs that need one; ``None`` for rows whose donors could not be ranked, or
             that use all of them: these are drawn uniformly.
@@ -45,6 +46,7 @@ class Plan:
     n_screening_draws: int
     seed: tuple[int, ...]
     sampling: Sampling = "uniform"
+    drains: int = 0
     with_noise: bool = False
     rankings: Sequence[Ranking | None] = ()
 
@@ -81,6 +83,11 @@ class Plan:
         """How many different donors the row has; infinite if they are drawn with replacement."""
         return self.scheme.design.total(self.population[row].tolist())
 
+    def first_draws(self, row: int) -> int:
+        """How many interventions the row has at first, the screening draws included."""
+        total = self.total(row)
+        return int(total) if total <= max(self.drains, self.n_draws) else self.n_draws
+
     def design(self, row: int) -> Design:
         """The row's donors."""
         ranking = self.ranking(row)
@@ -109,7 +116,7 @@ class Plan:
         return (UniformDesign if design.needs_ranking and order is None else design)(
             self.generator(row),
             self.population[row].tolist(),
-            n_first=self.n_draws,
+            n_first=self.first_draws(row),
             n_screening=self.n_screening_draws if self.screens else 0,
             ranking=order,
         )

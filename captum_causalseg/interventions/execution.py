@@ -52,6 +52,8 @@ class Execution:
         part: of the units, those that are intervened on.
         window: of the images, what is run; ``None`` for the whole.
         by_windows: of a sliding-window model, only the windows are run that matter.
+        witnessed: whether it is looked at, before and after, that the model's answers can be compared; else the caller does that for
+            several runs.
         vmap: what lies upstream of a layer is computed once for all of a batch; given up by itself where the model does not allow it.
     """
 
@@ -63,6 +65,7 @@ class Execution:
     part: Part = WHOLE
     window: Frame | None = None
     by_windows: bool = False
+    witnessed: bool = True
     vmap: bool = True
 
     def scorer(self, forward_func: Callable[..., Any]) -> Scorer:

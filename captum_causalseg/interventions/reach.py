@@ -1,6 +1,7 @@
 """Which units can reach the regions of interest (RoIs), and the window that is enough to compute their effects."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,17 +12,19 @@ from torch import Tensor
 from captum_causalseg.boxes import hull
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.frames import Frame
-from captum_causalseg.interventions.support import Support, find_support
+from captum_causalseg.interventions.support import Support, find_support, most_probes
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.window import find_window
 
-__all__ = ["Reach", "probe"]
+__all__ = ["Reach", "most_forwards", "probe", "saved_at_best"]
 
 logger = logging.getLogger(__name__)
 
 # A crop around the RoIs is looked at first: so many pixels more on every side, on a grid that networks of five halvings share,
 # doubled until nothing reaches the RoIs from its edges, up to a share of the image.
 _FIRST_MARGIN, _GRID, _LARGEST_CROP = 32, 32, 0.5
+# A window is tried on the image as it is and two others, beside the whole of them.
+_TRIALS_OF_WINDOW = 6
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,28 @@ class Reach:
         """The size of the window, if there is one."""
         window = self.evaluator.execution.window
         return None if window is None else window.size
+
+
+def most_forwards(whole: ModelEvaluator) -> int:
+    """How many images :func:`probe` may run, from shapes alone."""
+    site = whole.site
+    window = 0 if site.no_window is not None else _TRIALS_OF_WINDOW * len(site.inputs[0])
+    searched = [site.tensors] + ([site.bypass] if site.bypass and site.no_window is None else [])
+    return window + sum(most_probes(tensors) for tensors in searched)
+
+
+def saved_at_best(whole: ModelEvaluator, at_stake: int) -> int:
+    """How many of so many forwards of whole images a window can save, where all units have to be run.
+
+    A network looks beyond the regions of interest: their box is taken with half of its edges more on every side.
+    """
+    assert whole.local is not None
+    rois = whole.local.scores.rois
+    boxes = _needed(rois, [], len(whole.site.inputs[0]))
+    assert boxes is not None
+    edges = (boxes[..., 1] - boxes[..., 0]).max(0)
+    share = math.prod(min(1.0, 2 * edge / length) for edge, length in zip(edges.tolist(), rois.shape[2:]))
+    return int((1 - share) * at_stake)
 
 
 def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_size: int) -> Reach:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from captum_causalseg.interventions.activation import Activation
 from captum_causalseg.target.scorer import Scorer
 from captum_causalseg.target.stochastic import one_by_one
 
-__all__ = ["record", "record_one_by_one", "watched"]
+__all__ = ["record", "record_one_by_one", "record_together", "watched"]
 
 
 class _Visits:
@@ -79,19 +79,45 @@ def record(
     Raises:
         ValueError: the layer is not called, or more than once: then there is no one activation to intervene on.
     """
-    if isinstance(layer, torch.jit.ScriptModule):
-        raise ValueError(
-            f"layer: {type(layer).__name__} cannot be intervened on: hooks do not run inside TorchScript; give the eager module"
-        )
-    visits = _Visits()
-    with torch.no_grad(), watched(layer, at_input, visits.add, any_thread=device_ids is not None):
+    (found,), returned = record_together(forward_func, [layer], inputs, at_input=at_input, device_ids=device_ids)
+    return found, returned
+
+
+def record_together(
+    forward_func: Callable[..., Any],
+    layers: Sequence[nn.Module],
+    inputs: Sequence[Any],
+    *,
+    at_input: bool = False,
+    device_ids: Sequence[int] | None = None,
+) -> tuple[list[Activation], Any]:
+    """The same for several layers, in one run."""
+    for layer in layers:
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ValueError(
+                f"layer: {type(layer).__name__} cannot be intervened on: hooks do not run inside TorchScript; give the eager module"
+            )
+    visits = [_Visits() for _ in layers]
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer, seen in zip(layers, visits):
+            hooks.enter_context(watched(layer, at_input, seen.add, any_thread=device_ids is not None))
         returned = forward_func(*inputs)
+    found = [
+        _put_together(forward_func, layer, seen, n=len(inputs[0]), device_ids=device_ids) for layer, seen in zip(layers, visits)
+    ]
+    return found, returned
+
+
+def _put_together(
+    forward_func: Callable[..., Any], layer: nn.Module, visits: _Visits, *, n: int, device_ids: Sequence[int] | None
+) -> Activation:
+    """The activation of all ``n`` examples, from the visits of a layer."""
     if len(visits.values) == 1:
         (values,) = visits.values.values()
-        each = _of_each_example(values, len(inputs[0]))
+        each = _of_each_example(values, n)
         if each:
             together = [torch.cat(slot) for slot in zip(*(activation.tensors for activation in each))]
-            return Activation(each[0].with_tensors(together)), returned
+            return Activation(each[0].with_tensors(together))
     calls = {len(values) for values in visits.values.values()}
     if not calls:
         script = " (hooks do not run inside TorchScript; give the eager module)" if _scripted(forward_func, layer) else ""
@@ -103,7 +129,7 @@ def record(
         )
     values = list(visits.values.values())
     if len(values) == 1:
-        return Activation(values[0][0]), returned
+        return Activation(values[0][0])
     # DataParallel: one replica per device, examples in the order of the devices.
     order = list(device_ids) if device_ids is not None else sorted(d.index for d in visits.values if d.index is not None)
     parts = [
@@ -113,7 +139,7 @@ def record(
     ]
     home = parts[0].tensors[0].device
     joined = [torch.cat([part.tensors[slot].to(home) for part in parts]) for slot in range(len(parts[0].tensors))]
-    return Activation(parts[0].with_tensors(joined)), returned
+    return Activation(parts[0].with_tensors(joined))
 
 
 def _of_each_example(values: Sequence[Any], n_examples: int) -> list[Activation]:

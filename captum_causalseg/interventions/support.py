@@ -9,6 +9,7 @@ values and natural images pasted over everything outside the support must leave 
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 from captum_causalseg.interventions.support_probes import MASKED, Logits, Prober, Row, Unverified
 from captum_causalseg.interventions.support_trials import Trial, hardest, trials_of
 
-__all__ = ["Logits", "Support", "find_support"]
+__all__ = ["Logits", "Support", "find_support", "most_probes"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,15 @@ def find_support(
         logger.info("support: disabled, every position counts as reaching the RoI: %s", reason)
         return Support.everywhere(tensors, rois.shape[1], doubt=str(reason), n_forwards=prober.n_forwards)
     return Support(tuple(torch.from_numpy(mask) for mask in masks), prober.n_forwards, None)
+
+
+def most_probes(tensors: Sequence[Tensor]) -> int:
+    """How many images :func:`find_support` may run for the boxes of these tensors, where the RoIs have edges in common."""
+    trials = len(trials_of(tensors, (), seed=0))
+    per_example = 1 + 2 * len(tensors) + trials
+    for tensor in tensors:
+        per_example += sum(2 * (1 + math.ceil(math.log2(max(length, 1)))) for length in tensor.shape[2:])
+    return len(tensors[0]) * per_example
 
 
 def _control(prober: Prober) -> None:

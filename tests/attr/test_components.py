@@ -1,11 +1,13 @@
 """The table of a network's components."""
 
+import numpy as np
 import pytest
 import torch
 from component_cases import unet
 from torch import nn
 
-from captum_causalseg import ActivationBank, LayerAverageTreatmentEffect, SegmentationTarget, component_effects
+from captum_causalseg import ActivationBank, LayerAverageTreatmentEffect, SegmentationTarget, component_effects, regions
+from captum_causalseg.attr.components import _seed_of
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -16,12 +18,19 @@ def test_rows_are_what_the_layer_face_says_sorted_by_effect(d):
     modules = dict(model.named_modules())
     for row in table.itertuples():
         _, stats = LayerAverageTreatmentEffect(target, modules[row.module]).attribute(
-            images, layer_baselines=donors, units="layer", target=1, n_draws=4, seed=3, return_statistics=True
+            images,
+            layer_baselines=donors,
+            units="layer",
+            target=1,
+            n_draws=4,
+            seed=_seed_of(row.module, 3),
+            return_statistics=True,
         )
         assert row.effect == pytest.approx(float(stats.effect[row.example, 0, 1]), abs=1e-12)
         assert row.standard_error == pytest.approx(float(stats.of_output(1).standard_error[row.example, 0]), abs=1e-12)
         assert row.share == pytest.approx(row.effect / row.observed_score)
         assert row.lower <= row.effect <= row.upper
+        assert row.n_draws == (3 if row.status == "SCREENED" else 5), "of five donors all are used"
         assert row.type == type(modules[row.module]).__name__
 
 
@@ -150,3 +159,103 @@ def test_a_model_without_modules_inside_has_no_components(model):
     target = SegmentationTarget(model, metric="logit_mean", activation="sigmoid")
     with pytest.raises(ValueError, match=r"target: its model \(\w+\) has no modules inside .* give the eager model"):
         component_effects(target, torch.rand(1, 1, 8, 8), n_draws=1)
+
+
+def chain(n_donors: int):
+    """Two modules whose replacement is the same intervention, an image and donors."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Identity(), nn.Conv2d(3, 2, 3, padding=1)).eval()
+    images = torch.rand(1, 1, 12, 12)
+    return SegmentationTarget.from_prediction(model, images, metric="soft_dice"), images, torch.rand(n_donors, 1, 12, 12)
+
+
+def test_modules_have_draws_of_their_own_whatever_the_process():
+    assert _seed_of("decoder.0", 3) == 105061185238278436
+    assert _seed_of("decoder.0", [3, 4]) == [_seed_of("decoder.0", 3), _seed_of("decoder.0", 4)]
+    target, images, donors = chain(40)
+    found = []
+    for seed in range(30):
+        table = component_effects(target, images, ["0", "1"], donors, output=1, n_draws=3, n_screening_draws=0, seed=seed)
+        found.append(table.set_index("module")["effect"][["0", "1"]])
+    errors = np.array(found)
+    assert abs(np.corrcoef(errors.T)[0, 1]) < 0.5, "with the same draws it is 1"
+
+
+def test_up_to_twice_as_many_donors_as_draws_are_all_used():
+    target, images, donors = chain(8)
+    exact = component_effects(target, images, "0", donors, output=1, n_draws=4, n_screening_draws=0).iloc[0]
+    assert (exact.n_draws, exact.standard_error) == (8, 0.0)
+    every = component_effects(target, images, "0", donors, output=1, n_draws=8, n_screening_draws=0).iloc[0]
+    assert exact.effect == pytest.approx(every.effect, abs=1e-7)
+    some = component_effects(target, images, "0", chain(9)[2], output=1, n_draws=4, n_screening_draws=0).iloc[0]
+    assert some.n_draws == 4
+    assert some.standard_error > 0
+    assert (component_effects(target, images, "0", chain(64)[2], output=1, n_screening_draws=0)["n_draws"] == 64).all()
+    _, stopped = LayerAverageTreatmentEffect(target, target.model[0]).attribute(
+        images, donors, 1, units="layer", n_draws=4, n_screening_draws=0, precision=1.0, return_statistics=True
+    )
+    assert int(stopped.n_draws.max()) == 4
+
+
+def test_donors_are_run_once_for_all_modules_that_fit_into_memory_together():
+    _, target, images, donors = unet()
+    together = component_effects(target, images, "model.0*", ActivationBank(donors), output=1, n_draws=2, seed=1)
+    runs = 0
+
+    def count(module, args):
+        nonlocal runs
+        runs += len(args[0])
+
+    handle = target.model.register_forward_pre_hook(count)
+    apart = component_effects(target, images, "model.0*", ActivationBank(donors, memory_budget=1), output=1, n_draws=2, seed=1)
+    many, runs = runs, 0
+    component_effects(target, images, "model.0*", donors, output=1, n_draws=2, seed=1)
+    handle.remove()
+    modules = together["module"].nunique()
+    assert modules > 3
+    assert many - runs == (modules - 1) * len(donors)
+    assert apart["forwards"].sum() - together["forwards"].sum() == (modules - 1) * len(donors)
+    assert together["effect"].tolist() == apart["effect"].tolist()
+
+
+def test_a_model_that_changes_between_modules_is_refused():
+    class Drifting(nn.Sequential):
+        calls, off = 0, range(0)
+
+        def forward(self, x):
+            self.calls += 1
+            shift = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1) * (self.calls in self.off)
+            return super().forward(x) + shift
+
+    torch.manual_seed(0)
+    model = Drifting(*(nn.Conv2d(1 if not i else 2, 2, 3, padding=1) for i in range(8))).eval()
+    images, donors = torch.rand(1, 1, 12, 12), torch.rand(3, 1, 12, 12)
+    target = SegmentationTarget(model, reference=torch.zeros(12, 12, dtype=torch.long), metric="soft_dice")
+    component_effects(target, images, baselines=donors, output=1, n_draws=3)
+    # From now on, it is another one in the middle: neither the first module nor the last sees that.
+    model.off = range(model.calls + model.calls // 2, 2 * model.calls - model.calls // 4)
+    with pytest.raises(
+        ValueError, match=r"^target: the observed score was .* at the first module and .* at '\d': the model is random"
+    ):
+        component_effects(target, images, baselines=donors, output=1, n_draws=3)
+
+
+def test_the_support_is_searched_where_it_can_pay():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)).eval()
+    images = torch.rand(1, 1, 64, 64)
+    target = SegmentationTarget.from_prediction(model, images, roi=regions.box((64, 64), start=24, size=8), metric="soft_dice")
+    face = LayerAverageTreatmentEffect(target, model[0])
+
+    def run(**given):
+        return face.attribute(images, torch.rand(60, 1, 64, 64), 1, n_screening_draws=0, return_statistics=True, **given)[1]
+
+    few, always, many = run(n_draws=2), run(n_draws=2, support="always"), run(n_draws=60)
+    assert "support" not in few.settings["forwards"]
+    assert few.settings["support"] is None
+    assert few.settings["disabled"]["support"].startswith("finding it may take ")
+    for found in (always, many):
+        assert found.settings["support"] in ("always", "auto")
+        assert found.settings["window"] is not None
+        assert found.settings["forwards"]["support"] + found.settings["forwards"]["window"] <= 100
+    assert few.effect.shape == always.effect.shape

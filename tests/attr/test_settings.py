@@ -115,8 +115,8 @@ def test_layers_and_the_papers_protocol_say_it_too():
     own = target()
     bank = random(9, 1, SIZE, SIZE, seed=9)
     _, found = LayerAverageTreatmentEffect(own, own.model[0]).attribute(
-        random(1, 1, SIZE, SIZE), bank, target=1, n_draws=3, return_statistics=True
+        random(1, 1, SIZE, SIZE), bank, target=1, n_draws=3, support="always", return_statistics=True
     )
-    assert (found.settings["support"], found.settings["n_screening_draws"]) == ("auto", 0)
+    assert (found.settings["support"], found.settings["n_screening_draws"]) == ("always", 0)
     paper = settings(target(), face=PdCR)
     assert (paper["sampling"], paper["support"], paper["exclude"], paper["block_size"]) == ("paper", None, "roi", [8, 8])

@@ -41,7 +41,7 @@ def on_and_off(face, inputs, **arguments) -> tuple[TreatmentEffectStatistics, Tr
     plain = {"n_draws": 3, "n_screening_draws": 0, "sampling": "uniform", "return_statistics": True, **arguments}
     if isinstance(face, AverageTreatmentEffect):
         plain.setdefault("exclude", None)
-    on, off = (face.attribute(inputs, **plain, support=support)[1] for support in ("auto", None))
+    on, off = (face.attribute(inputs, **plain, support=support)[1] for support in ("always", None))
     assert "support" not in off.settings["forwards"]
     assert off.settings["window"] is None
     outside = on.status == Status.OUTSIDE_SUPPORT

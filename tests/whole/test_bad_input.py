@@ -288,7 +288,7 @@ def test_exclude(exclude, error, match):
 
 
 SAMPLING = r'^sampling: expected "stratified", "uniform" or a SamplingScheme, got '
-SUPPORT = r'^support: expected "auto" or None, got '
+SUPPORT = r'^support: expected "auto", "always" or None, got '
 
 
 @pytest.mark.parametrize("value", ["everything", "", "Stratified", 1, True, None, ("uniform",)])
