@@ -156,9 +156,10 @@ def plot(lines: list[Line], file: Path) -> None:
         bottom.set_xlabel("draws per unit")
         for axis in (top, bottom):
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("95 % intervals that hold the truth")
-    axes[1, 0].set_ylabel("rms standard error / rms error, by picture")
-    axes[0, 0].set_ylim(min(0.9, min(np.nanmin(list(x.held.values())) for x in lines)) - 0.01, 1.005)
+    axes[0, 0].set_ylabel("95 % intervals\nthat hold the truth")
+    axes[1, 0].set_ylabel("rms standard error /\nrms error, by picture")
+    shown = [share for x in lines if x.case in ("2D", "3D") for share in x.held.values()]
+    axes[0, 0].set_ylim(min(0.9, np.nanmin(shown)) - 0.01, 1.005)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     paired = [place for pair in zip(range(3), range(3, 6)) for place in pair]  # a column per group
     figure.legend([handles[i] for i in paired], [labels[i] for i in paired], loc="outside lower center", ncols=3, frameon=False)
