@@ -344,7 +344,9 @@ def test_components_of_an_ensemble():
     sampled, plain = (
         component_effects(target_of(model, n_samples=n), images(), baselines=images(5), n_draws=4) for n in (3, None)
     )
-    pd.testing.assert_frame_equal(sampled, plain)
+    # That it is deterministic takes some forwards to see, once.
+    pd.testing.assert_frame_equal(sampled.drop(columns="forwards"), plain.drop(columns="forwards"))
+    assert 0 <= sampled["forwards"].sum() - plain["forwards"].sum() <= 3
 
 
 class InPlace(nn.Module):
