@@ -137,8 +137,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument(
         "--model",
-        metavar="MODULE:FACTORY",
-        help="a function without arguments that returns the network (looked for in the current folder too), or a TorchScript file",
+        metavar="NETWORK",
+        help="MODULE:FACTORY, a function without arguments that returns the network (looked for in the current folder too), or a TorchScript file",
     )
     model.add_argument(
         "--weights",

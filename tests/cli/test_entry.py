@@ -68,7 +68,7 @@ def test_help_fits_the_screen(command, columns, capsys, monkeypatch):
         (["explian"], r"causalseg: error: argument command: invalid choice: 'explian'.*  \(causalseg --help\)"),
         (
             ["explain", "--image", "a", "--roi", "b"],
-            r"causalseg explain: error: one of the arguments --bundle --model is required  .*",
+            r"causalseg explain: error: one of the arguments --bundle --nnunet --model is required  .*",
         ),
         (["explain", "--model", "a", "--bundle", "b"], r"causalseg explain: error: argument --bundle: not allowed with .*"),
         (["compare", "--model", "a"], r"causalseg compare: error: .* required: --image, --roi  \(causalseg compare --help\)"),
