@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked
+from captum_causalseg.attr.channels import CHANNELS, Channels
 from captum_causalseg.attr.controls import CONTROLS, Controls
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
@@ -80,7 +81,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
     ) -> tuple[Any, TreatmentEffectStatistics]: ...
 
     @log_usage(part_of_slo=True)
-    @checked(EFFORT, CONTROLS)
+    @checked(EFFORT, CONTROLS, channels=CHANNELS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -106,6 +107,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         autocast: torch.dtype | None = None,
         memory_format: torch.memory_format | None = None,
         controls: Controls = None,
+        channels: Channels = None,
     ) -> Any:
         """Estimate every unit's average treatment effect.
 
@@ -170,6 +172,9 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 any, with their intervals; every shift is made, and the interval is that of the mean over joints of which these are
                 a sample. ``statistics.edge_suspect()`` says which effects may be nothing but the joint. The cost: up to 16 forwards per unit
                 in 2D, 24 in 3D.
+            channels: ``"each"``: every channel of a unit (a modality, such as T1 or T2) is a unit by itself, replaced while the others stay:
+                unit ``u`` becomes ``u * C + c``, and the table has a column ``channel``. Numbers: only these channels are replaced, together,
+                such as the image's and not those of a map of clicks; the others carry 0. ``None``: all channels together.
 
         Returns:
             Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect,
@@ -195,7 +200,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             baselines=self.baselines if baselines is None else baselines,
             target=target,
             additional_forward_args=additional_forward_args,
-            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels),
             effort=Effort(
                 n_draws=n_draws,
                 n_screening_draws=n_screening_draws,
@@ -220,7 +225,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         )
         return answer(options, *estimate(options))
 
-    @checked(EFFORT)
+    @checked(EFFORT, channels=CHANNELS)
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -236,6 +241,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
+        channels: Channels = None,
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes with these arguments when nothing is screened out.
 
@@ -260,7 +266,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 baselines=self.baselines if baselines is None else baselines,
                 target=target,
                 additional_forward_args=additional_forward_args,
-                units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+                units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels),
                 effort=Effort(
                     n_draws=n_draws,
                     n_screening_draws=n_screening_draws,

@@ -22,6 +22,7 @@ class InputUnits:
     feature_mask: Any = None
     block_size: Any = None
     exclude: Any = "roi"
+    channels: Any = None
     whole_blocks_only: bool = False
     """Leave out what remains of blocks at the edges, as the published protocol does."""
 

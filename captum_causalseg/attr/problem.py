@@ -15,6 +15,7 @@ from captum_causalseg import regions
 from captum_causalseg._captum import TargetType, format_additional_forward_args
 from captum_causalseg._checks import integer, misfit
 from captum_causalseg._version import __version__
+from captum_causalseg.attr.channels import of_channels
 from captum_causalseg.attr.controls import Control, edge_controls
 from captum_causalseg.attr.exclusion import find_exclusion
 from captum_causalseg.attr.options import InputUnits, Options
@@ -153,9 +154,10 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     tensors, rois = call.inputs, call.rois
     is_tuple = isinstance(options.inputs, tuple)
     block_sizes = _block_sizes(tensors, is_tuple, asked.block_size)
-    units = Units(_feature_masks(tensors, asked, block_sizes), [tensor.shape for tensor in tensors])
+    masks, left_out = of_channels(_feature_masks(tensors, asked, block_sizes), tensors, asked.channels)
+    units = Units(masks, [tensor.shape for tensor in tensors])
     exclusion = find_exclusion(asked.exclude, tensors, rois=rois, units=units)
-    excluded = exclusion.units
+    excluded = exclusion.units | (units.ids == left_out)[None, :, None]
     if asked.whole_blocks_only:
         excluded = excluded | _remainders(units, block_sizes)[None, :, None]
     lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
@@ -177,6 +179,7 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
         block_size=None if asked.feature_mask is not None else block_sizes if is_tuple else block_sizes[0],
         baselines=tuple(named) if isinstance(options.baselines, tuple) else named[0],
         exclude=exclusion.in_words,
+        channels=asked.channels,
     )
     site = InputSite(tensors, call.arguments, is_tuple)
     unit_donors, ledger = UnitDonors(units, donors), Ledger()

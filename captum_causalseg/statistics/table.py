@@ -50,13 +50,14 @@ def as_table(statistics: "TreatmentEffectStatistics", level: float) -> pd.DataFr
 
 
 def _boxes(statistics: "TreatmentEffectStatistics") -> dict[str, np.ndarray]:
-    """Per example and unit: the first input that holds the unit, and the bounding box there."""
+    """Per example and unit: the first input that holds the unit, the one channel that it lies in (-1: several), and the bounding box there."""
     n, units = statistics.effect.shape[:2]
     layouts = [layout or Layout("NC*") for layout in statistics.layouts]
     masks = [layout.channels_first(mask) for layout, mask in zip(layouts, statistics.feature_mask)]
     lengths = [layout.spatial(shape) for layout, shape in zip(layouts, statistics.input_shapes)]
     most = max(map(len, lengths))
     inputs = np.full((n, units), -1)
+    channels = np.full((n, units), -1)
     corners = np.full((2, most, n, units), -1)
     for slot, mask in reversed(list(enumerate(masks))):
         labels = torch.searchsorted(statistics.unit_ids, mask.contiguous()).numpy() + 1
@@ -66,12 +67,16 @@ def _boxes(statistics: "TreatmentEffectStatistics") -> dict[str, np.ndarray]:
                 if found is None:
                     continue
                 inputs[rows, u] = slot
+                channels[rows, u] = found[0].start if mask.shape[1] > 1 and found[0].stop - found[0].start == 1 else -1
                 corners[:, :, rows, u] = -1
                 for axis, side in enumerate(found[1:]):
                     # An axis of length 1 in the mask stands for the whole of it.
                     stop = lengths[slot][axis] if mask.shape[axis + 2] == 1 else side.stop
                     corners[0, axis, rows, u], corners[1, axis, rows, u] = side.start, stop
     columns = {"input": inputs} if len(statistics.feature_mask) > 1 else {}
+    # A layer's units have the channels' numbers.
+    if any(layout is None and mask.shape[1] > 1 and mask.ndim > 2 for layout, mask in zip(statistics.layouts, masks)):
+        columns["channel"] = channels
     for axis in range(most):
         columns |= {f"start_{axis}": corners[0, axis], f"stop_{axis}": corners[1, axis]}
     return columns
