@@ -121,7 +121,13 @@ LEFT_OUT = {
     ),
     **dict.fromkeys(
         (
-            *("ActivationBank.recorded", "SegmentationTarget.local_scores", "SegmentationTarget.roi_masks"),
+            *(
+                "ActivationBank.recorded",
+                "ActivationBank.of_layers",
+                "ActivationBank.hear",
+                "SegmentationTarget.local_scores",
+                "SegmentationTarget.roi_masks",
+            ),
             *("SegmentationTarget.with_masks_as_arguments", "SegmentationTarget.with_masks_of_calls"),
             *(
                 "WindowedModel.forward",

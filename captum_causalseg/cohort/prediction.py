@@ -6,7 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 from scipy import interpolate, special
-from scipy import stats as scipy_stats
+from scipy.stats import qmc
+
+from captum_causalseg.statistics.intervals import half_width
 
 __all__ = ["prediction_interval", "q_survival"]
 
@@ -58,7 +60,7 @@ def prediction_interval(effect: np.ndarray, standard_error: np.ndarray, level: f
     middle = float(np.mean(effect))
     y, variance = (effect - middle) / unit, (standard_error / unit) ** 2
     if not variance.any():
-        half = float(scipy_stats.t.ppf((1 + level) / 2, n - 1) * y.std(ddof=1) * math.sqrt(1 + 1 / n))
+        half = float(half_width(y.std(ddof=1) * math.sqrt(1 + 1 / n), n - 1, level))
         return middle - unit * half, middle + unit * half
     alike = not bool((variance > 0).all())
     weight = np.ones(n) if alike else 1 / variance
@@ -163,8 +165,8 @@ def _along_a_line(form: _Form, at: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _numbers(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shares, standard normal values and those of Student's t with ``n - 1`` degrees of freedom, independent of each other."""
-    uniform = scipy_stats.qmc.Sobol(3, seed=_SEED).random(_POINTS)
-    return uniform[:, 0], scipy_stats.norm.ppf(uniform[:, 1]), scipy_stats.t.ppf(uniform[:, 2], n - 1)
+    uniform = qmc.Sobol(3, seed=_SEED).random(_POINTS)
+    return uniform[:, 0], special.ndtri(uniform[:, 1]), special.stdtrit(n - 1, uniform[:, 2])
 
 
 def _variances(share: np.ndarray, y: np.ndarray, variance: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -36,6 +36,8 @@ GIVEN = {
     "layer_mask": torch.ones(1, 1, 8, 8, dtype=torch.long),
     "block_size": 3,
     "exclude": None,
+    "channels": (0,),
+    "controls": "edge",
     "attribute_to_layer_input": True,
     "units": "token",
     "layout": "NC*",
