@@ -1,6 +1,7 @@
 """What the faces share: the plan, the run, the statistics."""
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +50,9 @@ logger = logging.getLogger(__name__)
 _MOST_OUTPUTS = 20_000_000
 # A window is small, but not so small that a batch of them costs more in bookkeeping than it saves.
 _MOST_PER_BATCH = 1024
+# More leave its caches: windows of 80 x 80 through a small U-Net take 1.47 ms each in batches of so many pixels, 1.87 ms in four times
+# as many; of 40 x 40 x 40 through one in 3D, 5.1 ms and, in batches of 55, 7.5 ms.
+_MOST_PIXELS_ON_CPU = 2**18
 
 
 @dataclass(frozen=True)
@@ -390,9 +394,11 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
 
 
 def _batch_size(problem: Problem, reach: Reach) -> int:
-    """As many windows as take the memory of so many whole images."""
+    """As many windows as take the memory of so many whole images; on a CPU no more than its caches like."""
     size = problem.batch_size
     if reach.window is None:
         return size
-    ratio = np.prod(problem.call.spatial) / np.prod(reach.window)
-    return max(size, min(int(size * ratio), _MOST_PER_BATCH))
+    pixels = size * math.prod(problem.call.spatial)
+    if reach.evaluator.site.inputs[0].device.type == "cpu":
+        pixels = min(pixels, _MOST_PIXELS_ON_CPU)
+    return max(size, min(pixels // math.prod(reach.window), _MOST_PER_BATCH))

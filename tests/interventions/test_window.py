@@ -260,6 +260,20 @@ def test_batches_are_larger_on_windows_but_never_above_the_limit():
     assert max(n for n, side in seen if side < 128) == 1500, "what was asked for is given"
 
 
+@pytest.mark.parametrize("wanted", [16, 64])
+def test_windows_of_a_batch_stay_in_the_caches_of_a_cpu(wanted):
+    seen: list[tuple[int, int]] = []
+    model = Local()
+    model.register_forward_pre_hook(lambda module, args: seen.append((len(args[0]), args[0].shape[-1])))
+    target = SegmentationTarget(model, roi=regions.box((256, 256), start=100, size=60), metric="logit_mean")
+    options = {"block_size": 4, "n_draws": 2, "n_screening_draws": 0, "sampling": "uniform", "exclude": None}
+    options |= {"baselines": PatchBank(pixels(256, 256, count=3)), "target": 1, "perturbations_per_eval": wanted}
+    AverageTreatmentEffect(target).attribute(pixels(256, 256), **options)
+    largest, side = max(one for one in seen if one[1] < 256)
+    # As many windows as fit, or what was asked for.
+    assert largest == max(wanted, 2**18 // side**2)
+
+
 def test_the_count_of_forwards_is_what_went_through_the_model():
     count = [0]
     model = nn.Sequential(Local())
