@@ -49,6 +49,7 @@ def study_of(out, cases, model, roi=ROI, image=None, **options):
 
 def t_interval(values, level=0.95):
     values = np.asarray(values, dtype=float)
-    spread = values.std(ddof=1) if len(np.unique(values)) > 1 else math.nan
+    # Values that differ by rounding do not show how cases differ.
+    spread = values.std(ddof=1) if np.ptp(values) > 1e-12 * abs(values.mean()) else math.nan
     half = scipy_stats.t.ppf(0.5 + level / 2, len(values) - 1) * spread / math.sqrt(len(values))
     return [values.mean(), values.mean() - half, values.mean() + half]

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 ARCHITECTURE = {
     "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -48,7 +46,10 @@ PLANS = {
 DATASET = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "one": 1, "two": 2}, "file_ending": ".nii.gz"}
 
 
-def made_predictor(mirroring: bool = True, folds: int = 1) -> nnUNetPredictor:
+def made_predictor(mirroring: bool = True, folds: int = 1):
+    """An ``nnUNetPredictor``."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     plans = PlansManager(PLANS)

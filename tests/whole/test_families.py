@@ -234,7 +234,8 @@ class Example:
         return AverageTreatmentEffect(self.target(model)).attribute(self.image, bank, **arguments)
 
     def layer_explained(self, model: nn.Module | None = None, **options) -> tuple[Tensor, TreatmentEffectStatistics]:
-        arguments = {"target": 1, "n_draws": 2, "return_statistics": True} | options
+        # So few draws as here would not pay for it.
+        arguments = {"target": 1, "n_draws": 2, "support": "always", "return_statistics": True} | options
         face = LayerAverageTreatmentEffect(self.target(model), self.layer)
         return face.attribute(self.image, layer_baselines=self.donors, **arguments)
 

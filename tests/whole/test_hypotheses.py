@@ -266,6 +266,7 @@ def test_moments_of_what_is_no_hypothesis_have_no_say_in_the_common_scale():
 
     scale = 0.01**0.5 * 0.04**0.5
     for status in (Status.OUTSIDE_SUPPORT, Status.EXCLUDED, Status.ABSENT):
-        expected = ((3 * scale + 4 * 0.01) / 7 / 5) ** 0.5
+        # One other unit to learn from: half of the three degrees of freedom.
+        expected = ((1.5 * scale + 4 * 0.01) / 5.5 / 5) ** 0.5
         assert float(statistics(status).standard_error[0, 0]) == pytest.approx(expected)
     assert float(statistics(Status.ESTIMATED).standard_error[0, 0]) < 0.8 * expected
