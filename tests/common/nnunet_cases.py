@@ -49,8 +49,8 @@ DATASET = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "one": 1, "
 def made_predictor(mirroring: bool = True, folds: int = 1):
     """An ``nnUNetPredictor``."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = PlansManager(PLANS)
     configuration = plans.get_configuration("3d_fullres")
