@@ -22,7 +22,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,10 @@ def volume(options: argparse.Namespace) -> list[str]:
     image, roi = torch.rand(1, 1, edge, edge, edge), regions.box((edge,) * 3, start=edge // 16, size=3 * edge // 16)
     reference = (model(image).argmax(1) == 1).long()
     bank = PatchBank(torch.rand(100, 1, *(edge // 4,) * 3))
-    around: Callable[[Tensor], Any] = lambda x: inferer(x, network)  # noqa: E731
+
+    def around(x: Tensor) -> Any:
+        return inferer(x, network)
+
     ways: dict[str, tuple[Any, str | None]] = {
         "all windows": (model, None),
         "the part that is enough": (around, "auto"),

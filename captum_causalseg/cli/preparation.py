@@ -1,9 +1,10 @@
 """How image files become what the network is shown: as a bundle or an nnU-Net prepares them, or as they are."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +18,18 @@ from captum_causalseg.nnunet import NnunetModel
 __all__ = ["BundlePreparation", "FilePreparation", "NnunetPreparation", "Preparation"]
 
 
-class Preparation(Protocol):
+class Preparation(ABC):
     """Reads the files of one image; what the network is shown of it, and where that lies in the files."""
 
-    @property
-    def whose(self) -> str:
-        """Who prepares, in words, where that leaves nothing to choose; empty where the user says how."""
+    whose = ""
+    """Who prepares, in words, where that leaves nothing to choose; empty where the user says how."""
 
     @property
     def labels(self) -> Mapping[str, int]:
         """Names of classes."""
+        return {}
 
+    @abstractmethod
     def image(self, files: Sequence[Path]) -> Any:
         """``(1, C, *spatial)``, on the CPU.
 
@@ -35,23 +37,22 @@ class Preparation(Protocol):
             ValueError, OSError: the files cannot be read or prepared.
         """
 
+    @abstractmethod
     def grids(self, files: Sequence[Path], prepared: Any) -> Grids:
         """The files' own grid and the prepared one."""
 
     def cases(self, folder: Path) -> list[tuple[Path, ...]]:
         """The images of a folder, each by its files."""
+        found = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+        # Folders are DICOM series, where there are no files beside them.
+        files = [file for file in found if file.is_file()] or found
+        if not files:
+            raise ValueError(f"there is no file in {folder}")
+        return [(file,) for file in files]
 
     def reference(self, labels: Tensor) -> Tensor:
         """A label map ``(*spatial)`` as the model's target takes it."""
-
-
-def _files_in(folder: Path) -> list[tuple[Path, ...]]:
-    found = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-    # Folders are DICOM series, where there are no files beside them.
-    files = [file for file in found if file.is_file()] or found
-    if not files:
-        raise ValueError(f"there is no file in {folder}")
-    return [(file,) for file in files]
+        return labels
 
 
 def _checked_axes(image: Any, files: Sequence[Path], dims: int | None, who: str) -> Any:
@@ -61,7 +62,7 @@ def _checked_axes(image: Any, files: Sequence[Path], dims: int | None, who: str)
 
 
 @dataclass(frozen=True)
-class FilePreparation:
+class FilePreparation(Preparation):
     """Files as they are, or normalized in one of a few simple ways.
 
     Args:
@@ -71,8 +72,6 @@ class FilePreparation:
 
     normalize: str
     dims: int | None
-    whose: str = ""
-    labels: Mapping[str, int] = field(default_factory=dict)
 
     def image(self, files: Sequence[Path]) -> Any:
         """See :meth:`Preparation.image`."""
@@ -93,17 +92,9 @@ class FilePreparation:
         """See :meth:`Preparation.grids`."""
         return Grids(prepared, prepared, is_picture(files[0]))
 
-    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
-        """See :meth:`Preparation.cases`."""
-        return _files_in(folder)
-
-    def reference(self, labels: Tensor) -> Tensor:
-        """See :meth:`Preparation.reference`."""
-        return labels
-
 
 @dataclass(frozen=True)
-class BundlePreparation:
+class BundlePreparation(Preparation):
     """A MONAI bundle's own pre-processing.
 
     Args:
@@ -113,8 +104,8 @@ class BundlePreparation:
 
     bundle: Bundle
     dims: int | None
-    whose: str = "the bundle"
-    labels: Mapping[str, int] = field(default_factory=dict)
+
+    whose = "the bundle"
 
     def image(self, files: Sequence[Path]) -> Any:
         """See :meth:`Preparation.image`."""
@@ -125,17 +116,9 @@ class BundlePreparation:
         """See :meth:`Preparation.grids`; of several files the first one's."""
         return grids_of_bundle(self.bundle, files[0], prepared)
 
-    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
-        """See :meth:`Preparation.cases`."""
-        return _files_in(folder)
-
-    def reference(self, labels: Tensor) -> Tensor:
-        """See :meth:`Preparation.reference`."""
-        return labels
-
 
 @dataclass(frozen=True)
-class NnunetPreparation:
+class NnunetPreparation(Preparation):
     """nnU-Net's own pre-processing.
 
     Args:
@@ -145,11 +128,12 @@ class NnunetPreparation:
 
     net: NnunetModel
     dims: int | None
-    whose: str = "nnU-Net"
+
+    whose = "nnU-Net"
 
     @property
     def labels(self) -> Mapping[str, int]:
-        """See :class:`Preparation`."""
+        """See :attr:`Preparation.labels`."""
         return self.net.labels
 
     def image(self, files: Sequence[Path]) -> Any:

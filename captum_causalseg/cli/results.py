@@ -216,7 +216,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             f"places: {case.grids.in_words()}",
             f"units: {counts(case, options, statistics)}",
             *empty,
-            f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
+            f"{statistics.n_forwards} forward passes of one {'window' if 'windows' in statistics.settings else 'image'}, {seconds:.1f} s",
         ]
     )
 

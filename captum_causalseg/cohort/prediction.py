@@ -81,7 +81,7 @@ def q_survival(q: float, tau2: np.ndarray, variance: np.ndarray, weight: np.ndar
     """``P(Q > q)`` of ``Q = sum w (y - sum w y / sum w)^2`` with independent ``y_i ~ N(mean, variance_i + tau2)``.
 
     ``Q`` is a sum of squares of normals with several weights. Its distribution function is taken from its Laplace transform, to about
-    1e-9: by Talbot's contour (Weideman 2006), and where ``Q`` is so well known that it would need many nodes, along a line beside 0.
+    1e-9 (1e-7 for ``n = 2``): by Talbot's contour (Weideman 2006), and where ``Q`` is so well known that it would need many nodes, along a line beside 0.
     That transform is one over the root of a determinant, which needs no eigenvalues: the matrix is a diagonal one less one of rank 1.
 
     Args:

@@ -75,13 +75,12 @@ class WindowGeometry:
         """The windows that meet a group's box, in their order: number, the common part in the window, and in the box."""
         corner = group.frame.starts[example]
         box = box_at(corner.tolist(), group.frame.size)
-        found = []
+        found: list[tuple[int, Box, Box]] = []
         for window, start in enumerate(self.layout.starts):
             part = _overlap(self.layout.box(window), box)
             if part is not None:
-                inside = (tuple(slice(s.start - a, s.stop - a) for s, a in zip(part, at.tolist())) for at in (start, corner))
-                found.append((window, *inside))
-        return found  # type: ignore[return-value]
+                found.append((window, _seen_from(start, part), _seen_from(corner, part)))
+        return found
 
     @cached_property
     def _held(self) -> dict[int, np.ndarray]:
@@ -114,6 +113,10 @@ class WindowGeometry:
             for side, whole, length in zip(part, box, mask.shape[1:])
         )
         return bool(mask[(slice(None), *inside)].any())
+
+
+def _seen_from(corner: np.ndarray, box: Box) -> Box:
+    return tuple(slice(side.start - at, side.stop - at) for side, at in zip(box, corner.tolist()))
 
 
 def _overlap(one: Box, other: Box) -> Box | None:

@@ -13,7 +13,7 @@ from captum_causalseg._checks import BOOLEAN, NONE, PATH, TEXT, checked, instanc
 from captum_causalseg._state import undisturbed
 from captum_causalseg.bundle.weights import mismatch, reason
 from captum_causalseg.nnunet.checkpoints import read_checkpoint
-from captum_causalseg.nnunet.imports import find_trainer, nnunetv2
+from captum_causalseg.nnunet.imports import build_network, find_trainer, nnunetv2
 from captum_causalseg.nnunet.model import NnunetModel
 from captum_causalseg.nnunet.slices import slice_by_slice
 from captum_causalseg.target import WindowedModel
@@ -62,7 +62,7 @@ def load_nnunet(
         folds: which folds; of several, logits are averaged, as ``nnUNetv2_predict`` does.
         checkpoint: the file in each fold.
         mirroring: average over flipped windows, as ``nnUNetv2_predict`` does unless it is told not to: 8 times the work in three
-            dimensions, for logits that hardly differ.
+            dimensions. Without it another model is explained, whose probabilities may differ by some tenths at single voxels.
         step: from one window to the next, a share of its length.
         device: where the model runs; ``None``: the first CUDA device, else the CPU.
         trust: let the checkpoint run code of its own. Only for files whose origin you know.
@@ -104,13 +104,8 @@ def load_nnunet(
     labels = manager.get_label_manager(about)
     # Networks are initialized at random before their weights are loaded.
     with undisturbed(load_nnunet):
-        network = find_trainer(found[0]["trainer_name"]).build_network_architecture(
-            manager,
-            settings,
-            determine_num_input_channels(manager, settings, about),
-            labels.num_segmentation_heads,
-            enable_deep_supervision=False,
-        )
+        channels = determine_num_input_channels(manager, settings, about), labels.num_segmentation_heads
+        network = build_network(find_trainer(found[0]["trainer_name"]), manager, settings, channels=channels)
     weights = [_bare(one["network_weights"]) for one in found]
     for file, state in zip(files, weights):
         try:

@@ -123,3 +123,16 @@ def test_another_case_lies_in_it_as_often_as_it_says(n, ratio):
         held.append(low <= generator.normal(0, ratio) <= high)
     # With hardly any difference between cases, what is not known of it makes the interval wide.
     assert 0.93 <= np.mean(held) <= (0.99 if ratio > 0.4 else 1)
+
+
+def test_with_an_exact_case_among_them_it_holds_as_often():
+    """500 cohorts of 8; one case's bank was used up."""
+    generator = np.random.default_rng(12)
+    held = []
+    for _ in range(500):
+        error = generator.uniform(0.5, 1.5, 8)
+        error[0] = 0
+        effect = generator.normal(generator.normal(0, 1, 8), error)
+        low, high = prediction_interval(effect, error)
+        held.append(low <= generator.normal(0, 1) <= high)
+    assert 0.93 <= np.mean(held) <= 0.99

@@ -205,6 +205,30 @@ def test_what_is_refused(made, tmp_path):
         load_nnunet(folder)
 
 
+def test_trainers_may_build_networks_as_before_version_2_8(made, tmp_path, monkeypatch):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    folder = made(channels=("CT",))
+    expected = load_nnunet(folder).model.networks[0].state_dict()
+
+    def build(
+        architecture_class_name,
+        arch_init_kwargs,
+        arch_init_kwargs_req_import,
+        num_input_channels,
+        num_output_channels,
+        enable_deep_supervision=True,
+    ):
+        assert not enable_deep_supervision
+        given = architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import
+        return get_network_from_plans(*given, num_input_channels, num_output_channels, deep_supervision=False)
+
+    monkeypatch.setattr(nnUNetTrainer, "build_network_architecture", staticmethod(build))
+    found = load_nnunet(folder).model.networks[0].state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_an_unknown_trainer_is_named(made):
     folder = made()
     file = folder / "fold_0" / "checkpoint_final.pth"
@@ -244,6 +268,7 @@ def test_the_command_line(made, tmp_path, monkeypatch, capsys):
     assert known[24:27, 12:23, 12:19].all()  # the strongest unit
     table = pd.read_csv("out1/effects.csv")
     assert table["stop_0"].max() <= labels.shape[0]
+    assert "forward passes of one window" in capsys.readouterr().out
     page = Path("out1/report.html").read_text(encoding="utf-8")
     assert "folds 0, 1" in page
     assert "--fold 0 1" in page

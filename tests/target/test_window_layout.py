@@ -7,8 +7,10 @@ from torch.nn import functional
 
 from captum_causalseg.target.window_layout import Padding, WindowLayout, find_patch_size
 
+NONE = Padding()
 
-def layout(spatial, size, corners, weight=None, padding=Padding()):  # noqa: B008
+
+def layout(spatial, size, corners, weight=None, padding=NONE):
     return WindowLayout(spatial, size, starts=corners, weight=torch.ones(size) if weight is None else weight, padding=padding)
 
 
