@@ -501,6 +501,16 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "GradientTreatmentEffect.attribute": lambda w: _call(
         "attr", ccs.GradientTreatmentEffect(w.target).attribute, inputs=w.image, baselines=w.donors, target=1
     ),
+    "JointTreatmentEffect": lambda w: _call("attr", ccs.JointTreatmentEffect, forward_func=total),
+    "JointTreatmentEffect.attribute": lambda w: _call(
+        "attr", ccs.JointTreatmentEffect(w.target).attribute, **w.arguments | {"n_draws": 4, "block_size": 4}
+    ),
+    "LayerJointTreatmentEffect": lambda w: _call(
+        "attr", ccs.LayerJointTreatmentEffect, forward_func=w.target, layer=w.network[0]
+    ),
+    "LayerJointTreatmentEffect.attribute": lambda w: _call(
+        "attr", ccs.LayerJointTreatmentEffect(w.target, w.network[0]).attribute, **w.of_layer, n_draws=4
+    ),
     "LayerAverageTreatmentEffect": lambda w: _call(
         "attr", ccs.LayerAverageTreatmentEffect, forward_func=w.target, layer=w.network[0]
     ),

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.causal_support import causal_support
     from captum_causalseg.attr.components import component_effects
     from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
+    from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
     from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
     from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
+    from captum_causalseg.attr.layer_joint_treatment_effect import LayerJointTreatmentEffect
     from captum_causalseg.attr.pdcr import PdCR
     from captum_causalseg.bundle import Bundle, load_bundle
     from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, NeighborBank, PatchBank, SameImage
@@ -41,8 +43,10 @@ __all__ = [
     "DonorComparison",
     "DonorSource",
     "GradientTreatmentEffect",
+    "JointTreatmentEffect",
     "LayerAverageTreatmentEffect",
     "LayerGradientTreatmentEffect",
+    "LayerJointTreatmentEffect",
     "Layout",
     "NeighborBank",
     "NnunetModel",
@@ -82,8 +86,10 @@ _PLACES = {
     "DonorComparison": "captum_causalseg.evaluation.donor_comparison",
     "DonorSource": "captum_causalseg.donors",
     "GradientTreatmentEffect": "captum_causalseg.attr.gradient_treatment_effect",
+    "JointTreatmentEffect": "captum_causalseg.attr.joint_treatment_effect",
     "LayerAverageTreatmentEffect": "captum_causalseg.attr.layer_average_treatment_effect",
     "LayerGradientTreatmentEffect": "captum_causalseg.attr.layer_gradient_treatment_effect",
+    "LayerJointTreatmentEffect": "captum_causalseg.attr.layer_joint_treatment_effect",
     "Layout": "captum_causalseg.layout",
     "NeighborBank": "captum_causalseg.donors",
     "NnunetModel": "captum_causalseg.nnunet",

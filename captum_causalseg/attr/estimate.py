@@ -21,6 +21,7 @@ from captum_causalseg.donors import BoundDonors
 from captum_causalseg.donors.gather import some_channels
 from captum_causalseg.donors.source import Recipients
 from captum_causalseg.engine.goal import Goal
+from captum_causalseg.engine.joint import run_in_context
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import Outcome, observe, run
 from captum_causalseg.images import with_metadata
@@ -163,15 +164,12 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
                     budget=effort.n_draws * wanted,
                     most_draws=effort.most_draws,
                 )
-            outcome = run(
-                plan,
-                evaluator,
-                baseline,
-                batch_size=batch_size,
-                screening_threshold=effort.screening_threshold,
-                goal=goal,
-                on_progress=on_progress,
-            )
+            how: dict[str, Any] = {"batch_size": batch_size, "goal": goal, "on_progress": on_progress}
+            if options.joint is None:
+                outcome = run(plan, evaluator, baseline, screening_threshold=effort.screening_threshold, **how)
+            else:
+                treated = problem.treated_for(prepared.outputs)[plan.example, plan.unit]
+                outcome = run_in_context(plan, options.joint, evaluator, observed=baseline, treated=treated, **how)
             made = outcome.n_forwards
             controls = controlled(
                 problem.controls,
@@ -217,9 +215,19 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             "window": None if prepared.reach.window is None else list(prepared.reach.window),
             "forwards": forwards,
             "disabled": dict(ledger.disabled),
-        },
+        }
+        | _settings_of_context(options),
         slope_sums=_slope_sums_of_part(problem, prepared, outcome) if options.execution.part != WHOLE else None,
     )
+
+
+def _settings_of_context(options: Options) -> dict[str, Any]:
+    """What is kept with the statistics of effects that are asked for in a context."""
+    if options.context is None:
+        return {}
+    if options.joint is None:
+        return {"context": options.context.in_words}
+    return {"context": options.context.in_words, "sampling": "in context"}
 
 
 def _slope_sums_of_part(problem: Problem, prepared: _Prepared, outcome: Outcome) -> Tensor | None:
@@ -382,6 +390,8 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
         reach = Reach.everything(evaluator)
     else:
         at_stake = int(sum(max(plan.first_draws(row), min(plan.total(row), effort.n_draws)) for row in range(len(plan))))
+        if options.joint is not None:
+            at_stake = effort.n_draws * len(plan)
         reach = find_reach(problem, evaluator, at_stake=None if effort.support == "always" else at_stake)
     active = problem.treated_for(outputs) & outputs.of_rois(reach.reaches)
     plan = replace(plan, active=active[plan.example, plan.unit])

@@ -8,6 +8,7 @@ from torch import nn
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg.attr.effort import Effort
+from captum_causalseg.engine.contexts import Context
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.layout import UNIT_KINDS, UnitKind
 from captum_causalseg.target.scorer import Scorer
@@ -60,6 +61,7 @@ class Options:
         baselines: what units are replaced by.
         units: which parts, of the inputs or of a layer.
         effort: how donors are drawn; of no matter where none are.
+        context: which other units are replaced as well when a unit is; ``None`` where that is no question.
         execution: how the model is run.
         name: of the method, for progress bars and the log.
         show_progress, return_statistics: what is shown and returned besides.
@@ -73,11 +75,17 @@ class Options:
     additional_forward_args: Any = None
     target: TargetType = None
     effort: Effort = field(default_factory=Effort)
+    context: Context | None = None
     execution: Execution = field(default_factory=Execution)
     name: str = ""
     show_progress: bool = False
     return_statistics: bool = False
     controls: Literal["edge"] | None = None
+
+    @property
+    def joint(self) -> Context | None:
+        """The context, where in it other units are replaced as well."""
+        return None if self.context is None or self.context.alone else self.context
 
     @property
     def executed(self) -> Scorer:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from captum_causalseg.engine.goal import Goal, half_widths
@@ -15,14 +14,11 @@ from captum_causalseg.engine.memory import fitting
 from captum_causalseg.engine.notes import Notes
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.sample import Sample
+from captum_causalseg.engine.scores import ROUNDING, read
 from captum_causalseg.statistics import Status
 from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = ["Evaluator", "KnowsControlMeans", "Outcome", "observe", "run"]
-
-# Scores that differ by this many units in the last place are equal: such a difference is rounding, neither an effect nor its
-# spread. (Measured: another batch size or order of sums moves a score by up to 21.)
-_ROUNDING = 64
 
 
 class Evaluator(Protocol):
@@ -256,7 +252,7 @@ class _Loop:
         sample = self._sample(row, scored)
         values, estimate = sample.values, self.plan.scheme.estimator.estimate(sample)
         size = np.abs(self.observed[self.plan.example[row]]) + np.abs(values).max(0)
-        rounding = _ROUNDING * self._resolution * size
+        rounding = ROUNDING * self._resolution * size
         # Only where no draw moved the score: small flips of some draws are kept as they are.
         still = np.abs(values).max(0) <= rounding
         self.notes.write(row, estimate, which=which, still=still, rounding=rounding)
@@ -330,7 +326,7 @@ class _Loop:
         """What the first batch of these gives, ``(B, K, 1 + C)``; it is smaller than it was to be, and so are the next ones, if memory ran out."""
         most = min(self.batch_size, len(rows))
         (scores, self._resolution), size = fitting(
-            lambda count: _read(self.evaluator(self.plan.interventions(rows[:count], donors[:count]))), most
+            lambda count: read(self.evaluator(self.plan.interventions(rows[:count], donors[:count]))), most
         )
         if size < most:
             self.batch_size = size
@@ -346,12 +342,4 @@ class _Loop:
 
 
 def _observed(score: Callable[[np.ndarray], Tensor], examples: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    return _read(score(examples[:count]))
-
-
-def _read(scores: Tensor) -> tuple[np.ndarray, float]:
-    """What an evaluator gives, ``(B, K, 1 + C)`` in double precision on the CPU, and its resolution."""
-    scores = scores[..., None] if scores.ndim < 3 else scores
-    # A copy: scores may be a view of an evaluator's memory, which the next batch writes over.
-    values: np.ndarray = scores.to(device="cpu", dtype=torch.float64, copy=True).numpy()
-    return values, torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
+    return read(score(examples[:count]))

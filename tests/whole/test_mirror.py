@@ -22,6 +22,7 @@ ELSEWHERE = {
     "attr/estimate": "whole/test_oracle",
     "attr/exclusion": "whole/test_excluded_places",
     "attr/gradient": "attr/test_gradient_treatment_effect",
+    "attr/joint": "attr/test_joint_treatment_effect",
     "attr/layer": "interventions/test_layer",
     "attr/layer_average_treatment_effect": "interventions/test_layer",
     "attr/parts": "cohort/test_worker",
