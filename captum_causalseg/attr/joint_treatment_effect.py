@@ -39,12 +39,12 @@ class JointTreatmentEffect(PerturbationAttribution):
     **Sign and unit** are those of the plain effect: the score's own units, positive for what supports the segmentation. A unit that cannot
     reach the RoI has effect 0, exactly. It is another question than the plain one: compare the two rather than replace one by the other.
 
-    **Cost.** A permutation and its reverse (two draws for each of ``m`` units) take ``2m - 1`` forwards; the image as it is and the image with
-    all units replaced are both run once. Units that cannot reach the RoI take none, and if a part of the image is enough to compute the RoI,
-    only that part is run. So ``n_draws`` cost about what they cost with ``AverageTreatmentEffect`` without screening.
+    **Cost.** A permutation of ``m`` units (one draw for each of them) takes ``m`` forwards, a pair ``2m``. Units that cannot reach the RoI take none,
+    and if a part of the image is enough to compute the RoI, only that part is run. So ``n_draws`` cost what they cost with ``AverageTreatmentEffect`` without
+    screening.
 
-    **Sampling.** Every pair of permutations has a donor of its own for each unit, drawn independently; over the pairs, a unit goes through all of its donors
-    before one comes again. Standard errors are those of the mean over pairs, which are independent; intervals and p-values are as of all
+    **Sampling.** Every permutation has a donor of its own for each unit, drawn independently; over the permutations, a unit goes through all of its donors
+    before one comes again. A permutation is followed by its reverse. Standard errors are those of the mean over pairs, which are independent; intervals and p-values are as of all
     effects (:class:`~captum_causalseg.TreatmentEffectStatistics`). The estimate is that of Castro, Gomez and Tejada (2009), with antithetic pairs
     (Mitchell, Cooper, Frank and Holmes 2022). Packages for games in general, such as ``shapiq``, approximate values of *one* game, whose donors are
     fixed or averaged over in each evaluation, and give no standard errors; here donors are a part of what is sampled.
@@ -117,7 +117,7 @@ class JointTreatmentEffect(PerturbationAttribution):
                 autocast, memory_format, channels: as in :meth:`AverageTreatmentEffect.attribute`.
             context: which other units are replaced as well.
 
-                - ``"shapley"``: those that come before the unit in a random order; every order is followed by its reverse, with the same donors.
+                - ``"shapley"``: those that come before the unit in a random order; every order is followed by its reverse.
                 - ``"banzhaf"``: each with probability 1/2. Banzhaf values do not add up to the score, and depend less on sets of a size that
                   hardly occurs (nearly all units, or nearly none).
                 - a number ``q`` from 0 to 1: each with probability ``q``. With 0 all others stay, which is the plain effect: the very numbers of

@@ -1,8 +1,9 @@
 """Contexts: which other units are replaced as well when a unit is.
 
 The effect of a unit in a context is ``M(others replaced) - M(others and the unit replaced)``. A context says how the others are drawn. A
-*trial* is one draw for all units at once, with one donor for each unit: the sets of units whose scores are needed, and which two of them
-make each unit's difference. Trials are independent of each other; all that is within a trial (a permutation and its reverse) is not.
+*trial* is one draw for all units at once: the sets of units whose scores are needed, and which two of them make each unit's difference. It
+may hold several differences of each unit (in a permutation and in its reverse), each with its own donor for every unit. Trials are
+independent of each other; what is within a trial is not.
 """
 
 import math
@@ -38,36 +39,42 @@ ContextArgument = Literal["shapley", "banzhaf"] | float | DrawOthers
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Sets of ``n`` units whose scores are needed, and each unit's differences of two of them.
+    """Sets of ``n`` units whose scores are needed, and ``t`` differences of two of them for each unit.
 
     Args:
-        sets: ``(s, n)`` boolean, no two of them equal and none of them empty: the units that are replaced.
-        before: ``(t, n)``: for each of ``t`` differences of each unit the set without it; -1 where nothing is replaced.
+        sets: ``(s, n)`` boolean, none of them empty: the units that are replaced.
+        which: ``(s,)``: for which of the ``t`` differences a set is needed. Each has donors of its own, and no set twice.
+        before: ``(t, n)``: the set without the unit; -1 where nothing is replaced.
         after: ``(t, n)``: the same set with it.
     """
 
     sets: np.ndarray
+    which: np.ndarray
     before: np.ndarray
     after: np.ndarray
 
     @classmethod
-    def of(cls, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> "Trial":
-        """From the sets themselves, ``t`` arrays of shape ``(n, n)``: row ``p`` is the set without unit ``p``, or with it."""
-        number: dict[bytes, int] = {}
+    def around(cls, bases: Sequence[np.ndarray]) -> "Trial":
+        """For each of ``t`` sets ``(n,)``, every unit taken out of it and added to it."""
         sets: list[np.ndarray] = []
-
-        def numbered(one: np.ndarray) -> int:
-            if not one.any():
-                return -1
-            place = number.setdefault(np.packbits(one).tobytes(), len(sets))
-            if place == len(sets):
-                sets.append(one)
-            return place
-
-        places = [(numbered(without), numbered(with_it)) for two in zip(before, after) for without, with_it in zip(*two)]
-        n = before[0].shape[1]
-        found = np.array(places, dtype=np.int64).reshape(len(before), n, 2)
-        return cls(np.array(sets, dtype=bool).reshape(len(sets), n), found[..., 0], found[..., 1])
+        which: list[int] = []
+        places: list[tuple[int, int]] = []
+        for t, base in enumerate(bases):
+            number: dict[bytes, int] = {}
+            for unit in range(len(base)):
+                pair: list[int] = []
+                for there in (False, True):
+                    one = base.copy()
+                    one[unit] = there
+                    place = number.setdefault(one.tobytes(), len(sets)) if one.any() else -1
+                    if place == len(sets):
+                        sets.append(one)
+                        which.append(t)
+                    pair.append(place)
+                places.append((pair[0], pair[1]))
+        n = len(bases[0])
+        found = np.array(places, dtype=np.int64).reshape(len(bases), n, 2)
+        return cls(np.array(sets, dtype=bool).reshape(len(sets), n), np.array(which), found[..., 0], found[..., 1])
 
     def effects(self, scores: np.ndarray, observed: np.ndarray) -> np.ndarray:
         """Every unit's mean difference ``(n, K)``, from the scores ``(s, K)`` of the sets and those of the image as it is ``(K,)``."""
@@ -124,9 +131,9 @@ class Context(ABC):
 class Shapley(Context):
     """The others are those that come before the unit in a random order: its mean difference is its Shapley value.
 
-    An order is followed by its reverse with the same donors, which saves draws where effects are not far from additive (antithetic
-    sampling: Mitchell, Cooper, Frank and Holmes, Sampling Permutations for Shapley Value Estimation, JMLR 2022). In each of them the differences of all units add up to
-    ``M(x) - M(all replaced)``.
+    An order is followed by its reverse, in which whoever came early comes late: what depends on that cancels in the mean of the two (antithetic
+    sampling: Mitchell, Cooper, Frank and Holmes, Sampling Permutations for Shapley Value Estimation, JMLR 2022). Each has its own donors, for what depends on
+    donors would not cancel. In each of them the differences of all units add up to ``M(x) - M(all replaced)``.
 
     Example:
         >>> import numpy as np
@@ -134,36 +141,32 @@ class Shapley(Context):
         >>> units = Units(np.arange(3), np.ones(3, dtype=bool), np.random.default_rng(0))
         >>> trial = Shapley().trial(np.array([0.2, 0.9, 0.1]), units)  # unit 2 first, then 0, then 1; and the reverse
         >>> trial.sets.astype(int).tolist()
-        [[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 0], [1, 1, 0]]
+        [[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 0], [1, 1, 0], [1, 1, 1]]
     """
 
     in_words = "shapley"
 
     def most_sets(self, n: int) -> int:
-        """See :meth:`Context.most_sets`; nothing replaced is the image as it is, and all of them the same set forth and back."""
-        return 2 * n - 1
+        """See :meth:`Context.most_sets`; nothing replaced is the image as it is."""
+        return 2 * n
 
     def trial(self, places: np.ndarray, units: Units) -> Trial:
         """See :meth:`Context.trial`."""
         n = len(places)
         rank = np.empty(n, dtype=np.int64)
         rank[np.argsort(places, kind="stable")] = np.arange(n)
-        forth = np.arange(1, n + 1)[:, None] > rank  # row j: the first j + 1 of the order
-        back = forth[: n - 1][::-1]  # their complements, from the smallest on
-        sets = np.concatenate([forth, ~back])
-        # Of the reverse, prefix j + 1 < n is set n + j; all of them together is set n - 1 again.
-        prefix = np.concatenate([[-1], np.arange(n)]), np.concatenate([[-1], n + np.arange(n - 1), [n - 1]])
-        ranks = rank, n - 1 - rank
-        before = np.stack([where[of] for where, of in zip(prefix, ranks)])
-        after = np.stack([where[of + 1] for where, of in zip(prefix, ranks)])
-        return Trial(sets, before, after)
+        ranks = np.stack([rank, n - 1 - rank])
+        first = np.array([[0], [n]])  # the numbers of the sets with one unit
+        before = np.where(ranks == 0, -1, first + ranks - 1)
+        sets = np.concatenate([np.arange(1, n + 1)[:, None] > one for one in ranks])  # row j: the first j + 1 of the order
+        return Trial(sets, np.repeat([0, 1], n), before=before, after=first + ranks)
 
 
 class Banzhaf(Context):
     """Each other unit is replaced with probability ``q``; with 1/2 the mean difference is the Banzhaf value.
 
     One random set serves all units, each of which is added to it or taken out of it. It is followed by the set from the opposite draws
-    (with 1/2, the complement), with the same donors.
+    (with 1/2, the complement), with donors of its own.
 
     Args:
         q: the probability.
@@ -180,7 +183,7 @@ class Banzhaf(Context):
 
     def trial(self, places: np.ndarray, units: Units) -> Trial:
         """See :meth:`Context.trial`."""
-        return _around([places < self.q, 1 - places < self.q])
+        return Trial.around([places < self.q, 1 - places < self.q])
 
 
 class Drawn(Context):
@@ -207,13 +210,7 @@ class Drawn(Context):
             raise ArgumentTypeError(
                 f"context: expected a function that returns booleans of shape {units.ids.shape}, one per unit id, got {chosen.dtype} of shape {chosen.shape}"
             )
-        return _around([chosen[units.reach]])
-
-
-def _around(bases: Sequence[np.ndarray]) -> Trial:
-    """Each unit taken out of a set ``(n,)``, and added to it."""
-    own = np.eye(len(bases[0]), dtype=bool)
-    return Trial.of([base & ~own for base in bases], [base | own for base in bases])
+        return Trial.around([chosen[units.reach]])
 
 
 def _is_context(value: Any) -> bool:

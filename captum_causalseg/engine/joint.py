@@ -99,8 +99,8 @@ class _Open:
     Args:
         game: of which it is one.
         trial: its sets.
-        donors: ``(n, slots)`` one per unit.
-        noise: the random state that a stochastic model meets.
+        donors: ``(t, n, slots)`` one per difference and unit.
+        noise: ``(t,)`` the random states that a stochastic model meets.
         scores: ``(s, J)``.
         made: how many of them there are.
     """
@@ -108,7 +108,7 @@ class _Open:
     game: _Game
     trial: Trial
     donors: np.ndarray
-    noise: int | None
+    noise: np.ndarray | None
     scores: np.ndarray
     made: int = field(default=0)
 
@@ -220,20 +220,23 @@ class _Loop:
             seed = plan.seed[game.example] if len(plan.seed) > 1 else plan.seed[0]
             population = plan.population[game.rows][:, : -1 if plan.with_noise else None].tolist()
             generators = [plan.generator(row) for row in game.rows.tolist()]
-            drawn = [donors_in_rounds(one, donors, stop) for one, donors in zip(generators, population)]
+            per_trial = self.context.per_trial
+            last = stop * per_trial
+            drawn = np.stack([donors_in_rounds(one, donors, last) for one, donors in zip(generators, population)], axis=1)
             places = np.stack([np.random.default_rng((seed, int(key), _PLACES)).random(stop) for key in plan.key[game.rows]])
             noise = None
             if plan.with_noise:
                 states = int(plan.population[game.rows[0], -1])
-                noise = donors_in_rounds(np.random.default_rng((seed, 1, _NOISE)), [states], stop)[:, 0]
+                noise = donors_in_rounds(np.random.default_rng((seed, 1, _NOISE)), [states], last)[:, 0]
             for t in range(start, stop):
                 units = Units(game.ids, game.reach, generator=np.random.default_rng((seed, t, _OTHERS)))
                 trial = self.context.trial(places[:, t], units)
+                mine = slice(t * per_trial, (t + 1) * per_trial)
                 yield _Open(
                     game=game,
                     trial=trial,
-                    donors=np.stack([of_unit[t] for of_unit in drawn]),
-                    noise=None if noise is None else int(noise[t]),
+                    donors=drawn[mine],
+                    noise=None if noise is None else noise[mine],
                     scores=np.empty((len(trial.sets), len(game.outputs))),
                 )
 
@@ -271,21 +274,24 @@ class _Loop:
         rows: list[np.ndarray] = []
         units: list[np.ndarray] = []
         donors: list[np.ndarray] = []
+        noise: list[np.ndarray] = []
         first = 0
         for opened, taken in parts:
-            row, member = np.nonzero(opened.trial.sets[opened.made : opened.made + taken])
+            these = slice(opened.made, opened.made + taken)
+            which = opened.trial.which[these]
+            row, member = np.nonzero(opened.trial.sets[these])
             rows.append(first + row)
             units.append(self.plan.unit[opened.game.rows[member]])
-            donors.append(opened.donors[member])
+            donors.append(opened.donors[which[row], member])
+            if opened.noise is not None:
+                noise.append(opened.noise[which])
             first += taken
-        noise = [opened.noise for opened, _ in parts]
-        counts = [taken for _, taken in parts]
         return Interventions(
-            example=np.repeat([opened.game.example for opened, _ in parts], counts),
+            example=np.repeat([opened.game.example for opened, _ in parts], [taken for _, taken in parts]),
             row=np.concatenate(rows),
             unit=np.concatenate(units),
             donor=np.concatenate(donors),
-            noise=None if noise[0] is None else np.repeat(np.array(noise, dtype=np.int64), counts),
+            noise=np.concatenate(noise) if noise else None,
         )
 
     def _refuse_what_is_not_finite(self, scores: np.ndarray, batch: Interventions) -> None:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import integer
 from captum_causalseg.statistics.status import Status
@@ -15,8 +17,11 @@ __all__ = ["why_empty"]
 def why_empty(statistics: "TreatmentEffectStatistics", target: TargetType, example: int) -> str | None:
     """See :meth:`TreatmentEffectStatistics.why_empty`."""
     integer(0, statistics.effect.shape[0] - 1)("example", example)
-    chosen = statistics.of_output(target)
-    tested, status = chosen.hypotheses[example], chosen.status[example]
+
+    def chosen(values: Tensor) -> Tensor:
+        return statistics.select(values, target)[example]
+
+    tested, status = chosen(statistics.hypotheses), chosen(statistics.status)
     n = int(tested.sum())
     reaching = " that can reach the region of interest" if bool((status == Status.OUTSIDE_SUPPORT).any()) else ""
     if n == 0:
@@ -24,10 +29,14 @@ def why_empty(statistics: "TreatmentEffectStatistics", target: TargetType, examp
             return "no unit beside the region of interest can reach it through the model: the effects are exactly 0"
         return "every unit touches the region of interest or was excluded: no effect is known"
     # Of a single draw there is no variance.
-    still = tested & (chosen.effect[example] == 0) & ~(chosen.sample_variance[example] > 0)
+    still = tested & (chosen(statistics.effect) == 0) & ~(chosen(statistics.sample_variance) > 0)
     quiet = still | (status == Status.SCREENED)
     count = int(quiet.sum())
-    if 2 * count < n or bool((chosen.adjusted_p_values()[example] <= 0.05).any()):
+    if 2 * count < n:
+        return None
+    # Of all examples, which takes a while: where it is clear already, it is not asked for.
+    alone = statistics.of_output(target)
+    if bool((alone.adjusted_p_values()[example] <= 0.05).any()):
         return None
     said = f"no effect differs from 0: of {n} {'unit' if n == 1 else 'units'}{reaching}, {count} "
     if bool((quiet == still).all()):
@@ -37,7 +46,7 @@ def why_empty(statistics: "TreatmentEffectStatistics", target: TargetType, examp
         said += "changed the score by less than " + ("the screening threshold" if threshold is None else f"{threshold:g}")
         said += " in the draws that they had"
     metric, smooth = statistics.settings.get("metric"), statistics.settings.get("smooth_metric")
-    score = float(chosen.observed_score[example])
+    score = float(alone.observed_score[example])
     if smooth is not None:
         value = f"exactly {score:.0f}" if score in (0, 1) else f"{score:.4g}"
         said += (

@@ -52,27 +52,27 @@ def contexts_of(q: float, seed: int, units: Sequence[int], n_pairs: int) -> list
 
 
 def values_of_pairs(worth: Callable[[int, frozenset[int]], np.ndarray], units, *, q=None, n_pairs, seed=0):
-    """For each unit the mean difference of every pair, ``(n_pairs, K)``; ``worth(pair, set)`` are the scores with a set replaced."""
+    """For each unit the mean difference of every pair, ``(n_pairs, K)``; ``worth(draw, set)`` are the scores with a set replaced by a draw's donors."""
     found: dict[int, list[list[np.ndarray]]] = {unit: [[] for _ in range(n_pairs)] for unit in units}
     if q is None:
         for number, order in enumerate(orders(seed, units, n_pairs)):
             for place, unit in enumerate(order):
                 before, after = frozenset(order[:place]), frozenset(order[: place + 1])
-                found[unit][number // 2].append(worth(number // 2, before) - worth(number // 2, after))
+                found[unit][number // 2].append(worth(number, before) - worth(number, after))
     else:
         for number, others in enumerate(contexts_of(q, seed, units, n_pairs)):
             for unit in units:
                 before, after = frozenset(others - {unit}), frozenset(others | {unit})
-                found[unit][number // 2].append(worth(number // 2, before) - worth(number // 2, after))
+                found[unit][number // 2].append(worth(number, before) - worth(number, after))
     return {unit: np.array([np.mean(pair, axis=0) for pair in pairs]) for unit, pairs in found.items()}
 
 
 def literal(score: Score, image: Tensor, mask: Tensor, donors: Tensor, units, *, q=None, n_draws, seed=0):
     """Mean differences of every pair of draws, by unit: ``(n_draws / 2, K)``."""
-    numbers = {unit: drawn_donors(seed, unit, len(donors), n_draws // 2) for unit in units}
+    numbers = {unit: drawn_donors(seed, unit, len(donors), n_draws) for unit in units}
 
-    def worth(pair, chosen):
-        return score(replaced(image, mask, donors, {unit: numbers[unit][pair] for unit in chosen}))
+    def worth(draw, chosen):
+        return score(replaced(image, mask, donors, {unit: numbers[unit][draw] for unit in chosen}))
 
     return values_of_pairs(worth, units, q=q, n_pairs=n_draws // 2, seed=seed)
 

@@ -20,6 +20,7 @@ def contexts(trial, unit):
     for before, after in zip(trial.before[:, unit], trial.after[:, unit]):
         others = np.zeros(trial.sets.shape[1], bool) if before == -1 else trial.sets[before]
         assert not others[unit]
+        assert before == -1 or trial.which[before] == trial.which[after]
         assert (trial.sets[after] == others | (np.arange(len(others)) == unit)).all()
         found.append(frozenset(np.flatnonzero(others).tolist()))
     return found
@@ -30,7 +31,8 @@ def contexts(trial, unit):
 def test_sets_differ_and_are_not_empty(n, context):
     for seed in range(20):
         trial = context.trial(np.random.default_rng(seed).random(n), units(n))
-        assert len({one.tobytes() for one in trial.sets}) == len(trial.sets) <= context.most_sets(n)
+        distinct = {(which, one.tobytes()) for which, one in zip(trial.which.tolist(), trial.sets)}
+        assert len(distinct) == len(trial.sets) <= context.most_sets(n)
         assert trial.sets.any(1).all()
         assert trial.before.shape == trial.after.shape == (2, n)
         for unit in range(n):
@@ -39,7 +41,8 @@ def test_sets_differ_and_are_not_empty(n, context):
 
 def test_a_permutation_and_its_reverse():
     trial = Shapley().trial(np.array([0.5, 0.1, 0.9, 0.3]), units(4))  # 1, 3, 0, 2
-    assert len(trial.sets) == 7
+    assert len(trial.sets) == 8
+    assert trial.which.tolist() == [0] * 4 + [1] * 4
     assert [contexts(trial, unit) for unit in range(4)] == [
         [{1, 3}, {2}],
         [set(), {0, 2, 3}],
@@ -91,9 +94,9 @@ def test_functions_get_all_ids_and_only_those_that_reach_are_replaced():
 
 def test_differences_are_means_over_a_trial():
     trial = Shapley().trial(np.array([0.1, 0.2]), units(2))  # 0, 1; then 1, 0
-    scores = np.array([[5.0], [1.0], [4.0]])  # {0}, {0, 1}, {1}
-    assert trial.sets.tolist() == [[True, False], [True, True], [False, True]]
-    assert trial.effects(scores, np.array([10.0])).tolist() == [[((10 - 5) + (4 - 1)) / 2], [((5 - 1) + (10 - 4)) / 2]]
+    scores = np.array([[5.0], [1.0], [4.0], [2.0]])  # {0}, {0, 1}; with other donors {1}, {1, 0}
+    assert trial.sets.tolist() == [[True, False], [True, True], [False, True], [True, True]]
+    assert trial.effects(scores, np.array([10.0])).tolist() == [[((10 - 5) + (4 - 2)) / 2], [((5 - 1) + (10 - 4)) / 2]]
 
 
 def test_names():

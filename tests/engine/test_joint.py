@@ -77,11 +77,11 @@ def run(game, plan, context=None, treated=None, batch_size=6, **options):
 def literal(game, units=range(U), q=None, n_draws=8, seed=4, output=slice(None)):
     """``(N, U, n_pairs, K)``; NaN for units that are none of the game."""
     found = np.full((N, U, n_draws // 2, K), np.nan)
-    numbers = {u: oracle.drawn_donors(seed, u + 20, D, n_draws // 2) for u in units}
+    numbers = {u: oracle.drawn_donors(seed, u + 20, D, n_draws) for u in units}
     for n in range(N):
 
-        def worth(pair, chosen, n=n):
-            return game.worth(n, {key - 20: numbers[key - 20][pair] for key in chosen})
+        def worth(draw, chosen, n=n):
+            return game.worth(n, {key - 20: numbers[key - 20][draw] for key in chosen})
 
         pairs = oracle.values_of_pairs(worth, [u + 20 for u in units], q=q, n_pairs=n_draws // 2, seed=seed)
         for u in units:
@@ -110,8 +110,8 @@ def test_shapley_values_add_up_in_every_trial():
     game = Game()
     outcome = run(game, plan_of(n_draws=4))
     for n in range(N):
-        numbers = [oracle.drawn_donors(4, u + 20, D, 2) for u in range(U)]
-        gone = np.mean([game.worth(n, {u: numbers[u][pair] for u in range(U)}) for pair in range(2)], axis=0)
+        numbers = [oracle.drawn_donors(4, u + 20, D, 4) for u in range(U)]
+        gone = np.mean([game.worth(n, {u: numbers[u][draw] for u in range(U)}) for draw in range(4)], axis=0)
         total = outcome.moments.effect[outcome.moments.effect.shape[0] // N * n :][:U].sum(0)
         np.testing.assert_allclose(total, game.observed[n] - gone, atol=1e-12)
 
@@ -128,7 +128,7 @@ def test_outputs_of_other_units_are_games_of_their_own():
     np.testing.assert_allclose(effect[:, [0, 3, 4], 1], literal(game, [0, 3, 4], output=1)[:, [0, 3, 4]].mean(2), atol=1e-12)
     assert np.isnan(effect[:, 2]).all()
     assert np.isnan(effect[:, 0, 0]).all()
-    assert outcome.n_forwards == N * 2 * 4 * (2 * 3 - 1)
+    assert outcome.n_forwards == N * 2 * 8 * 3
 
 
 def test_a_unit_that_reaches_one_output_is_replaced_for_both_without_harm():
@@ -148,13 +148,13 @@ def test_when_memory_runs_out_batches_are_halved_and_numbers_stay():
     assert plenty.n_forwards == scarce.n_forwards
 
 
-def test_a_trial_meets_one_random_state():
+def test_a_permutation_meets_one_random_state():
     game = Game()
-    run(game, plan_of(with_noise=True), batch_size=1000)
+    run(game, plan_of(with_noise=True, n_draws=6), batch_size=1000)
     (noise,) = game.noises
-    per_trial = noise.reshape(N, 4, -1)
-    assert (per_trial == per_trial[..., :1]).all()
-    assert len(np.unique(per_trial[0, :, 0])) == 4
+    per_order = noise.reshape(N, 6, U)
+    assert (per_order == per_order[..., :1]).all()
+    assert len(np.unique(per_order[0, :, 0])) == 6
 
 
 def test_examples_have_seeds_of_their_own():
