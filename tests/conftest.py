@@ -19,6 +19,8 @@ settings.load_profile("suite")
 # `make check` leaves them out.
 SLOW = {
     "attr/test_components",
+    "attr/test_joint_treatment_effect",
+    "attr/test_layer_joint_treatment_effect",
     "cli/commands/test_cohort",
     "cli/commands/test_compare",
     "cli/commands/test_demo",
@@ -88,6 +90,7 @@ SLOW = {
     "whole/test_docs",
     "whole/test_families",
     "whole/test_hypotheses",
+    "whole/test_joint_effects",
     "whole/test_memory",
     "whole/test_model_study",
     "whole/test_null",

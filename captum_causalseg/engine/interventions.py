@@ -41,10 +41,12 @@ class Interventions:
             raise ValueError(f"row: expected rows 0 to {len(self) - 1}, got {self.row.min()} to {self.row.max()}")
         if self.noise is not None and self.noise.shape != self.example.shape:
             raise ValueError(f"noise: expected one per row, {self.example.shape}, got {self.noise.shape}")
-        if replacements > len(np.unique(self.row)):
-            pairs, times = np.unique(np.stack([self.row, self.unit], axis=1), axis=0, return_counts=True)
-            if (times > 1).any():
-                row, unit = pairs[times > 1][0].tolist()
+        if not (np.diff(self.row) > 0).all():
+            # As one number each, which is sorted much sooner than pairs; units are numbered from 0.
+            pairs = np.sort(self.row * (int(self.unit.max()) + 1) + self.unit)
+            twice = np.flatnonzero(pairs[1:] == pairs[:-1])
+            if len(twice):
+                row, unit = divmod(int(pairs[twice[0]]), int(self.unit.max()) + 1)
                 raise ValueError(f"unit: expected every unit once in a set, got {unit} several times in row {row}")
 
     @classmethod

@@ -1,5 +1,6 @@
 """Donors pasted into copies of the tensors: all replacements of a batch at once, those of like units together."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -83,11 +84,9 @@ def _alike(units: Units, slot: int, frame: Frame | None, interventions: Interven
     place = corners if frame is None else corners - frame.starts_of(examples[rows], interventions.row[rows])
     first = np.maximum(-place, 0)
     last = sizes if frame is None else np.minimum(sizes, np.array(frame.size) - place)
-    rows_by_key = np.concatenate([kinds[:, None], first, last, sizes], axis=1)
-    keys, group_of = np.unique(rows_by_key, axis=0, return_inverse=True)
-    for index, key in enumerate(keys):
-        found = np.flatnonzero(group_of.ravel() == index)
-        begin, end, size = np.split(key[1:], 3)
+    described = np.concatenate([kinds[:, None], first, last, sizes], axis=1)
+    for found in _equal_rows(described):
+        begin, end, size = np.split(described[found[0], 1:], 3)
         if (begin >= end).any():
             continue
         piece = units.pieces(int(examples[rows[found[0]]]), int(which[rows[found[0]]]), slot)[0]
@@ -100,6 +99,20 @@ def _alike(units: Units, slot: int, frame: Frame | None, interventions: Interven
             place=(place + first)[found],
             part=tuple(slice(a, b) for a, b in zip(begin.tolist(), end.tolist())),
         )
+
+
+def _equal_rows(values: np.ndarray) -> list[np.ndarray]:
+    """The numbers of equal rows of ``(P, c)`` integers, each in ascending order; the smallest rows first."""
+    least = values.min(0)
+    sides = values.max(0) - least + 1
+    if math.prod(sides.tolist()) < 2**62:
+        # As one number each, which is sorted much sooner than rows.
+        _, group_of = np.unique(np.ravel_multi_index(tuple((values - least).T), tuple(sides)), return_inverse=True)
+    else:
+        _, group_of = np.unique(values, axis=0, return_inverse=True)
+    group_of = group_of.ravel()
+    order = np.argsort(group_of, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
 
 
 def _paste_alike(tensor: Tensor, group: _Group, values: Tensor, onto: np.ndarray) -> None:

@@ -2,16 +2,16 @@
 
 import inspect
 
+import joint_oracle as oracle
 import numpy as np
 import pytest
 import torch
 from captum.attr import ShapleyValueSampling
+from oracle import effect_and_error
+from window_cases import CONV, Local
 
 from captum_causalseg import AverageTreatmentEffect, JointTreatmentEffect, PatchBank, SegmentationTarget, Status, regions
 from captum_causalseg.evaluation.planted import planted_case
-from tests.common import joint_oracle as oracle
-from tests.common.oracle import effect_and_error
-from tests.common.window_cases import CONV, Local
 
 BLOCKS = {2: (4, 4), 3: (2, 4, 2)}
 

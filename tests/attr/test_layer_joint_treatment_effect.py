@@ -1,14 +1,14 @@
 """Joint effects of parts of layers: against a literal loop that sets the activation by a hook, one set at a time."""
 
+import joint_oracle as oracle
 import numpy as np
 import pytest
 import torch
+from layer_cases import case
 from torch import nn
 
 from captum_causalseg import ActivationBank, LayerAverageTreatmentEffect, LayerJointTreatmentEffect, SegmentationTarget, Status
 from captum_causalseg.layout import Layout, unit_mask
-from tests.common import joint_oracle as oracle
-from tests.common.layer_cases import case
 
 
 def activation_of(model, layer, images):
@@ -93,7 +93,7 @@ def test_values_of_a_layer_add_up():
 )
 def test_heads_and_tokens(name, at_input, units, mask):
     pytest.importorskip("transformers")
-    from tests.common.transformer_cases import case as transformer
+    from transformer_cases import case as transformer
 
     model, target, image, donors = transformer("vit")
     layer = model.get_submodule(name)

@@ -1,5 +1,6 @@
 """The loop over trials, on games whose scores are looked up."""
 
+import joint_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,6 @@ from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.joint import run_in_context
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.statistics.moderation import moderated_errors
-from tests.common import joint_oracle as oracle
 
 N, U, D, K = 2, 5, 3, 2
 

@@ -10,7 +10,7 @@ from captum_causalseg import PatchBank
 from captum_causalseg.donors import as_donor_source
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.frames import Frame, gather
-from captum_causalseg.interventions.paste import paste
+from captum_causalseg.interventions.paste import _equal_rows, paste
 from tests.interventions.test_units import KINDS, SHAPES, units_of
 
 
@@ -41,3 +41,14 @@ def test_what_is_pasted_is_the_donors_in_the_units_and_nothing_else(kind, shape,
     paste([rows], units, [donors], interventions, None if frame is None else [frame])
     assert torch.equal(rows, expected)
     assert tensor.max() < 1, "the images themselves are left alone"
+
+
+@pytest.mark.parametrize("largest", [3, 2**40])
+def test_rows_are_grouped_also_where_they_are_no_small_numbers(largest):
+    values = np.random.default_rng(0).integers(-1, 2, (60, 4)) * largest // 3
+    groups = _equal_rows(values)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(60))
+    assert [tuple(values[group[0]].tolist()) for group in groups] == sorted(set(map(tuple, values.tolist())))
+    for group in groups:
+        assert (values[group] == values[group[0]]).all()
+        assert (np.diff(group) > 0).all()

@@ -2,19 +2,19 @@
 
 import functools
 
+import joint_oracle as oracle
 import numpy as np
 import pytest
 import torch
+from cohort_study import images as study_images
+from cohort_study import load_model, make_cases, make_target
 from torch import nn
+from window_cases import Local, pixels
 
 from captum_causalseg import JointTreatmentEffect, LayerJointTreatmentEffect, PatchBank, SegmentationTarget, Status, regions
 from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.engine.contexts import donors_in_rounds
 from captum_causalseg.target.scorer import as_scorer
-from tests.common import joint_oracle as oracle
-from tests.common.cohort_study import images as study_images
-from tests.common.cohort_study import load_model, make_cases, make_target
-from tests.common.window_cases import Local, pixels
 from tests.interventions.test_windows import Normed, by_monai, seeded, two
 
 
