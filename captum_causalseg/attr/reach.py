@@ -26,7 +26,7 @@ def find_reach(problem: Problem, evaluator: ModelEvaluator, *, at_stake: int | N
             them. ``None``: it is probed anyway.
     """
     if isinstance(evaluator, WindowsEvaluator):
-        return Reach(evaluator.geometry.reaching, evaluator)
+        return Reach(evaluator.held.reaching, evaluator)
     if problem.call.rois is not None and evaluator.local is not None and evaluator.site.no_support is None:
         if at_stake is not None and evaluator.site.bypass:
             cost, saved = most_forwards(evaluator), saved_at_best(evaluator, at_stake)

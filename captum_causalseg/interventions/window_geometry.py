@@ -12,7 +12,7 @@ from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.target.window_layout import WindowLayout
 
-__all__ = ["RoiGroup", "WindowGeometry"]
+__all__ = ["RoiGroup", "UnitWindows", "WindowGeometry"]
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class WindowGeometry:
     Args:
         layout: the windows.
         rois: boolean ``(N or 1, R, *spatial)``.
-        units: of the images.
+        n_examples: how many images there are.
 
     Attributes:
         groups: of the regions, each with a box of its own, so that what lies between regions far apart is not held.
     """
 
-    def __init__(self, layout: WindowLayout, rois: Tensor, units: Units) -> None:
-        self.layout, self._rois, self._units = layout, rois.cpu(), units
-        self.groups = _groups(self._rois, units.n_examples)
+    def __init__(self, layout: WindowLayout, rois: Tensor, n_examples: int) -> None:
+        self.layout, self._rois, self._n_examples = layout, rois.cpu(), n_examples
+        self.groups = _groups(self._rois, n_examples)
 
     @cached_property
     def touching(self) -> np.ndarray:
         """``(N, W, R)``: which window holds an element of which region."""
-        n, r = self._units.n_examples, self._rois.shape[1]
+        n, r = self._n_examples, self._rois.shape[1]
         found = np.zeros((len(self._rois), len(self.layout), r), dtype=bool)
         for example, region in np.ndindex(len(self._rois), r):
             mask = self._rois[example, region]
@@ -56,20 +56,6 @@ class WindowGeometry:
                 part = _overlap(self.layout.box(window), around)
                 found[example, window, region] = part is not None and bool(mask[part].any())
         return np.broadcast_to(found, (n, *found.shape[1:]))
-
-    @cached_property
-    def reaching(self) -> np.ndarray:
-        """``(N, U, R)``: which unit is held by a window that touches which region."""
-        return np.stack(
-            [self.holding(n).astype(np.int32) @ self.touching[n].astype(np.int32) > 0 for n in range(self._units.n_examples)]
-        )
-
-    def holding(self, example: int) -> np.ndarray:
-        """``(U, W)``: which unit has an element in which window."""
-        key = 0 if self._units.shared else example
-        if key not in self._held:
-            self._held[key] = self._holding(key)
-        return self._held[key]
 
     def parts(self, group: RoiGroup, example: int) -> list[tuple[int, Box, Box]]:
         """The windows that meet a group's box, in their order: number, the common part in the window, and in the box."""
@@ -82,16 +68,42 @@ class WindowGeometry:
                 found.append((window, _seen_from(start, part), _seen_from(corner, part)))
         return found
 
+
+class UnitWindows:
+    """Which windows hold a unit.
+
+    Args:
+        geometry: of the windows.
+        units: of the images.
+    """
+
+    def __init__(self, geometry: WindowGeometry, units: Units) -> None:
+        self._geometry, self._layout, self._units = geometry, geometry.layout, units
+        self._held: dict[int, np.ndarray] = {}
+
     @cached_property
-    def _held(self) -> dict[int, np.ndarray]:
-        return {}
+    def reaching(self) -> np.ndarray:
+        """``(N, U, R)``: which unit is held by a window that touches which region."""
+        return np.stack(
+            [
+                self.holding(n).astype(np.int32) @ self._geometry.touching[n].astype(np.int32) > 0
+                for n in range(self._units.n_examples)
+            ]
+        )
+
+    def holding(self, example: int) -> np.ndarray:
+        """``(U, W)``: which unit has an element in which window."""
+        key = 0 if self._units.shared else example
+        if key not in self._held:
+            self._held[key] = self._holding(key)
+        return self._held[key]
 
     def _holding(self, example: int) -> np.ndarray:
-        n_units, n_windows = len(self._units), len(self.layout)
+        n_units, n_windows = len(self._units), len(self._layout)
         held = np.zeros((n_units, n_windows), dtype=bool)
         examples = np.full(n_units, example)
         rows, _, corners, sizes = self._units.boxes(0, examples, np.arange(n_units))
-        starts, size = self.layout.starts, np.array(self.layout.size)
+        starts, size = self._layout.starts, np.array(self._layout.size)
         meet = np.ones((len(rows), n_windows), dtype=bool)
         for axis in range(len(size)):
             low, high = corners[:, axis, None], (corners + sizes)[:, axis, None]
@@ -106,7 +118,7 @@ class WindowGeometry:
 
     def _has_element(self, box: Box, mask: Tensor, window: int) -> bool:
         """Whether a unit's mask ``(channels or 1, *size or 1)`` has one of its elements in a window that its box meets."""
-        part = _overlap(box, self.layout.box(window))
+        part = _overlap(box, self._layout.box(window))
         assert part is not None
         inside = tuple(
             slice(None) if length == 1 else slice(side.start - whole.start, side.stop - whole.start)

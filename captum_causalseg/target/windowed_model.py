@@ -286,9 +286,72 @@ class WindowedModel(nn.Module):
 
     def weighted(self, windows: Tensor, layout: WindowLayout, args: Sequence[Any] = ()) -> list[Tensor]:
         """Weighted logits of windows ``(B, C, *size)``, ``(B, C_out, *size)`` for each network, where windows are run."""
-        windows = layout.padded(windows.to(self.window_device or windows.device))
-        weight = layout.weight.to(device=windows.device, dtype=self.fused_dtype(windows))
-        return [layout.unpadded(self._mirrored(network, windows, args)).to(weight.dtype) * weight for network in self.networks]
+        padded = self.seen(windows, layout)
+        return self.blended(
+            lambda fold, flip: self.answer(fold, padded.flip(flip) if flip else padded, args), layout, self.fused_dtype(padded)
+        )
+
+    def seen(self, windows: Tensor, layout: WindowLayout) -> Tensor:
+        """Windows ``(B, C, *size)`` as a network sees them, unflipped: padded to ``(B, C, *patch_size)``, where they are run."""
+        return layout.padded(windows.to(self.window_device or windows.device))
+
+    def blended(
+        self, answer: Callable[[int, tuple[int, ...]], Tensor], layout: WindowLayout, dtype: torch.dtype
+    ) -> list[Tensor]:
+        """Weighted logits ``(B, C_out, *size)`` for each network from those of every flip ``(B, C_out, *patch_size)``.
+
+        Args:
+            answer: ``(fold, flip)`` to what that network says of windows flipped along these axes of theirs.
+            layout: of the windows.
+            dtype: to be added up in.
+        """
+        blended = []
+        for fold in range(len(self.networks)):
+            first, *others = self.flips
+            logits = answer(fold, first)
+            for flip in others:
+                logits = logits + answer(fold, flip).flip(flip)
+            logits = logits / (1 + len(others)) if others else logits
+            weight = layout.weight.to(device=logits.device, dtype=dtype)
+            blended.append(layout.unpadded(logits).to(dtype) * weight)
+        return blended
+
+    @property
+    def flips(self) -> tuple[tuple[int, ...], ...]:
+        """The axes of a window ``(B, C, *patch_size)`` along which it is flipped, each time; the first time along none."""
+        axes = [axis + 2 for axis in self.mirror_axes]
+        return tuple(flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count))
+
+    def answer(self, fold: int, windows: Tensor, args: Sequence[Any] = ()) -> Tensor:
+        """The logits of one network, of windows as it sees them.
+
+        Raises:
+            TypeError, ValueError: it gives labels, or logits of another size than a window's.
+        """
+        logits = with_channels(find_logits(self.networks[fold](windows, *args), self.output, windows), windows)
+        if not logits.is_floating_point():
+            raise TypeError(
+                f"network: expected logits or probabilities, got labels ({logits.dtype}), which cannot be averaged over windows"
+            )
+        if logits.shape[2:] != windows.shape[2:]:
+            raise ValueError(
+                f"network: expected logits of a window's size {tuple(windows.shape[2:])}, got {tuple(logits.shape[2:])}; a function around "
+                "MONAI's inferer adds up logits of another resolution"
+            )
+        return logits
+
+    def in_each_network(self, layer: nn.Module) -> "tuple[nn.Module, ...] | None":
+        """A module inside one of the networks, and those of its name in the others, in their order; ``None`` where it is in none.
+
+        A function whose modules cannot be seen may run any.
+        """
+        for network in self.networks:
+            if isinstance(network, nn.Module):
+                name = next((name for name, module in network.named_modules() if module is layer), None)
+                if name is not None:
+                    return tuple(one.get_submodule(name) for one in self.networks if isinstance(one, nn.Module))
+        outside = all(module is not layer for module in self.modules())
+        return (layer,) if outside and not isinstance(self.networks[0], nn.Module) and len(self.networks) == 1 else None
 
     def fused(self, totals: Sequence[Tensor], count: Tensor) -> Tensor:
         """From what the windows of each network add up to, to logits; in place, for a scan's take gigabytes."""
@@ -320,27 +383,6 @@ class WindowedModel(nn.Module):
         """What ``repr`` says besides the networks."""
         mirrored = f", mirror_axes={self.mirror_axes}" if self.mirror_axes else ""
         return f"patch_size={self.patch_size}{mirrored}, batch_size={self.batch_size}"
-
-    def _mirrored(self, network: Network, windows: Tensor, args: Sequence[Any]) -> Tensor:
-        logits = self._answer(network, windows, args)
-        axes = [axis + 2 for axis in self.mirror_axes]
-        flips = [flip for count in range(len(axes)) for flip in itertools.combinations(axes, count + 1)]
-        for flip in flips:
-            logits = logits + self._answer(network, windows.flip(flip), args).flip(flip)
-        return logits / (len(flips) + 1) if flips else logits
-
-    def _answer(self, network: Network, windows: Tensor, args: Sequence[Any]) -> Tensor:
-        logits = with_channels(find_logits(network(windows, *args), self.output, windows), windows)
-        if not logits.is_floating_point():
-            raise TypeError(
-                f"network: expected logits or probabilities, got labels ({logits.dtype}), which cannot be averaged over windows"
-            )
-        if logits.shape[2:] != windows.shape[2:]:
-            raise ValueError(
-                f"network: expected logits of a window's size {tuple(windows.shape[2:])}, got {tuple(logits.shape[2:])}; a function around "
-                "MONAI's inferer adds up logits of another resolution"
-            )
-        return logits
 
 
 class _Latest:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captum_causalseg.interventions.units import Units
-from captum_causalseg.interventions.window_geometry import WindowGeometry
+from captum_causalseg.interventions.window_geometry import UnitWindows, WindowGeometry
 from captum_causalseg.target.window_layout import Padding, WindowLayout
 
 
@@ -31,23 +31,24 @@ def cases(draw):
 @given(cases())
 def test_what_every_element_says(case):
     layout, rois, units, mask = case
-    geometry = WindowGeometry(layout, rois, units)
+    geometry = WindowGeometry(layout, rois, 2)
+    held_by = UnitWindows(geometry, units)
     for n in range(2):
         own, labels = rois[n if len(rois) > 1 else 0], mask[n if len(mask) > 1 else 0]
         for window in range(len(layout)):
             box = (slice(None), *layout.box(window))
             assert geometry.touching[n, window].tolist() == own[box].flatten(1).any(1).tolist()
             held = [bool((labels[box] == unit).any()) for unit in units.ids.tolist()]
-            assert geometry.holding(n)[:, window].tolist() == held
-        expected = (geometry.holding(n)[:, :, None] & geometry.touching[n][None]).any(1)
-        assert (geometry.reaching[n] == expected).all()
+            assert held_by.holding(n)[:, window].tolist() == held
+        expected = (held_by.holding(n)[:, :, None] & geometry.touching[n][None]).any(1)
+        assert (held_by.reaching[n] == expected).all()
 
 
 @settings(deadline=None, max_examples=60)
 @given(cases())
 def test_every_region_lies_in_the_box_of_its_group_which_meets_no_other(case):
-    layout, rois, units, _ = case
-    geometry = WindowGeometry(layout, rois, units)
+    layout, rois, _, _ = case
+    geometry = WindowGeometry(layout, rois, 2)
     assert sorted(r for group in geometry.groups for r in group.rois.tolist()) == list(range(rois.shape[1]))
     for n in range(2):
         own = rois[n if len(rois) > 1 else 0]

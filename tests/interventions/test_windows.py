@@ -173,8 +173,8 @@ def test_windows_are_counted_as_the_network_sees_them():
         forwards = stats.settings["forwards"]
         assert forwards["observed"] == 25 * 2
         assert forwards["windows kept"] == 4 * 2
-        # Once for the logits, once more where their gradient is needed.
-        assert forwards.get("gradient", 0) == (4 * 2 * 2 if sampling == "stratified" else 0)
+        # Of the one that touches the region: once for the logits, once more where their gradient is needed.
+        assert forwards.get("gradient", 0) == (2 * 2 if sampling == "stratified" else 0)
         # Three blocks besides the region's own one.
         assert forwards["windows"] == 3 * 4 * 2
         assert (stats.status == Status.OUTSIDE_SUPPORT).sum() == 32 * 2
@@ -252,7 +252,7 @@ def test_regions_far_apart_have_a_box_each():
     with torch.no_grad():
         scores, expected = found(everyone), whole(everyone)
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
-    held = sum(part.numel() for parts in found._kept_parts.values() for group in parts for part in group)
+    held = sum(part.numel() for parts in found.runs.kept.values() for group in parts for part in group)
     # Two classes, two images, no more windows at a place than overlap there (4), and the boxes alone.
     assert held <= 2 * 2 * 4 * (9 * 9 + 5 * 5)
 
