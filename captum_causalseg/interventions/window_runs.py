@@ -62,7 +62,7 @@ class WindowRuns:
         self._local, self._scorer, self._execution, self._ledger = local, scorer, execution, ledger
         self.layout = model.layout(self.image.shape[2:])
         self.geometry = WindowGeometry(self.layout, local.scores.rois, len(self.image))
-        self.touching: np.ndarray = self.geometry.touching.any(2)
+        self.touching = np.asarray(self.geometry.touching.any(2))
         self._scores_of_groups = self._grouped(local.scores)
         # In a box that evaluators of other donors (with_donors) share.
         self._counted = Counter[str]()
