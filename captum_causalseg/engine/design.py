@@ -21,6 +21,7 @@ known better, further stages that each about double the sample. A new sampling s
 """
 
 import copy
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -187,8 +188,7 @@ class StratifiedDesign(Design):
         self._ranked = candidates(self._draw, self.population, len(self._ranking))[self._ranking]
         edges = np.arange(self.n_first + 1) * len(self._ranking) // self.n_first
         ranks = edges[:-1] + (self._draw.random(self.n_first) * np.diff(edges)).astype(np.int64)
-        first = _ends_first(self.n_first, self.n_screening)
-        self._stages.append(np.concatenate([ranks[first], np.delete(ranks, first)]))
+        self._stages.append(ranks[_ends_first(self.n_first, self.n_screening)])
         self._edges.append(edges)
 
     def _grow(self, stage: int) -> None:
@@ -206,7 +206,11 @@ class StratifiedDesign(Design):
             self._edges.append(np.sort(np.concatenate([edges, middle[split]])))
 
 
+@functools.lru_cache
 def _ends_first(n: int, k: int) -> np.ndarray:
-    """``k`` of ``0 .. n - 1``: both ends, then evenly between them."""
+    """``0 .. n - 1`` in another order: ``k`` from both ends and evenly between them, then the others. It is the same for most rows of a run."""
     spread = np.unique(np.linspace(0, n - 1, max(k, 2)).round().astype(np.int64))
-    return np.concatenate([spread[[-1, 0]], spread[1:-1]])[:k]
+    first = np.concatenate([spread[[-1, 0]], spread[1:-1]])[:k]
+    order: np.ndarray = np.concatenate([first, np.delete(np.arange(n), first)])
+    order.setflags(write=False)
+    return order

@@ -3,6 +3,7 @@
 An estimator knows a design by the :class:`~captum_causalseg.engine.sample.Selection` that it hands over, and is one class with one method.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -104,8 +105,7 @@ class StratifiedEstimator(Estimator):
         counts = _counts_of_differences(n)
         added = sampled / within * ranked.var(0, ddof=1)
         variance = counts @ np.diff(ranked, axis=0) ** 2 / (2 * n) + added
-        # Of normal values: a squared difference has variance 8, two that share a value covariance 2.
-        freedom = float(2 * counts.sum() ** 2 / (2 * (counts**2).sum() + (counts[:-1] * counts[1:]).sum()))
+        freedom = _freedom_of_differences(n)
         sums = None
         if sample.first_order is not None and n >= _LEAST_DRAWS:
             sums = _slope_sums(ranked, strata, sample.first_order, mean=mean, added=added, freedom=freedom)
@@ -216,8 +216,7 @@ def _slope_sums(
     place = (strata.ranks[order] + 0.5) / strata.n_candidates
     share = ((place[2:] - place[1:-1]) / (place[2:] - place[:-2]))[:, None]
     off = both[1:-1] - share * both[:-2] - (1 - share) * both[2:]
-    times = _counts_of_triples(n)
-    noise = _forms(off, times / times.sum() / (1 + share**2 + (1 - share) ** 2)[:, 0])
+    noise = _forms(off, _shares_of_triples(n) / (1 + share**2 + (1 - share) ** 2)[:, 0])
     spread = weights**2 * (1 - 1 / strata.sizes)
     spread = spread / spread.sum()
     along = np.divide(steps, rise[:, None], out=np.zeros_like(steps), where=rise[:, None] > 0)
@@ -229,7 +228,7 @@ def _slope_sums(
         n=np.full(len(mean), float(n)),
         added=added,
         rounding=np.zeros(len(mean)),
-        freedom=np.full(len(mean), (freedom + _freedom_of_triples(times)) / 2),
+        freedom=np.full(len(mean), (freedom + _freedom_of_triples(n)) / 2),
         differences=differences,
         noise=noise,
         steps=_forms(steps, _of_neighbors(spread / 12)),
@@ -240,7 +239,9 @@ def _slope_sums(
 def _forms(found: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted sums of squares and products ``(K, 3)`` of what was found for x and values ``(L, 1 + K)``: ``vv``, ``vx``, ``xx``."""
     x, v = found[:, :1], found[:, 1:]
-    return np.stack([weights @ v**2, weights @ (v * x), np.broadcast_to(weights @ x**2, (v.shape[1],))], 1)
+    forms = np.empty((v.shape[1], 3))
+    forms[:, 0], forms[:, 1], forms[:, 2] = weights @ v**2, weights @ (v * x), weights @ x**2
+    return forms
 
 
 def _without_each(steps: np.ndarray) -> np.ndarray:
@@ -266,15 +267,30 @@ def _of_neighbors(weights: np.ndarray) -> np.ndarray:
     return found
 
 
+# What depends on the number of draws alone is the same for most rows of a run, which may have thousands.
+
+
+@functools.lru_cache
 def _counts_of_triples(n: int) -> np.ndarray:
     """How often the ``n - 2`` triples of neighbors count: those at the ends stand for the values that are in the middle of none."""
     counts = np.ones(n - 2)
     counts[[0, -1]] = 3
+    counts.setflags(write=False)
     return counts
 
 
-def _freedom_of_triples(counts: np.ndarray) -> float:
+@functools.lru_cache
+def _shares_of_triples(n: int) -> np.ndarray:
+    counts = _counts_of_triples(n)
+    shares: np.ndarray = counts / counts.sum()
+    shares.setflags(write=False)
+    return shares
+
+
+@functools.lru_cache
+def _freedom_of_triples(n: int) -> float:
     """Degrees of freedom of the mean square off the line between neighbors, of equally spaced normal values."""
+    counts = _counts_of_triples(n)
     shared = 4 / 9 * (counts[:-1] * counts[1:]).sum() + 1 / 36 * (counts[:-2] * counts[2:]).sum()
     return float(counts.sum() ** 2 / ((counts**2).sum() + 2 * shared))
 
@@ -285,9 +301,19 @@ def _factor_within(strata: Strata) -> float:
     return float((weights**2 * (1 - 1 / strata.sizes)).sum())
 
 
+@functools.lru_cache
 def _counts_of_differences(n: int) -> np.ndarray:
     """How often each of the ``n - 1`` successive differences counts, so that every one of ``n`` values counts twice at least."""
     counts = np.ones(n - 1)
     counts[0] += 1
     counts[-1] += 1
+    counts.setflags(write=False)
     return counts
+
+
+@functools.lru_cache
+def _freedom_of_differences(n: int) -> float:
+    """Degrees of freedom of the mean of successive differences, each as often as it counts."""
+    counts = _counts_of_differences(n)
+    # Of normal values: a squared difference has variance 8, two that share a value covariance 2.
+    return float(2 * counts.sum() ** 2 / (2 * (counts**2).sum() + (counts[:-1] * counts[1:]).sum()))

@@ -1,6 +1,7 @@
 """What a design hands to an estimator: the draws' values, how they were selected, and what is known besides."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ class Strata:
         """How many donors were ranked: all there are, or a simple random sample of them."""
         return int(self.edges[-1])
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
         """Candidates per stratum, ``(n,)``, along the ranking."""
         return np.diff(self.edges)

@@ -56,9 +56,13 @@ class SlopeSums:
 
     def array(self) -> np.ndarray:
         """All of them side by side in a last axis."""
-        shape = np.shape(self.mean)
-        parts = [np.broadcast_to(getattr(self, one.name), (*shape, 3) if one.name in _FORMS else shape) for one in fields(self)]
-        return np.concatenate([part if part.ndim > len(shape) else part[..., None] for part in parts], -1)
+        found = self.missing(np.shape(self.mean))
+        numbers = found.shape[-1] - 3 * len(_FORMS)
+        for place, one in enumerate(fields(self)[:numbers]):
+            found[..., place] = getattr(self, one.name)
+        for place, name in enumerate(_FORMS):
+            found[..., numbers + 3 * place : numbers + 3 * (place + 1)] = getattr(self, name)
+        return found
 
     @classmethod
     def of_array(cls, array: np.ndarray) -> "SlopeSums":
