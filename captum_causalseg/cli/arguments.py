@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from captum_causalseg.cli.command import Command
 
-__all__ = ["Parser", "add_command", "amount", "box_of", "positive"]
+__all__ = ["Parser", "add_command", "amount", "box_of", "context", "positive"]
 
 
 def add_command(subparsers: "argparse._SubParsersAction[Any]", command: Command) -> None:
@@ -45,6 +45,19 @@ def amount(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return value
+
+
+def context(text: str) -> str | float:
+    """``shapley``, ``banzhaf`` or a probability."""
+    if text in ("shapley", "banzhaf"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected shapley, banzhaf or a number from 0 to 1, got {text!r}")
     return value
 
 

@@ -19,6 +19,7 @@ from captum_causalseg.cli.page import picture, rendered
 from captum_causalseg.cli.results import (
     axes_in_words,
     components_rows,
+    context_in_words,
     counts,
     edge_in_words,
     edge_names,
@@ -171,6 +172,7 @@ def _effects(job: Job, statistics: TreatmentEffectStatistics, pictures: Mapping[
         "empty": emptiness(job.case, job.options, statistics),
         "has_direction": METRICS[job.options.metric].larger_is_better,
         "noun": _score_noun(job.options.metric),
+        "context": context_in_words(statistics),
         "effects": picture(pictures["effects"]),
         "intervals": picture(pictures["intervals"]),
     }

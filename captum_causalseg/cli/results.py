@@ -19,6 +19,7 @@ __all__ = [
     "axes_in_words",
     "components_rows",
     "components_text",
+    "context_in_words",
     "counts",
     "edge_in_words",
     "edge_names",
@@ -86,6 +87,18 @@ def strongest(case: CommandCase, options: argparse.Namespace, statistics: Treatm
                 )
             )
     return rows
+
+
+def context_in_words(statistics: TreatmentEffectStatistics) -> str | None:
+    """Which other units are replaced while a unit is; ``None`` where none are."""
+    context = statistics.settings.get("context", 0)
+    if context == 0:
+        return None
+    others = {
+        "shapley": "those that come before it in random orders are replaced as well (Shapley values)",
+        "banzhaf": "each other one is replaced as well with probability 1/2 (Banzhaf values)",
+    }.get(context, f"each other one is replaced as well with probability {context}")
+    return f"joint, of each unit while {others}"
 
 
 def edge_in_words(case: CommandCase, statistics: TreatmentEffectStatistics) -> list[str]:
@@ -215,6 +228,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             "",
             f"places: {case.grids.in_words()}",
             f"units: {counts(case, options, statistics)}",
+            *([f"effects: {in_context}"] if (in_context := context_in_words(statistics)) else []),
             *empty,
             f"{statistics.n_forwards} forward passes of one {'window' if 'windows' in statistics.settings else 'image'}, {seconds:.1f} s",
         ]

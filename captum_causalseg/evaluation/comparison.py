@@ -20,6 +20,7 @@ from captum_causalseg._checks import ANY, BOOLEAN, FUNCTION, NONE, SEED, TEXT, c
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
+from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.attr.pdcr import PdCR
 from captum_causalseg.donors.split import donor_parts
 from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 Method: TypeAlias = Attribution | tuple[Attribution, Mapping[str, Any]] | Callable[..., Attributions] | Attributions
 CONTROL = "random (control)"
-_OURS = (AverageTreatmentEffect, GradientTreatmentEffect, PdCR)
+_OURS = (AverageTreatmentEffect, GradientTreatmentEffect, JointTreatmentEffect, PdCR)
 
 
 @dataclass(frozen=True)

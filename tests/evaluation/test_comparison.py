@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_causalseg import (
     AverageTreatmentEffect,
     GradientTreatmentEffect,
+    JointTreatmentEffect,
     LayerAverageTreatmentEffect,
     PatchBank,
     PdCR,
@@ -257,8 +258,10 @@ def test_pdcr_is_compared_with_its_own_protocol():
     label = torch.rand(32, 32, generator=generator) > 0.5
     target = SegmentationTarget(model, roi=regions.box((32, 32), 8, 8), reference=label)
     bank = PatchBank(torch.rand(20, 1, 8, 8, generator=generator))
-    found = compare({"PdCR": (PdCR(target), {"n_draws": 3})}, target, image, bank, block_size=8, faithfulness=FEW)
+    methods = {"PdCR": (PdCR(target), {"n_draws": 3}), "joint": (JointTreatmentEffect(target), {"n_draws": 4})}
+    found = compare(methods, target, image, bank, block_size=8, faithfulness=FEW)
     assert found.wide().loc["PdCR", "forwards"] > 0
+    assert found.wide().loc["joint", "forwards"] > 0
 
 
 def test_to_exclude_nothing_is_handed_on():

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captum_causalseg.cli.arguments import context
 from captum_causalseg.cli.case_command import CaseCommand
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ class Explain(CaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
+        parser.add_argument(
+            "--context",
+            type=context,
+            metavar="WHICH",
+            help="joint effects: how much of the score is owed to each part where parts stand in for each other or need each other. shapley: each part is "
+            "replaced after those that come before it in random orders; banzhaf: while each other part is replaced with probability 1/2; a number: with "
+            "that probability (default: all other parts stay as they are)",
+        )
         parser.add_argument("--refute", action="store_true", help="also try to refute the effects (about ten times the work)")
         parser.add_argument(
             "--components",
@@ -50,6 +59,20 @@ class Explain(CaseCommand):
             "with all of them (about six times the work); needs --donors",
         )
 
+    def check(self, options: argparse.Namespace) -> None:
+        """See :meth:`CaseCommand.check`."""
+        if options.context is None:
+            return
+        from captum_causalseg.cli.errors import InputError
+
+        for name, given in (
+            ("--refute", options.refute),
+            ("--controls", options.controls),
+            ("--compare-donors", options.compare_donors),
+        ):
+            if given:
+                raise InputError(f"{name}: it is about effects of single parts; give --context or {name}, not both")
+
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check_case`."""
         if options.compare_donors and case.donor_images is None:
@@ -64,6 +87,7 @@ class Explain(CaseCommand):
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
         from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+        from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
         from captum_causalseg.cli.donors import compared_donors, donors_picture
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.job import effect_pictures, write_effects
@@ -74,16 +98,21 @@ class Explain(CaseCommand):
         from captum_causalseg.writing.names import write_csv
 
         case, options = job.case, job.options
-        explainer = AverageTreatmentEffect(case.target)
         arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **job.effort()}
-        arguments["controls"] = options.controls
+        if options.context is None:
+            arguments["controls"] = options.controls
         report = components = donors = None
         with naming_arguments():
             if options.refute:
-                report = refute(explainer, **arguments)
+                report = refute(AverageTreatmentEffect(case.target), **arguments)
                 statistics = report.statistics
+            elif options.context is None:
+                _, statistics = AverageTreatmentEffect(case.target).attribute(**arguments, return_statistics=True)
             else:
-                _, statistics = explainer.attribute(**arguments, return_statistics=True)
+                if options.context != 0:
+                    arguments.pop("n_screening_draws")
+                joint = JointTreatmentEffect(case.target)
+                _, statistics = joint.attribute(**arguments, context=options.context, return_statistics=True)
             if options.compare_donors:
                 donors = compared_donors(job)
         if options.components is not None:

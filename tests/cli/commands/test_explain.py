@@ -1,5 +1,6 @@
 """`causalseg explain`, as a person meets it."""
 
+import contextlib
 import re
 from html import unescape
 
@@ -297,3 +298,39 @@ def test_what_does_not_go_with_donors(place, capsys, more, message):
     _, name = place
     assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png", *more)) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("context", ["shapley", "banzhaf", "0.25"])
+def test_joint_effects(place, capsys, context):
+    folder, name = place
+    given = ["--weights", "two.pt", "--label", "mask.png", "--units", "8", "--draws", "4", "--context", context]
+    assert cli.main(on_picture(name, *given)) == 0
+    stats = TreatmentEffectStatistics.load("out/statistics.npz")
+    assert str(stats.settings["context"]) == context
+    assert int(stats.n_draws.max()) == 4
+    words = {"shapley": "Shapley values", "banzhaf": "Banzhaf values"}.get(context, "with probability 0.25")
+    assert re.search(f"effects: joint, of each unit while .*{words}", capsys.readouterr().out)
+    page = re.sub(r"\s+", " ", unescape((folder / "out" / "report.html").read_text(encoding="utf-8")))
+    assert "The effects are joint, of each unit while" in page
+    assert words in page
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--context", "owen"], "argument --context: expected shapley, banzhaf or a number from 0 to 1, got 'owen'"),
+        (["--context", "1.5"], "argument --context: expected shapley, banzhaf or a number from 0 to 1, got '1.5'"),
+        (
+            ["--context", "shapley", "--refute"],
+            "--refute: it is about effects of single parts; give --context or --refute, not both",
+        ),
+        (["--context", "shapley", "--controls", "edge"], "--controls: it is about effects of single parts"),
+        (["--context", "shapley", "--draws", "2"], "--draws: expected at least 4, two antithetic pairs, got 2"),
+        (["--context", "banzhaf", "--draws", "5"], "--draws: expected an even number"),
+    ],
+)
+def test_what_joint_effects_do_not_go_with(place, capsys, given, message):
+    _, name = place
+    with contextlib.suppress(SystemExit):
+        assert cli.main(on_picture(name, "--weights", "two.pt", *given)) == 2
+    assert message in capsys.readouterr().err
