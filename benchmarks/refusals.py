@@ -75,6 +75,7 @@ LEFT_OUT = {
                     "region",
                     "reference",
                     "masks",
+                    "predict",
                     "to_scan",
                     "save_map",
                 )

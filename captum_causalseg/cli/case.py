@@ -78,7 +78,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     output = _output(options.class_, prediction.shape[1], preparation.labels)
     with naming("--roi"):
         roi, roi_text = find_roi(
-            options.roi, grids, label=label, prediction=prediction[0], channel=0 if output is None else output
+            options.roi, grids, preparation, label=label, prediction=prediction[0], channel=0 if output is None else output
         )
     with naming("--model"), naming_arguments():
         truth = prediction if reference is None else reference

@@ -186,8 +186,8 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         "--roi",
         required=True,
         metavar="WHERE",
-        help="box:72,88+32 (start and size; per axis: box:72,88,4+32,32,8); point:80,90 (the object there) or label:2 (both in --label, "
-        "else in the prediction); boundary:3 (pixels of the prepared image on both sides of the predicted outline of the class); or a "
+        help="box:72,88+32 (start and size; per axis: box:72,88,4+32,32,8); point:80,90 (the object there) or label:2, with --nnunet also "
+        "a name such as label:tumor (both in --label, else in the prediction); boundary:3 (pixels of the prepared image on both sides of the predicted outline of the class); or a "
         "mask file on the image's grid",
     )
     case.add_argument(

@@ -13,11 +13,13 @@ from torch import Tensor
 from captum_causalseg import regions
 from captum_causalseg.cli.arguments import box_of
 from captum_causalseg.cli.grid import Grids
+from captum_causalseg.cli.preparation import Preparation
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Units", "find_roi", "find_units"]
 
 _EXPECTED_ROI = "expected box:72,88+32, point:80,90, label:2, boundary:3 or a file"
+_KINDS = ("box", "point", "label", "boundary")
 # Edge of the default blocks, in pixels of the prepared image.
 _EDGE = 8
 
@@ -66,18 +68,20 @@ class Units:
 
 
 def find_roi(
-    text: str, grids: Grids, label: tuple[Tensor, bool] | None, prediction: Tensor, channel: int
+    text: str, grids: Grids, preparation: Preparation, *, label: tuple[Tensor, bool] | None, prediction: Tensor, channel: int
 ) -> tuple[Tensor, str]:
     """The region of interest on the prepared grid, boolean ``(*spatial)``, and how large it is, in words.
 
     Args:
         text: as it was given; places in it are on the file's grid.
         grids: of the image.
+        preparation: which knows names of classes.
         label: the reference, if there is one, and whether it lies on the file's grid rather than on the prepared one.
         prediction: hard ``(C, *spatial)``, on the prepared grid.
         channel: the class that is explained.
     """
-    found, is_own = _roi(text, grids, label=label, prediction=prediction, channel=channel)
+    source = _Predicted(prediction, channel, preparation) if label is None else _Labeled(*label, preparation)
+    found, is_own = _roi(text, grids, source, prediction[channel])
     if not grids.differ:
         return found, f"{int(found.sum())} {grids.noun}" + ("" if grids.known else " of the prepared image")
     if not is_own:
@@ -104,7 +108,66 @@ def find_units(text: str | None, grids: Grids, roi: Tensor) -> Units:
     return units
 
 
-def _roi(text: str, grids: Grids, label: tuple[Tensor, bool] | None, prediction: Tensor, channel: int) -> tuple[Tensor, bool]:
+@dataclass(frozen=True, eq=False)
+class _Labeled:
+    """The reference.
+
+    Args:
+        labels: ``(*spatial)``.
+        is_own: whether it lies on the file's grid rather than on the prepared one.
+        preparation: which knows names of classes.
+    """
+
+    labels: Tensor
+    is_own: bool
+    preparation: Preparation
+
+    def of(self, name: str) -> Tensor:
+        """Where a class is, by its name or number."""
+        if name.isdecimal():
+            return regions.from_label(self.labels, int(name))
+        return _not_empty(self.preparation.named(name, self.labels), f"{name} is nowhere in the reference")
+
+
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """The model's prediction, where there is no reference.
+
+    Args:
+        prediction: hard ``(C, *spatial)``, on the prepared grid.
+        channel: the class that is explained.
+        preparation: which knows names of classes.
+    """
+
+    prediction: Tensor
+    channel: int
+    preparation: Preparation
+    is_own = False
+
+    @property
+    def labels(self) -> Tensor:
+        """Label map ``(*spatial)``; of classes that may overlap, that of the one that is explained."""
+        if len(self.prediction) > 1 and bool((self.prediction.sum(0) == 1).all()):
+            return self.prediction.long().argmax(0)
+        return self.prediction[self.channel].long()
+
+    def of(self, name: str) -> Tensor:
+        """Where a class is, by its name or number."""
+        if len(self.prediction) == 1:  # 1 is the object
+            return regions.from_label(self.labels, int(name) if name.isdecimal() else 1)
+        number = int(name) if name.isdecimal() else self.preparation.labels[name]
+        if number >= len(self.prediction):
+            raise ValueError(f"expected one of the model's classes 0..{len(self.prediction) - 1}, got {name}")
+        return _not_empty(self.prediction[number].bool(), f"the model predicts {name} nowhere")
+
+
+def _not_empty(mask: Tensor, said: str) -> Tensor:
+    if not bool(mask.any()):
+        raise ValueError(said)
+    return mask
+
+
+def _roi(text: str, grids: Grids, source: _Labeled | _Predicted, predicted: Tensor) -> tuple[Tensor, bool]:
     """Boolean, and whether it lies on the file's grid rather than on the prepared one."""
     kind, colon, rest = text.partition(":")
     box = box_of(text)
@@ -113,17 +176,18 @@ def _roi(text: str, grids: Grids, label: tuple[Tensor, bool] | None, prediction:
             raise ValueError(f"{text} has {len(box[0])} axes, the image {len(grids.shape)}")
         return regions.box(grids.shape, *box), True
     if kind == "boundary" and re.fullmatch(r"\d+(\.\d+)?", rest):
-        return regions.boundary(prediction[channel], float(rest)), False
-    if label is None:
-        # With one channel, 1 is the object.
-        label = (prediction[0].long() if len(prediction) == 1 else prediction.long().argmax(0)), False
-    if kind == "label" and rest.isdecimal():
-        return regions.from_label(label[0], int(rest)), label[1]
+        return regions.boundary(predicted, float(rest)), False
+    names = source.preparation.labels
+    if kind == "label" and (rest.isdecimal() or rest in names):
+        return source.of(rest), source.is_own
+    if kind == "label" and colon and names:
+        raise ValueError(f"expected a number or one of {', '.join(names)}, got {text!r}")
     if kind == "point" and re.fullmatch(r"\d+(,\d+)*", rest):
         point = tuple(map(int, rest.split(",")))
-        labels, is_own = label
-        return regions.component(labels, point if is_own else _prepared_point(text, point, grids, labels=labels)), is_own
-    if kind in ("box", "point", "label", "boundary") and colon:
+        labels = source.labels
+        where = point if source.is_own else _prepared_point(text, point, grids, labels=labels)
+        return regions.component(labels, where), source.is_own
+    if kind in _KINDS and colon:
         raise ValueError(f"{_EXPECTED_ROI}, got {text!r}")
     is_own = grids.read_labels(text)[1]
     return regions.from_file(text, like=grids.own if is_own else grids.prepared), is_own

@@ -29,6 +29,10 @@ class Preparation(ABC):
         """Names of classes."""
         return {}
 
+    def named(self, name: str, labels: Tensor) -> Tensor:
+        """Where a class of :attr:`labels` is in a label map, boolean ``(*spatial)``."""
+        return labels == self.labels[name]
+
     @abstractmethod
     def image(self, files: Sequence[Path]) -> Any:
         """``(1, C, *spatial)``, on the CPU.
@@ -155,6 +159,10 @@ class NnunetPreparation(Preparation):
             matrix=affine[np.ix_(used, used)],
             shown=shown[0, 0].as_subclass(Tensor) > 0.5,
         )
+
+    def named(self, name: str, labels: Tensor) -> Tensor:
+        """See :meth:`Preparation.named`; regions hold several labels."""
+        return self.net.masks(labels)[self.net.labels[name]] if self.net.has_regions else super().named(name, labels)
 
     def cases(self, folder: Path) -> list[tuple[Path, ...]]:
         """See :meth:`Preparation.cases`."""

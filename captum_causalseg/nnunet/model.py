@@ -33,7 +33,8 @@ class NnunetModel:
     """An nnU-Net that has been loaded; :func:`load_nnunet` makes it.
 
     Images are explained on the *prepared* grid, on which the network runs: axes turned, air cut away, resampled. :meth:`prepare` brings
-    an image there, :meth:`region` and :meth:`reference` what is drawn on its scan, :meth:`to_scan` and :meth:`save_map` maps back.
+    an image there, :meth:`region` and :meth:`reference` what is drawn on its scan, :meth:`to_scan` and :meth:`save_map` maps back;
+    :meth:`predict` segments the scan.
 
     Attributes:
         path: the model's folder.
@@ -239,9 +240,49 @@ class NnunetModel:
         """
         return [case.files for case in cases_in(Path(folder).expanduser(), self.channels, self._ending)]
 
+    def predict(self, image: "MetaTensor") -> "MetaTensor":
+        """The segmentation on the scan's own voxels, as ``nnUNetv2_predict`` writes it: logits resampled by nnU-Net, then the largest.
+
+        Windows are added up in single precision, as everywhere in this library. ``nnUNetv2_predict`` adds them up in half precision, in which the weights
+        of a window's corners are rounded: its labels may differ in the outermost voxels of the image, which only corners of windows hold.
+
+        Args:
+            image: as :meth:`prepare` returned it.
+
+        Returns:
+            ``MetaTensor`` ``(1, 1, *scan spatial)`` of the labels in ``dataset.json``, int64, with the scan's affine; background where nnU-Net cut
+            air away.
+
+        Example:
+            >>> from captum_causalseg import load_nnunet
+            >>> def labels(folder, scan):  # where nnunetv2 is installed
+            ...     net = load_nnunet(folder)
+            ...     return net.predict(net.prepare(scan))
+            >>> callable(labels)
+            True
+        """
+        from monai.data import MetaTensor
+        from nnunetv2.inference import export_prediction
+
+        _, geometry = self._record(image, "image")
+        with torch.no_grad():
+            logits = self.model(image.as_subclass(Tensor).to(self.device))[0].cpu()
+        found = export_prediction.convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits.reshape(len(logits), *geometry.shape),
+            self.plans,
+            self.configuration,
+            self.plans.get_label_manager(self.dataset),
+            geometry.properties,
+            num_threads_torch=torch.get_num_threads(),
+        )
+        back = np.ascontiguousarray(geometry.scan_of(np.asarray(found))).astype(np.int64)
+        return MetaTensor(torch.from_numpy(back)[None, None], affine=torch.from_numpy(geometry.scan_affine))
+
     @checked(values=tensor_of("real", "(N, C, *spatial) or (*spatial) on the prepared grid", (2, 5)))
     def to_scan(self, values: Tensor, image: "MetaTensor") -> "MetaTensor":
         """A map on the scan's own voxels, each that of the nearest prepared one; 0 where nnU-Net cut air away, which is never shown to the network.
+
+        Nothing is interpolated, so that units keep their effects; a segmentation is carried there by :meth:`predict`.
 
         Args:
             values: on the grid of the prepared image, ``(*spatial)``, ``(C, *spatial)`` or ``(1, C, *spatial)``.
@@ -252,11 +293,10 @@ class NnunetModel:
 
         Example:
             >>> from captum_causalseg import load_nnunet
-            >>> def prediction(folder, scan):  # where nnunetv2 is installed
+            >>> def effects(folder, scan, attr):  # where nnunetv2 is installed
             ...     net = load_nnunet(folder)
-            ...     image = net.prepare(scan)
-            ...     return net.to_scan(net.model(image).argmax(1), image)
-            >>> callable(prediction)
+            ...     return net.to_scan(attr, net.prepare(scan))
+            >>> callable(effects)
             True
         """
         from monai.data import MetaTensor

@@ -69,6 +69,30 @@ def test_the_logits_that_nnunet_computes_from_the_same_folder(made, tmp_path, mo
         assert torch.equal(found.argmax(0), expected.argmax(0))
 
 
+@pytest.mark.parametrize(
+    ("reader", "labels", "channels"), [("SimpleITKIO", None, ("T1", "T2")), ("NibabelIOWithReorient", REGIONS, ("CT",))]
+)
+def test_the_segmentation_that_nnunet_writes(made, tmp_path, monkeypatch, reader, labels, channels):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    folder = made(reader=reader, labels=labels, channels=channels)
+    write_case(tmp_path, "a", affine=oblique(), channels=len(channels))
+    net = load_nnunet(folder)
+    image = net.prepare(tmp_path / "a_0000.nii.gz")
+    assert not np.allclose(image.pixdim[0], 1.6, atol=0.05)  # it is resampled on the way, and back
+    found = net.predict(image)
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder), (0,))
+    # nnU-Net adds windows up in half precision.
+    monkeypatch.setattr(torch, "half", torch.float32)
+    files = [str(file) for file in net.files_of(image)]
+    predictor.predict_from_files_sequential([files], [str(tmp_path / "written")], save_probabilities=False)
+    written = nibabel.load(tmp_path / "written.nii.gz")
+    assert np.array_equal(found[0, 0].numpy(), np.asarray(written.dataobj))
+    assert np.allclose(found.affine, written.affine, atol=1e-4)
+    assert len(found.unique()) > 1
+
+
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
 def test_units_and_regions_survive_the_way_to_the_scan_and_back(made, tmp_path, reader):
     net = load_nnunet(made(reader=reader))
@@ -251,7 +275,7 @@ def test_the_command_line(made, tmp_path, monkeypatch, capsys):
         write_case(tmp_path / "imagesTr", name, affine=oblique(), seed=seed)
         (tmp_path / "imagesTr" / f"{name}.nii.gz").unlink()
     monkeypatch.chdir(tmp_path)
-    words = ["explain", "--nnunet", str(folder), "--fold", "0", "1", "--label", "a.nii.gz", "--roi", "label:1"]
+    words = ["explain", "--nnunet", str(folder), "--fold", "0", "1", "--label", "a.nii.gz", "--roi", "label:gray"]
     words += ["--class", "gray", "--donors", "imagesTr", "--units", "12", "--draws", "2", "--metric", "soft_dice"]
     maps = []
     for files in (["a_0000.nii.gz"], ["a_0000.nii.gz", "a_0001.nii.gz"]):

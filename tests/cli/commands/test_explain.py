@@ -15,6 +15,7 @@ from captum_causalseg.cli import job as _cli_job
 from captum_causalseg.cli import report as _cli_report
 from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.places import find_roi
+from captum_causalseg.cli.preparation import FilePreparation
 from captum_causalseg.visualization import plot_effects
 
 nibabel = pytest.importorskip("nibabel")
@@ -127,8 +128,46 @@ def test_the_boundary_is_that_of_the_predicted_class():
     prediction = torch.zeros(3, 8, 8, dtype=torch.bool)
     prediction[2, :, 5:] = True
     image = torch.zeros(1, 1, 8, 8)
-    found, _ = find_roi("boundary:1", Grids(image, image, picture=True), None, prediction, 2)
+    found, _ = find_roi(
+        "boundary:1",
+        Grids(image, image, picture=True),
+        FilePreparation("none", None),
+        label=None,
+        prediction=prediction,
+        channel=2,
+    )
     assert found.nonzero()[:, 1].unique().tolist() == [4, 5]
+
+
+class Named(FilePreparation):
+    @property
+    def labels(self):
+        return {"back": 0, "gray": 1, "white": 2}
+
+
+def test_classes_by_their_names():
+    labels = torch.tensor([[0, 1], [2, 2]])
+    image = torch.zeros(1, 1, 2, 2)
+    prediction = torch.nn.functional.one_hot(labels.T, 4).movedim(-1, 0).bool()  # the fourth class is nowhere
+
+    def found(text, label=None, prediction=prediction):
+        given = {"label": label, "prediction": prediction, "channel": 1}
+        return find_roi(text, Grids(image, image, picture=True), Named("none", None), **given)[0].tolist()
+
+    assert found("label:white", (labels, True)) == found("label:2", (labels, True)) == [[False, False], [True, True]]
+    assert found("label:white") == found("label:2") == [[False, True], [False, True]]
+    with pytest.raises(ValueError, match="expected a number or one of back, gray, white, got 'label:black'"):
+        found("label:black")
+    with pytest.raises(ValueError, match="gray is nowhere in the reference"):
+        found("label:gray", (labels.clamp_min(2), True))
+    with pytest.raises(ValueError, match="the model predicts 3 nowhere"):
+        found("label:3")
+    with pytest.raises(ValueError, match=r"expected one of the model's classes 0\.\.3, got 4"):
+        found("label:4")
+    # Masks that overlap are no label map: each class is its own.
+    overlapping = torch.stack([labels >= 0, labels >= 1, labels >= 2])
+    assert found("label:2", prediction=overlapping) == [[False, False], [True, True]]
+    assert found("point:0,1", prediction=overlapping) == [[False, True], [True, True]]
 
 
 @pytest.mark.parametrize(
