@@ -217,7 +217,7 @@ def controlled(
             on_progress(before + done, before + total)
 
         outcome = run(own, one, observed, batch_size=batch_size, screening_threshold=0.0, on_progress=report)
-        evaluator.note(name, outcome.n_forwards)
+        evaluator.ledger.count(name, sum(one.forwards(0, outcome.n_forwards).values()))
         before, batch_size = before + outcome.n_forwards, outcome.batch_size
         found[name] = outcome.moments
     return found

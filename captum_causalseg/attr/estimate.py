@@ -399,7 +399,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
         ranked = rank_donors(problem, reach.evaluator, plan, outputs=outputs.on_every_roi(), effort=effort)
         plan = plan.unranked() if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:
-            evaluator.ledger.count("gradient", ranked[1] * evaluator.runs_of_gradient)
+            evaluator.ledger.count("gradient", ranked[1] * reach.evaluator.runs_of_gradient)
     return _Prepared(plan=plan, observed=observed, outputs=outputs, reach=reach)
 
 

@@ -35,14 +35,28 @@ class Local:
     Args:
         scores: of logits of the images, or of a window of them.
         call: inputs and arguments of the whole images.
+        rois: the numbers of the regions of interest, where it is not all of them.
     """
 
     scores: LocalScores
     call: tuple[Any, ...]
+    rois: tuple[int, ...] | None = None
+
+    def of_rois(self, rois: tuple[int, ...]) -> "Local":
+        """The same for some of the regions alone."""
+        return replace(self, scores=self.scores.of_rois(rois), rois=rois)
 
     def cropped(self, window: Frame) -> "Local":
         """The same for logits of a window."""
         return replace(self, scores=self.scores.cropped(window.starts, window.size))
+
+    def twin(self, surrogate: Scorer, window: Frame) -> LocalScores | None:
+        """What scores logits of a window as a surrogate does; ``None`` where that looks further."""
+        found = surrogate.local_scores(*self.call)
+        if found is None:
+            return None
+        found = found if self.rois is None else found.of_rois(self.rois)
+        return found.cropped(window.starts, window.size)
 
 
 class ModelEvaluator(ABC):
@@ -189,12 +203,19 @@ class ModelEvaluator(ABC):
         scores = self.scorer.local_scores(*call)
         return self if scores is None else self._with(self.site, self.execution, Local(scores, call))
 
-    def windowed(self, window: Frame, spatial: torch.Size) -> "ModelEvaluator | None":
-        """The same on a window of images of this spatial shape; ``None`` where it is no window of all that is needed."""
+    def windowed(self, window: Frame, spatial: torch.Size, rois: tuple[int, ...] | None = None) -> "ModelEvaluator | None":
+        """The same on a window of images of this spatial shape; ``None`` where it is no window of all that is needed.
+
+        With ``rois``, the scores are those of these regions alone.
+        """
         site = None if self.local is None else self._bare.cropped(window, spatial)
         if site is None or self.local is None:
             return None
-        return self._with(site, replace(self.execution, window=window), self.local.cropped(window))
+        local = self.local if rois is None else self.local.of_rois(rois)
+        found = self._with(site, replace(self.execution, window=window), local.cropped(window))
+        if rois is not None:
+            found.output_shape = None
+        return found
 
     def scores_with_gradient(self, tensors: Sequence[Tensor], examples: np.ndarray) -> Any:
         """Scores ``(B, *output_shape)`` of the differentiable twin with these in the place of the site's tensors.
@@ -230,8 +251,7 @@ class ModelEvaluator(ABC):
             twin = self.scorer.surrogate()
         except ValueError:
             return None
-        found = twin.local_scores(*self.local.call)
-        return None if found is None else found.cropped(window.starts, window.size)
+        return self.local.twin(twin, window)
 
     @functools.cached_property
     def _bare(self) -> Site:

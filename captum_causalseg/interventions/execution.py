@@ -50,7 +50,7 @@ class Execution:
             digits.
         device_ids: of a ``DataParallel`` model.
         part: of the units, those that are intervened on.
-        window: of the images, what is run; ``None`` for the whole.
+        window: of the images, what is run; ``None`` for the whole. Of several windows, the largest.
         by_windows: of a sliding-window model, only the windows are run that matter.
         witnessed: whether it is looked at, before and after, that the model's answers can be compared; else the caller does that for
             several runs.

@@ -1,7 +1,6 @@
 """Which units can reach the regions of interest (RoIs), and the window that is enough to compute their effects."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from captum_causalseg.boxes import hull
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.frames import Frame
+from captum_causalseg.interventions.roi_groups import hull_of, roi_groups
 from captum_causalseg.interventions.support import Support, find_support, most_probes
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.window import find_window
@@ -63,15 +63,19 @@ def most_forwards(whole: ModelEvaluator) -> int:
 def saved_at_best(whole: ModelEvaluator, at_stake: int) -> int:
     """How many of so many forwards of whole images a window can save, where all units have to be run.
 
-    A network looks beyond the regions of interest: their box is taken with half of its edges more on every side.
+    A network looks beyond the regions of interest: the box of each group is taken with half of its edges more on every side.
     """
     assert whole.local is not None
     rois = whole.local.scores.rois
     boxes = _needed(rois, [], len(whole.site.inputs[0]))
     assert boxes is not None
-    edges = (boxes[..., 1] - boxes[..., 0]).max(0)
-    share = math.prod(min(1.0, 2 * edge / length) for edge, length in zip(edges.tolist(), rois.shape[2:]))
-    return int((1 - share) * at_stake)
+    length = np.array(rois.shape[2:])
+
+    def fit(needed: np.ndarray) -> Frame:
+        return Frame(needed[..., 0], np.minimum(2 * (needed[..., 1] - needed[..., 0]).max(0), length).tolist())
+
+    share = sum(group.cost for group in roi_groups(boxes, fit)) / length.prod()
+    return max(0, int((1 - share) * at_stake))
 
 
 def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_size: int) -> Reach:
@@ -100,7 +104,9 @@ def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_si
         ledger.count("support", images.n_forwards)
         supports.append((images, site.bypass))
     needed = _needed(rois, supports, whole.unit_donors.units.n_examples)
-    return Reach(reaches, whole if needed is None else find_window(whole, rois, needed, trials=[site.tensors, *stand_ins]))
+    if needed is None:
+        return Reach(reaches, whole)
+    return Reach(reaches, find_window(whole, needed, reaches, trials=[site.tensors, *stand_ins]))
 
 
 def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: int) -> list[Tensor] | None:
@@ -110,8 +116,9 @@ def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: in
     """
     spatial = rois.shape[2:]
     length, n = np.array(spatial), len(whole.site.inputs[0])
-    around = _needed(rois, [], n)
-    assert around is not None
+    of_each = _needed(rois, [], n)
+    assert of_each is not None
+    around = hull_of(of_each)
     margin = _FIRST_MARGIN
     while True:
         starts = np.maximum(around[..., 0] - margin, 0) // _GRID * _GRID
@@ -163,11 +170,11 @@ def _units_that_reach(units: Units, support: Support) -> np.ndarray:
 
 
 def _needed(rois: Tensor, supports: Sequence[tuple[Support, Sequence[Tensor]]], n: int) -> np.ndarray | None:
-    """What has to be in each example's window ``(N, d, 2)``, in the image's pixels; ``None`` if that cannot be said."""
+    """What has to be in a window for each example's regions ``(N, R, d, 2)``, in the image's pixels; ``None`` if that cannot be said."""
     spatial = rois.shape[2:]
     # The pixels next to the RoIs are looked at as well.
-    around = [hull(rois[example if len(rois) > 1 else 0].any(0), margin=1) for example in range(n)]
-    needed = np.array([[(side.start, side.stop) for side in box] for box in around])
+    around = [[[(side.start, side.stop) for side in hull(mask, margin=1)] for mask in example] for example in rois]
+    needed: np.ndarray = np.broadcast_to(np.array(around), (n, rois.shape[1], len(spatial), 2)).copy()
     for support, tensors in supports:
         for slot, tensor in enumerate(tensors):
             own = tensor.shape[2:]
@@ -177,8 +184,7 @@ def _needed(rois: Tensor, supports: Sequence[tuple[Support, Sequence[Tensor]]], 
                 return None
             stride = np.array([length // side for length, side in zip(spatial, own)])
             boxes = support.hull(slot) * stride[:, None]
-            for r in range(boxes.shape[1]):
-                there = boxes[:, r, 0, 1] > 0
-                needed[there, :, 0] = np.minimum(needed[there, :, 0], boxes[there, r, :, 0])
-                needed[there, :, 1] = np.maximum(needed[there, :, 1], boxes[there, r, :, 1])
+            there = boxes[..., 0, 1] > 0
+            needed[there, :, 0] = np.minimum(needed[there, :, 0], boxes[there, :, 0])
+            needed[there, :, 1] = np.maximum(needed[there, :, 1], boxes[there, :, 1])
     return needed

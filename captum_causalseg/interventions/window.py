@@ -1,5 +1,6 @@
-"""The window of the image that is enough to compute the region of interest, so that the rest need not be run."""
+"""The windows of the image that are enough to compute the regions of interest, so that the rest need not be run."""
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.frames import Frame
+from captum_causalseg.interventions.grouped import GroupsEvaluator
+from captum_causalseg.interventions.roi_groups import RoiGroup, hull_of, roi_groups
 from captum_causalseg.interventions.rounding import relative_tolerance
 
 __all__ = ["find_window"]
@@ -22,49 +25,76 @@ _ALIGNMENTS = (1, 2, 4, 8, 16, 32, 64)
 _LARGEST_SHARE = 0.8
 
 
-def find_window(whole: ModelEvaluator, rois: Tensor, reach: np.ndarray, trials: Sequence[Sequence[Tensor]]) -> ModelEvaluator:
-    """The evaluator on the smallest window that reproduces the regions of interest; the ledger is told how many images it took to find.
+def find_window(
+    whole: ModelEvaluator, needed: np.ndarray, reaches: np.ndarray, trials: Sequence[Sequence[Tensor]]
+) -> ModelEvaluator:
+    """The evaluator on the smallest windows that reproduce the regions of interest; the ledger is told how many images they took to find.
 
-    Alignments to the model's stride are tried in turn: a window counts if on it the logits inside the regions agree with those
-    of the whole image, for all the trials, to float tolerance. If none does, the evaluator is the one on whole images.
+    Regions far apart have a window each, as long as that takes fewer pixels than one around all of them. Alignments to the model's
+    stride are tried in turn: windows count if on them the logits inside the regions agree with those of the whole image, for all the
+    trials, to float tolerance. If none do, the evaluator is the one on whole images.
 
     Args:
-        whole: the evaluator on whole images.
-        rois: the regions of interest ``(N or 1, R, *spatial)``.
-        reach: ``(N, d, 2)`` first and last plus one of the positions that can reach any of an example's regions.
+        whole: the evaluator on whole images, which scores logits locally.
+        needed: ``(N, R, d, 2)`` first and last plus one of the positions that can reach each of an example's regions.
+        reaches: ``(N, U, R)``: which units can reach which region: in which windows they are replaced.
         trials: tensors ``(N, ...)`` in the place of the evaluator's own; the first are the unchanged ones.
     """
+    assert whole.local is not None
+    rois = whole.local.scores.rois
     spatial = rois.shape[2:]
-    examples = np.arange(len(reach))
+    examples = np.arange(len(needed))
     references: list[Tensor] = []
     tried: set[tuple[object, ...]] = set()
     whole.ledger.count("window", 0)
     for alignment in _ALIGNMENTS:
-        window = _fit(reach, spatial, alignment)
-        if math.prod(window.size) > _LARGEST_SHARE * math.prod(spatial):
+        groups = _groups(whole, needed, reaches, alignment=alignment)
+        if sum(group.cost for group in groups) > _LARGEST_SHARE * _weight(reaches) * math.prod(spatial):
             break
-        key = window.starts.tobytes(), window.size
+        key = tuple((group.rois, group.frame.starts.tobytes(), group.frame.size) for group in groups)
         if key in tried:
             continue
         tried.add(key)
-        candidate = whole.windowed(window, spatial)
-        if candidate is None:
+        candidates = [whole.windowed(group.frame, spatial, None if len(groups) == 1 else group.rois) for group in groups]
+        if any(candidate is None for candidate in candidates):
             continue
         if not references:
             references = [whole.logits([x.clone() for x in trial], examples) for trial in trials]
             whole.ledger.count("window", len(examples) * len(trials))
         largest = 0.0
-        for trial, expected in zip(trials, references):
+        for (trial, expected), (group, candidate) in itertools.product(zip(trials, references), zip(groups, candidates)):
+            assert candidate is not None
             whole.ledger.count("window", len(examples))
-            difference, allowed = _difference(candidate, window, trial=trial, expected=expected, rois=rois, examples=examples)
+            inside = rois[:, list(group.rois)]
+            difference, allowed = _difference(
+                candidate, group.frame, trial=trial, expected=expected, rois=inside, examples=examples
+            )
             if not bool((difference <= allowed).all()):
                 break
             largest = max(largest, float(difference.max()))
         else:
-            logger.info("window: %s of %s pixels is enough, outputs agree to %.2g", window.size, tuple(spatial), largest)
-            return candidate
+            sizes = [group.frame.size for group in groups]
+            logger.info("window: %s of %s pixels are enough, outputs agree to %.2g", sizes, tuple(spatial), largest)
+            found = [candidate for candidate in candidates if candidate is not None]
+            return found[0] if len(found) == 1 else GroupsEvaluator(whole, groups, parts=found, reaches=reaches)
     logger.info("window: none is enough to compute the RoI, the whole image is run")
     return whole
+
+
+def _groups(whole: ModelEvaluator, needed: np.ndarray, reaches: np.ndarray, alignment: int) -> list[RoiGroup]:
+    """The regions in groups with a window each, weighted by how many units are replaced in it."""
+    assert whole.local is not None
+    spatial = whole.local.scores.rois.shape[2:]
+    if whole.execution.compile:
+        # Another size would be compiled anew.
+        everything = tuple(range(needed.shape[1]))
+        return [RoiGroup(everything, _fit(hull_of(needed), spatial, alignment), _weight(reaches))]
+    return roi_groups(needed, lambda box: _fit(box, spatial, alignment), lambda rois: _weight(reaches[..., list(rois)]))
+
+
+def _weight(reaches: np.ndarray) -> int:
+    """How many units reach any of the regions."""
+    return max(1, int(reaches.any(2).sum()))
 
 
 def _difference(

@@ -1,7 +1,5 @@
 """Which windows of a sliding-window model touch the regions of interest, and which of these hold a unit."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -9,23 +7,11 @@ from torch import Tensor
 
 from captum_causalseg.boxes import Box, box_at, hull
 from captum_causalseg.interventions.frames import Frame
+from captum_causalseg.interventions.roi_groups import RoiGroup, roi_groups
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.target.window_layout import WindowLayout
 
-__all__ = ["RoiGroup", "UnitWindows", "WindowGeometry"]
-
-
-@dataclass(frozen=True)
-class RoiGroup:
-    """Regions of interest whose bounding boxes meet, in some example at least.
-
-    Args:
-        rois: their numbers.
-        frame: a box around them, in each example at its place, one pixel wider than they are where there is room.
-    """
-
-    rois: np.ndarray
-    frame: Frame
+__all__ = ["UnitWindows", "WindowGeometry"]
 
 
 class WindowGeometry:
@@ -37,7 +23,7 @@ class WindowGeometry:
         n_examples: how many images there are.
 
     Attributes:
-        groups: of the regions, each with a box of its own, so that what lies between regions far apart is not held.
+        groups: of the regions, each with a box of its own, one pixel wider than they are where there is room.
     """
 
     def __init__(self, layout: WindowLayout, rois: Tensor, n_examples: int) -> None:
@@ -141,27 +127,10 @@ def _groups(rois: Tensor, n_examples: int) -> list[RoiGroup]:
     boxes = np.array(
         [[[(side.start, side.stop) for side in hull(mask, margin=1)] for mask in example] for example in rois]
     )  # (N or 1, R, d, 2)
-    made = []
-    for group in _merged([[region] for region in range(rois.shape[1])], boxes):
-        first, last = boxes[:, group][..., 0].min(1), boxes[:, group][..., 1].max(1)
-        size = (last - first).max(0)
-        starts = np.minimum(first, spatial - size)
-        made.append(RoiGroup(np.array(group), Frame(np.broadcast_to(starts, (n_examples, len(size))), size.tolist())))
-    return made
 
+    def fit(needed: np.ndarray) -> Frame:
+        size = (needed[..., 1] - needed[..., 0]).max(0)
+        starts = np.minimum(needed[..., 0], spatial - size)
+        return Frame(np.broadcast_to(starts, (n_examples, len(size))), size.tolist())
 
-def _merged(groups: Sequence[list[int]], boxes: np.ndarray) -> list[list[int]]:
-    """Groups whose common boxes meet are one: what lies in both would be held twice."""
-    groups = [list(group) for group in groups]
-    while True:
-        hulls = [np.stack([boxes[:, g][..., 0].min(1), boxes[:, g][..., 1].max(1)], -1) for g in groups]
-        pairs = [(i, j) for i in range(len(groups)) for j in range(i) if _meet(hulls[i], hulls[j])]
-        if not pairs:
-            return sorted(groups)
-        i, j = pairs[0]
-        groups[j] = sorted(groups[j] + groups.pop(i))
-
-
-def _meet(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether boxes ``(N, d, 2)`` have an element in common in any example."""
-    return bool(((one[..., 0] < other[..., 1]) & (other[..., 0] < one[..., 1])).all(-1).any())
+    return roi_groups(boxes, fit)

@@ -3,6 +3,7 @@
 Everything is added up in the model's own order, so that the logits around the regions are those of a run of all windows.
 """
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ from captum_causalseg.boxes import Box
 from captum_causalseg.interventions.evaluator import Local
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.ledger import Ledger
+from captum_causalseg.interventions.roi_groups import RoiGroup
 from captum_causalseg.interventions.rounding import relative_tolerance
-from captum_causalseg.interventions.window_geometry import RoiGroup, WindowGeometry
+from captum_causalseg.interventions.window_geometry import WindowGeometry
 from captum_causalseg.target.local_scores import LocalScores
 from captum_causalseg.target.scorer import Scorer
 from captum_causalseg.target.windowed_model import WindowedModel
@@ -64,8 +66,13 @@ class WindowRuns:
         self.geometry = WindowGeometry(self.layout, local.scores.rois, len(self.image))
         self.touching = np.asarray(self.geometry.touching.any(2))
         self._scores_of_groups = self._grouped(local.scores)
-        # In a box that evaluators of other donors (with_donors) share.
         self._counted = Counter[str]()
+
+    def counted_apart(self) -> "WindowRuns":
+        """The same with a count of its own."""
+        other = copy.copy(self)
+        other._counted = Counter()
+        return other
 
     @property
     def count(self) -> int:
@@ -220,9 +227,7 @@ class WindowRuns:
         return kept
 
     def _grouped(self, scores: LocalScores) -> list[LocalScores]:
-        return [
-            scores.of_rois(group.rois.tolist()).cropped(group.frame.starts, group.frame.size) for group in self.geometry.groups
-        ]
+        return [scores.of_rois(group.rois).cropped(group.frame.starts, group.frame.size) for group in self.geometry.groups]
 
     def _joined(self, scores: Sequence[LocalScores], logits: Sequence[Tensor], examples: np.ndarray) -> Tensor:
         """Scores ``(B, ...)`` from logits around each group; several groups are several regions, which are the last axis."""

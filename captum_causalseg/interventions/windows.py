@@ -15,6 +15,7 @@ from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.frames import RowFrame
 from captum_causalseg.interventions.inputs import InputEvaluator
+from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.window_geometry import UnitWindows
 from captum_causalseg.interventions.window_runs import WindowRuns
 from captum_causalseg.target.windowed_model import WindowedModel
@@ -73,6 +74,13 @@ class ByWindows(ModelEvaluator):
 
     runs_of_gradient = 0
     """Likewise."""
+
+    def with_donors(self, unit_donors: UnitDonors) -> "ByWindows":
+        """See :meth:`ModelEvaluator.with_donors`; the windows of its interventions are counted apart."""
+        other = super().with_donors(unit_donors)
+        assert isinstance(other, ByWindows)
+        other.runs = self.runs.counted_apart()
+        return other
 
     def answers_without(self, examples: np.ndarray) -> Tensor:
         """See :meth:`ModelEvaluator.answers_without`."""
