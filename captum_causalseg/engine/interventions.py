@@ -1,7 +1,7 @@
 """What an evaluator is asked: for every row an example, and the set of units that are replaced in it, each by its donor."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Interventions:
         unit: ``(P,)`` which unit is replaced; a unit is in a set once.
         donor: ``(P, slots)`` by which donor of each slot.
         noise: ``(B,)`` random state that a stochastic model meets; ``None`` for models that are not.
+        outputs: boolean ``(B, K)``: which scores are looked at; what the others are does not matter. ``None``: all.
 
     Raises:
         ValueError: shapes that do not fit, or a unit twice in one set.
@@ -30,6 +31,7 @@ class Interventions:
     unit: np.ndarray
     donor: np.ndarray
     noise: np.ndarray | None = None
+    outputs: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         replacements, shape = len(self.row), self.donor.shape
@@ -41,6 +43,8 @@ class Interventions:
             raise ValueError(f"row: expected rows 0 to {len(self) - 1}, got {self.row.min()} to {self.row.max()}")
         if self.noise is not None and self.noise.shape != self.example.shape:
             raise ValueError(f"noise: expected one per row, {self.example.shape}, got {self.noise.shape}")
+        if self.outputs is not None and (self.outputs.ndim != 2 or len(self.outputs) != len(self)):
+            raise ValueError(f"outputs: expected (B, K) with B={len(self)}, got {tuple(self.outputs.shape)}")
         if not (np.diff(self.row) > 0).all():
             # As one number each, which is sorted much sooner than pairs; units are numbered from 0.
             pairs = np.sort(self.row * (int(self.unit.max()) + 1) + self.unit)
@@ -51,10 +55,15 @@ class Interventions:
 
     @classmethod
     def single(
-        cls, example: np.ndarray, unit: np.ndarray, donor: np.ndarray, noise: np.ndarray | None = None
+        cls,
+        example: np.ndarray,
+        unit: np.ndarray,
+        donor: np.ndarray,
+        noise: np.ndarray | None = None,
+        outputs: np.ndarray | None = None,
     ) -> "Interventions":
         """One unit each: ``(B,)``, ``(B,)`` and ``(B, slots)``."""
-        return cls(example, np.arange(len(example)), unit, donor, noise)
+        return cls(example, np.arange(len(example)), unit, donor, noise=noise, outputs=outputs)
 
     @classmethod
     def nothing(cls, example: np.ndarray, noise: np.ndarray | None = None) -> "Interventions":
@@ -93,16 +102,15 @@ class Interventions:
             unit=self.unit[taken],
             donor=self.donor[taken],
             noise=None if self.noise is None else self.noise[which],
+            outputs=None if self.outputs is None else self.outputs[which],
         )
 
     def emptied(self, which: np.ndarray) -> "Interventions":
         """The same with nothing replaced where ``which`` ``(B,)`` holds, and random state 0 there."""
         kept = ~which[self.row]
         noise = None if self.noise is None else np.where(which, 0, self.noise)
-        return Interventions(
-            example=self.example, row=self.row[kept], unit=self.unit[kept], donor=self.donor[kept], noise=noise
-        )
+        return replace(self, row=self.row[kept], unit=self.unit[kept], donor=self.donor[kept], noise=noise)
 
     def of_donors(self, donor: np.ndarray) -> "Interventions":
         """The same with other donor numbers ``(P, slots)``."""
-        return Interventions(example=self.example, row=self.row, unit=self.unit, donor=donor, noise=self.noise)
+        return replace(self, donor=donor)

@@ -69,10 +69,10 @@ class Plan:
         uniform: Sampling = "uniform" if self.sampling == "stratified" else SamplingScheme(UniformDesign, self.scheme.estimator)
         return replace(self, sampling=uniform, rankings=())
 
-    def interventions(self, rows: np.ndarray, draws: np.ndarray) -> Interventions:
-        """Draws ``(B, slots)`` of rows ``(B,)`` as an evaluator takes them."""
+    def interventions(self, rows: np.ndarray, draws: np.ndarray, outputs: np.ndarray | None = None) -> Interventions:
+        """Draws ``(B, slots)`` of rows ``(B,)`` as an evaluator takes them, for the sake of some outputs ``(B, K)`` or of all."""
         donors, noise = (draws[:, :-1], draws[:, -1]) if self.with_noise else (draws, None)
-        return Interventions.single(self.example[rows], self.unit[rows], donors, noise=noise)
+        return Interventions.single(self.example[rows], self.unit[rows], donors, noise=noise, outputs=outputs)
 
     def generator(self, row: int) -> np.random.Generator:
         """Where the row's draws come from; the same one whenever it is asked for."""

@@ -35,7 +35,7 @@ class Evaluator(Protocol):
         """The same scores, computed in the very way in which those under interventions are."""
 
     def __call__(self, interventions: Interventions) -> Tensor:
-        """The scores of ``B`` interventions."""
+        """The scores of ``B`` interventions; finite, also those that are not looked at (``outputs``)."""
 
 
 @runtime_checkable
@@ -325,8 +325,9 @@ class _Loop:
     def _evaluate(self, rows: np.ndarray, donors: np.ndarray) -> np.ndarray:
         """What the first batch of these gives, ``(B, K, 1 + C)``; it is smaller than it was to be, and so are the next ones, if memory ran out."""
         most = min(self.batch_size, len(rows))
+        wanted = self._wanted[rows]
         (scores, self._resolution), size = fitting(
-            lambda count: read(self.evaluator(self.plan.interventions(rows[:count], donors[:count]))), most
+            lambda count: read(self.evaluator(self.plan.interventions(rows[:count], donors[:count], wanted[:count]))), most
         )
         if size < most:
             self.batch_size = size

@@ -20,7 +20,7 @@ __all__ = ["GroupsEvaluator"]
 
 
 class GroupsEvaluator(ModelEvaluator):
-    """Runs each intervention in the windows that its units can reach, and in no other: the scores of the other groups stay as they are.
+    """Runs each intervention in the windows that its units can reach, if their scores are looked at; the scores of the other groups stay as they are.
 
     Its scores are those of all groups; it counts windows, not images. Its site is that of the whole images.
 
@@ -122,9 +122,7 @@ class GroupsEvaluator(ModelEvaluator):
 
     def _answers(self, interventions: Interventions) -> list[tuple[int, np.ndarray, Tensor]]:
         """For each window that is reached: its group's number, the rows that reach it, and their scores there."""
-        reached = np.zeros((len(interventions), len(self._parts)), dtype=bool)
-        of_each = self._reached[interventions.example[interventions.row], interventions.unit]
-        np.logical_or.at(reached, interventions.row, of_each)
+        reached = self._wanted(interventions)
         found = []
         for g, part in enumerate(self._parts):
             rows = np.flatnonzero(reached[:, g])
@@ -132,6 +130,16 @@ class GroupsEvaluator(ModelEvaluator):
                 found.append((g, rows, part(interventions.rows(rows))))
         self._n_run["interventions"] += int(reached.sum())
         return found
+
+    def _wanted(self, interventions: Interventions) -> np.ndarray:
+        """``(B, G)``: the windows that a row's units can reach and whose scores are looked at."""
+        reached = np.zeros((len(interventions), len(self._parts)), dtype=bool)
+        of_each = self._reached[interventions.example[interventions.row], interventions.unit]
+        np.logical_or.at(reached, interventions.row, of_each)
+        if interventions.outputs is not None:
+            of_rois = np.asarray(interventions.outputs.reshape(len(interventions), -1, self._n_rois).any(1))
+            reached &= np.stack([of_rois[:, list(group.rois)].any(1) for group in self._groups], -1)
+        return reached
 
     def _scores(self, answers: list[tuple[int, np.ndarray, Tensor]], examples: np.ndarray) -> Tensor:
         unchanged = self.baseline(examples).reshape(len(examples), -1, self._n_rois)

@@ -165,7 +165,9 @@ def test_shifting_and_pasting_by_hand_is_what_the_engine_does(kind, support):
             np.testing.assert_allclose(control.variance_factor[n, u].numpy()[estimated], 1 / len(by_hand))
             seen += 1
     assert seen > 3
-    assert stats.settings["forwards"]["edge_shifted"] == int(control.n_draws.flatten(2).amax(2).sum())
+    drawn = control.n_draws.amax(2)  # (N, U, R); a window for each group of regions is a forward for each
+    windows = [one["rois"] for one in stats.settings.get("roi_windows", [{"rois": range(drawn.shape[2])}])]
+    assert stats.settings["forwards"]["edge_shifted"] == sum(int(drawn[..., list(rois)].amax(2).sum()) for rois in windows)
 
 
 @pytest.mark.parametrize("kind", ["blocks", "volume", "irregular", "batch"])

@@ -41,6 +41,14 @@ def test_emptied_rows_replace_nothing(sets, bits):
     assert found.noise.tolist() == [0 if gone else 10 * row for row, gone in enumerate(which)]
 
 
+def test_what_is_looked_at_goes_with_its_row():
+    outputs = np.array([[True, False], [False, True]])
+    both = Interventions.single(np.array([1, 0]), np.array([4, 2]), np.array([[7], [8]]), outputs=outputs)
+    assert both.rows(np.array([1, 1, 0])).outputs.tolist() == outputs[[1, 1, 0]].tolist()
+    assert both.emptied(np.array([True, False])).outputs.tolist() == outputs.tolist()
+    assert both.of_donors(np.array([[1], [2]])).outputs.tolist() == outputs.tolist()
+
+
 def test_one_unit_each_and_nothing():
     one = Interventions.single(np.array([1, 0]), np.array([4, 2]), np.array([[7], [8]]))
     assert as_sets(one) == [{(4, (7,))}, {(2, (8,))}]
@@ -54,6 +62,7 @@ def test_one_unit_each_and_nothing():
         ({"row": [0, 2], "unit": [3, 3], "donor": [[0], [1]]}, "row: expected rows 0 to 1, got 0 to 2"),
         ({"row": [0, 1], "unit": [3], "donor": [[0], [1]]}, r"unit, donor: expected \(P,\) and \(P, slots\) with P=2"),
         ({"row": [0, 1], "unit": [3, 3], "donor": [[0], [1]], "noise": [1]}, "noise: expected one per row"),
+        ({"row": [0, 1], "unit": [3, 3], "donor": [[0], [1]], "outputs": [[True]]}, r"outputs: expected \(B, K\) with B=2, got \(1, 1\)"),
     ],
 )  # fmt: skip
 def test_what_is_no_batch_of_sets(given, said):

@@ -126,6 +126,29 @@ def test_screening_is_decided_per_output_and_freezes_its_estimate():
     assert np.array_equal(outcome.moments.effect[0, 1], differences[0, 0, plan.design(0).donors(3)[:, 0], 1].mean())
 
 
+def test_what_is_not_wanted_is_said_and_may_be_anything():
+    differences, observed = np.ones((1, 2, 40, 2)), np.zeros((1, 2))
+    differences[0, 0, :, 1] = 0  # screened out
+    active = np.array([[True, True], [False, True]])
+
+    class Careless(Table):
+        """Its scores are those of no intervention where nobody looks."""
+
+        def __call__(self, interventions):
+            assert interventions.outputs is not None
+            self.asked = np.concatenate([getattr(self, "asked", np.empty((0, 2), bool)), interventions.outputs])
+            scores = super().__call__(interventions)
+            return torch.where(torch.from_numpy(interventions.outputs), scores, torch.from_numpy(self.observed))
+
+    careless = Careless(differences, observed)
+    plan = make_plan(differences, n_draws=10, n_screening_draws=3, active=active)
+    outcome = run(plan, careless, observed, batch_size=4, screening_threshold=0.1)
+    expected = run(plan, Table(differences, observed), observed, batch_size=4, screening_threshold=0.1)
+    np.testing.assert_array_equal(outcome.moments.effect, expected.moments.effect)
+    assert outcome.moments.n_draws.tolist() == [[10, 3], [0, 10]]
+    assert careless.asked.sum(0).tolist() == [10, 3 + 10]
+
+
 def test_a_draw_at_the_threshold_counts_as_a_move():
     differences, observed = np.full((1, 1, 9, 1), 0.25), np.zeros((1, 1))
     plan = make_plan(differences, n_draws=9, n_screening_draws=2)

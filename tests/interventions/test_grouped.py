@@ -120,6 +120,20 @@ def test_a_unit_is_run_once_for_each_group_that_it_reaches():
     assert stats.n_forwards == network.images == sum(forwards.values())
 
 
+def test_a_unit_is_not_run_for_the_sake_of_a_region_that_it_touches():
+    image = pixels(48, 40)
+    target = SegmentationTarget.from_prediction(Local(), image, roi=apart((48, 40)), metric="soft_dice")
+    # It touches one region and is beside the other.
+    mask = torch.zeros(48, 40, dtype=torch.long)
+    mask[5, 5] = mask[40, 29] = 1
+    bank = PatchBank(pixels(48, 40, count=9), "aligned")
+    options = UNIFORM | {"n_draws": 8, "feature_mask": mask, "exclude": "roi"}
+    _, stats = AverageTreatmentEffect(target).attribute(image, bank, (1, 0), **options)
+    assert (stats.status[0, 1, 0] == torch.tensor([Status.EXCLUDED, Status.ESTIMATED])).all()
+    assert (stats.status[0, 0] == Status.EXCLUDED).all()
+    assert stats.settings["forwards"]["interventions"] == 8
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "stratified"])
 def test_all_that_goes_through_the_model_is_counted(sampling):
     model, images, rois, bank = case()
