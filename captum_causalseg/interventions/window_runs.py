@@ -6,7 +6,7 @@ Everything is added up in the model's own order, so that the logits around the r
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,13 +26,31 @@ from captum_causalseg.target.local_scores import LocalScores
 from captum_causalseg.target.scorer import Scorer
 from captum_causalseg.target.windowed_model import WindowedModel
 
-__all__ = ["WindowRuns"]
+__all__ = ["Contents", "WindowRuns"]
 
 Answer = Callable[[np.ndarray, np.ndarray], list[Tensor]]
 """Rows of a batch ``(J,)`` and one window of each ``(J,)`` to the weighted logits of these windows, ``(J, C, *size)`` for each network."""
 
 Parts = dict[tuple[int, int], list[list[Tensor]]]
 """Of a row (or an example) and a window: for each group and network its weighted logits in the group's box, ``(C, *common part)``."""
+
+
+class Contents:
+    """What windows hold, so that one that holds the same again is not run again: next to each other, sets of units differ in few windows.
+
+    What the last batch gave is kept, no more: a set that grows by one unit after the other begins in a batch where it ended in the one before.
+    """
+
+    def __init__(self) -> None:
+        self.last: dict[Hashable, list[list[Tensor]]] = {}
+
+    def new(self, held: Sequence[Hashable]) -> list[int]:
+        """The first of each that is not known yet."""
+        first: dict[Hashable, int] = {}
+        for place, content in enumerate(held):
+            if content not in self.last:
+                first.setdefault(content, place)
+        return list(first.values())
 
 
 class WindowRuns:
@@ -143,22 +161,42 @@ class WindowRuns:
         """So many windows are run at once."""
         return 1 if self._scorer.takes_batches is False else self.model.batch_size
 
-    def fused(self, examples: np.ndarray, changed: np.ndarray, answer: Answer) -> list[Tensor]:
+    def fused(
+        self,
+        examples: np.ndarray,
+        changed: np.ndarray,
+        answer: Answer,
+        *,
+        held: Callable[[int, int], Hashable] | None = None,
+        contents: Contents | None = None,
+    ) -> list[Tensor]:
         """Logits ``(B, C, *box)`` around each group of regions.
 
         Args:
             examples: ``(B,)``.
             changed: boolean ``(B, W)``, the windows that are run anew; the others are as they were kept.
             answer: runs them.
+            held: what a row's window holds, the same for the same content; ``None``: each is run.
+            contents: what windows held before.
         """
         rows, windows = np.nonzero(changed)
         # Those of one image and window together: what they have in common may be computed once.
         order = np.lexsort((rows, windows, examples[rows]))
         rows, windows = rows[order], windows[order]
+        places = list(zip(rows.tolist(), windows.tolist()))
+        known: list[Hashable] = []
+        if held is not None and contents is not None:
+            known = [held(*place) for place in places]
+            new = contents.new(known)
+            rows, windows = rows[new], windows[new]
         parts: Parts = {}
         for batch in self.batches(len(rows)):
             found = answer(rows[batch], windows[batch])
             self._keep(parts, found, owners=rows[batch], examples=examples[rows[batch]], windows=windows[batch])
+        if contents is not None:
+            given = contents.last | {content: parts[place] for place, content in zip(places, known) if place in parts}
+            parts = {place: given[content] for place, content in zip(places, known)}
+            contents.last = {content: given[content] for content in known}
         return [
             self.model.fused(self._added(g, examples, parts), self._count(group, examples))
             for g, group in enumerate(self.geometry.groups)

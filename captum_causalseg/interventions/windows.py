@@ -4,7 +4,7 @@ What the other windows say is kept from one run of the image as it is.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from captum_causalseg.interventions.frames import RowFrame
 from captum_causalseg.interventions.inputs import InputEvaluator
 from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.window_geometry import UnitWindows
-from captum_causalseg.interventions.window_runs import WindowRuns
+from captum_causalseg.interventions.window_runs import Contents, WindowRuns
 from captum_causalseg.target.windowed_model import WindowedModel
 
 __all__ = ["ByWindows", "WindowsEvaluator", "by_windows"]
@@ -115,6 +115,14 @@ class WindowsEvaluator(ByWindows, InputEvaluator):
             ledger=self.ledger,
         )
         self.geometry = self.runs.geometry
+        self._contents = Contents()
+
+    def with_donors(self, unit_donors: UnitDonors) -> "WindowsEvaluator":
+        """See :meth:`ModelEvaluator.with_donors`; donors of the same number are others then."""
+        other = super().with_donors(unit_donors)
+        assert isinstance(other, WindowsEvaluator)
+        other._contents = Contents()
+        return other
 
     @functools.cached_property
     def held(self) -> UnitWindows:
@@ -156,7 +164,23 @@ class WindowsEvaluator(ByWindows, InputEvaluator):
             self.unit_donors.paste([cut], interventions.rows(rows), [frame])
             return runs.weighted(cut, examples[rows], purpose="answered again" if anew else None)
 
-        return runs.fused(examples, changed, answer)
+        if anew:
+            return runs.fused(examples, changed, answer)
+        return runs.fused(examples, changed, answer, held=self._holding(interventions), contents=self._contents)
+
+    def _holding(self, interventions: Interventions) -> Callable[[int, int], Hashable]:
+        """From a row and a window to what is replaced in that window, and by what."""
+        order = np.lexsort((interventions.unit, interventions.row))
+        unit, donor = interventions.unit[order], interventions.donor[order]
+        ends = np.cumsum(np.bincount(interventions.row, minlength=len(interventions)))
+
+        def held(row: int, window: int) -> Hashable:
+            example = int(interventions.example[row])
+            mine = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+            here = self.held.holding(example)[unit[mine], window]
+            return example, window, unit[mine][here].tobytes(), donor[mine][here].tobytes()
+
+        return held
 
     def _changed(self, interventions: Interventions) -> np.ndarray:
         """``(B, W)``: the windows that touch a region and hold a unit that is replaced."""

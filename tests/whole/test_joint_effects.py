@@ -11,7 +11,15 @@ from cohort_study import load_model, make_cases, make_target
 from torch import nn
 from window_cases import Local, pixels
 
-from captum_causalseg import JointTreatmentEffect, LayerJointTreatmentEffect, PatchBank, SegmentationTarget, Status, regions
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    JointTreatmentEffect,
+    LayerJointTreatmentEffect,
+    PatchBank,
+    SegmentationTarget,
+    Status,
+    regions,
+)
 from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.engine.contexts import donors_in_rounds
 from captum_causalseg.target.scorer import as_scorer
@@ -104,6 +112,26 @@ def test_windows_of_a_sliding_window_model_against_the_literal_loop(d, context):
     pairs = oracle.literal(oracle.scorer(target), image, mask, donors, ids, q=q, n_draws=4)
     expected = np.stack([pairs[unit].mean(0) for unit in ids])
     np.testing.assert_allclose(stats.effect[0].flatten(1), expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_along_a_permutation_only_windows_that_hold_the_next_unit_are_run(size):
+    """As many as the same draws of single units take, however the sets fall into batches."""
+    model, image, donors = by_monai(seeded(Normed), 8), pixels(20, 18), pixels(20, 18, count=3)
+    target = SegmentationTarget.from_prediction(model, image, roi=two((20, 18), 2), metric="soft_dice")
+    settings = {
+        "target": (1, 0),
+        "block_size": 6,
+        "exclude": None,
+        "n_draws": 4,
+        "n_screening_draws": 0,
+        "perturbations_per_eval": size,
+        "return_statistics": True,
+    }
+    _, joint = JointTreatmentEffect(target).attribute(image, donors, **settings)
+    _, single = AverageTreatmentEffect(target).attribute(image, donors.repeat(2, 1, 1, 1), sampling="uniform", **settings)
+    assert (single.n_draws[single.hypotheses] == 4).all()
+    assert joint.settings["forwards"]["windows"] == single.settings["forwards"]["windows"]
 
 
 def test_several_inputs_whose_units_are_shared():
