@@ -200,9 +200,9 @@ def controlled(
         one = evaluator.with_donors(control.unit_donors)
         active = wanted & control.possible[plan.example, plan.unit][:, None]
         rows = active.any(1)
-        population = np.ones_like(plan.population)
-        if rows.any():
-            population[rows] = one.populations(plan.example[rows], plan.unit[rows])
+        populations = one.populations(plan.example[rows], plan.unit[rows])
+        population = np.ones((len(plan), populations.shape[1]), dtype=np.int64)
+        population[rows] = populations
         own = replace(
             plan,
             population=population,

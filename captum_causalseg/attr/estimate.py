@@ -186,7 +186,8 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         if bar is not None:
             bar.close()
 
-    ledger = problem.evaluator.ledger
+    ledger, shown = problem.evaluator.ledger, problem.site.shown
+    layouts = problem.site.layouts[shown]
     forwards = {**evaluator.forwards(n, outcome.n_forwards), **ledger.forwards}
     moments = _of_all_units(problem, prepared, outcome.moments, decide=effort.decide)
     return problem, TreatmentEffectStatistics.from_moments(
@@ -197,9 +198,9 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         },
         observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.outputs.shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
-        feature_mask=as_they_lie(problem.units.masks, problem.site.layouts),
-        input_shapes=[tensor.shape for tensor in as_they_lie(problem.site.tensors, problem.site.layouts)],
-        layouts=problem.site.layouts,
+        feature_mask=as_they_lie(problem.units.masks[shown], layouts),
+        input_shapes=[tensor.shape for tensor in as_they_lie(problem.site.tensors[shown], layouts)],
+        layouts=layouts,
         n_forwards=sum(forwards.values()),
         inputs_are_tuple=problem.site.is_tuple,
         output_axes=prepared.outputs.axes,
@@ -309,7 +310,7 @@ def _read(source: BoundDonors, example: int, *, piece: Piece, number: int) -> Te
 
 def answer(options: Options, problem: Problem, statistics: TreatmentEffectStatistics) -> Any:
     """What ``attribute`` returns: the attribution, and the statistics if they were asked for."""
-    attribution = _paint(statistics, problem.site.tensors, options.target)
+    attribution = _paint(statistics, problem.site.tensors[problem.site.shown], options.target)
     if isinstance(options.units, InputUnits):
         attribution = with_metadata(attribution, options.inputs)
     _warn_if_empty(statistics, options)

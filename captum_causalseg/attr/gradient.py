@@ -58,18 +58,18 @@ def backpropagate(options: Options, n_steps: int) -> Any:
     products = [gradient * (value - mean) for gradient, value, mean in zip(gradients, values, means)]
     sums = sum(places.sums(slot, product, product.shape) for slot, product in enumerate(products))
     effects = torch.from_numpy(np.where(used, sums, 0.0))
+    shown = problem.site.shown
     painted = [
         places.painted(slot, effects).to(device=tensor.device, dtype=tensor.dtype).expand(tensor.shape).contiguous()
-        for slot, tensor in enumerate(problem.site.tensors)
+        for slot, tensor in enumerate(problem.site.tensors[shown])
     ]
-    painted = as_they_lie(painted, problem.site.layouts)
+    painted = as_they_lie(painted, problem.site.layouts[shown])
     return tuple(painted) if problem.site.is_tuple else painted[0]
 
 
 def _scores(problem: Problem, leaves: Sequence[Tensor]) -> Any:
     """Scores of all examples with these in the place of the site's tensors."""
-    # Copies: a model may work in place, on a leaf autograd does not allow it.
-    return problem.site.run(problem.scorer, [leaf.clone() for leaf in leaves], np.arange(problem.n_examples))
+    return problem.evaluator.scores_with_gradient(leaves, np.arange(problem.n_examples))
 
 
 def _mean_donors(problem: Problem, values: Sequence[Tensor], used: np.ndarray) -> list[Tensor]:

@@ -3,7 +3,6 @@
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,13 @@ from captum_causalseg._checks import (
 )
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.controls import Control, edge_controls
+from captum_causalseg.attr.layer_places import LayerPlace, Recorded, find_place
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
-from captum_causalseg.donors import ActivationBank, BoundDonors, DonorSource, as_donor_source
+from captum_causalseg.donors import ActivationBank, DonorSource, as_donor_source
 from captum_causalseg.donors.fitted import fewest_elements
-from captum_causalseg.interventions.activation import Activation, channels_first
+from captum_causalseg.interventions.activation import channels_first
 from captum_causalseg.interventions.axes import Axes
-from captum_causalseg.interventions.layer import LayersEvaluator, StochasticLayersEvaluator
 from captum_causalseg.interventions.layouts import (
     channels_first_by_type,
     follow,
@@ -39,9 +38,6 @@ from captum_causalseg.interventions.layouts import (
     with_grid,
     with_heads,
 )
-from captum_causalseg.interventions.ledger import Ledger
-from captum_causalseg.interventions.recording import record, record_one_by_one, record_together
-from captum_causalseg.interventions.sites import Layer, LayersSite
 from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.layout import AXES, UNIT_KINDS, Layout, unit_mask
@@ -75,51 +71,26 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
         raise ValueError(f"block_size: it works only with units={kinds}")
     if asked.block_size is None and asked.in_blocks:
         raise ValueError(f"block_size: units={asked.kind!r} needs it, in the activation's own pixels")
-    executed, ledger = options.executed, Ledger()
-    call = prepare_call(executed, options.inputs, options.additional_forward_args)
-    device_ids = tuple((executed.device_ids if asked.device_ids is None else asked.device_ids) or ()) or None
-    watch: dict[str, Any] = {"at_input": asked.at_input, "device_ids": device_ids}
-    scorer = call.scorer
-    with undisturbed(scorer.function):
-        everything = _fresh(call.inputs + call.arguments)
-        compared, is_stochastic = scorer.forwards_to_compare, scorer.is_stochastic(*everything)
-        if is_stochastic:
-            observed = scorer(*everything)
-            activation = record_one_by_one(scorer, asked.layer, scorer.model_inputs(*everything), **watch)
-        else:
-            activation, observed = record(scorer, asked.layer, everything, **watch)
-        _check_activation(activation.tensors, call.inputs[0].shape[0])
-        # What is run on donor images needs no masks, and is one answer where they differ.
-        model = scorer.answer if is_stochastic else scorer.logits
-        layouts, followed = _layouts(asked, call, activation.tensors, model=model)
+    call = prepare_call(options.executed, options.inputs, options.additional_forward_args)
+    with undisturbed(call.scorer.function):
+        place = find_place(options, call, asked)
+        layouts = _layouts(asked, place)
         masks = None
         if asked.layer_mask is not None:
-            masks = check_masks("layer_mask", asked.layer_mask, activation.tensors, whose="activation")
+            masks = check_masks("layer_mask", asked.layer_mask, place.shown, whose="activation")
             masks = channels_first(masks, layouts)
-        activation = activation.laid_out(layouts)
-        tensors = tuple(activation.tensors)
-        parts = Units(_default_masks(tensors, layouts, asked) if masks is None else masks, [tensor.shape for tensor in tensors])
-        found, n_images = _donors(options, call, parts, activation=activation, watch=watch, model=model)
-    site = LayersSite(
-        layers=(Layer(asked.layer, activation, asked.at_input),),
-        inputs=call.inputs,
-        arguments=call.arguments,
-        device_ids=device_ids,
-    )
-    execution = replace(options.execution, device_ids=device_ids)
-    kind = StochasticLayersEvaluator if is_stochastic else LayersEvaluator
-    evaluator = kind(site, scorer, execution, found, ledger, observed=observed)
-    for purpose, n in (("answers compared", compared), ("layout", followed), ("donors", n_images)):
-        if n:
-            ledger.count(purpose, n)
+        place.lay_out(layouts)
+        masks = _default_masks(place.shown, layouts, asked) if masks is None else masks
+        parts = Units(place.masks(masks), [tensor.shape for tensor in place.site.tensors])
+        found = _donors(options, place, parts, layouts=layouts)
     described = common_settings(layer=type(asked.layer).__name__, units=asked.asked, block_size=asked.block_size)
     described["layout"] = [None if one is None else one.described() for one in layouts]
     controls: dict[str, Control] = {}
     if options.controls is not None:
-        controls = _edge_controls(found, tensors, layouts, asked=asked, ledger=ledger)
+        controls = _edge_controls(found, place, asked)
         described["controls"] = {name: one.in_words for name, one in controls.items()}
     return Problem(
-        evaluator=evaluator,
+        evaluator=place.evaluator(found),
         excluded=np.zeros((parts.n_examples, len(parts), 1), dtype=bool),
         call=call,
         settings=described | common_settings(layer_baselines=options.baselines),
@@ -127,21 +98,17 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
     )
 
 
-def _edge_controls(
-    unit_donors: UnitDonors,
-    tensors: tuple[Tensor, ...],
-    layouts: Sequence[Layout | None],
-    *,
-    asked: LayerUnits,
-    ledger: Ledger,
-) -> dict[str, Control]:
+def _edge_controls(unit_donors: UnitDonors, place: LayerPlace, asked: LayerUnits) -> dict[str, Control]:
     """Those of units that have a border: blocks of a grid."""
+    tensors, layouts = place.site.tensors, place.site.layouts
+    if place.columns:
+        raise ValueError("controls: a layer inside a sliding window has none; give controls=None")
     if any(layout is not None and layout.axes == "NLC" for layout in layouts):
         raise ValueError(
             'controls: "edge" is about the joint between a unit and what is beside it, but tokens are a row, in which what follows is not '
             "what lies beside; give controls=None"
         )
-    controls = edge_controls(unit_donors, tensors, treated=unit_donors.units.present, ledger=ledger)
+    controls = edge_controls(unit_donors, tensors, treated=unit_donors.units.present, ledger=place.ledger)
     if not controls[EDGE_SHIFTED].possible.any():
         raise ValueError(
             f'controls: "edge" is about the joint between a unit and what is beside it, but every unit ({asked.asked}) of the activation '
@@ -150,19 +117,10 @@ def _edge_controls(
     return controls
 
 
-def _donors(
-    options: Options,
-    call: Call,
-    units: Units,
-    *,
-    activation: Activation,
-    watch: dict[str, Any],
-    model: Callable[..., Any],
-) -> tuple[UnitDonors, int]:
-    """What units of a layer are replaced by, and how many images were run to record it."""
-    tensors, layouts = tuple(activation.tensors), activation.layouts
-    assert isinstance(options.units, LayerUnits)
-    baselines, layer = options.baselines, options.units.layer
+def _donors(options: Options, place: LayerPlace, units: Units, *, layouts: Sequence[Layout | None]) -> UnitDonors:
+    """What units of a layer are replaced by."""
+    call, tensors = place.call, place.site.tensors
+    baselines, layer = options.baselines, place.asked.layer
     if isinstance(baselines, (list, np.ndarray)):
         raise TypeError(
             "layer_baselines: expected donor images or activations as a tensor, an ActivationBank, a number or another donor source, got "
@@ -173,34 +131,27 @@ def _donors(
             baselines = ActivationBank(baselines)
     if isinstance(baselines, ActivationBank):
         if baselines.match is not None:
-            _refuse_single_values(units, options.units, tensors)
+            _refuse_single_values(units, place.asked, tensors)
         bank, others = baselines, _shared_arguments(call)
-        model_state = watch["at_input"], tuple(map(_comparable, others)), _state_of(call.scorer.model)
-        count = 0
+        model_state = place.state, tuple(map(_comparable, others)), _state_of(call.scorer.model)
 
         def run(images: tuple[Tensor, ...]) -> list[Tensor]:
             fitting = tuple(image.to(like) for image, like in zip(images, call.inputs))
-
-            def listen(layers: Sequence[nn.Module]) -> list[Activation]:
-                nonlocal count
-                count += len(fitting[0])
-                return record_together(model, layers, fitting + others, **watch)[0]
-
-            found: Activation = bank.hear(layer, model_state, listen)
-            return found.laid_out(layouts).tensors
+            found: Recorded = bank.hear(layer, model_state, lambda layers: place.record(layers, fitting, others))
+            return list(found.laid_out(layouts).tensors)
 
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
-        banks = bank.recorded(layer, (model_state, layouts, kinds), run, like=tensors)
+        state = model_state, tuple(layouts), kinds
+        banks = bank.recorded(layer, state, run, like=tensors, at_once=place.donors_at_once)
         with renamed(baselines="layer_baselines"):
             bound = tuple(one.bind(tensor) for one, tensor in zip(banks, tensors))
         own: tuple[DonorSource | None, ...] = tuple(bank if bank.of_the_image else None for bank in banks)
-        return UnitDonors(units, bound, paired=True, own=own), count
-    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
-    if len(given) != len(tensors):
-        raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(tensors)}), got {len(given)}")
+        return UnitDonors(units, bound, columns=(0,) * len(bound), own=own)
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(place.shown)
+    if len(given) != len(place.shown):
+        raise ValueError(f"layer_baselines: expected one per tensor of the activation ({len(place.shown)}), got {len(given)}")
     sources: list[DonorSource] = []
-    found: list[BoundDonors] = []
-    for one, tensor, layout in zip(given, tensors, layouts):
+    for one, tensor, layout in zip(given, place.shown, layouts):
         if layout is not None and layout.axes != "NC*" and isinstance(one, Tensor) and one.ndim:
             wanted = tuple(layout.as_it_lies(tensor[:1]).shape[1:])
             if tuple(one.shape[1:]) != wanted:
@@ -212,9 +163,16 @@ def _donors(
             raise ValueError(f"layer_baselines: expected a finite number, got {one}")
         with renamed(baselines="layer_baselines"):
             sources.append(as_donor_source(0.0 if one is None else one, tensor))
-            found.append(sources[-1].bind(tensor))
-    own = tuple(source if source.of_the_image else None for source in sources)
-    return UnitDonors(units, tuple(found), own=own), 0
+    # In further runs of the layer, they are the same.
+    sources *= len(tensors) // len(sources)
+    with renamed(baselines="layer_baselines"):
+        found = tuple(source.bind(tensor) for source, tensor in zip(sources, tensors))
+    return UnitDonors(
+        units,
+        found,
+        columns=place.columns,
+        own=tuple(source if source.of_the_image else None for source in sources),
+    )
 
 
 def _refuse_single_values(units: Units, asked: LayerUnits, tensors: Sequence[Tensor]) -> None:
@@ -228,41 +186,38 @@ def _refuse_single_values(units: Units, asked: LayerUnits, tensors: Sequence[Ten
                 )
 
 
-def _layouts(
-    asked: LayerUnits, call: Call, tensors: Sequence[Tensor], *, model: Callable[..., Any]
-) -> tuple[tuple[Layout | None, ...], int]:
-    """The layout of every tensor of the activation, as it lies, and how many images were run to find them.
+def _layouts(asked: LayerUnits, place: LayerPlace) -> tuple[Layout | None, ...]:
+    """The layout of every tensor of the activation, as it lies.
 
     One that cannot be told is ``None`` where the units do not need it.
     """
-    layer, units = asked.layer, "layer" if asked.layer_mask is not None else asked.kind
+    units = "layer" if asked.layer_mask is not None else asked.kind
+    tensors, n_spatial = place.shown, len(place.call.spatial)
     given: list[Layout | None] = [*_given_layouts(asked.layout, len(tensors))]
-    for place, (one, tensor) in enumerate(zip(given, tensors)):
-        if one is None and units != "head" and (tensor.ndim == 2 or channels_first_by_type(layer)):
-            given[place] = one = Layout("NC*")
+    for index, (one, tensor) in enumerate(zip(given, tensors)):
+        if one is None and units != "head" and (tensor.ndim == 2 or channels_first_by_type(asked.layer)):
+            given[index] = one = Layout("NC*")
         if one is not None:
             one.check(tensor.shape)
     if all(one is not None and (one.axes != "NLC" or one.grid is not None) for one in given) and units != "head":
-        return tuple(given), 0
-    name, modules = _names(call.scorer.model, layer)
-    few = [
-        value[:1].clone() if isinstance(value, Tensor) and value.ndim else value for value in (*call.inputs, *call.arguments)
-    ]
-    few = list(call.scorer.model_inputs(*few))
-    seen = follow(lambda: model(*few), few, modules)
+        return tuple(given)
+    run, model, layer, few = place.seen_by()
+    name, modules = _names(model, layer)
+    seen = follow(lambda: run(*few), few, modules)
+    place.ledger.count("layout", 1)
     sighting = seen.get(name)
     axes: Sequence[Axes] = () if sighting is None else sighting.taken if asked.at_input else sighting.returned
     found: list[Layout | None] = []
-    for place, (one, tensor) in enumerate(zip(given, tensors)):
-        known = axes[place] if len(axes) == len(tensors) else ()
+    for index, (one, tensor) in enumerate(zip(given, tensors)):
+        known = axes[index] if len(axes) == len(tensors) else ()
         if len(known) == tensor.ndim:
-            one = read_layout(known, len(call.spatial)) if one is None else with_grid(one, known, len(call.spatial))
+            one = read_layout(known, n_spatial) if one is None else with_grid(one, known, n_spatial)
             if one is not None and units == "head":
                 one = with_heads(one, name, modules, seen=seen, axes=known)
         if one is None and units != "layer":
             raise ValueError(unclear(tensor.shape, f"{name} ({type(layer).__name__})" if name else type(layer).__name__))
         found.append(one)
-    return tuple(found), 1
+    return tuple(found)
 
 
 def _given_layouts(asked: Any, n: int) -> tuple[Layout | None, ...]:
@@ -289,16 +244,6 @@ def _default_masks(tensors: tuple[Tensor, ...], layouts: tuple[Layout | None, ..
         masks.append(mask + first)
         first = int(masks[-1].max()) + 1 if asked.kind != "layer" else 0
     return masks
-
-
-def _check_activation(tensors: Sequence[Tensor], n_examples: int) -> None:
-    for tensor in tensors:
-        if tensor.ndim < 2 or tensor.shape[0] != n_examples:
-            raise ValueError(
-                f"layer: expected an activation with one entry per example, (N, ...) with N={n_examples}, got {tuple(tensor.shape)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError("layer: its activation holds NaN or infinite values")
 
 
 def are_images(baselines: Any, inputs: tuple[Tensor, ...]) -> bool:
@@ -338,8 +283,3 @@ def _state_of(model: Callable[..., Any]) -> Any:
         return object()
     tensors = [*model.parameters(), *model.buffers()]
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-
-
-def _fresh(values: tuple[Any, ...]) -> list[Any]:
-    """Copies, so that a model that works in place leaves the user's tensors alone."""
-    return [value.detach().clone() if isinstance(value, Tensor) else value for value in values]

@@ -1,6 +1,5 @@
 """Donors for a layer: its activations on natural donor images."""
 
-import math
 import shutil
 import tempfile
 import weakref
@@ -144,7 +143,13 @@ class ActivationBank(AnySource):
         return found[0]
 
     def recorded(
-        self, layer: nn.Module, state: Any, run: Callable[[tuple[Tensor, ...]], list[Tensor]], like: Sequence[Tensor]
+        self,
+        layer: nn.Module,
+        state: Any,
+        run: Callable[[tuple[Tensor, ...]], list[Tensor]],
+        *,
+        like: Sequence[Tensor],
+        at_once: int | None = None,
     ) -> list[PatchBank]:
         """The donors of a layer, per tensor of its activation.
 
@@ -153,17 +158,20 @@ class ActivationBank(AnySource):
             state: whatever the recording depends on besides the layer; another state records anew.
             run: image batches, one per input, to the layer's activation.
             like: the activation that is intervened on: what the recorded ones must be shaped like.
+            at_once: images that are run at once, if not ``batch_size``.
         """
         kept = self._recorded.setdefault(layer, {})
         if state in kept:
             return kept[state]
         stores: list[Tensor] = []
-        for start in range(0, len(self), self.batch_size):
-            images = tuple(self._batch(one, start, like[0].device) for one in self._images)
+        size = self.batch_size if at_once is None else at_once
+        for start in range(0, len(self), size):
+            images = tuple(self._batch(one, start, size, like[0].device) for one in self._images)
             found = run(images)
             if not stores:
                 self._check(found, like)
-                stores = [self._store(tensor) for tensor in found]
+                n_bytes = len(self) * sum(tensor[0].numel() * tensor.element_size() for tensor in found)
+                stores = [self._store(tensor, in_memory=n_bytes <= self.memory_budget) for tensor in found]
             for store, tensor in zip(stores, found):
                 if self.reduction == "mean":
                     store += tensor.double().sum(0, keepdim=True) / len(self)
@@ -176,11 +184,11 @@ class ActivationBank(AnySource):
         kept[state] = [PatchBank(store, placement="aligned", match=self.match) for store in stores]
         return kept[state]
 
-    def _batch(self, images: Any, start: int, device: torch.device) -> Tensor:
+    def _batch(self, images: Any, start: int, size: int, device: torch.device) -> Tensor:
         if isinstance(images, Tensor):
-            batch = images[start : start + self.batch_size]
+            batch = images[start : start + size]
         else:
-            batch = torch.stack([_as_tensor(images[i]) for i in range(start, min(start + self.batch_size, len(images)))])
+            batch = torch.stack([_as_tensor(images[i]) for i in range(start, min(start + size, len(images)))])
         if not batch.is_floating_point():
             raise ValueError(f"layer_baselines: donor images are {batch.dtype}: normalize them as the model's input")
         return batch.to(device, copy=True)  # the model may work in place
@@ -193,11 +201,11 @@ class ActivationBank(AnySource):
                     f"explained image {tuple(wanted.shape[1:])}: give donor images of its size"
                 )
 
-    def _store(self, tensor: Tensor) -> Tensor:
+    def _store(self, tensor: Tensor, *, in_memory: bool) -> Tensor:
         if self.reduction == "mean":
             return torch.zeros((1, *tensor.shape[1:]), dtype=torch.float64, device=tensor.device)
         shape = (len(self), *tensor.shape[1:])
-        if math.prod(shape) * tensor.element_size() <= self.memory_budget:
+        if in_memory:
             return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         folder = tempfile.mkdtemp(prefix="captum_causalseg-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

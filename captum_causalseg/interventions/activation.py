@@ -47,6 +47,21 @@ class Activation:
         """The same with other tensors, channels first."""
         return Activation(self.with_tensors(tensors), self.layouts)
 
+    def of_row(self, row: int) -> "Activation":
+        """That of one entry of the batch."""
+        held = Activation(self._value)
+        return Activation(held.with_tensors([tensor[row : row + 1] for tensor in held.tensors]), self.layouts)
+
+    def check(self, n: int, what: str) -> None:
+        """Raise unless the tensors have one entry for each of ``n`` examples (``what`` they are, in a word), and are finite."""
+        for tensor in self.tensors:
+            if tensor.ndim < 2 or tensor.shape[0] != n:
+                raise ValueError(
+                    f"layer: expected an activation with one entry per {what}, (N, ...) with N={n}, got {tuple(tensor.shape)}"
+                )
+            if not bool(tensor.isfinite().all()):
+                raise ValueError("layer: its activation holds NaN or infinite values")
+
     def laid_out(self, layouts: Sequence[Layout | None]) -> "Activation":
         """The same with what is known of its layouts."""
         return Activation(self._value, layouts)

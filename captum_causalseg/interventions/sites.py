@@ -34,6 +34,7 @@ class Site(ABC):
         tensors: what is replaced, channels first.
         is_tuple: whether they are a tuple for the user.
         layouts: of the tensors as they lie; empty for those that lie with their channels first.
+        shown: the tensors that attributions look like; in the others, units are the same ones in further runs of a module.
         frames: per tensor, which window of it is held; ``None`` for the whole.
         bypass: what of the images reaches the output without passing through the tensors.
         no_window: why a window of the image is no window of these tensors; ``None`` where it may be one.
@@ -45,6 +46,7 @@ class Site(ABC):
     is_tuple: bool
     frames: tuple[Frame | None, ...] | None
     layouts: tuple[Layout | None, ...] = ()
+    shown: slice = slice(None)
     no_window: str | None = None
     no_support: str | None = None
 

@@ -25,19 +25,19 @@ class UnitDonors:
     Args:
         units: the parts.
         donors: per tensor, what they are replaced by.
-        paired: a donor of one tensor belongs to the same donor of the others (they were recorded together): its number stands in the
-            first column.
+        columns: per tensor, in which column of the donors' numbers its own stands, 0 to K - 1: tensors that were recorded together have
+            a donor in common. Empty: each tensor has its own.
         own: per tensor, the donors before they were bound, if they are made from that very tensor (a unit replaced by itself, say);
             ``None`` for those of another origin.
     """
 
     units: Units
     donors: tuple[BoundDonors, ...]
-    paired: bool = False
+    columns: tuple[int, ...] = ()
     own: tuple[DonorSource | None, ...] = ()
 
     def populations(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
-        """How many donors units of examples have, ``(M, tensors)``; 1 where a unit does not reach.
+        """How many donors units of examples have, ``(M, K)``; 1 where a unit does not reach.
 
         Raises:
             ValueError: a unit has none.
@@ -53,27 +53,33 @@ class UnitDonors:
 
     def counts(self, example: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """The same as :meth:`populations`, 0 where a unit has no donor."""
-        population = np.ones((len(example), len(self.donors)), dtype=np.int64)
+        population = np.ones((len(example), max(self.columns, default=len(self.donors) - 1) + 1), dtype=np.int64)
         for row, (n, u) in enumerate(zip(example.tolist(), unit.tolist())):
             for piece in self.units.pieces(n, u):
-                column = 0 if self.paired else piece.slot
+                column = self.columns[piece.slot] if self.columns else piece.slot
                 population[row, column] = self.donors[piece.slot].population(n, piece.box)
         return population
 
     def spread(self, numbers: np.ndarray) -> np.ndarray:
-        """Donor numbers for every tensor ``(B, slots)``."""
-        return np.repeat(numbers[:, :1], numbers.shape[1], axis=1) if self.paired else numbers
+        """Donor numbers for every tensor ``(B, slots)``, from ``(B, K)``."""
+        return numbers[:, list(self.columns)] if self.columns and numbers.shape[1] else numbers
 
     def paste(
-        self, tensors: Sequence[Tensor], interventions: Interventions, frames: Sequence[Frame | None] | None = None
+        self,
+        tensors: Sequence[Tensor],
+        interventions: Interventions,
+        frames: Sequence[Frame | None] | None = None,
+        *,
+        first_slot: int = 0,
     ) -> None:
-        """Make the interventions in the rows of the tensors, in place; ``frames`` as of :func:`paste`."""
+        """Make the interventions in the rows of the tensors, in place; ``frames`` and ``first_slot`` as of :func:`paste`."""
         paste(
             tensors,
             self.units,
             sources=self.donors,
             interventions=interventions.of_donors(self.spread(interventions.donor)),
             frames=frames,
+            first_slot=first_slot,
         )
 
     def pasted(self, live: Sequence[Tensor], interventions: Interventions, slots: slice) -> list[Tensor]:

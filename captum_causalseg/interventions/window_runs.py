@@ -65,7 +65,10 @@ class WindowRuns:
         ledger: where windows are counted that are no interventions.
 
     Attributes:
-        count: the windows that interventions took.
+        call, local, scorer, ledger: as they were given.
+        layout: the windows.
+        geometry: where they and the regions lie.
+        touching: boolean ``(N, W)``, which windows touch a region.
     """
 
     def __init__(
@@ -78,8 +81,8 @@ class WindowRuns:
         execution: Execution,
         ledger: Ledger,
     ) -> None:
-        self.model, self.image, self._args = model, call[0], tuple(call[1:])
-        self._local, self._scorer, self._execution, self._ledger = local, scorer, execution, ledger
+        self.model, self.call, self.image = model, tuple(call), call[0]
+        self.local, self.scorer, self.ledger, self._execution = local, scorer, ledger, execution
         self.layout = model.layout(self.image.shape[2:])
         self.geometry = WindowGeometry(self.layout, local.scores.rois, len(self.image))
         self.touching = np.asarray(self.geometry.touching.any(2))
@@ -94,7 +97,7 @@ class WindowRuns:
 
     @property
     def count(self) -> int:
-        """See the class."""
+        """The windows that interventions took."""
         return self._counted["windows"]
 
     @property
@@ -129,7 +132,7 @@ class WindowRuns:
 
     def arguments(self, examples: np.ndarray) -> list[Any]:
         """What the network is given besides windows of these examples."""
-        return self.model.arguments(self._args, examples, self.image)
+        return self.model.arguments(self.call[1:], examples, self.image)
 
     def weighted(self, windows: Tensor, examples: np.ndarray, *, purpose: str | None) -> list[Tensor]:
         """Weighted logits of windows ``(J, C, *size)`` of these examples; without a purpose they are interventions."""
@@ -146,7 +149,7 @@ class WindowRuns:
         if purpose is None:
             self._counted["windows"] += count
         else:
-            self._ledger.count(purpose, count)
+            self.ledger.count(purpose, count)
         # Gradients are taken in the model's own precision.
         with nullcontext() if purpose == "gradient" else self._execution.precision(self.image.device):
             return answer()
@@ -159,7 +162,7 @@ class WindowRuns:
     @property
     def batch_size(self) -> int:
         """So many windows are run at once."""
-        return 1 if self._scorer.takes_batches is False else self.model.batch_size
+        return 1 if self.scorer.takes_batches is False else self.model.batch_size
 
     def fused(
         self,
@@ -213,7 +216,7 @@ class WindowRuns:
     @functools.cached_property
     def twins(self) -> list[LocalScores] | None:
         """What scores logits around the groups with the differentiable twin, if it looks at these alone."""
-        found = self._scorer.surrogate().local_scores(*self._local.call)
+        found = self.scorer.surrogate().local_scores(*self.local.call)
         return None if found is None else self._grouped(found)
 
     def scores_with_gradient(self, examples: np.ndarray, answer: Answer) -> Tensor:

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "attr/joint": "attr/test_joint_treatment_effect",
     "attr/layer": "interventions/test_layer",
     "attr/layer_average_treatment_effect": "interventions/test_layer",
+    "attr/layer_places": "interventions/test_window_layers",
     "attr/parts": "cohort/test_worker",
     "attr/pdcr": "whole/test_oracle",
     "attr/problem": "whole/test_bad_input",

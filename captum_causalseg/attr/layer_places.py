@@ -1,0 +1,253 @@
+"""Where a layer is: in the model, which runs it once; or in a network that a sliding window runs once per window."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_causalseg.attr.options import LayerUnits, Options
+from captum_causalseg.attr.problem import Call
+from captum_causalseg.interventions.activation import Activation
+from captum_causalseg.interventions.evaluator import Local, ModelEvaluator
+from captum_causalseg.interventions.layer import LayersEvaluator, StochasticLayersEvaluator
+from captum_causalseg.interventions.ledger import Ledger
+from captum_causalseg.interventions.recording import record, record_one_by_one, record_together
+from captum_causalseg.interventions.sites import Layer, LayersSite, Site
+from captum_causalseg.interventions.unit_donors import UnitDonors
+from captum_causalseg.interventions.window_layers import WindowLayersEvaluator, WindowLayersSite, record_passes
+from captum_causalseg.interventions.window_runs import WindowRuns
+from captum_causalseg.layout import Layout
+from captum_causalseg.target.windowed_model import WindowedModel
+
+__all__ = ["LayerPlace", "Recorded", "find_place"]
+
+
+class Recorded(Protocol):
+    """What was recorded of a layer."""
+
+    def laid_out(self, layouts: Sequence[Layout | None]) -> "Recorded":
+        """The same with what is known of the layouts."""
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """Channels first, where the layouts are known."""
+
+
+class LayerPlace(ABC):
+    """A layer that has been seen on the inputs.
+
+    Args:
+        options: how the model is run.
+        call: checked.
+        asked: which layer.
+
+    Attributes:
+        site: it; as it lies until :meth:`lay_out`.
+        ledger: of the call.
+        donors_at_once: donor images that are recorded at once; ``None`` for as many as their bank says.
+    """
+
+    site: Site
+    donors_at_once: int | None = None
+
+    def __init__(self, options: Options, call: Call, asked: LayerUnits) -> None:
+        self.call, self.asked, self.ledger = call, asked, Ledger()
+        self._execution = options.execution
+
+    @property
+    def state(self) -> Any:
+        """What a recording depends on besides the model and what it is given."""
+        return self.asked.at_input
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Of the site's tensors where each of a pass has donors of its own, as of :class:`UnitDonors`."""
+        return ()
+
+    @abstractmethod
+    def lay_out(self, layouts: Sequence[Layout | None]) -> None:
+        """From now on the tensors of the site have their channels first."""
+
+    @abstractmethod
+    def seen_by(self) -> tuple[Callable[..., Any], Any, nn.Module, list[Any]]:
+        """What runs the layer once, the model that it is named in, the layer there, and a few inputs of it."""
+
+    @abstractmethod
+    def masks(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Of all tensors of the site, from the masks of those that are shown."""
+
+    @abstractmethod
+    def record(self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any]) -> Sequence[Recorded]:
+        """What layers are on donor images, in one run of these."""
+
+    @abstractmethod
+    def evaluator(self, unit_donors: UnitDonors) -> ModelEvaluator:
+        """Who makes interventions there."""
+
+    @property
+    def shown(self) -> tuple[Tensor, ...]:
+        """The tensors that attributions look like."""
+        return self.site.tensors[self.site.shown]
+
+
+def find_place(options: Options, call: Call, asked: LayerUnits) -> LayerPlace:
+    """See where the layer is."""
+    windowed = call.scorer.windowed_model
+    modules = None if windowed is None else windowed.in_each_network(asked.layer)
+    if windowed is None or modules is None:
+        return _InModel(options, call, asked)
+    return _InWindows(options, call, asked, modules=modules)
+
+
+class _InModel(LayerPlace):
+    """The model runs it once."""
+
+    site: LayersSite
+
+    def __init__(self, options: Options, call: Call, asked: LayerUnits) -> None:
+        super().__init__(options, call, asked)
+        scorer, given = call.scorer, options.executed.device_ids if asked.device_ids is None else asked.device_ids
+        device_ids = tuple(given or ()) or None
+        self._watch: dict[str, Any] = {"at_input": asked.at_input, "device_ids": device_ids}
+        self._execution = replace(self._execution, device_ids=device_ids)
+        everything = _fresh(call.inputs + call.arguments)
+        compared, self._is_stochastic = scorer.forwards_to_compare, scorer.is_stochastic(*everything)
+        if self._is_stochastic:
+            self._observed = scorer(*everything)
+            activation = record_one_by_one(scorer, asked.layer, scorer.model_inputs(*everything), **self._watch)
+        else:
+            activation, self._observed = record(scorer, asked.layer, everything, **self._watch)
+        activation.check(len(call.inputs[0]), "example")
+        if compared:
+            self.ledger.count("answers compared", compared)
+        layer = Layer(asked.layer, activation, asked.at_input)
+        self.site = LayersSite(layers=(layer,), inputs=call.inputs, arguments=call.arguments, device_ids=device_ids)
+
+    def lay_out(self, layouts: Sequence[Layout | None]) -> None:
+        """See :meth:`LayerPlace.lay_out`."""
+        (layer,) = self.site.layers
+        self.site = replace(self.site, layers=(replace(layer, activation=layer.activation.laid_out(layouts)),))
+
+    def seen_by(self) -> tuple[Callable[..., Any], Any, nn.Module, list[Any]]:
+        """See :meth:`LayerPlace.seen_by`."""
+        few = [
+            value[:1].clone() if isinstance(value, Tensor) and value.ndim else value
+            for value in (*self.call.inputs, *self.call.arguments)
+        ]
+        scorer = self.call.scorer
+        return self._function, scorer.model, self.asked.layer, list(scorer.model_inputs(*few))
+
+    def masks(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`LayerPlace.masks`."""
+        return list(masks)
+
+    def record(self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any]) -> Sequence[Activation]:
+        """See :meth:`LayerPlace.record`."""
+        self.ledger.count("donors", len(images[0]))
+        return record_together(self._function, layers, (*images, *others), **self._watch)[0]
+
+    def evaluator(self, unit_donors: UnitDonors) -> ModelEvaluator:
+        """See :meth:`LayerPlace.evaluator`."""
+        kind = StochasticLayersEvaluator if self._is_stochastic else LayersEvaluator
+        given = self.site, self.call.scorer, self._execution, unit_donors, self.ledger
+        return kind(*given, observed=self._observed)
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        # What is run on donor images needs no masks, and is one answer where they differ.
+        return self.call.scorer.answer if self._is_stochastic else self.call.scorer.logits
+
+
+class _InWindows(LayerPlace):
+    """A network in a sliding window runs it once per window and flip."""
+
+    site: WindowLayersSite
+    # What one image gives in all its windows is held until it is stored.
+    donors_at_once = 1
+
+    def __init__(self, options: Options, call: Call, asked: LayerUnits, *, modules: tuple[nn.Module, ...]) -> None:
+        super().__init__(options, call, asked)
+        self._execution = replace(self._execution, by_windows=True)
+        scorer, everything = call.scorer, (*call.inputs, *call.arguments)
+        assert scorer.windowed_model is not None
+        self._model: WindowedModel = scorer.windowed_model
+        self._observed = scorer(*_fresh(everything))
+        scores = scorer.local_scores(*everything)
+        if scores is None or call.rois is None:
+            raise ValueError(
+                "layer: inside a sliding window, a layer is replaced in the windows that touch the RoI, and these are not enough here: "
+                f"{scorer.why_not_local(*everything)}; give a target an RoI and a metric that looks there alone, or explain one window, with the "
+                "network itself"
+            )
+        self._runs = WindowRuns(
+            self._model,
+            scorer.model_inputs(*everything),
+            local=Local(scores, everything),
+            scorer=scorer,
+            execution=self._execution,
+            ledger=self.ledger,
+        )
+        if self._runs.mix:
+            raise ValueError(
+                "layer: the network answers a window otherwise beside others than alone (it mixes the windows of a batch), and no window can be run by "
+                "itself; put it into evaluation mode, or give the WindowedModel batch_size=1 (sw_batch_size of MONAI's inferer)"
+            )
+        self.site = WindowLayersSite.recorded(
+            self._runs, modules, call.inputs, arguments=call.arguments, at_input=asked.at_input
+        )
+
+    @property
+    def state(self) -> Any:
+        """See :attr:`LayerPlace.state`; donor images have the same windows."""
+        return self.asked.at_input, self._runs.layout.spatial, tuple(self.site.windows.tolist())
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """See :attr:`LayerPlace.columns`: a donor is the same one in every pass."""
+        return tuple(slot % self.site.per_pass for slot in range(len(self.site.tensors)))
+
+    def lay_out(self, layouts: Sequence[Layout | None]) -> None:
+        """See :meth:`LayerPlace.lay_out`."""
+        self.site = self.site.laid_out(layouts)
+
+    def seen_by(self) -> tuple[Callable[..., Any], Any, nn.Module, list[Any]]:
+        """See :meth:`LayerPlace.seen_by`: one network, on one window."""
+        first = np.zeros(1, dtype=np.int64)
+        window = self._model.seen(self._runs.cut(first, first), self._runs.layout)
+
+        def run(*seen: Any) -> Tensor:
+            return self._model.answer(0, seen[0], seen[1:])
+
+        return run, self._model.networks[0], self.site.modules[0], [window, *self._runs.arguments(first)]
+
+    def masks(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`LayerPlace.masks`."""
+        return self.site.masks(masks)
+
+    def record(self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any]) -> Sequence[Recorded]:
+        """See :meth:`LayerPlace.record`: in the same windows."""
+        (image, *further), spatial = images, self._runs.layout.spatial
+        if tuple(image.shape[2:]) != spatial:
+            raise ValueError(
+                f"layer_baselines: donors come from the same windows of other images, which need the explained image's size {spatial}, got "
+                f"{tuple(image.shape[2:])}"
+            )
+        windows, size = self.site.windows, self._runs.batch_size
+        self.ledger.count("donors", len(image) * len(windows) * self._model.runs_per_window)
+        where = np.zeros(len(windows), dtype=np.int64), windows
+        modules = [self._model.in_each_network(layer) or (layer,) for layer in layers]
+        call = [image, *further, *others]
+        return record_passes(self._model, modules, call, where=where, at_input=self.asked.at_input, batch_size=size)
+
+    def evaluator(self, unit_donors: UnitDonors) -> ModelEvaluator:
+        """See :meth:`LayerPlace.evaluator`."""
+        return WindowLayersEvaluator(self.site, self._execution, unit_donors, observed=torch.as_tensor(self._observed))
+
+
+def _fresh(values: tuple[Any, ...]) -> list[Any]:
+    """Copies, so that a model that works in place leaves the user's tensors alone."""
+    return [value.detach().clone() if isinstance(value, Tensor) else value for value in values]

@@ -1,0 +1,345 @@
+"""Layers of a network in a sliding window: against a literal loop around the whole sliding window, hooks by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from layer_cases import Net
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from captum_causalseg import (
+    ActivationBank,
+    LayerAverageTreatmentEffect,
+    LayerGradientTreatmentEffect,
+    SegmentationTarget,
+    WindowedModel,
+    regions,
+)
+from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.interventions import vmapped
+
+SPATIAL = {2: (14, 12), 3: (9, 8, 10)}
+SIZE = {2: 8, 3: 6}
+UNIFORM = {"sampling": "uniform", "n_draws": 3, "n_screening_draws": 0, "return_statistics": True, "target": 1}
+
+
+def windowed(d, n_folds=1, mirror_axes=(), batch_size=3):
+    folds = []
+    for seed in range(n_folds):
+        torch.manual_seed(seed)
+        folds.append(Net(d).eval())
+        with torch.no_grad():
+            for parameter in folds[-1].parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    starts = list(itertools.product(*[sorted({*range(0, n - SIZE[d], 3), n - SIZE[d]}) for n in SPATIAL[d]]))
+    weight = torch.rand((SIZE[d],) * d) + 0.1
+    return WindowedModel(
+        folds if n_folds > 1 else folds[0], SIZE[d], starts, weight, mirror_axes=mirror_axes, batch_size=batch_size
+    )
+
+
+def case(d, n=1, **options):
+    model = windowed(d, **options)
+    generator = torch.Generator().manual_seed(d)
+    images, donors = (torch.rand((count, 1, *SPATIAL[d]), generator=generator) for count in (n, 3))
+    labels = torch.randint(0, 3, (n, *SPATIAL[d]), generator=generator)
+    return model, images, donors, labels
+
+
+def modules(model, name):
+    return [one.get_submodule(name) for one in model.networks]
+
+
+def literal(model, name, image, donor, mask, unit):
+    """Logits of a run of all windows in which a unit is in every one of them what it is in the donor's run of all windows."""
+    flips, recorded, handles = model.flips, {}, []
+
+    def listen(fold):
+        return lambda m, args, out: recorded.setdefault(fold, []).append(out.detach().clone())
+
+    for fold, module in enumerate(modules(model, name)):
+        handles.append(module.register_forward_hook(listen(fold)))
+    with torch.no_grad():
+        model(donor)
+    for handle in handles:
+        handle.remove()
+    calls = dict.fromkeys(recorded, 0)
+
+    def put(fold):
+        def hook(m, args, out):
+            inside = (mask == unit).flip(flips[calls[fold] % len(flips)]).expand(out.shape)
+            new = torch.where(inside, recorded[fold][calls[fold]], out)
+            calls[fold] += 1
+            return new
+
+        return hook
+
+    handles = [module.register_forward_hook(put(fold)) for fold, module in enumerate(modules(model, name))]
+    with torch.no_grad():
+        logits = model(image)
+    for handle in handles:
+        handle.remove()
+    assert all(count == len(recorded[fold]) for fold, count in calls.items())
+    return logits
+
+
+def dice(logits, labels, roi):
+    found, truth = logits.argmax(1)[0][roi] == 1, labels[roi] == 1
+    return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
+
+
+def mask_of(kind, channels, d):
+    blocks = regions.grid((SIZE[d],) * d, 3)
+    if kind == "channel":
+        return torch.arange(channels).view(1, -1, *(1,) * d)
+    if kind == "block":
+        return blocks[None, None]
+    if kind == "channel_block":
+        return blocks[None, None] + torch.arange(channels).view(1, -1, *(1,) * d) * (int(blocks.max()) + 1)
+    return torch.zeros((1, 1, *(1,) * d), dtype=torch.int64)
+
+
+def expected_effects(model, name, images, donors, labels, *, rois, mask):
+    units = mask.unique().tolist()
+    found = torch.zeros(len(images), len(units), len(rois), dtype=torch.float64)
+    for n, (image, truth) in enumerate(zip(images, labels)):
+        with torch.no_grad():
+            observed = model(image[None])
+        for u, unit in enumerate(units):
+            for donor in donors:
+                logits = literal(model, name, image[None], donor[None], mask, unit)
+                for r, roi in enumerate(rois):
+                    found[n, u, r] += (dice(observed, truth, roi) - dice(logits, truth, roi)) / len(donors)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["channel", "layer", "block", "channel_block"])
+@pytest.mark.parametrize(("d", "options"), [(2, {}), (2, {"mirror_axes": (0, 1), "n_folds": 2}), (3, {"mirror_axes": (2,)})])
+def test_effects_equal_the_literal_loop_around_all_windows(d, options, kind):
+    if d == 3 and kind == "channel_block":
+        pytest.skip("the same in 2D, and slow")
+    model, images, donors, labels = case(d, n=2 if d == 2 else 1, **options)
+    rois = torch.stack([regions.box(SPATIAL[d], start=1, size=3), regions.box(SPATIAL[d], start=4, size=4)])
+    target = SegmentationTarget(model, roi=rois, reference=labels)
+    layer = modules(model, "middle")[-1]
+    asked = {"units": kind, "block_size": 3 if "block" in kind else None}
+    attr, stats = LayerAverageTreatmentEffect(target, layer).attribute(images, donors, **asked, **{**UNIFORM, "target": (1, 0)})
+    assert attr.shape == (len(images), 5, *(SIZE[d],) * d)
+    mask = mask_of(kind, 5, d)
+    expected = expected_effects(model, "middle", images, donors, labels, rois=rois, mask=mask)
+    torch.testing.assert_close(stats.effect[:, :, 1], expected, atol=1e-6, rtol=0)
+    assert float(expected.abs().max()) > 0.01, "the case is too dull to prove anything"
+    for unit in mask.unique().tolist():
+        inside = (mask[0] == unit).expand(attr[0].shape)
+        torch.testing.assert_close(attr[0][inside].double(), expected[0, unit, 0].expand(int(inside.sum())), atol=1e-6, rtol=0)
+
+
+def evaluator(model, images, layer, **asked):
+    from captum_causalseg.attr.effort import Effort
+    from captum_causalseg.attr.layer import prepare_layer
+    from captum_causalseg.attr.options import LayerUnits, Options
+
+    roi = regions.box(tuple(images.shape[2:]), start=3, size=3)
+    target = SegmentationTarget.from_prediction(model, images, roi=roi, metric="soft_dice")
+    units = LayerUnits(layer=layer, **asked)
+    options = Options(
+        forward_func=target, inputs=images, units=units, baselines=torch.rand(3, *images.shape[1:]), effort=Effort()
+    )
+    return prepare_layer(options, units).evaluator, options.baselines
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_logits_are_those_of_all_windows(batch_size):
+    model, images, _, _ = case(2, mirror_axes=(1,), batch_size=batch_size)
+    found, donors = evaluator(model, images, model.network.middle)
+    sets = Interventions.of_sets(np.zeros(4, dtype=np.int64), [[(unit, [k % 3])] for k, unit in enumerate((0, 4, 2, 2))])
+    with torch.no_grad():
+        (logits,) = found._answers(sets)
+    group = found.runs.geometry.groups[0].frame
+    near = tuple(slice(a, a + n) for a, n in zip(group.starts[0].tolist(), group.size))
+    for row, (unit, donor) in enumerate(((0, 0), (4, 1), (2, 2), (2, 0))):
+        expected = literal(model, "middle", images, donors[donor : donor + 1], mask_of("channel", 5, 2), unit)[
+            (0, slice(None), *near)
+        ]
+        # Inside the region; one pixel beside it, windows that touch no region are as they were.
+        inside = (slice(None), slice(1, -1), slice(1, -1))
+        if batch_size == 1:
+            assert torch.equal(logits[row][inside], expected[inside])
+        torch.testing.assert_close(logits[row][inside], expected[inside], atol=1e-5, rtol=0)
+
+
+def test_with_and_without_vmap_and_one_by_one(monkeypatch):
+    model, images, donors, labels = case(2, n=2)
+    target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels, metric="soft_dice")
+    face = LayerAverageTreatmentEffect(target, model.network.early)
+    fast, stats = face.attribute(images, donors, **UNIFORM)
+    assert "vmap" not in stats.settings["disabled"]
+    alone = face.attribute(images, donors, **UNIFORM, perturbations_per_eval=1)[0]
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("switched off by the test")
+
+    monkeypatch.setattr(vmapped.torch.func, "vmap", refuse)
+    slow, stats = face.attribute(images, donors, **UNIFORM)
+    assert "switched off by the test" in stats.settings["disabled"]["vmap"]
+    for other in (slow, alone):
+        torch.testing.assert_close(other, fast, atol=1e-5, rtol=0)
+    assert float(fast.abs().max()) > 1e-3
+
+
+def test_only_windows_that_touch_the_region_are_run_and_batches_are_full():
+    seen = []
+
+    class Counted(Net):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = WindowedModel.from_monai(SlidingWindowInferer(8, 5, overlap=0.5), Counted(2).eval())
+    image, donors = torch.rand(1, 1, 24, 24), torch.rand(4, 1, 24, 24)
+    target = SegmentationTarget.from_prediction(model, image, roi=regions.box((24, 24), start=1, size=4))
+    face = LayerAverageTreatmentEffect(target, model.network.middle)
+    seen.clear()
+    _, stats = face.attribute(image, donors, **{**UNIFORM, "n_draws": 4})
+    # vmap runs a batch of interventions on one window.
+    assert stats.settings["windows"] == {"patch_size": [8, 8], "per_image": 25, "touching": [4]}
+    forwards = stats.settings["forwards"]
+    assert forwards["observed"] == 25
+    assert forwards["recording the layer"] == 4
+    assert forwards["donors"] == 4 * 4
+    # Five channels, four donors, in four windows; the observed image once more.
+    assert forwards["windows"] == (5 * 4 + 1) * 4
+    assert sum(seen) <= stats.n_forwards
+    seen.clear()
+    face.attribute(image, donors, **{**UNIFORM, "n_draws": 4}, perturbations_per_eval=1)
+    assert seen.count(1) >= 80
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+def test_baselines_of_every_kind_are_the_same_in_all_windows(at_input):
+    model, images, donors, labels = case(2, mirror_axes=(0,))
+    target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels, metric="soft_dice")
+    face, layer = LayerAverageTreatmentEffect(target, model.network.middle), model.network.middle
+    channels = 4 if at_input else 5
+    given = {**UNIFORM, "attribute_to_layer_input": at_input}
+
+    def literally(value):
+        """All channels' effects when they become this value."""
+
+        def after(m, args, out):
+            return torch.full_like(out, value) if value.ndim == 0 else value.expand_as(out)
+
+        def before(m, args):
+            return (value.expand_as(args[0]),)
+
+        handle = layer.register_forward_pre_hook(before) if at_input else layer.register_forward_hook(after)
+        with torch.no_grad():
+            found = target(images)[0, 1]
+        handle.remove()
+        return float(target(images)[0, 1].detach() - found)
+
+    whole = face.attribute(images, 0.5, units="layer", **given)[0]
+    assert float(whole[0].flatten()[0]) == pytest.approx(literally(torch.tensor(0.5)), abs=1e-6)
+    activations = torch.rand(3, channels, 8, 8)
+    effects = face.attribute(images, activations, units="layer", **given)[0]
+    assert effects.shape == (1, channels, 8, 8)
+    assert float(effects.flatten()[0]) == pytest.approx(sum(map(literally, activations)) / 3, abs=1e-6)
+    one = ActivationBank(donors, reduction="mean")
+    assert torch.isfinite(face.attribute(images, one, units="channel", **given)[0]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"mirror_axes": (0,), "n_folds": 2}])
+def test_the_gradient_is_that_of_all_windows(options):
+    model, images, donors, labels = case(2, n=2, **options)
+    rois = torch.stack([regions.box((14, 12), start=1, size=3), regions.box((14, 12), start=8, size=3)])
+    target = SegmentationTarget(model, roi=rois, reference=labels, metric="soft_dice")
+    face = LayerGradientTreatmentEffect(target, model.networks[0].middle)
+    effects = face.attribute(images, donors, target=(1, 1))
+
+    def run(x, function=model):
+        """What the layer returns, call by call, with a handle on each for gradients."""
+        seen = []
+
+        def hook(m, args, out):
+            # Its own, so that there is a gradient with respect to it.
+            seen.append(out.detach().requires_grad_())
+            return seen[-1]
+
+        handles = [module.register_forward_hook(hook) for module in modules(model, "middle")]
+        returned = function(x)
+        for handle in handles:
+            handle.remove()
+        return seen, returned
+
+    for n, image in enumerate(images):
+        one = SegmentationTarget(model, roi=rois, reference=labels[n : n + 1], metric="soft_dice").surrogate()
+        seen, score = run(image[None], one)
+        gradients = torch.autograd.grad(score[0, 1, 1], seen)
+        means = [torch.stack(calls).mean(0) for calls in zip(*(run(donor[None])[0] for donor in donors))]
+        expected = sum((g * (a - b)).sum((0, 2, 3)) for g, a, b in zip(gradients, seen, means))
+        expected = expected.detach()
+        torch.testing.assert_close(effects[n, :, 0, 0], expected, atol=1e-6, rtol=1e-4)
+        assert float(expected.abs().max()) > 1e-3
+    steps = face.attribute(images, donors, target=(1, 1), n_steps=3)
+    assert 0 < float((steps - effects).abs().max()) < 1
+
+
+def test_stratified_draws_are_ranked_by_windows():
+    model, images, _, labels = case(2)
+    donors = torch.rand(12, 1, 14, 12)
+    target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels, metric="soft_dice")
+    face = LayerAverageTreatmentEffect(target, model.network.middle)
+    _, stats = face.attribute(images, donors, target=1, n_draws=4, n_screening_draws=0, return_statistics=True)
+    assert stats.settings["sampling"] == "stratified"
+    assert "stratified sampling" not in stats.settings["disabled"]
+    assert stats.settings["forwards"]["gradient"] > 0
+    exact = face.attribute(images, donors, target=1, n_draws=12, n_screening_draws=0)
+    assert float((stats.to_map("effect", 1) - exact).abs().max()) < 0.5 * float(exact.abs().max())
+
+
+def test_several_windows_of_a_donor_do_not_have_to_fit_into_memory():
+    model, images, donors, labels = case(2)
+    target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels, metric="soft_dice")
+    face = LayerAverageTreatmentEffect(target, model.network.middle)
+    inside, mapped = (face.attribute(images, ActivationBank(donors, memory_budget=n), **UNIFORM)[0] for n in (2**30, 1000))
+    assert torch.equal(inside, mapped)
+
+
+class Twice(Net):
+    def forward(self, x):
+        return super().forward(x) + super().forward(x.flip(2))
+
+
+def test_what_is_refused():
+    def attribute(network, name="middle", images=None, donors=None, **options):
+        model = WindowedModel.from_monai(SlidingWindowInferer(8, 4, overlap=0.5), network.eval())
+        images = torch.rand(1, 1, 14, 12) if images is None else images
+        given = {"roi": regions.box((14, 12), start=3, size=4), "reference": torch.zeros(14, 12), **options}
+        target = SegmentationTarget(model, **given)
+        donors = torch.rand(3, 1, 14, 12) if donors is None else donors
+        return LayerAverageTreatmentEffect(target, network.get_submodule(name)).attribute(images, donors, **UNIFORM)
+
+    with pytest.raises(ValueError, match="layer: Conv2d is called 2 times in one forward pass"):
+        attribute(Twice(2))
+    with pytest.raises(ValueError, match=r"layer: inside a sliding window.*without an RoI nothing lies outside it"):
+        attribute(Net(2), roi=None)
+    with pytest.raises(ValueError, match=r"layer: inside a sliding window.*the metric may look beyond the RoI"):
+        attribute(Net(2), metric=lambda p, t, r: p.mean((2, 3)))
+    with pytest.raises(
+        ValueError, match=r"layer_baselines: donors come from the same windows.*size \(14, 12\), got \(20, 20\)"
+    ):
+        attribute(Net(2), donors=ActivationBank(torch.rand(3, 1, 20, 20)))
+
+    class Mixing(Net):
+        def forward(self, x):
+            return super().forward(x - x.mean((0, 2, 3), keepdim=True))
+
+    with pytest.raises(ValueError, match="layer: the network answers a window otherwise beside others"):
+        attribute(Mixing(2))
+    unused = Net(2)
+    unused.unused = nn.Conv2d(1, 1, 1)
+    with pytest.raises(ValueError, match="layer: Conv2d is not called when the model runs"):
+        attribute(unused, "unused")
