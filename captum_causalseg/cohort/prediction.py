@@ -106,9 +106,10 @@ def q_survival(q: float, tau2: np.ndarray, variance: np.ndarray, weight: np.ndar
         share = weight * diagonal / weight.sum()
         # In units of what is expected of Q.
         expected = (diagonal - share).sum(1, keepdims=True)
-        form = _Form(diagonal / expected, share / expected)
-        at = q / expected
-        found[part] = np.where(form.freedom > _WELL_KNOWN, _along_a_line(form, at), 1 - _below_by_talbot(form, at))
+        form, at = _Form(diagonal / expected, share / expected), q / expected
+        known = form.freedom > _WELL_KNOWN
+        found[part[known]] = _along_a_line(form.of(known), at[known])
+        found[part[~known]] = 1 - _below_by_talbot(form.of(~known), at[~known])
     return np.clip(found, 0.0, 1.0)
 
 
@@ -123,6 +124,10 @@ class _Form:
 
     diagonal: np.ndarray
     share: np.ndarray
+
+    def of(self, which: np.ndarray) -> "_Form":
+        """Some of them."""
+        return _Form(self.diagonal[which], self.share[which])
 
     @property
     def freedom(self) -> np.ndarray:
