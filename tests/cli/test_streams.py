@@ -21,7 +21,7 @@ from captum_causalseg.cohort import Cohort
 pytest.importorskip("nibabel")
 pytest.importorskip("PIL.Image")
 
-from command_line import on_picture, on_scan, status_of
+from command_line import PROGRAM, on_picture, on_scan, status_of
 
 # A patient's name in Latin-1, a formula of matplotlib's that cannot be parsed, one of a spreadsheet's, and letters beyond ASCII.
 ODD = os.fsdecode(b"=M\xfcller $\\nope$ \xc3\xbc\xe8\x84\x91")
@@ -32,9 +32,6 @@ STEPS = [
     {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
     {"_target_": "ScaleIntensityd", "keys": "image"},
 ]
-
-
-PROGRAM = "import sys; from captum_causalseg.cli import main; sys.exit(main())"
 
 
 def surroundings(**environment):

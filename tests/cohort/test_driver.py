@@ -81,21 +81,21 @@ def test_a_kill_loses_nothing(tmp_path):
     assert 3 <= before.count("\n") < 8
     assert not (tmp_path / "s" / "cases.parquet").exists()
     run(tmp_path / "s", "local")
-    run(tmp_path / "t", "local")
+    study(tmp_path / "t", 8, make_target=slow_target)
     assert (tmp_path / "s" / "manifest.jsonl").read_text().startswith(before)
     assert contents(tmp_path / "s") == contents(tmp_path / "t")
     assert not (tmp_path / "s" / ".unfinished").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_program_that_is_told_to_end_clears_up(tmp_path, number):
+def test_a_program_that_is_told_to_end_clears_up(tmp_path):
+    """By a closed terminal; a command is ended by the other signal in ``tests/writing/test_files.py``."""
     out = tmp_path / "s"
     program = subprocess.Popen([sys.executable, cohort_study.__file__, str(out), "local"])
     while not (out / "manifest.jsonl").exists() or not (out / "manifest.jsonl").read_bytes():
         assert program.poll() is None
         time.sleep(0.05)
-    program.send_signal(number)
-    assert program.wait() == 128 + number
+    program.send_signal(signal.SIGHUP)
+    assert program.wait() == 128 + signal.SIGHUP
     assert not (out / ".unfinished").exists()
     done = len(Cohort(out).records())
     assert 1 <= done < 8

@@ -109,9 +109,10 @@ def test_the_driver_is_killed(tmp_path, whole):
 
 
 def test_driver_and_workers_are_killed_at_once(tmp_path, whole):
+    """What a cluster began goes on in one process as well."""
     out = tmp_path / "s"
     run_until_killed(out, "ray", 1, with_workers=True)
-    run(out, "ray")
+    run(out, "local")
     assert contents(out) == contents(whole.folder)
 
 

@@ -9,6 +9,10 @@ from PIL import Image
 
 from captum_causalseg import cli
 
+# The installed program. Transformers is there for the tests of a few networks; MONAI imports it wherever it finds it, and every program would
+# take two seconds more to start.
+PROGRAM = "import sys; sys.modules['transformers'] = None; from captum_causalseg.cli import main; sys.exit(main())"
+
 NETS = """
 import torch
 

@@ -156,7 +156,7 @@ def statistics(
         baselines=PatchBank(donors),
         target=(1, 0),
         block_size=block_size,
-        n_draws=3,
+        n_draws=2,  # the fewest that have a standard error
         n_screening_draws=0,
         sampling="uniform",
         support=support,
@@ -196,7 +196,7 @@ def test_effects_and_errors_are_equal_with_and_without_support(name):
     else:
         # A unit is left out if it reaches neither RoI.
         reaching = (on.status != Status.OUTSIDE_SUPPORT).any(3).any(2)
-        assert on.settings["forwards"]["interventions"] == 3 * int(reaching.sum())
+        assert on.settings["forwards"]["interventions"] == 2 * int(reaching.sum())
 
 
 @pytest.mark.parametrize("name", ["UNet 2D batch", "UNet 2D instance", "SegResNet 3D batch", "sliding windows 2D"])

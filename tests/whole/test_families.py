@@ -154,9 +154,9 @@ CASES = {
     "nnU-Net 2D, coarsest first": Case(lambda: NnUNet(2, False), "net.upsamples.1", logits=lambda returned: returned[-1]),
     "nnU-Net 3D": Case(lambda: NnUNet(3), "net.upsamples.1", SMALL, lambda returned: returned[0], 8),
     "VNet 2D": Case(lambda: nets.VNet(2, 1, 2), "up_tr32"),
-    "VNet 3D": Case(lambda: nets.VNet(3, 1, 2), "up_tr64", SMALL, block_size=8),
+    "VNet 3D": Case(lambda: nets.VNet(3, 1, 2), "up_tr32", SMALL, block_size=8),
     "SwinUNETR 2D": Case(lambda: swin(2), "decoder1", (64, 64), block_size=32),
-    "SwinUNETR 3D": Case(lambda: swin(3), "decoder3", (64, 32, 32), block_size=32),
+    "SwinUNETR 3D": Case(lambda: swin(3), "decoder2", (64, 32, 32), block_size=32),
     "UNETR 2D": Case(lambda: nets.UNETR(1, 2, 32, 4, 12, 16, 2, spatial_dims=2), "decoder2"),
     "UNETR 3D": Case(lambda: nets.UNETR(1, 2, 32, 4, 12, 16, 2), "decoder2", CUBE),
     "FlexibleUNet 2D": Case(

@@ -127,7 +127,7 @@ NULLS = {
 
 @pytest.mark.parametrize(("name", "null"), [*(("split", null) for null in NULLS), ("seed", "normal"), ("seed", "rare flips")])
 def test_false_alarms_are_no_more_frequent_than_alpha(name, null):
-    n_runs, alpha = 100, 0.05  # an error rate of 0.2 would be found with a probability of 0.98
+    n_runs, alpha = 75, 0.05  # an error rate of 0.2 would be found with a probability of 0.95
     rng = np.random.default_rng(7)
     alarms = 0
     for seed in range(n_runs):
