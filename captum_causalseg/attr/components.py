@@ -1,12 +1,13 @@
 """Which components of the network matter: the effect of every module, or every part of it, in one table."""
 
 import fnmatch
+import functools
 import hashlib
 import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -21,15 +22,17 @@ from captum_causalseg.attr.estimate import estimate
 from captum_causalseg.attr.layer import LAYOUT, are_images
 from captum_causalseg.attr.layer_average_treatment_effect import LayerBaselines
 from captum_causalseg.attr.options import LayerUnits, Options
-from captum_causalseg.attr.problem import prepare_call
+from captum_causalseg.attr.problem import Call, prepare_call
 from captum_causalseg.donors import ActivationBank
 from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.interventions.axes import Axes, projected
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.layouts import Sighting, follow, read_layout, with_grid, with_heads
+from captum_causalseg.interventions.window_geometry import WindowGeometry
+from captum_causalseg.interventions.window_layers import answer_of
 from captum_causalseg.layout import Layout, UnitKind
 from captum_causalseg.statistics import TreatmentEffectStatistics
-from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target import SegmentationTarget, WindowedModel
 from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["component_effects"]
@@ -219,6 +222,7 @@ def _banks(
         # Of float32; twice, for what is heard of a module and what is stored of it are there at the same time.
         size = (
             8
+            * watched.runs
             * len(baselines)
             * sum(math.prod(a.length for a in axes) for axes in (sighting.taken if at_input else sighting.returned))
         )
@@ -287,12 +291,16 @@ class _Watched:
         visits: what they did.
         seen: what the axes of their tensors mean.
         n_spatial: spatial axes of the image.
+        runs: how often a module runs on an image; more than once inside a sliding window.
+        elsewhere: of modules of further networks of an ensemble, the one that they are replaced together with.
     """
 
     modules: dict[str, nn.Module]
     visits: dict[str, _Visit]
     seen: dict[str, Sighting]
     n_spatial: int
+    runs: int = 1
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 class _LeftOut(Exception):
@@ -317,7 +325,7 @@ def _named(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn
 
 
 def _watch(target: Callable[..., Any], model: nn.Module, inputs: Any, additional_forward_args: Any) -> _Watched:
-    """Watch one forward pass: how often, in which order and at which resolution modules are called."""
+    """Watch one forward pass (of a sliding window, of one window): how often, in which order and at which resolution modules are called."""
     call = prepare_call(target, inputs, additional_forward_args)
     visits: dict[str, _Visit] = {}
     began: defaultdict[str, list[int]] = defaultdict(list)
@@ -351,7 +359,11 @@ def _watch(target: Callable[..., Any], model: nn.Module, inputs: Any, additional
             few = [v[:1].clone() if isinstance(v, Tensor) and v.ndim else v for v in (*call.inputs, *call.arguments)]
             few = list(call.scorer.model_inputs(*few))
             # Not the scores: for those, a stochastic model is run several times.
-            seen = follow(lambda: call.scorer.answer(*few), few, modules)
+            run: Callable[..., Any] = call.scorer.answer
+            windowed = call.scorer.windowed_model
+            if windowed is not None:
+                run, few = functools.partial(answer_of, windowed, 0), windowed.first_window(few[0], few[1:])
+            seen = follow(lambda: run(*few), few, modules)
     finally:
         for handle in handles:
             handle.remove()
@@ -359,7 +371,28 @@ def _watch(target: Callable[..., Any], model: nn.Module, inputs: Any, additional
         if name in visits and sighting.returned:
             visits[name].has_tensor = True
             visits[name].size = _positions(sighting.returned[0], len(call.spatial))
-    return _Watched(modules=modules, visits=visits, seen=seen, n_spatial=len(call.spatial))
+    found = _Watched(modules=modules, visits=visits, seen=seen, n_spatial=len(call.spatial))
+    return found if windowed is None else replace(found, runs=_passes(windowed, call), elsewhere=_elsewhere(windowed, modules))
+
+
+def _passes(windowed: WindowedModel, call: Call) -> int:
+    """How often a module of the network runs on an image, in windows that touch the regions of interest."""
+    layout = windowed.layout(call.spatial)
+    if call.rois is None:
+        return len(layout) * windowed.runs_per_window
+    touching = WindowGeometry(layout, call.rois, len(call.inputs[0])).touching
+    return int(touching.any((0, 2)).sum()) * windowed.runs_per_window
+
+
+def _elsewhere(windowed: WindowedModel, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """By names, modules of further networks and those of the first that they are replaced together with."""
+    names = {id(module): name for name, module in reversed(list(modules.items()))}
+    found: dict[str, str] = {}
+    for name, module in modules.items():
+        together = windowed.in_each_network(module) if name else None
+        if together is not None and together[0] is not module:
+            found[name] = names[id(together[0])]
+    return found
 
 
 def _positions(axes: Axes, n_spatial: int) -> int:
@@ -377,6 +410,8 @@ def _layouts(name: str, level: str, asked: Any, watched: _Watched) -> tuple[str 
     Raises:
         _LeftOut: the module has no units of this level.
     """
+    if name in watched.elsewhere:
+        raise _LeftOut(f"it is replaced together with {watched.elsewhere[name]}, its like in the first network")
     reason = watched.visits.get(name, _Visit()).unusable()
     if reason:
         raise _LeftOut(reason)

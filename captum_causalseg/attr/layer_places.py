@@ -1,5 +1,6 @@
 """Where a layer is: in the model, which runs it once; or in a network that a sliding window runs once per window."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.recording import record, record_one_by_one, record_together
 from captum_causalseg.interventions.sites import Layer, LayersSite, Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
-from captum_causalseg.interventions.window_layers import WindowLayersEvaluator, WindowLayersSite, record_passes
+from captum_causalseg.interventions.window_layers import WindowLayersEvaluator, WindowLayersSite, answer_of, record_passes
 from captum_causalseg.interventions.window_runs import WindowRuns
 from captum_causalseg.layout import Layout
 from captum_causalseg.target.windowed_model import WindowedModel
@@ -175,8 +176,10 @@ class _InWindows(LayerPlace):
         scorer, everything = call.scorer, (*call.inputs, *call.arguments)
         assert scorer.windowed_model is not None
         self._model: WindowedModel = scorer.windowed_model
-        self._observed = scorer(*_fresh(everything))
+        # A target that has scored nothing yet knows its outputs once all windows have been run.
         scores = scorer.local_scores(*everything)
+        self._observed = None if scores is not None else torch.as_tensor(scorer(*_fresh(everything)))
+        scores = scorer.local_scores(*everything) if scores is None else scores
         if scores is None or call.rois is None:
             raise ValueError(
                 "layer: inside a sliding window, a layer is replaced in the windows that touch the RoI, and these are not enough here: "
@@ -216,13 +219,9 @@ class _InWindows(LayerPlace):
 
     def seen_by(self) -> tuple[Callable[..., Any], Any, nn.Module, list[Any]]:
         """See :meth:`LayerPlace.seen_by`: one network, on one window."""
-        first = np.zeros(1, dtype=np.int64)
-        window = self._model.seen(self._runs.cut(first, first), self._runs.layout)
-
-        def run(*seen: Any) -> Tensor:
-            return self._model.answer(0, seen[0], seen[1:])
-
-        return run, self._model.networks[0], self.site.modules[0], [window, *self._runs.arguments(first)]
+        image, *others = self._runs.call
+        run = functools.partial(answer_of, self._model, 0)
+        return run, self._model.networks[0], self.site.modules[0], self._model.first_window(image, others)
 
     def masks(self, masks: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`LayerPlace.masks`."""
@@ -245,7 +244,7 @@ class _InWindows(LayerPlace):
 
     def evaluator(self, unit_donors: UnitDonors) -> ModelEvaluator:
         """See :meth:`LayerPlace.evaluator`."""
-        return WindowLayersEvaluator(self.site, self._execution, unit_donors, observed=torch.as_tensor(self._observed))
+        return WindowLayersEvaluator(self.site, self._execution, unit_donors, observed=self._observed)
 
 
 def _fresh(values: tuple[Any, ...]) -> list[Any]:

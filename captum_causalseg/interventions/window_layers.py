@@ -28,7 +28,7 @@ from captum_causalseg.interventions.windows import ByWindows
 from captum_causalseg.layout import Layout
 from captum_causalseg.target.windowed_model import WindowedModel
 
-__all__ = ["Passes", "WindowLayersEvaluator", "WindowLayersSite", "record_passes"]
+__all__ = ["Passes", "WindowLayersEvaluator", "WindowLayersSite", "answer_of", "record_passes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def record_passes(
                 found.append([])
             for flip in model.flips:
                 given = [seen.flip(flip) if flip else seen.clone(), *args]
-                answer = functools.partial(_answer, model, fold)
+                answer = functools.partial(answer_of, model, fold)
                 recorded, _ = record_together(answer, [one[fold] for one in layers], given, at_input=at_input)
                 for found, activation in zip(batch, recorded):
                     activation.check(len(examples), "window")
@@ -100,7 +100,8 @@ def record_passes(
     return [Passes(tuple(mine)) for mine in rows]
 
 
-def _answer(model: WindowedModel, fold: int, *seen: Any) -> Tensor:
+def answer_of(model: WindowedModel, fold: int, *seen: Any) -> Tensor:
+    """The logits of a network of a window as it sees it, and of what it is given besides."""
     return model.answer(fold, seen[0], seen[1:])
 
 
@@ -281,15 +282,19 @@ class WindowLayersEvaluator(ByWindows):
         like: scorer, local scores and ledger are those that the site's windows are run with.
         execution: how it is run.
         unit_donors: of the passes.
-        observed: scores of the inputs as they are.
+        observed: scores of the inputs as they are, if all windows were run for them; ``None``: those that meet the regions are enough.
     """
 
     site: WindowLayersSite
 
-    def __init__(self, site: WindowLayersSite, execution: Execution, unit_donors: UnitDonors, *, observed: Tensor) -> None:
+    def __init__(
+        self, site: WindowLayersSite, execution: Execution, unit_donors: UnitDonors, *, observed: Tensor | None
+    ) -> None:
         runs = self.runs = site.runs
         super().__init__(site, runs.scorer, execution, unit_donors, runs.ledger, local=runs.local)
-        self._observed = self._checked(observed, len(site.inputs[0]))
+        self._runs_all = observed is not None
+        with torch.no_grad():
+            self._observed = self._checked(runs.observed() if observed is None else observed, len(site.inputs[0]))
         self._passes = {
             (fold, flip): _Pass(layers=(Layer(site.modules[fold], site.first, site.at_input),), inputs=(), runs=runs, flip=axes)
             for fold in range(len(runs.model.networks))
@@ -301,7 +306,7 @@ class WindowLayersEvaluator(ByWindows):
         self._vmapped = {
             key: Vmapped(
                 site=one,
-                function=functools.partial(_answer, runs.model, key[0]),
+                function=functools.partial(answer_of, runs.model, key[0]),
                 hooked=functools.partial(self._hooked, key),
                 ledger=runs.ledger,
                 works=works,
@@ -309,8 +314,13 @@ class WindowLayersEvaluator(ByWindows):
             for key, one in self._passes.items()
         }
 
+    def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
+        """See :meth:`ByWindows.forwards`."""
+        found = super().forwards(n_examples, n_interventions)
+        return found if self._runs_all else found | {"observed": 0}
+
     def observe(self, examples: np.ndarray) -> Tensor:
-        """Scores ``(B, K)`` without intervention, from the first run of all windows."""
+        """Scores ``(B, K)`` without intervention, from the run before the first intervention."""
         return self._observed[torch.as_tensor(examples, device=self._observed.device)]
 
     @property
@@ -408,7 +418,7 @@ class WindowLayersEvaluator(ByWindows):
         where: Sequence[Tensor] | None = None,
     ) -> Tensor:
         found: Tensor = self._passes[key].run(
-            functools.partial(_answer, self.runs.model, key[0]), tensors, numbers, where=where
+            functools.partial(answer_of, self.runs.model, key[0]), tensors, numbers, where=where
         )
         return found
 

@@ -100,11 +100,6 @@ class WindowRuns:
         """The windows that interventions took."""
         return self._counted["windows"]
 
-    @property
-    def n_observed(self) -> int:
-        """Windows of one image, as they are counted."""
-        return len(self.layout) * self.model.runs_per_window
-
     def settings(self) -> dict[str, Any]:
         """What is to be known of the windows."""
         touching = self.touching.sum(1).tolist()
@@ -204,6 +199,11 @@ class WindowRuns:
             self.model.fused(self._added(g, examples, parts), self._count(group, examples))
             for g, group in enumerate(self.geometry.groups)
         ]
+
+    def observed(self) -> Tensor:
+        """The scores ``(N, ...)`` of the images as they are, from the windows that meet the regions."""
+        everyone = np.arange(len(self.image))
+        return self.scores(self.fused(everyone, np.zeros((len(everyone), len(self.layout)), dtype=bool), _nothing), everyone)
 
     def scores(self, logits: Sequence[Tensor], examples: np.ndarray) -> Tensor:
         """The scores ``(B, ...)`` of logits around each group."""
@@ -331,3 +331,7 @@ class WindowRuns:
     @property
     def _fusing_device(self) -> torch.device:
         return torch.device(self.model.device or self.image.device)
+
+
+def _nothing(rows: np.ndarray, windows: np.ndarray) -> list[Tensor]:
+    return []

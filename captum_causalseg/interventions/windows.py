@@ -63,7 +63,8 @@ class ByWindows(ModelEvaluator):
 
     def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
         """See :meth:`ModelEvaluator.forwards`; windows."""
-        return {"observed": n_examples * self.runs.n_observed, "windows": self.runs.count}
+        observed = n_examples * len(self.runs.layout) * self.runs.model.runs_per_window
+        return {"observed": observed, "windows": self.runs.count}
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`ModelEvaluator.settings`."""

@@ -340,6 +340,11 @@ class WindowedModel(nn.Module):
             )
         return logits
 
+    def first_window(self, images: Tensor, args: Sequence[Any] = ()) -> list[Any]:
+        """The first window of the first image as a network sees it, and what the network is given besides."""
+        layout, first = self.layout(images.shape[2:]), np.zeros(1, dtype=np.int64)
+        return [self.seen(layout.cut(images, first, first), layout), *self.arguments(args, first, images)]
+
     def in_each_network(self, layer: nn.Module) -> "tuple[nn.Module, ...] | None":
         """A module inside one of the networks, and those of its name in the others, in their order; ``None`` where it is in none.
 

@@ -6,7 +6,14 @@ import torch
 from component_cases import unet
 from torch import nn
 
-from captum_causalseg import ActivationBank, LayerAverageTreatmentEffect, SegmentationTarget, component_effects, regions
+from captum_causalseg import (
+    ActivationBank,
+    LayerAverageTreatmentEffect,
+    SegmentationTarget,
+    WindowedModel,
+    component_effects,
+    regions,
+)
 from captum_causalseg.attr.components import _seed_of
 
 
@@ -32,6 +39,32 @@ def test_rows_are_what_the_layer_face_says_sorted_by_effect(d):
         assert row.lower <= row.effect <= row.upper
         assert row.n_draws == (3 if row.status == "SCREENED" else 5), "of five donors all are used"
         assert row.type == type(modules[row.module]).__name__
+
+
+@pytest.mark.parametrize("n_folds", [1, 2])
+def test_modules_inside_a_sliding_window(n_folds):
+    folds = [unet(2)[0] for _ in range(n_folds)]
+    for fold in folds[1:]:
+        with torch.no_grad():
+            fold.model[0].conv.weight.mul_(1.1)
+    corners = [(i, j) for i in (0, 4, 8) for j in (0, 8)]
+    model = WindowedModel(folds if n_folds > 1 else folds[0], 8, corners, torch.ones(8, 8), batch_size=3)
+    images, donors = torch.rand(1, 1, 16, 16), torch.rand(4, 1, 16, 16)
+    labels = torch.randint(0, 2, (1, 16, 16))
+    target = SegmentationTarget(model, roi=regions.box((16, 16), 2, 4), reference=labels, metric="logit_mean")
+    table = component_effects(target, images, baselines=donors, output=1, n_draws=4, n_screening_draws=0)
+    prefix = "network" if n_folds == 1 else "folds.0"
+    assert set(table["module"]) == {prefix, *(f"{prefix}.{name}" for name, _ in folds[0].named_modules() if name)}
+    layer = folds[-1].model[0].conv
+    _, stats = LayerAverageTreatmentEffect(target, layer).attribute(
+        images, donors, units="layer", target=1, n_draws=4, n_screening_draws=0, return_statistics=True
+    )
+    row = table[table["module"] == f"{prefix}.model.0.conv"].iloc[0]
+    assert row["effect"] == pytest.approx(float(stats.effect[0, 0, 1]), abs=1e-6)
+    assert abs(row["effect"]) > 1e-4
+    assert {"encoder", "bottleneck", "decoder"} >= set(table.loc[table["module"].str.endswith("conv"), "part"])
+    together = "it is replaced together with folds.0.model.0.conv, its like in the first network"
+    assert table.attrs["left_out"].get("folds.1.model.0.conv") == (together if n_folds > 1 else None)
 
 
 def test_every_module_is_there_by_default_and_those_left_out_say_why():

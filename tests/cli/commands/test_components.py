@@ -2,6 +2,9 @@
 
 import re
 
+import bundle_cases
+import nibabel
+import numpy as np
 import pandas as pd
 import pytest
 from command_line import on_picture
@@ -38,3 +41,30 @@ def test_names_of_modules_are_no_formulas_in_a_spreadsheet(place):
     table = pd.read_csv("out/components.csv")
     assert table["module"].tolist() == ["'=1+2"]
     assert table["effect"].dtype == float
+
+
+def test_components_of_a_bundle_that_runs_in_windows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = bundle_cases.network(2).state_dict()
+    bundle_cases.write(tmp_path / "bundle", weights, inference=bundle_cases.inference(2))
+    (tmp_path / "donors").mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("scan", "donors/0", "donors/1", "donors/2"):
+        nibabel.save(nibabel.Nifti1Image(generator.uniform(0, 100, (32, 24)).astype("float32"), np.eye(4)), f"{name}.nii.gz")
+    given = [
+        "--bundle",
+        "bundle",
+        "--image",
+        "scan.nii.gz",
+        "--roi",
+        "box:4,4+8",
+        "--donors",
+        "donors",
+        "--metric",
+        "soft_dice",
+    ]
+    assert cli.main(["components", *given, "--layers", "network.model.*conv", "--draws", "3", "--out", "out"]) == 0
+    table = pd.read_csv("out/components.csv")
+    assert set(table["module"]) >= {"network.model.0.conv", "network.model.2.conv"}
+    assert (table["effect"].abs() > 1e-4).any()
+    assert set(table["part"]) <= {"bottleneck", "decoder"}
