@@ -152,7 +152,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             seed: of the draws. They depend on the seed and the unit's id alone, so that examples, models and repeated calls
                 use the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not
                 repeat it with the examples).
-            show_progress: show a progress bar over the interventions.
+            show_progress: say what is being done, how many forwards (windows, of a sliding window) there are at most and about how long they take at
+                the pace of those that were run by then, and show a bar over them.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well.
             precision: continue until the 95 % interval of every effect (of the target's class, on every RoI) has at most this
                 half-width, in the score's units. Units with the largest standard errors come first; each further look doubles a

@@ -78,6 +78,11 @@ class Control:
     n_draws: int
     in_words: str
 
+    def most_draws(self, plan: Plan) -> int:
+        """How many interventions it takes of the plan's rows, at most."""
+        rows = plan.active.any(1)
+        return int(self.possible[plan.example[rows], plan.unit[rows]].sum()) * max(self.n_draws, plan.drains)
+
 
 class _Matched(DonorSource):
     """Donors at the unit's own mean, in whatever tensor they are pasted into: those that are bound already, or of a source that is made from it."""
@@ -191,7 +196,7 @@ def controlled(
         observed: the scores without intervention, computed as those under interventions, ``(N, K)``.
         moments: what is known of the effects, ``(M, K)``.
         batch_size: interventions per batch.
-        on_progress: as of :func:`run`.
+        on_progress: called with the interventions done in all, and the forwards that those of the control at hand took.
     """
     found = {}
     wanted = plan.active & (moments.status == Status.ESTIMATED)
@@ -213,8 +218,8 @@ def controlled(
             rankings=(),
         )
 
-        def report(done: int, total: int, before: int = before) -> None:
-            on_progress(before + done, before + total)
+        def report(done: int, total: int, one: ModelEvaluator = one, before: int = before) -> None:
+            on_progress(before + done, sum(one.forwards(0, done).values()))
 
         outcome = run(own, one, observed, batch_size=batch_size, screening_threshold=0.0, on_progress=report)
         evaluator.ledger.count(name, sum(one.forwards(0, outcome.n_forwards).values()))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_causalseg._captum import progress
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.controls import controlled
+from captum_causalseg.attr.forecast import Forecast
 from captum_causalseg.attr.layer import prepare_layer
 from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
 from captum_causalseg.attr.problem import Problem, prepare_inputs
+from captum_causalseg.attr.progress import Progress
 from captum_causalseg.attr.ranking import rank_donors
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.donors import BoundDonors
@@ -128,25 +130,16 @@ def prepare(options: Options) -> Problem:
 def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     """Carry the interventions out and gather what they say."""
     problem, effort = prepare(options), options.effort
-    bar = progress(desc=f"{options.name} attribution") if options.show_progress else None
-    reported = 0
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal reported
-        if bar is not None:
-            bar.total = total
-            bar.update(done - reported)
-            reported = done
-
     n = problem.n_examples
-    try:
+    with Progress(options.name, options.show_progress) as progress:
         with undisturbed(problem.scorer.function):
-            prepared = _prepare(problem, options, _plan(problem, options))
+            prepared = _prepare(problem, options, _plan(problem, options), doing=progress.doing)
             plan, evaluator = prepared.plan, prepared.reach.evaluator
             batch_size = _batch_size(problem, prepared.reach)
             wanted = int(plan.active.any(1).sum())
             witness = _witness(plan, evaluator, batch_size)
             if witness is not None:
+                progress.doing("looking whether answers can be compared")
                 witness.before()
             # Differences between two ways of computing the same score are no effects: what is compared is computed alike.
             baseline = prepared.observed
@@ -164,13 +157,21 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
                     budget=effort.n_draws * wanted,
                     most_draws=effort.most_draws,
                 )
-            how: dict[str, Any] = {"batch_size": batch_size, "goal": goal, "on_progress": on_progress}
+            forecast = Forecast(
+                progress,
+                plan,
+                evaluator,
+                witness=witness,
+                goal=goal,
+                in_context=options.joint is not None,
+                controls=problem.controls,
+            )
+            how: dict[str, Any] = {"batch_size": batch_size, "goal": goal, "on_progress": forecast.run}
             if options.joint is None:
                 outcome = run(plan, evaluator, baseline, screening_threshold=effort.screening_threshold, **how)
             else:
                 treated = problem.treated_for(prepared.outputs)[plan.example, plan.unit]
                 outcome = run_in_context(plan, options.joint, evaluator, observed=baseline, treated=treated, **how)
-            made = outcome.n_forwards
             controls = controlled(
                 problem.controls,
                 plan,
@@ -178,13 +179,11 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
                 observed=baseline,
                 moments=outcome.moments,
                 batch_size=outcome.batch_size,
-                on_progress=lambda done, total: on_progress(made + done, made + total),
+                on_progress=forecast.controls,
             )
             if witness is not None:
                 witness.after()
-    finally:
-        if bar is not None:
-            bar.close()
+        progress.finish()
 
     ledger, shown = problem.evaluator.ledger, problem.site.shown
     layouts = problem.site.layouts[shown]
@@ -372,9 +371,10 @@ def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness 
     return Witness(evaluator, plan.interventions(np.full(len(donors), row), donors), batch_size)
 
 
-def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
+def _prepare(problem: Problem, options: Options, plan: Plan, *, doing: Callable[[str], None] = lambda what: None) -> _Prepared:
     """Observe, find out what can reach the RoIs, and rank the donors."""
     effort = options.effort
+    doing("the observed score")
     observed = observe(problem.evaluator, problem.n_examples)
     n_outputs = observed.shape[1]
     if len(problem.units) * observed.size > _MOST_OUTPUTS:
@@ -390,6 +390,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     if effort.support is None:
         reach = Reach.everything(evaluator)
     else:
+        doing("looking for what can reach the RoI")
         at_stake = int(sum(max(plan.first_draws(row), min(plan.total(row), effort.n_draws)) for row in range(len(plan))))
         if options.joint is not None:
             at_stake = effort.n_draws * len(plan)
@@ -397,6 +398,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan) -> _Prepared:
     active = problem.treated_for(outputs) & outputs.of_rois(reach.reaches)
     plan = replace(plan, active=active[plan.example, plan.unit])
     if plan.scheme.design.needs_ranking:
+        doing("ranking donors")
         ranked = rank_donors(problem, reach.evaluator, plan, outputs=outputs.on_every_roi(), effort=effort)
         plan = plan.unranked() if ranked is None else replace(plan, rankings=ranked[0])
         if ranked is not None and ranked[1]:

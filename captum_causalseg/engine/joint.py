@@ -143,6 +143,7 @@ class _Loop:
     def play(self, stretches: Sequence[Stretch]) -> None:
         """Carry out trials, in full batches across trials and games."""
         self._total = self.done + sum(self._cost(game, stop - start) for game, start, stop in stretches)
+        self._on_progress(self.done, self._total)
         waiting: deque[_Open] = deque()
         held = 0
         for opened in self._opened(stretches):

@@ -140,6 +140,10 @@ class ModelEvaluator(ABC):
         """What went through the model by purpose, for so many observed images and interventions; what else did is in the ledger."""
         return {"observed": n_examples, "interventions": n_interventions}
 
+    def forwards_each(self, interventions: Interventions) -> np.ndarray:
+        """How many forwards each row may take, ``(B,)``; of a stochastic model as many without the intervention besides."""
+        return np.full(len(interventions), self.runs_each * (1 if self.noise_population == 1 else 2))
+
     def note(self, purpose: str, n_images: int) -> None:
         """So many images were answered, besides the interventions and the observed ones."""
         self.ledger.count(purpose, n_images)

@@ -86,6 +86,10 @@ class GroupsEvaluator(ModelEvaluator):
         """See :meth:`ModelEvaluator.forwards`; an intervention that reaches two windows is two forwards."""
         return {"observed": n_examples, "interventions": self._n_run["interventions"]}
 
+    def forwards_each(self, interventions: Interventions) -> np.ndarray:
+        """See :meth:`ModelEvaluator.forwards_each`."""
+        return np.asarray(self._wanted(interventions).sum(1))
+
     def note(self, purpose: str, n_images: int) -> None:
         """See :meth:`ModelEvaluator.note`; windows are counted when they are run."""
 

@@ -1,5 +1,8 @@
 """Whether a model's answers can be compared: the same image has to give the same one, alone and among others, before and after."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import numpy as np
@@ -39,14 +42,22 @@ class Witness:
         self._evaluator, self._batch_size = evaluator, batch_size
         self._company = company.rows(np.arange(len(company))[:COMPANY])
         self._first_answer: Tensor | None = None
+        self.n_forwards = 0
+        """So many were made to look before the interventions; to look after them takes no more."""
+        self.pace: float | None = None
+        """Seconds of one forward where they took least; the very first answer, which warms everything up, is not measured."""
 
     def before(self) -> None:
         """Look before the interventions."""
+        made = self._made
         self._first_answer = self._answer_alone()
-        again = self._answer_alone()
-        if _differ(again, self._first_answer):
-            _refuse_random(self._evaluator, again, self._first_answer)
-        self._look_at_batches()
+        with self._timed():
+            again = self._answer_alone()
+            if _differ(again, self._first_answer):
+                _refuse_random(self._evaluator, again, self._first_answer)
+        with self._timed():
+            self._look_at_batches()
+        self.n_forwards = self._made - made
 
     def after(self) -> None:
         """Look when they are over."""
@@ -60,6 +71,19 @@ class Witness:
                 f"the effects would be those of that. {self._evaluator.scorer.how_to_repeat()}"
             )
         self._look_at_batches()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What is done within ends with a comparison, and so when the device is ready."""
+        made, began = self._made, time.perf_counter()
+        yield
+        if self._made > made:
+            pace = (time.perf_counter() - began) / (self._made - made)
+            self.pace = pace if self.pace is None else min(pace, self.pace)
+
+    @property
+    def _made(self) -> int:
+        return self._evaluator.ledger.forwards.total()
 
     def _answer_alone(self) -> Tensor:
         return self._answer(self._company.rows(np.array([0])).emptied(np.array([True])))

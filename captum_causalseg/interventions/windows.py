@@ -70,6 +70,10 @@ class ByWindows(ModelEvaluator):
         """See :meth:`ModelEvaluator.settings`."""
         return self.runs.settings()
 
+    def forwards_each(self, interventions: Interventions) -> np.ndarray:
+        """See :meth:`ModelEvaluator.forwards_each`; all windows that touch a region, where it is not known which of them change."""
+        return np.asarray(self.runs.touching[interventions.example].sum(1) * self.runs.model.runs_per_window)
+
     def note(self, purpose: str, n_images: int) -> None:
         """See :meth:`ModelEvaluator.note`; windows are counted when they are run."""
 
@@ -182,6 +186,10 @@ class WindowsEvaluator(ByWindows, InputEvaluator):
             return example, window, unit[mine][here].tobytes(), donor[mine][here].tobytes()
 
         return held
+
+    def forwards_each(self, interventions: Interventions) -> np.ndarray:
+        """See :meth:`ModelEvaluator.forwards_each`."""
+        return np.asarray(self._changed(interventions).sum(1) * self.runs.model.runs_per_window)
 
     def _changed(self, interventions: Interventions) -> np.ndarray:
         """``(B, W)``: the windows that touch a region and hold a unit that is replaced."""

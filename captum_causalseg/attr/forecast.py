@@ -1,0 +1,92 @@
+"""How many forwards a plan takes at most, before it is carried out and while it is."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from captum_causalseg.attr.controls import Control
+from captum_causalseg.attr.progress import Progress
+from captum_causalseg.engine.goal import Goal
+from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.engine.plan import Plan
+from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.repeatability import Witness
+
+__all__ = ["Forecast"]
+
+
+class Forecast:
+    """Tells a progress bar how many forwards are made and how many are left at most; windows, where these are run one by one.
+
+    Args:
+        progress: that is told.
+        plan: what is carried out.
+        evaluator: with what.
+        witness: who has looked whether answers can be compared, and looks again when all is done.
+        goal: that draws may go on for, as far as its budget goes.
+        in_context: whether sets of units are replaced, and not single ones.
+        controls: what is measured besides.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        plan: Plan,
+        evaluator: ModelEvaluator,
+        *,
+        witness: Witness | None = None,
+        goal: Goal | None = None,
+        in_context: bool = False,
+        controls: Mapping[str, Control],
+    ) -> None:
+        self._progress, self._plan, self._evaluator, self._witness = progress, plan, evaluator, witness
+        self._budget, self._in_context = 0 if goal is None else goal.budget, in_context
+        self._n_controls = sum(control.most_draws(plan) for control in controls.values())
+        self._n_looks = 0 if witness is None else witness.n_forwards
+        self._done, self._dearest, self._before = 0, 0, 0
+
+    def run(self, done: int, total: int) -> None:
+        """So many interventions of so many at most are done."""
+        if not self._progress.shown or not self._plan.active.any():
+            return
+        self._done, total = done, max(total, self._budget)
+        if not self._progress.has_begun:
+            self._begin(total)
+        self._progress.advance(self._made(), left=(total - done + self._n_controls) * self._dearest + self._n_looks)
+
+    def controls(self, done: int, forwards: int) -> None:
+        """So many interventions of controls are done; the control that is being measured has taken so many forwards."""
+        if self._progress.has_begun:
+            left = max(0, self._n_controls - done) * self._dearest + self._n_looks
+            self._progress.advance(self._made() + forwards, left=left)
+
+    def _begin(self, total: int) -> None:
+        rows, most, each = np.flatnonzero(self._plan.active.any(1)), total, self._forwards_each()
+        self._dearest = int(each.max())
+        if self._budget or self._in_context:
+            most *= self._dearest
+        else:
+            most = sum(self._plan.design(row).end(1) * cost for row, cost in zip(rows.tolist(), each.tolist()))
+        self._before = self._made()
+        self._progress.begin(
+            self._before,
+            most=most + self._n_controls * self._dearest + self._n_looks,
+            noun="windows" if self._evaluator.execution.by_windows else "forward passes",
+            pace=None if self._witness is None else self._witness.pace,
+        )
+
+    def _forwards_each(self) -> np.ndarray:
+        """Of every active row ``(M,)``, or of all units of an example at once, ``(N,)``."""
+        rows = np.flatnonzero(self._plan.active.any(1))
+        example, unit = self._plan.example[rows], self._plan.unit[rows]
+        none = np.zeros((len(rows), 1), dtype=np.int64)
+        if not self._in_context:
+            return self._evaluator.forwards_each(Interventions.single(example, unit, none, outputs=self._plan.active[rows]))
+        examples, of_example = np.unique(example, return_inverse=True)
+        return self._evaluator.forwards_each(Interventions(examples, of_example, unit, donor=none))
+
+    def _made(self) -> int:
+        """Forwards since it began, whatever for, but those of a control that is not complete."""
+        evaluator = self._evaluator
+        n = len(evaluator.site.inputs[0])
+        return sum(evaluator.forwards(n, self._done).values()) + evaluator.ledger.forwards.total() - self._before

@@ -1,0 +1,70 @@
+"""A bar that never runs backwards, and says before it begins what is to come."""
+
+import re
+
+import pytest
+
+from captum_causalseg.attr import progress
+from captum_causalseg.attr.progress import Progress, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "a second"), (1, "1 s"), (100.4, "100 s"), (150, "2 min"), (6000, "100 min"), (9000, "2.5 h")],
+)
+def test_a_time_in_words(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.fixture
+def every_change(monkeypatch):
+    """Everything is written, however soon."""
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_IN_FILES", 0.0)
+
+
+def test_what_is_left_may_turn_out_less_but_never_more(every_change, capfd):
+    with Progress("Some", True) as bar:
+        bar.doing("thinking")
+        assert not bar.has_begun
+        bar.begin(7, most=100, noun="windows", pace=0.5)
+        assert bar.has_begun
+        for made, left in ((10, 90), (20, 60), (30, 400), (40, 20), (41, 19), (55, 0)):
+            bar.advance(made, left=left)
+        bar.finish()
+    said = capfd.readouterr().err
+    assert "Some attribution: thinking [" in said
+    assert "Some attribution: 7 windows so far, at most 100 to come, about 50 s\n" in said
+    counts = [(int(n), int(total)) for n, total in re.findall(r"\| (\d+)/(\d+) ", said)]
+    assert counts[0] == (0, 100)
+    assert counts[-1] == (55, 55)
+    assert [total for _, total in counts] == sorted((total for _, total in counts), reverse=True)
+    assert [n / total for n, total in counts] == sorted(n / total for n, total in counts)
+    assert (40, 60) in counts
+
+
+def test_no_time_is_said_where_none_was_measured(capfd):
+    with Progress("Some", True) as bar:
+        bar.begin(7, most=100, noun="forward passes", pace=None)
+    assert "Some attribution: 7 forward passes so far, at most 100 to come\n" in capfd.readouterr().err
+
+
+def test_nothing_is_shown_unless_it_is_asked_for(capfd):
+    with Progress("Some", False) as bar:
+        assert not bar.shown
+        bar.doing("thinking")
+        bar.begin(7, most=100, noun="windows", pace=0.5)
+        bar.advance(10, left=0)
+        bar.finish()
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_leaves_the_bar_where_it_was(every_change, capfd):
+    def stop():
+        with Progress("Some", True) as bar:
+            bar.begin(0, most=100, noun="windows", pace=None)
+            bar.advance(10, left=90)
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stop()
+    assert capfd.readouterr().err.strip().split("\r")[-1].startswith("Some attribution:  10%")
