@@ -1,5 +1,6 @@
 """The arguments of an attribution to a layer, checked and tied together."""
 
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -134,18 +135,22 @@ def _donors(options: Options, place: LayerPlace, units: Units, *, layouts: Seque
             _refuse_single_values(units, place.asked, tensors)
         bank, others = baselines, _shared_arguments(call)
         model_state = place.state, tuple(map(_comparable, others)), _state_of(call.scorer.model)
+        anywhere, run_so_far = bank.placement == "anywhere", itertools.count()
+        slots = place.slots(anywhere=anywhere)
 
         def run(images: tuple[Tensor, ...]) -> list[Tensor]:
             fitting = tuple(image.to(like) for image, like in zip(images, call.inputs))
-            found: Recorded = bank.hear(layer, model_state, lambda layers: place.record(layers, fitting, others))
+            number = next(run_so_far) if anywhere else None
+            found: Recorded = bank.hear(layer, model_state, lambda layers: place.record(layers, fitting, others, number=number))
             return list(found.laid_out(layouts).tensors)
 
         kinds = tuple(tensor.dtype for tensor in tensors)  # under autocast they are not the model's
         state = model_state, tuple(layouts), kinds
-        banks = bank.recorded(layer, state, run, like=tensors, at_once=place.donors_at_once)
+        banks = bank.recorded(layer, state, run, like=tensors[: max(slots) + 1], at_once=place.donors_at_once)
+        of_slots = [banks[slot] for slot in slots]
         with renamed(baselines="layer_baselines"):
-            bound = tuple(one.bind(tensor) for one, tensor in zip(banks, tensors))
-        own: tuple[DonorSource | None, ...] = tuple(bank if bank.of_the_image else None for bank in banks)
+            bound = tuple(one.bind(tensor) for one, tensor in zip(of_slots, tensors))
+        own: tuple[DonorSource | None, ...] = tuple(one if one.of_the_image else None for one in of_slots)
         return UnitDonors(units, bound, columns=(0,) * len(bound), own=own)
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(place.shown)
     if len(given) != len(place.shown):

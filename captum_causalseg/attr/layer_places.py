@@ -82,8 +82,24 @@ class LayerPlace(ABC):
         """Of all tensors of the site, from the masks of those that are shown."""
 
     @abstractmethod
-    def record(self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any]) -> Sequence[Recorded]:
-        """What layers are on donor images, in one run of these."""
+    def record(
+        self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any], *, number: int | None
+    ) -> Sequence[Recorded]:
+        """What layers are on donor images, in one run of these.
+
+        Args:
+            layers: which.
+            images, others: what the model is given.
+            number: of the image in a bank that is placed anywhere; ``None`` in one that is aligned.
+        """
+
+    @abstractmethod
+    def slots(self, *, anywhere: bool) -> list[int]:
+        """For each of the site's tensors which of the recorded ones are its donors.
+
+        Raises:
+            ValueError: donors cannot be placed anywhere.
+        """
 
     @abstractmethod
     def evaluator(self, unit_donors: UnitDonors) -> ModelEvaluator:
@@ -146,7 +162,18 @@ class _InModel(LayerPlace):
         """See :meth:`LayerPlace.masks`."""
         return list(masks)
 
-    def record(self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any]) -> Sequence[Activation]:
+    def slots(self, *, anywhere: bool) -> list[int]:
+        """See :meth:`LayerPlace.slots`."""
+        if anywhere:
+            raise ValueError(
+                'placement: "anywhere" is of layers inside a sliding window (WindowedModel), whose windows are alike; this layer runs on '
+                'whole images, give "aligned"'
+            )
+        return list(range(len(self.site.tensors)))
+
+    def record(
+        self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any], *, number: int | None
+    ) -> Sequence[Activation]:
         """See :meth:`LayerPlace.record`."""
         self.ledger.count("donors", len(images[0]))
         return record_together(self._function, layers, (*images, *others), **self._watch)[0]
@@ -227,20 +254,34 @@ class _InWindows(LayerPlace):
         """See :meth:`LayerPlace.masks`."""
         return self.site.masks(masks)
 
-    def record(self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any]) -> Sequence[Recorded]:
-        """See :meth:`LayerPlace.record`: in the same windows."""
-        (image, *further), spatial = images, self._runs.layout.spatial
-        if tuple(image.shape[2:]) != spatial:
+    def slots(self, *, anywhere: bool) -> list[int]:
+        """See :meth:`LayerPlace.slots`: one window is that of all."""
+        count = len(self.site.tensors)
+        of_window = count // len(self.site.windows) if anywhere else count
+        return [slot % of_window for slot in range(count)]
+
+    def record(
+        self, layers: Sequence[nn.Module], images: Sequence[Tensor], others: Sequence[Any], *, number: int | None
+    ) -> Sequence[Recorded]:
+        """See :meth:`LayerPlace.record`."""
+        spatial, windows = tuple(images[0].shape[2:]), self.site.windows
+        if number is not None:
+            n_windows = len(self._model.layout(spatial))
+            windows = np.random.default_rng(number).integers(n_windows, size=1)
+        elif spatial != self._runs.layout.spatial:
             raise ValueError(
-                f"layer_baselines: donors come from the same windows of other images, which need the explained image's size {spatial}, got "
-                f"{tuple(image.shape[2:])}"
+                "layer_baselines: donors come from the same windows of other images, which need the explained image's size "
+                f'{self._runs.layout.spatial}, got {spatial}; ActivationBank(images, placement="anywhere") takes other windows'
             )
-        windows, size = self.site.windows, self._runs.batch_size
-        self.ledger.count("donors", len(image) * len(windows) * self._model.runs_per_window)
-        where = np.zeros(len(windows), dtype=np.int64), windows
-        modules = [self._model.in_each_network(layer) or (layer,) for layer in layers]
-        call = [image, *further, *others]
-        return record_passes(self._model, modules, call, where=where, at_input=self.asked.at_input, batch_size=size)
+        self.ledger.count("donors", len(windows) * self._model.runs_per_window)
+        return record_passes(
+            self._model,
+            [self._model.in_each_network(layer) or (layer,) for layer in layers],
+            [*images, *others],
+            where=(np.zeros(len(windows), dtype=np.int64), windows),
+            at_input=self.asked.at_input,
+            batch_size=self._runs.batch_size,
+        )
 
     def evaluator(self, unit_donors: UnitDonors) -> ModelEvaluator:
         """See :meth:`LayerPlace.evaluator`."""

@@ -34,6 +34,9 @@ class ActivationBank(AnySource):
         match: what of the unit's own activation a donor is given, channel by channel over the unit's places, as of :class:`PatchBank`:
             ``"mean"``, ``"mean_std"`` or ``"histogram"``, so that a donor brings another pattern with it and not another level. ``None``: as
             recorded. Of units of one value per channel (tokens, channels of 1 x 1 maps) nothing would be left to replace: refused.
+        placement: of a layer inside a sliding window, from which window of a donor image its activation comes. ``"aligned"``: from the same
+            window as the one that it is put into, of an image of the same size. ``"anywhere"``: from one window of each donor image, picked at
+            random by the image's number in the bank, put into all windows; images may be of any size.
 
     The recording is kept as long as the layer lives and the model's parameters and buffers stay as they are.
 
@@ -47,7 +50,13 @@ class ActivationBank(AnySource):
         torch.Size([1, 4, 6, 6])
     """
 
-    @checked(reduction=one_of("mean", None), batch_size=integer(1), memory_budget=integer(1), match=FIT["match"])
+    @checked(
+        reduction=one_of("mean", None),
+        batch_size=integer(1),
+        memory_budget=integer(1),
+        match=FIT["match"],
+        placement=one_of("aligned", "anywhere"),
+    )
     def __init__(
         self,
         images: Tensor | SizedImages | Sequence[Any] | tuple[Tensor, ...],
@@ -56,6 +65,7 @@ class ActivationBank(AnySource):
         batch_size: int = 16,
         memory_budget: int = 2**30,
         match: Match | None = None,
+        placement: Literal["aligned", "anywhere"] = "aligned",
     ) -> None:
         self._images = images if isinstance(images, tuple) else (images,)
         for index, one in enumerate(self._images):
@@ -64,7 +74,7 @@ class ActivationBank(AnySource):
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"images: expected as many donors for every input, and at least one, got {sorted(lengths)}")
         self.reduction = reduction
-        self.batch_size, self.memory_budget, self.match = batch_size, memory_budget, match
+        self.batch_size, self.memory_budget, self.match, self.placement = batch_size, memory_budget, match, placement
         self._recorded: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[PatchBank]]] = weakref.WeakKeyDictionary()
         self._company: Sequence[nn.Module] = ()
         self._heard: dict[tuple[nn.Module, Any], list[Any]] = {}
@@ -74,7 +84,8 @@ class ActivationBank(AnySource):
 
     def __repr__(self) -> str:
         match = "" if self.match is None else f", match={self.match!r}"
-        return f"ActivationBank({len(self)} images, reduction={self.reduction!r}{match})"
+        placement = "" if self.placement == "aligned" else f", placement={self.placement!r}"
+        return f"ActivationBank({len(self)} images, reduction={self.reduction!r}{match}{placement})"
 
     @property
     def n_images(self) -> int | None:
@@ -112,6 +123,7 @@ class ActivationBank(AnySource):
             batch_size=self.batch_size,
             memory_budget=self.memory_budget,
             match=self.match,
+            placement=self.placement,
         )
 
     def of_layers(self, layers: Sequence[nn.Module]) -> "ActivationBank":

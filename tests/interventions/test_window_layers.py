@@ -300,6 +300,59 @@ def test_stratified_draws_are_ranked_by_windows():
     assert float((stats.to_map("effect", 1) - exact).abs().max()) < 0.5 * float(exact.abs().max())
 
 
+def test_donors_from_one_window_of_images_of_any_size():
+    model, images, _, labels = case(2, mirror_axes=(1,), n_folds=2)
+    donors = [torch.rand(1, *spatial) for spatial in ((14, 12), (20, 9), (8, 8), (5, 30))]
+    roi = regions.box((14, 12), start=3, size=4)
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
+    model.starts = by_steps
+    face = LayerAverageTreatmentEffect(target, model.networks[0].middle)
+    bank = ActivationBank(donors, placement="anywhere")
+    effects, stats = face.attribute(images, bank, units="block", block_size=4, **{**UNIFORM, "n_draws": 4})
+    assert stats.settings["forwards"]["donors"] == 4 * model.runs_per_window
+    with torch.no_grad():
+        observed = target(images)[0, 1]
+    mask = regions.grid((8, 8), 4)[None, None]
+    for unit in range(4):
+        change = 0.0
+        for number, donor in enumerate(donors):
+            layout = model.layout(donor.shape[1:])
+            window = np.random.default_rng(number).integers(len(layout))
+            seen = model.seen(layout.cut(donor[None], np.zeros(1, int), np.array([window])), layout)
+
+            def put(fold, seen=seen, unit=unit):
+                calls = itertools.count()
+                with torch.no_grad():
+                    network = model.networks[fold]
+                    values = [network.middle(torch.sin(6 * network.early(seen.flip(flip)))) for flip in model.flips]
+
+                def hook(m, args, out):
+                    k = next(calls) % 2
+                    return torch.where((mask == unit).flip(model.flips[k]), values[k].expand_as(out), out)
+
+                return hook
+
+            handles = [module.register_forward_hook(put(fold)) for fold, module in enumerate(modules(model, "middle"))]
+            with torch.no_grad():
+                change += float(observed - target(images)[0, 1]) / len(donors)
+            for handle in handles:
+                handle.remove()
+        assert float(effects[0, 0][mask[0, 0] == unit][0]) == pytest.approx(change, abs=1e-6)
+    assert float(effects.abs().max()) > 1e-3
+
+
+def by_steps(spatial):
+    return list(itertools.product(*[sorted({*range(0, n - 8, 3), n - 8}) for n in spatial]))
+
+
+def test_a_layer_of_whole_images_has_no_windows():
+    network, images = Net(2).eval(), torch.rand(1, 1, 12, 12)
+    target = SegmentationTarget.from_prediction(network, images, roi=regions.box((12, 12), start=3, size=4))
+    bank = ActivationBank(torch.rand(3, 1, 12, 12), placement="anywhere")
+    with pytest.raises(ValueError, match='placement: "anywhere" is of layers inside a sliding window'):
+        LayerAverageTreatmentEffect(target, network.middle).attribute(images, bank, target=1)
+
+
 def test_several_windows_of_a_donor_do_not_have_to_fit_into_memory():
     model, images, donors, labels = case(2)
     target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels, metric="soft_dice")
