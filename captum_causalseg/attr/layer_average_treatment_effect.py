@@ -31,8 +31,8 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
     Sign, unit, screening and statistics are those of :class:`~captum_causalseg.AverageTreatmentEffect`. This is activation
     patching (resample ablation) averaged over donors, with a standard error.
 
-    Where the model allows, everything upstream of the layer is computed once per batch of interventions
-    (:func:`torch.func.vmap`) and not once per intervention; other models are run whole, with the same results.
+    Modules whose output does not depend on the layer (those upstream of it, and those beside it) are not run again for every intervention, where
+    that saves more than it costs and the model allows it; the results are the same.
 
     Args:
         forward_func: any forward function that Captum accepts, of which ``layer`` is a part.

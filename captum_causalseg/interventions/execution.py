@@ -54,7 +54,7 @@ class Execution:
         by_windows: of a sliding-window model, only the windows are run that matter.
         witnessed: whether it is looked at, before and after, that the model's answers can be compared; else the caller does that for
             several runs.
-        vmap: what lies upstream of a layer is computed once for all of a batch; given up by itself where the model does not allow it.
+        replay: what does not follow from a layer is not computed again; given up by itself where the model does not allow it.
     """
 
     perturbations_per_eval: int = 16
@@ -66,7 +66,7 @@ class Execution:
     window: Frame | None = None
     by_windows: bool = False
     witnessed: bool = True
-    vmap: bool = True
+    replay: bool = True
 
     def scorer(self, forward_func: Callable[..., Any]) -> Scorer:
         """What is run: the function, every image alone if it is one perturbation at a time."""

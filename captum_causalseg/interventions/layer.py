@@ -1,8 +1,7 @@
 """Interventions on layers: what modules return (or take) is replaced while the model runs.
 
-Two ways to the same scores. *Hooked*: the examples are repeated, once per intervention, and the whole model runs on them.
-*vmap*: the model runs on one example under :func:`torch.func.vmap` over the replaced activations, so that everything
-upstream of the layers is computed once per batch of interventions and not once per intervention.
+The examples are repeated, once per intervention, and the model runs on them with hooks. What does not follow from the layers is not computed
+again where that pays: see :mod:`captum_causalseg.interventions.replay`.
 """
 
 import functools
@@ -19,9 +18,9 @@ from captum_causalseg.interventions.evaluator import Local, ModelEvaluator
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.frames import gather
 from captum_causalseg.interventions.ledger import Ledger
+from captum_causalseg.interventions.replay import Replay
 from captum_causalseg.interventions.sites import LayersSite, Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
-from captum_causalseg.interventions.vmapped import Vmapped
 from captum_causalseg.target.scorer import Scorer
 
 __all__ = ["LayersEvaluator", "StochasticLayersEvaluator"]
@@ -60,11 +59,10 @@ class LayersEvaluator(ModelEvaluator):
         )
         self._given = observed
         self._observed = self._checked(observed, len(site.inputs[0]))
-        # Replicas run in threads of their own, which vmap does not reach; and vmap switches autocast off, which shifts scores.
-        works = execution.vmap and site.device_ids is None and not _autocasts(site.inputs[0].device)
         assert isinstance(self._bare, LayersSite)
-        # Not the scores: what makes these of logits looks at values (is there NaN?), which vmap does not allow.
-        self._vmapped = Vmapped(site=self._bare, function=scorer.logits, hooked=self._hooked, ledger=ledger, works=works)
+        # Replicas run in threads of their own, where nothing stands in for their modules.
+        works = execution.replay and site.device_ids is None
+        self._replay = Replay(self._bare, scorer.logits, ledger, batch=self._in_one_batch, whole=self._hooked, works=works)
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, from the pass that recorded the activation."""
@@ -86,24 +84,26 @@ class LayersEvaluator(ModelEvaluator):
         self.unit_donors.paste(replaced, interventions, self.site.frames)
         # Behind another layer, what is not replaced is not what was recorded.
         where = self.unit_donors.places(replaced, interventions) if len(self.site.layers) > 1 else None
-        found = self._vmapped.run(replaced, examples, where)
-        return self._hooked(replaced, examples, where) if found is None else found
+        return self._replay.run(replaced, examples, where)
 
     def _scores(self, answers: Any, examples: np.ndarray) -> Any:
         if self.local is not None:
             return self.local.scores(answers, examples)
         return self.scorer.score(answers, *self.site.call(examples)) if self.scorer.gives_logits else answers
 
-    def _hooked(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
+    def _in_one_batch(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
         assert isinstance(self._bare, LayersSite)
+        return self._bare.run(self.scorer.logits, tensors, examples, where=where)
+
+    def _hooked(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
         if len(examples) == 1 or self._takes_batches:
-            return self._bare.run(self.scorer.logits, tensors, examples, where=where)
+            return self._in_one_batch(tensors, examples, where)
         found = []
         for row in range(len(examples)):
             one = slice(row, row + 1)
             # Copies: a function may change them, and these are parts of those at hand.
             mine, here = [tensor[one] for tensor in tensors], None if where is None else [places[one] for places in where]
-            found.append(self._bare.run(self.scorer.logits, mine, examples[one], where=here))
+            found.append(self._in_one_batch(mine, examples[one], here))
         return torch.cat(found)
 
     @functools.cached_property
@@ -120,7 +120,7 @@ class LayersEvaluator(ModelEvaluator):
         return LayersEvaluator(
             site=site,
             scorer=self.scorer,
-            execution=replace(execution, vmap=self._vmapped.works),
+            execution=replace(execution, replay=self._replay.works),
             unit_donors=self.unit_donors,
             ledger=self.ledger,
             observed=self._given,
@@ -156,12 +156,12 @@ class StochasticLayersEvaluator(LayersEvaluator):
         super().__init__(
             site=site,
             scorer=scorer,
-            execution=replace(execution, vmap=False),
+            execution=replace(execution, replay=False),
             unit_donors=unit_donors,
             ledger=ledger,
             observed=observed,
         )
-        ledger.disable("vmap", "the model is stochastic")
+        ledger.disable("replay", "the model is stochastic")
         ledger.count("recording the layer", len(site.inputs[0]))
         ledger.count("further samples", len(site.inputs[0]) * (self.runs_each - 1))
 
@@ -190,7 +190,3 @@ class StochasticLayersEvaluator(LayersEvaluator):
             sampled = functools.partial(self.scorer.sampled, [int(noise[row])])
             scores.append(self._checked(self.site.edited(sampled, paste, self.site.call(one.example)), 1))
         return torch.cat(scores)
-
-
-def _autocasts(device: torch.device) -> bool:
-    return bool(torch.amp.is_autocast_available(device.type)) and bool(torch.is_autocast_enabled(device.type))

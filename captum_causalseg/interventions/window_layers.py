@@ -20,9 +20,9 @@ from captum_causalseg.interventions.evaluator import Local, ModelEvaluator
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.recording import record_together
+from captum_causalseg.interventions.replay import Replay
 from captum_causalseg.interventions.sites import Layer, LayersSite, Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
-from captum_causalseg.interventions.vmapped import Vmapped
 from captum_causalseg.interventions.window_runs import WindowRuns
 from captum_causalseg.interventions.windows import ByWindows
 from captum_causalseg.layout import Layout
@@ -300,19 +300,13 @@ class WindowLayersEvaluator(ByWindows):
             for fold in range(len(runs.model.networks))
             for flip, axes in enumerate(runs.model.flips)
         }
-        works = execution.vmap and runs.batch_size > 1 and not _autocasts(runs.image.device)
+        works = execution.replay and runs.batch_size > 1
         if runs.batch_size == 1:
-            runs.ledger.disable("vmap", "windows are run one at a time (batch_size of the model)")
-        self._vmapped = {
-            key: Vmapped(
-                site=one,
-                function=functools.partial(answer_of, runs.model, key[0]),
-                hooked=functools.partial(self._hooked, key),
-                ledger=runs.ledger,
-                works=works,
-            )
-            for key, one in self._passes.items()
-        }
+            runs.ledger.disable("replay", "windows are run one at a time (batch_size of the model)")
+        self._replays = {}
+        for key, one in self._passes.items():
+            function, run = functools.partial(answer_of, runs.model, key[0]), functools.partial(self._hooked, key)
+            self._replays[key] = Replay(one, function, runs.ledger, batch=run, whole=run, works=works)
 
     def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
         """See :meth:`ByWindows.forwards`."""
@@ -365,8 +359,8 @@ class WindowLayersEvaluator(ByWindows):
 
             def one(fold: int, flip: int) -> Tensor:
                 replaced = self._gathered(self.site.tensors, examples[rows], windows, key=(fold, flip), replaced=mine)
-                found = self._vmapped[fold, flip].run(replaced, numbers)
-                return self._hooked((fold, flip), replaced, numbers) if found is None else found
+                found: Tensor = self._replays[fold, flip].run(replaced, numbers)
+                return found
 
             return self._run(one, len(rows), purpose=purpose)
 
@@ -427,7 +421,3 @@ class WindowLayersEvaluator(ByWindows):
 
     def _with(self, site: Site, execution: Execution, local: Local) -> ModelEvaluator:
         raise NotImplementedError("the windows that touch the RoI are all that is run")
-
-
-def _autocasts(device: torch.device) -> bool:
-    return bool(torch.amp.is_autocast_available(device.type)) and bool(torch.is_autocast_enabled(device.type))

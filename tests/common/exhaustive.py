@@ -86,11 +86,11 @@ def of_slice(
     roi = regions.box((edge, edge), start=roi_start, size=roi_size)
     mask = regions.grid((edge, edge), 8)
     units = sorted(set(mask.unique().tolist()) - set(mask[roi].tolist()))
-    network = load_demo_network() if norm is None else _trained(train, edge, norm)
+    network = load_demo_network() if norm is None else trained(train, edge, norm)
     return exhaust(network, image, label, roi, mask, units, bank)
 
 
-def _trained(train: BrainSlices, edge: int, norm: str) -> nn.Module:
+def trained(train: BrainSlices, edge: int, norm: str) -> nn.Module:
     """A small U-Net that has seen squares of the training slices for some seconds."""
     generator = torch.Generator().manual_seed(0)
     images, labels = [], []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from captum_causalseg import PatchBank, SegmentationTarget, regions
 from captum_causalseg.donors import as_donor_source
 from captum_causalseg.engine.interventions import Interventions
+from captum_causalseg.interventions import replay
 from captum_causalseg.interventions.execution import Execution, Part
 from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.inputs import InputEvaluator
@@ -129,7 +130,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [model.model[0], model.model[2][0]]
 
 
-def layer_evaluator(d: int, n_layers: int, use_vmap: bool, norm: str = "batch"):
+def layer_evaluator(d: int, n_layers: int, replayed: bool, norm: str = "batch"):
     model, x = unet(d, norm), images(d)
     target = target_of(model, x)
     with torch.no_grad():
@@ -141,7 +142,7 @@ def layer_evaluator(d: int, n_layers: int, use_vmap: bool, norm: str = "batch"):
     banks = [torch.rand((3, *t.shape[1:]), generator=generator) for t in site.tensors]
     donors = tuple(as_donor_source(bank, tensor).bind(tensor) for bank, tensor in zip(banks, site.tensors))
     given = UnitDonors(units, donors)
-    evaluator = LayersEvaluator(site, as_scorer(target), Execution(vmap=use_vmap), given, Ledger(), observed=observed)
+    evaluator = LayersEvaluator(site, as_scorer(target), Execution(replay=replayed), given, Ledger(), observed=observed)
     return target, evaluator, units, donors, banks, x
 
 
@@ -172,9 +173,10 @@ def by_hooks(
 
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("n_layers", [1, 2])
-@pytest.mark.parametrize("use_vmap", [False, True])
-def test_sets_of_units_of_layers(d, n_layers, use_vmap):
-    target, evaluator, units, donors, banks, x = layer_evaluator(d, n_layers, use_vmap)
+@pytest.mark.parametrize("replayed", [False, True])
+def test_sets_of_units_of_layers(d, n_layers, replayed, monkeypatch):
+    monkeypatch.setattr(replay, "_COMPARED", 0)  # whatever it saves
+    target, evaluator, units, donors, banks, x = layer_evaluator(d, n_layers, replayed)
     asked = random_sets(units, donors, 8, (2, 3, 1, 0))
     with torch.no_grad():
         found = evaluator(asked)
@@ -185,8 +187,8 @@ def test_sets_of_units_of_layers(d, n_layers, use_vmap):
             one = x[asked.example[row]][None]
             expected.append(by_hooks(target, layers_of(target.model)[:n_layers], units, banks, one, pairs))
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-6)
-    assert ("vmap compared" in evaluator.ledger.forwards) == use_vmap
-    assert "vmap" not in evaluator.ledger.disabled
+    assert ("replay compared" in evaluator.ledger.forwards) == replayed
+    assert "replay" not in evaluator.ledger.disabled
     assert "window" in evaluator.ledger.disabled
 
 

@@ -1,11 +1,10 @@
-"""Interventions on a layer: against a literal loop, with and without vmap, and what is refused."""
+"""Interventions on a layer: against a literal loop, and what is refused."""
 
 import numpy as np
 import oracle
 import pytest
 import torch
 from layer_cases import PLAIN, Net, case
-from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from captum_causalseg import (
@@ -17,7 +16,6 @@ from captum_causalseg import (
     Status,
     regions,
 )
-from captum_causalseg.interventions import vmapped
 
 
 def literal(model: nn.Module, name: str, image: Tensor, donor: Tensor, mask: Tensor, unit: int) -> Tensor:
@@ -149,54 +147,7 @@ def test_leaving_out_what_cannot_reach_the_roi_changes_no_effect(name, sampling)
     assert whole.effect[~outside].abs().max() > 0.01
 
 
-@pytest.fixture
-def no_vmap(monkeypatch):
-    """Switch vmap off for a block of code."""
-
-    def off():
-        monkeypatch.setattr(vmapped.torch.func, "vmap", refuse)
-
-    def refuse(*args, **kwargs):
-        raise RuntimeError("switched off by the test")
-
-    return off
-
-
-@pytest.mark.parametrize("d", [2, 3])
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_with_and_without_vmap_the_results_are_the_same(d, norm, no_vmap, caplog):
-    caplog.set_level("INFO")
-    model = UNet(d, 1, 2, channels=(4, 8), strides=(2,), norm=norm, act=("relu", {"inplace": False})).eval()
-    images, donors = torch.rand(2, 1, *(16,) * d), torch.rand(5, 1, *(16,) * d)
-    target = SegmentationTarget.from_prediction(model, images, roi=regions.box((16,) * d, 4, 8), metric="soft_dice")
-    layer = model.model[1].submodule
-    arguments = {"layer_baselines": donors, "target": 1, "n_draws": 4}
-    fast = LayerAverageTreatmentEffect(target, layer).attribute(images, **arguments)
-    assert "vmap" not in caplog.text
-    no_vmap()
-    slow = LayerAverageTreatmentEffect(target, layer).attribute(images, **arguments)
-    assert caplog.text.count("vmap does not go with this model (switched off by the test)") == 1
-    assert float(fast.abs().max()) > 1e-4
-    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
-
-
-def test_upstream_of_the_layer_is_computed_once_per_batch():
-    model, images, labels, donors, roi = case(2, n=1)
-    runs = {"early": 0, "late": 0}
-    for name in runs:
-        getattr(model, name).register_forward_hook(lambda m, a, out, name=name: runs.__setitem__(name, runs[name] + len(a[0])))
-    target = SegmentationTarget(model, roi=roi, reference=labels)
-    face = LayerAverageTreatmentEffect(target, model.middle)
-    bank = ActivationBank(donors)
-    face.attribute(images, layer_baselines=bank, target=1, n_draws=6, n_screening_draws=0, perturbations_per_eval=30, **PLAIN)
-    # The observed image, six donors, one batch of 5 channels x 6 draws (one image).
-    upstream = 1 + 6 + 1
-    # The observed image again: twice alone and in a batch before, once and in a batch after (one image each time). What vmap says is
-    # compared on one row and on two.
-    assert runs["early"] == upstream + 3 + 2 + (1 + 2)
-
-
-def test_models_that_vmap_cannot_take_are_run_whole_with_one_line_of_log(caplog):
+def test_models_that_look_at_values():
     class Branching(Net):
         def forward(self, x: Tensor) -> Tensor:
             early = self.early(x)
@@ -204,15 +155,11 @@ def test_models_that_vmap_cannot_take_are_run_whole_with_one_line_of_log(caplog)
                 early = early * 0
             return self.late(torch.cat([early, self.middle(early)], 1))
 
-    caplog.set_level("INFO")
     _, images, labels, donors, roi = case(2)
     model = Branching().eval()
     target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
     face = LayerAverageTreatmentEffect(target, model.early)
     attr = face.attribute(images, layer_baselines=donors, target=1, n_draws=6, n_screening_draws=0)
-    lines = [r.getMessage() for r in caplog.records if "vmap" in r.getMessage()]
-    assert len(lines) == 1
-    assert lines[0].startswith("vmap does not go with this model")
     mask = unit_mask("channel", (4, 12, 10))
     moved = []
     with torch.no_grad():
@@ -226,22 +173,6 @@ def test_models_that_vmap_cannot_take_are_run_whole_with_one_line_of_log(caplog)
 def _score(labels: Tensor, roi: Tensor, logits: Tensor) -> float:
     alone = SegmentationTarget(nn.Identity(), roi=roi, reference=labels[:1], metric="soft_dice", activation="softmax")
     return float(alone(logits)[0, 1])
-
-
-def test_a_model_that_changes_under_vmap_is_run_whole(caplog):
-    """Under vmap it returns something else, which is noticed."""
-
-    class Fickle(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            out = super().forward(x)
-            return out * (1 if torch._C._functorch.maybe_current_level() is None else 2)
-
-    caplog.set_level("INFO")
-    _, images, labels, donors, roi = case(2)
-    model = Fickle().eval()
-    target = SegmentationTarget(model, roi=roi, reference=labels, metric="logit_mean")
-    LayerAverageTreatmentEffect(target, model.middle).attribute(images, layer_baselines=donors, target=1, n_draws=4)
-    assert "vmap gives other values than the model itself, by" in caplog.text
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -305,22 +236,12 @@ def test_tuple_activations_give_tuples_and_their_donors_belong_together():
     torch.testing.assert_close(zeros[0][:, 0, 0, 0], model(images).detach(), atol=1e-6, rtol=0)
 
 
-def test_a_small_disagreement_of_vmap_is_noticed_too(monkeypatch, caplog):
-    caplog.set_level("INFO")
-    model, images, labels, donors, roi = case(2)
-    true_vmap = torch.func.vmap
-    monkeypatch.setattr(torch.func, "vmap", lambda run: lambda *tensors: true_vmap(run)(*tensors) * 1.001)
-    target = SegmentationTarget(model, roi=roi, reference=labels, metric="logit_mean")
-    LayerAverageTreatmentEffect(target, model.middle).attribute(images, layer_baselines=donors, target=1, n_draws=4)
-    assert "vmap gives other values than the model itself, by" in caplog.text
-
-
 def test_integer_scores_are_compared_exactly(caplog):
     caplog.set_level("INFO")
     model, images, _, donors, _ = case(2)
     face = LayerAverageTreatmentEffect(lambda x: (model(x)[:, 1] > 0).sum((1, 2)), model.middle)
     attr = face.attribute(images, layer_baselines=donors, n_draws=6, n_screening_draws=0)
-    assert "vmap" not in caplog.text
+    assert "once per intervention" not in caplog.text
     assert float(attr.abs().max()) >= 1 / 6
 
 

@@ -249,14 +249,13 @@ def test_layers_of_models_for_a_single_image(says, n, units):
     torch.testing.assert_close(found.effect, expected.effect, rtol=0, atol=1e-6)
 
 
-def test_layers_of_models_for_a_single_image_without_vmap():
+def test_layers_of_models_for_a_single_image_that_look_at_values():
     class Looking(OneImage):
         def between(self, hidden: Tensor) -> Tensor:
             return hidden * 2 if float(hidden.detach().mean()) > 1e9 else hidden
 
     model, plain = Looking("takes the first"), Plain()
     found = of_layer(target_of(model), model.first)
-    assert "vmap" in found.settings["disabled"]
     torch.testing.assert_close(found.effect, of_layer(target_of(plain), plain.first).effect, rtol=0, atol=1e-6)
     table = component_effects(
         target_of(Looking("raises")), random(1, 1, SIZE, SIZE), baselines=random(9, 1, SIZE, SIZE, seed=9), output=1

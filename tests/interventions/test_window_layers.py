@@ -18,7 +18,7 @@ from captum_causalseg import (
     regions,
 )
 from captum_causalseg.engine.interventions import Interventions
-from captum_causalseg.interventions import vmapped
+from captum_causalseg.interventions import replay
 
 SPATIAL = {2: (14, 12), 3: (9, 8, 10)}
 SIZE = {2: 8, 3: 6}
@@ -170,20 +170,19 @@ def test_the_logits_are_those_of_all_windows(batch_size):
         torch.testing.assert_close(logits[row][inside], expected[inside], atol=1e-5, rtol=0)
 
 
-def test_with_and_without_vmap_and_one_by_one(monkeypatch):
+def test_with_and_without_replay_and_one_by_one(monkeypatch):
     model, images, donors, labels = case(2, n=2)
     target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels, metric="soft_dice")
     face = LayerAverageTreatmentEffect(target, model.network.early)
+    monkeypatch.setattr(replay, "_COMPARED", 0)  # whatever it saves
     fast, stats = face.attribute(images, donors, **UNIFORM)
-    assert "vmap" not in stats.settings["disabled"]
+    assert "replay" not in stats.settings["disabled"]
+    assert stats.settings["forwards"]["replay compared"] > 0
     alone = face.attribute(images, donors, **UNIFORM, perturbations_per_eval=1)[0]
 
-    def refuse(*args, **kwargs):
-        raise RuntimeError("switched off by the test")
-
-    monkeypatch.setattr(vmapped.torch.func, "vmap", refuse)
+    monkeypatch.setattr(replay, "_COMPARED", float("inf"))
     slow, stats = face.attribute(images, donors, **UNIFORM)
-    assert "switched off by the test" in stats.settings["disabled"]["vmap"]
+    assert "replay compared" not in stats.settings["forwards"]
     for other in (slow, alone):
         torch.testing.assert_close(other, fast, atol=1e-5, rtol=0)
     assert float(fast.abs().max()) > 1e-3
@@ -204,7 +203,6 @@ def test_only_windows_that_touch_the_region_are_run_and_batches_are_full():
     face = LayerAverageTreatmentEffect(target, model.network.middle)
     seen.clear()
     _, stats = face.attribute(image, donors, **{**UNIFORM, "n_draws": 4})
-    # vmap runs a batch of interventions on one window.
     assert stats.settings["windows"] == {"patch_size": [8, 8], "per_image": 25, "touching": [4]}
     forwards = stats.settings["forwards"]
     assert forwards["observed"] == 25

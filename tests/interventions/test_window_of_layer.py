@@ -8,7 +8,7 @@ from torch.nn import functional
 from window_cases import Coordinates, Local, is_outside, on_and_off, pixels
 
 from captum_causalseg import LayerAverageTreatmentEffect, SegmentationTarget, Status, regions
-from captum_causalseg.interventions import vmapped
+from captum_causalseg.interventions import replay
 
 
 class Net(nn.Module):
@@ -27,14 +27,7 @@ class Net(nn.Module):
         return 3 * self.last(torch.cat([x, early, deep], 1))
 
 
-def switch_vmap_off(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise RuntimeError("switched off by the test")
-
-    monkeypatch.setattr(vmapped.torch.func, "vmap", refuse)
-
-
-@pytest.mark.parametrize("vmap", [True, False])
+@pytest.mark.parametrize("replayed", [True, False])
 @pytest.mark.parametrize(
     "units",
     [
@@ -47,10 +40,9 @@ def switch_vmap_off(monkeypatch):
     ids=lambda units: units.get("units", "layer_mask"),
 )
 @pytest.mark.parametrize("name", ["early", "down"])
-def test_units_of_a_layer_have_the_same_effects_on_the_window(name, units, vmap, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    if not vmap:
-        switch_vmap_off(monkeypatch)
+def test_units_of_a_layer_have_the_same_effects_on_the_window(name, units, replayed, monkeypatch):
+    if not replayed:
+        monkeypatch.setattr(replay, "_COMPARED", float("inf"))
     if "layer_mask" in units and name == "down":
         units = {"layer_mask": units["layer_mask"][..., :20]}
     images = pixels(40, 40, count=2)
@@ -65,7 +57,7 @@ def test_units_of_a_layer_have_the_same_effects_on_the_window(name, units, vmap,
         assert not is_outside(on)
     elif "units" in units:
         assert (on.status == Status.OUTSIDE_SUPPORT).flatten(1).any(1).all()
-    assert ("vmap does not go with" in caplog.text) != vmap
+    assert ("replay compared" in on.settings["forwards"]) == replayed
 
 
 @pytest.mark.parametrize("at_input", [True, False])

@@ -108,8 +108,8 @@ def test_moderation_pulls_every_variance_toward_the_common_scale(variances, n, d
 
 
 def test_keys_of_settings_that_were_called_otherwise_are_read(tmp_path):
-    make(settings={"switched_off": {"vmap": "why"}, "seed": 3}).save(tmp_path / "s.npz")
-    assert TreatmentEffectStatistics.load(tmp_path / "s.npz").settings == {"disabled": {"vmap": "why"}, "seed": 3}
+    make(settings={"switched_off": {"replay": "why"}, "seed": 3}).save(tmp_path / "s.npz")
+    assert TreatmentEffectStatistics.load(tmp_path / "s.npz").settings == {"disabled": {"replay": "why"}, "seed": 3}
 
 
 def few(caplog, draws=12, population=200.0, n_units=4, sampling="uniform", correction="fdr_bh"):

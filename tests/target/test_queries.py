@@ -176,7 +176,7 @@ def test_a_segmentation_beside_masks_of_objects_is_one():
 
 
 @both_dimensions
-def test_class_scores_of_queries_are_made_under_vmap_too(d):
+def test_class_scores_of_queries_are_made_of_replayed_layers_too(d):
     axes = "hw" if d == 2 else "dhw"
 
     class Queries(nn.Module):
@@ -196,6 +196,6 @@ def test_class_scores_of_queries_are_made_under_vmap_too(d):
     layer = LayerAverageTreatmentEffect(target, model.masks.first)
     attributions, statistics = layer.attribute(images(d), images(d, 3, seed=2), target=1, n_draws=3, return_statistics=True)
     assert attributions.any()
-    assert "vmap" not in statistics.settings["disabled"]
+    assert "replay" not in statistics.settings["disabled"]
     with pytest.raises(ValueError, match=f"bq{axes}->bc{axes}"):
         SegmentationTarget(model, metric="volume")(images(d))

@@ -314,7 +314,7 @@ def test_batches_do_not_matter_for_layers(sampling):
         for rows, size in ((slice(None), 16), (slice(None), 3), (slice(1, 2), 5))
     ]
     assert found[0].settings["sampling"] == sampling
-    assert "vmap" in found[0].settings["disabled"]
+    assert "replay" in found[0].settings["disabled"]
     torch.testing.assert_close(found[0].effect, found[1].effect, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found[0].effect[1:], found[2].effect, rtol=1e-10, atol=1e-12)
 

@@ -486,7 +486,7 @@ def test_a_sliding_window_that_knows_its_windows(d):
 
 
 class Gated(nn.Module):
-    """NaN does not get through, and neither does vmap."""
+    """NaN does not get through."""
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -509,9 +509,7 @@ def test_settings_and_log_say_what_is_disabled_and_why(d, caplog):
     assert doubt.startswith("NaN does not pass through this model: ")
     assert any(line.startswith("support: disabled") and line.endswith(doubt) for line in told)
     assert statistics.settings["window"] is None
-    reason = layer.settings["disabled"]["vmap"]
-    assert reason.startswith("vmap does not go with this model (")
-    assert any(line.startswith(reason) and "run once per intervention" in line for line in told)
+    assert layer.settings["window"] is None
 
 
 @pytest.mark.parametrize("d", [2, 3])

@@ -67,7 +67,6 @@ ELSEWHERE = {
     "interventions/support_probes": "interventions/test_support",
     "interventions/support_trials": "interventions/test_support_doubts",
     "interventions/unit_donors": "interventions/test_evaluator",
-    "interventions/vmapped": "interventions/test_layer",
     "interventions/window_runs": "interventions/test_windows",
     "statistics/on_image": "statistics/test_treatment_effect_statistics",
     "target/batches": "target/test_label_maps",

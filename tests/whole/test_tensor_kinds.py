@@ -68,7 +68,7 @@ def test_under_autocast_it_gives_nearly_what_float32_gives(face, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_observed_and_intervened_scores_are_of_one_precision(dtype):
-    """Autocast does not reach into vmap: there an intervention that changes nothing would seem to have an effect."""
+    """If it were in force for one of them alone, an intervention that changes nothing would seem to have an effect."""
     case = Case()
     model = nn.Sequential(nn.Identity(), case.model)
     method = LayerAverageTreatmentEffect(case.target(model), model[0])

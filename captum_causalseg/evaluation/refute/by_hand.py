@@ -1,6 +1,6 @@
 """Interventions done by hand: one whole image at a time, the donor pasted under the unit's mask, the function called directly.
 
-Nothing of what makes the engine fast is used here: no batches, no windows, no vmap, no gathering of donors. What both do, they do by
+Nothing of what makes the engine fast is used here: no batches, no windows, no replay, no gathering of donors. What both do, they do by
 ways that have the arguments and the plan in common, and nothing else.
 """
 
