@@ -89,7 +89,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     folder = None
     if options.donors is not None:
         with naming("--donors"):
-            folder = _DonorFolder(options.donors, preparation, image.shape[1])
+            folder = _DonorFolder(options.donors, preparation, image.shape[1], explained=options.image)
             donors = PatchBank(folder, match=options.match, blend=_blend(options.blend))
     elif options.match is not None or options.blend:
         raise InputError(f"--{'blend' if options.match is None else 'match'}: it goes with --donors, whose images it changes")
@@ -104,7 +104,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     described = {
         "Image": size if options.private else f"{image_name(options)} ({size})",
         "Model": f"{model.described}, on {model.device}",
-        "Class": "the only one" if output is None else f"{output} of {prediction.shape[1]} (counted from 0)",
+        "Class": "the only one" if output is None else _class_in_words(output, prediction.shape[1], preparation.labels),
         "Region of interest": f"{place_name(options)}, {roi_text}",
         "Places": grids.in_words(),
         "Compared with": compared,
@@ -141,12 +141,15 @@ def _fit_in_words(options: argparse.Namespace) -> str:
 
 
 class _DonorFolder(Sequence[Tensor]):
-    """Donor images of a folder, prepared as the image was. By its ``files`` a study tells whether donors are still the same."""
+    """Donor images of a folder but the explained one, prepared as that was. By its ``files`` a study tells whether donors are still the same."""
 
-    def __init__(self, folder: Path, preparation: Preparation, channels: int) -> None:
+    def __init__(self, folder: Path, preparation: Preparation, channels: int, *, explained: Sequence[Path]) -> None:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-        self._cases = preparation.cases(folder)
+        own = {file.resolve() for file in explained}
+        self._cases = [files for files in preparation.cases(folder) if own.isdisjoint(file.resolve() for file in files)]
+        if not self._cases:
+            raise ValueError(f"there is no image in {folder} but the explained one")
         self._preparation, self._channels = preparation, channels
         # What is wrong with them all is said before anything is computed.
         self[0]
@@ -188,6 +191,11 @@ def _output(asked: str | None, classes: int, labels: Mapping[str, int]) -> int |
     if not 0 <= chosen < classes:
         raise InputError(f"--class: expected 0..{classes - 1}{names}, got {chosen}")
     return chosen
+
+
+def _class_in_words(output: int, classes: int, labels: Mapping[str, int]) -> str:
+    counted = f"{output} of {classes} (counted from 0)"
+    return next((f"{name}, {counted}" for name, number in labels.items() if number == output), counted)
 
 
 def _size(grids: Grids) -> str:

@@ -198,7 +198,10 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         "or mean 0 and standard deviation 1 (default: none; bundles and nnU-Net do it themselves)",
     )
     case.add_argument(
-        "--donors", type=Path, metavar="DIR", help="folder of image files to cut donors from (default: the image itself)"
+        "--donors",
+        type=Path,
+        metavar="DIR",
+        help="folder of image files to cut donors from, of which the explained image is none (default: the image itself)",
     )
     case.add_argument(
         "--match",

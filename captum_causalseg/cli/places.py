@@ -81,7 +81,7 @@ def find_roi(
         channel: the class that is explained.
     """
     source = _Predicted(prediction, channel, preparation) if label is None else _Labeled(*label, preparation)
-    found, is_own = _roi(text, grids, source, prediction[channel])
+    found, is_own = _roi(text, grids, source, predicted=prediction[channel])
     if not grids.differ:
         return found, f"{int(found.sum())} {grids.noun}" + ("" if grids.known else " of the prepared image")
     if not is_own:

@@ -25,6 +25,7 @@ from captum_causalseg.cli.results import (
     edge_names,
     edge_rows,
     emptiness,
+    forwarded,
     observed,
     score,
     score_in_words,
@@ -82,7 +83,12 @@ def effects_page(
         donors=None if further.donors is None else _donors(further.donors, pictures["donors"]),
         components=None if further.components is None else _components(job, pictures["components"]),
         refutation=None if report is None else _refutation(report),
-        computed=_computed(job.options, seconds, {"Forward passes of one image": forwards}, settings=statistics.settings),
+        computed=_computed(
+            job.options,
+            seconds,
+            {f"Forward passes of one {forwarded(statistics.settings)}": forwards},
+            settings=statistics.settings,
+        ),
     )
 
 
@@ -149,7 +155,10 @@ def refutation_page(job: Job, report: RefutationReport, pictures: Mapping[str, F
         effects=_effects(job, statistics, pictures),
         strongest=_strongest(job, statistics),
         computed=_computed(
-            job.options, seconds, {"Forward passes of one image": report.n_forwards}, settings=statistics.settings
+            job.options,
+            seconds,
+            {f"Forward passes of one {forwarded(statistics.settings)}": report.n_forwards},
+            settings=statistics.settings,
         ),
     )
 

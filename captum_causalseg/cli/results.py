@@ -27,6 +27,7 @@ __all__ = [
     "edge_text",
     "effects_text",
     "emptiness",
+    "forwarded",
     "number",
     "observed",
     "score",
@@ -212,6 +213,11 @@ def axes_in_words(case: CommandCase) -> str:
     return f"{kind} along the {'two' if len(grids.shape) == 2 else 'three'} axes"
 
 
+def forwarded(settings: Mapping[str, Any]) -> str:
+    """What goes through the network in a forward pass that is counted."""
+    return "window" if "windows" in settings else "image"
+
+
 def effects_text(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics, seconds: float) -> str:
     """What ``explain`` prints."""
     rows = strongest(case, options, statistics)
@@ -230,7 +236,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             f"units: {counts(case, options, statistics)}",
             *([f"effects: {in_context}"] if (in_context := context_in_words(statistics)) else []),
             *empty,
-            f"{statistics.n_forwards} forward passes of one {'window' if 'windows' in statistics.settings else 'image'}, {seconds:.1f} s",
+            f"{statistics.n_forwards} forward passes of one {forwarded(statistics.settings)}, {seconds:.1f} s",
         ]
     )
 

@@ -2,7 +2,8 @@
 
 import argparse
 import csv
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,6 +48,10 @@ _EFFORT = ("draws", "precision", "seed")
 _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
 _FILES = ("bundle", "nnunet", "weights", "donors", "image", "label")
 _PERHAPS_FILES = ("model", "roi", "units")
+# Options that take several words.
+_OF_SEVERAL = ("fold",)
+# Columns of further files of an image, one per channel.
+_FURTHER = re.compile(r"image_([2-9]|[1-9]\d+)")
 # Entries of a prepared case that no column of a table can be called.
 _CASE, _ARGUMENTS = "_command_case", ("baselines", "feature_mask", "target")
 
@@ -74,17 +79,18 @@ class _Study:
     """Options of ``causalseg explain`` that hold for all cases.
 
     Args:
-        options: by name, as text.
+        options: by name, the words that follow it.
     """
 
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, list[str]] = field(default_factory=dict)
 
     def of(self, row: Mapping[str, str]) -> argparse.Namespace:
         """What ``causalseg explain`` would be told of a row."""
-        given = self.options | {name: row[name] for name in _OF_A_ROW if row.get(name)}
+        given = self.options | {name: [row[name]] for name in _OF_A_ROW if row.get(name)}
         if "roi" not in given:
             raise InputError("roi: neither the study nor the row says where to look")
-        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        given["image"] = [row["image"], *(row[name] for name in _further(row) if row[name])]
+        words = [word for name, values in given.items() for word in (f"--{name}", *values)]
         options = _parser().parse_args(["explain", *words])
         check_options(options)
         return options
@@ -179,12 +185,16 @@ def _study(file: Path) -> _Study:
             raise ValueError(f"{file} is no YAML file: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise ValueError(f"expected options such as `model: nets:unet` in {file}, got {type(found).__name__}")
-        for name, value in found.items():
+        for name, value in [*found.items()]:
             if name not in (*_OF_A_STUDY, *_EFFORT):
                 raise ValueError(f"{file}: there is no option {name!r}; expected some of {', '.join((*_OF_A_STUDY, *_EFFORT))}")
-            if isinstance(value, (dict, list)) or value is None or isinstance(value, bool):
+            if name in _OF_SEVERAL and isinstance(value, list) and value:
+                found[name] = value
+            else:
+                found[name] = [value]
+            if any(isinstance(one, (dict, list, bool)) or one is None for one in found[name]):
                 raise ValueError(f"{file}: expected a word or a number for {name!r}, got {value!r}")
-        study = _Study({name: _located(name, str(value), file.parent) for name, value in found.items()})
+        study = _Study({name: [_located(name, str(one), file.parent) for one in values] for name, values in found.items()})
         # Said once, and not of each case.
         try:
             study.of({"image": "-", "roi": "-"})
@@ -210,6 +220,11 @@ def _cases(file: Path, study: _Study) -> tuple[list[dict[str, str]], list[str]]:
                 raise ValueError(f"{file} has no column {name!r}, only {', '.join(header) or 'nothing'}")
         if len(set(header)) != len(header) or "" in header:
             raise ValueError(f"{file}: expected columns with different names, got {', '.join(map(repr, header))}")
+        further = _further(header)
+        if further != [f"image_{number}" for number in range(2, len(further) + 2)]:
+            raise ValueError(
+                f"{file}: expected the columns image, image_2, image_3, ... without gaps, got image, {', '.join(further)}"
+            )
         if not rows:
             raise ValueError(f"there is no case in {file}")
         seen: dict[str, int] = {}
@@ -220,14 +235,28 @@ def _cases(file: Path, study: _Study) -> tuple[list[dict[str, str]], list[str]]:
                 raise ValueError(f"{file}, line {line}: expected an id and an image")
             if seen.setdefault(row["id"], line) != line:
                 raise ValueError(f"{file}, line {line}: the id {row['id']!r} is that of line {seen[row['id']]}")
+            files = [row[name] for name in further]
+            if "" in files and any(files[files.index("") :]):
+                raise ValueError(
+                    f"{file}, line {line}: {further[files.index('')]} is empty, and a later file of the image is not"
+                )
             for name in _OF_A_ROW:
                 if row.get(name):
                     row[name] = _located(name, row[name], file.parent)
+            for name in further:
+                if row[name]:
+                    row[name] = _located("image", row[name], file.parent)
             try:
                 study.of(row)
             except InputError as error:
                 raise ValueError(f"{file}, line {line}: {error}") from error
-        return rows, [name for name in header if name not in ("id", *_OF_A_ROW)]
+        return rows, [name for name in header if name not in ("id", *_OF_A_ROW, *further)]
+
+
+def _further(names: Iterable[str]) -> list[str]:
+    """The columns of further files of an image, in the order of their numbers."""
+    numbers = sorted(int(found.group(1)) for name in names if (found := _FURTHER.fullmatch(name)))
+    return [f"image_{number}" for number in numbers]
 
 
 def _located(name: str, value: str, folder: Path) -> str:

@@ -19,6 +19,8 @@ __all__ = ["imported", "nested", "package_of", "read_names", "resolved", "source
 
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+# What folders of installed packages are called.
+_PLACES = frozenset({"site-packages", "dist-packages"})
 
 
 def package_of(module: str) -> str | None:
@@ -113,7 +115,8 @@ def _is_installed(file: str) -> bool:
         *site.getsitepackages(),
         site.getusersitepackages(),
     ]
-    return any(Path(file).is_relative_to(place) for place in places)
+    # Of other environments, too, which are named in PYTHONPATH or a .pth file: clusters lay packages out in that way.
+    return any(Path(file).is_relative_to(place) for place in places) or not _PLACES.isdisjoint(Path(file).parts)
 
 
 @functools.cache

@@ -38,6 +38,8 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "rgb").mkdir()
     pillow.fromarray(np.zeros((24, 32, 3), dtype=np.uint8)).save("rgb/0.png")
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "0.png").write_bytes((tmp_path / "image.png").read_bytes())
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed" / "0.png").write_bytes((tmp_path / "broken.png").read_bytes())
     return tmp_path, name
@@ -85,6 +87,7 @@ def check(folder, capsys, arguments, message):
         (["--units", "small.png"], r"--units: expected the image's grid"),
         (["--donors", "nowhere"], r"--donors: there is no folder nowhere"),
         (["--donors", "nothing"], r"--donors: there is no file in nothing"),
+        (["--image", "alone/0.png", "--donors", "alone"], r"--donors: there is no image in alone but the explained one"),
         (["--donors", "rgb"], r"--donors: rgb/0.png holds 3 channel\(s\), the image 1"),
         (["--donors", "mixed"], r"--donors: mixed/0.png cannot be read"),
         (["--weights", "none.pt"], r"--weights: there is no file none.pt"),

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from monai.transforms import Compose, RandFlip, ScaleIntensity
 from torch import nn
 
 from captum_causalseg import PatchBank, PdCR, SegmentationTarget, WindowedModel, regions
+from captum_causalseg.cohort.code import package_of
 from captum_causalseg.cohort.fingerprint import described, differences, digest
 
 
@@ -99,6 +101,7 @@ PROGRAM = """
 import dataclasses, enum, functools, json, sys
 import numpy as np
 import cohort_study
+from captum_causalseg.cohort.code import package_of
 from captum_causalseg.cohort.fingerprint import described
 
 SITES = {"A", "B", "C", "D"}
@@ -380,3 +383,16 @@ def test_a_sliding_window_is_what_it_is_whatever_it_has_run():
     assert described(model) == before == described(made(overlap=0.5))
     for other in (made(overlap=0.25), made(overlap=0.5, mode="gaussian"), made(overlap=0.5, cval=1.0)):
         assert described(other) != before
+
+
+def test_packages_of_another_environment_are_named_not_read(tmp_path, monkeypatch):
+    """Clusters name them in PYTHONPATH; a walk through all of torch would take hours."""
+    for place in ("lib/site-packages", "mine"):
+        folder = tmp_path / place / f"made_{place[:3]}"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("__version__ = '1.2+cpu'\n")
+        monkeypatch.syspath_prepend(str(folder.parent))
+        monkeypatch.delitem(sys.modules, folder.name, raising=False)
+        importlib.import_module(folder.name)
+    assert package_of("made_lib") == "made_lib 1.2"
+    assert package_of("made_min") is None

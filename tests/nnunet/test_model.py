@@ -296,5 +296,24 @@ def test_the_command_line(made, tmp_path, monkeypatch, capsys):
     page = Path("out1/report.html").read_text(encoding="utf-8")
     assert "folds 0, 1" in page
     assert "--fold 0 1" in page
+    assert "gray, 1 of 3 (counted from 0)" in page
+    assert "Forward passes of one window" in page
     assert main([*words, "--image", "a_0000.nii.gz", "--class", "black", "--out", "no"]) != 0
     assert "--class: expected 0..2 (background, gray, white), got 'black'" in capsys.readouterr().err
+
+
+def test_a_study_of_cases_of_several_files(made, tmp_path, monkeypatch, capsys):
+    from captum_causalseg.cli import main
+    from captum_causalseg.cohort import Cohort
+
+    folder = made(folds=2)
+    for seed, name in enumerate("ab"):
+        write_case(tmp_path, name, affine=oblique(), seed=seed)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cases.csv").write_text("id,image,image_2\na,a_0000.nii.gz,a_0001.nii.gz\nb,b_0000.nii.gz,\n")
+    options = {"nnunet": folder, "fold": "[0, 1]", "roi": "box:4,4,4+2", "class": "gray", "units": 8, "draws": 2, "donors": "."}
+    (tmp_path / "study.yaml").write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
+    assert main(["cohort", "--cases", "cases.csv", "--config", "study.yaml", "--out", "study"]) == 0, capsys.readouterr().out
+    assert Cohort("study").cases()["state"].tolist() == ["finished", "finished"]
+    assert Cohort("study").statistics("a").settings["baselines"].startswith("PatchBank(1 image")  # b, without a itself
+    assert nibabel.load("study/cases/b/effects.nii.gz").shape == nibabel.load("b_0000.nii.gz").shape

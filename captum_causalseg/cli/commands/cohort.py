@@ -10,7 +10,9 @@ __all__ = ["CohortCommand"]
 
 _FILES = """\
 cases.csv:   columns id and image, and label if there are references; columns
-             class, roi, donors and units say it for one case; others are kept
+             image_2, image_3, ... if each channel of an image is a file (with
+             bundle and nnunet); columns class, roi, donors and units say it for
+             one case; others are kept
 study.yaml:  the options of causalseg explain without their dashes, such as
                model: nets:unet
                weights: unet.pt

@@ -75,6 +75,31 @@ def test_scans_get_their_maps_on_their_own_grid(place):
     assert units.loc[(8, 4, 2), "distance"] == 1.0
 
 
+def test_an_image_in_several_files_is_explained_as_by_itself(place, capsys):
+    import bundle_cases
+
+    folder, _ = place
+    conv = {"_target_": "torch.nn.Conv3d", "in_channels": 2, "out_channels": 2, "kernel_size": 3, "padding": 1}
+    steps = [{"_target_": "LoadImaged", "keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
+    config = {"network_def": conv, "preprocessing": {"_target_": "Compose", "transforms": steps}}
+    torch.manual_seed(0)
+    bundle_cases.write(folder / "two", torch.nn.Conv3d(2, 2, 3, padding=1).state_dict(), inference=config)
+    volumes = np.random.default_rng(0).normal(size=(2, 8, 8, 8)).astype(np.float32)
+    for name, volume in zip(("t1", "t2"), volumes):
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / f"{name}.nii.gz")
+    (folder / "cases.csv").write_text("id,image,image_2,age\na,t1.nii.gz,t2.nii.gz,50\nb,t1.nii.gz,,60\n")
+    (folder / "study.yaml").write_text("bundle: two\nroi: box:0,0,0+2\nunits: 4\ndraws: 3\nmetric: soft_dice\n")
+    assert status_of(line()) == 1
+    assert "1 of 2 cases finished" in (said := capsys.readouterr().out)
+    assert "  b: InputError: --image: " in said  # one channel of two
+    cohort = Cohort("study")
+    assert cohort.cases()["age"].tolist() == ["50", "60"]
+    words = ["explain", "--bundle", "two", "--image", "t1.nii.gz", "t2.nii.gz", "--roi", "box:0,0,0+2", "--units", "4"]
+    assert status_of([*words, "--draws", "3", "--metric", "soft_dice", "--out", "out"]) == 0
+    alone = TreatmentEffectStatistics.load("out/statistics.npz").effect
+    assert torch.equal(cohort.statistics("a").effect.nan_to_num(7.0), alone.nan_to_num(7.0))
+
+
 def test_rows_may_say_it_for_themselves_and_files_are_found_from_their_tables(place, monkeypatch):
     folder, name = place
     write_study(folder, name, "id,image,roi,class\na,image.png,point:10,0\n".replace("point:10", '"box:0,0+8"'))
@@ -194,6 +219,17 @@ def test_another_study_in_the_folder_is_refused(place, capsys):
             {},
             "--cases: cases.csv, line 2: --class: expected a number, got 'x'; names go with --nnunet",
         ),
+        (
+            "id,image,image_3\na,0.png,1.png\n",
+            {},
+            "--cases: cases.csv: expected the columns image, image_2, image_3, ... without gaps",
+        ),
+        (
+            "id,image,image_2,image_3\na,0.png,,1.png\n",
+            {},
+            "--cases: cases.csv, line 2: image_2 is empty, and a later file of the image is not",
+        ),
+        ("id,image\na,image.png\n", {"fold": "[0, one]"}, "--config: study.yaml: --fold: expected numbers or all, got 'one'"),
         ("id,image\na,image.png\n", {"drawz": 3}, "--config: study.yaml: there is no option 'drawz'; expected some of bundle"),
         ("id,image\na,image.png\n", {"draws": "[1, 2]"}, "--config: study.yaml: expected a word or a number for 'draws'"),
         (
