@@ -12,12 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from captum_causalseg import cli
 from captum_causalseg.bundle import load_bundle
-from captum_causalseg.cli import job as _cli_job
-from captum_causalseg.cli import report as _cli_report
 from captum_causalseg.cli.grid import Grids, grids_of_bundle
 
 nibabel = pytest.importorskip("nibabel")
@@ -75,14 +72,6 @@ def place(tmp_path, monkeypatch):
         write(generator.random(SHAPE, dtype=np.float32), f"donors/{number}.nii.gz")
     write_bundle(tmp_path / "bundle", [*LOADING, *TURNING, *CROPPING], shift=(0, 0, 6))
     return tmp_path
-
-
-@pytest.fixture
-def quick(place, monkeypatch):
-    """The same, without pictures, which take most of the time."""
-    monkeypatch.setattr(_cli_job, "plot_effects", lambda *args, **options: Figure())
-    monkeypatch.setattr(_cli_report, "plot_profile", lambda *args, **options: Figure())
-    return place
 
 
 def explain(*more, roi="box:6,3,2+6,3,1", units="6x3x1", image="scan.nii.gz"):

@@ -16,8 +16,8 @@ from captum_causalseg.evaluation.refute import REFUTERS
 from captum_causalseg.visualization import plot_effects
 
 
-def test_refuters_and_components_have_their_sections(place, capsys):
-    folder, name = place
+def test_refuters_and_components_have_their_sections(quick, capsys):
+    folder, name = quick
     assert cli.main(on_picture(name, "--donors", "donors", "--refute", "--components", "0", "--units", "8")) == 0
     printed = capsys.readouterr().out
     assert "placebo" in printed
@@ -28,8 +28,8 @@ def test_refuters_and_components_have_their_sections(place, capsys):
     assert set(pd.read_csv("out/refutation.csv")["name"]) == set(REFUTERS) - {"joints"}
 
 
-def test_scores_without_a_better_are_raised_and_lowered(place, capsys):
-    folder, name = place
+def test_scores_without_a_better_are_raised_and_lowered(quick, capsys):
+    folder, name = quick
     assert cli.main(on_picture(name, "--weights", "two.pt", "--metric", "volume", "--components", "*")) == 0
     printed = capsys.readouterr().out
     assert re.search(r"raises +\d+-\d+ x \d+-\d+ +\+", printed)
@@ -48,8 +48,8 @@ def test_which_scores_have_a_better():
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_the_device_is_in_the_report(place, device):
-    folder, name = place
+def test_the_device_is_in_the_report(quick, device):
+    folder, name = quick
     assert cli.main(on_picture(name, *(["--device", device] if device else []))) == 0
     used = device or ("cuda" if torch.cuda.is_available() else "cpu")
     assert f"on {used}</dd>" in (folder / "out" / "report.html").read_text(encoding="utf-8")

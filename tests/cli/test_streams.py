@@ -88,8 +88,8 @@ def test_any_name_works_where_the_locale_knows_no_letters(place):
 
 
 @pytest.mark.parametrize("model", ["TorchScript", "bundle"])
-def test_models_by_any_name(place, model):
-    folder, name = place
+def test_models_by_any_name(quick, model):
+    folder, name = quick
     if model == "bundle":
         bundle = os.fsdecode(b"b\xffndle")
         (folder / bundle / "configs").mkdir(parents=True)

@@ -57,8 +57,8 @@ def assert_is_one_page(html):
         assert version in html
 
 
-def test_the_weights_and_the_score_are_those_of_the_files(place):
-    _, name = place
+def test_the_weights_and_the_score_are_those_of_the_files(quick):
+    _, name = quick
     assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
     network = torch.jit.load("two.ts")
     image = torch.from_numpy(np.array(pillow.open("image.png"))).float()[None, None] / 255
@@ -70,8 +70,8 @@ def test_the_weights_and_the_score_are_those_of_the_files(place):
     assert float(TreatmentEffectStatistics.load("out/statistics.npz").observed_score[0, 1]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_torchscript_is_the_same_network(place):
-    _, name = place
+def test_torchscript_is_the_same_network(quick):
+    _, name = quick
     assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png")) == 0
     first = pd.read_csv("out/effects.csv")
     torch.jit.freeze(torch.jit.load("two.ts").eval()).save("frozen.ts")
@@ -83,8 +83,8 @@ def test_torchscript_is_the_same_network(place):
 
 
 @pytest.mark.parametrize("roi", ["label:2", "point:5,5,3", "truth.nii.gz", "box:4,4,2+4,4,2"])
-def test_a_scan_gets_its_map_in_its_own_space(place, roi):
-    _, name = place
+def test_a_scan_gets_its_map_in_its_own_space(quick, roi):
+    _, name = quick
     assert cli.main(on_scan(name, "--roi", roi)) == 0
     scan, found = images.load_image("scan.nii.gz"), nibabel.load("out/effects.nii.gz")
     np.testing.assert_array_equal(found.affine, scan.affine)
@@ -117,8 +117,8 @@ def test_distances_of_a_scan_are_in_millimeters_along_a_straight_line(place, mon
     assert f"within {half:.4g} mm of the region of interest, 90 % within {most:.4g} mm, in a straight line." in html
 
 
-def test_distances_in_a_picture_are_in_pixels(place):
-    folder, name = place
+def test_distances_in_a_picture_are_in_pixels(quick):
+    folder, name = quick
     assert cli.main(on_picture(name, "--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "4")) == 0
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert re.search(r"within \d+ pixels of the region of interest, 90 % within \d+ pixels", html)
@@ -202,8 +202,8 @@ def test_the_other_commands(place, capsys, command, more, files, said, shown):
     assert "--donors donors" in html
 
 
-def test_precision_is_kept_or_missed_aloud(place, capsys):
-    _, name = place
+def test_precision_is_kept_or_missed_aloud(quick, capsys):
+    _, name = quick
     arguments = on_picture(name, "--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--precision", "0.015")
     assert cli.main(arguments) == 0
     assert re.search(r"[1-9] intervals are still wider than 0.015 to either side", capsys.readouterr().out)
@@ -215,8 +215,8 @@ def test_precision_is_kept_or_missed_aloud(place, capsys):
     assert ((table["upper"] - table["lower"]) / 2 <= 0.015 + 1e-9).all()
 
 
-def test_units_of_a_file(place):
-    folder, name = place
+def test_units_of_a_file(quick):
+    folder, name = quick
     units = np.zeros((24, 32), dtype=np.uint8)
     units[:, 20:], units[20:, :20] = 7, 9
     pillow.fromarray(units).save("units.png")
@@ -228,9 +228,9 @@ def test_units_of_a_file(place):
     assert "those of units.png, 3 of them" in (folder / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_donors_are_those_of_the_folder(place):
+def test_donors_are_those_of_the_folder(quick):
     """A folder of images that are 0 everywhere is the same as replacing by 0."""
-    folder, name = place
+    folder, name = quick
     (folder / "black").mkdir()
     pillow.fromarray(np.zeros((24, 32), dtype=np.uint8)).save("black/0.png")
     assert cli.main(on_picture(name, "--weights", "two.pt", "--donors", "black", "--metric", "probability_mean")) == 0
@@ -245,12 +245,12 @@ def test_donors_are_those_of_the_folder(place):
         assert row.effect == pytest.approx(float(means[0] - means[1]), abs=1e-6)
 
 
-def test_a_dicom_series(place):
+def test_a_dicom_series(quick):
     pytest.importorskip("pydicom")
     import pydicom
     from image_files import GAP, ORIGIN, write_series
 
-    folder, name = place
+    folder, name = quick
     volume = np.random.default_rng(0).integers(0, 255, (6, 16, 16))
     write_series(pydicom, folder / "series", volume)
     arguments = ["explain", "--model", f"{name}:three", "--image", "series", "--normalize", "range", "--class", "1"]
@@ -262,8 +262,8 @@ def test_a_dicom_series(place):
     assert np.isnan(found.get_fdata()[4:8, 4:8, 2:4]).all()
 
 
-def test_donors_that_fit_and_other_kinds_of_them(place, capsys):
-    folder, name = place
+def test_donors_that_fit_and_other_kinds_of_them(quick, capsys):
+    folder, name = quick
     given = ["--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "8", "--metric", "soft_dice"]
     assert cli.main(on_picture(name, *given, "--match", "mean", "--blend", "2", "--compare-donors")) == 0
     printed = capsys.readouterr().out
@@ -285,8 +285,8 @@ def test_donors_that_fit_and_other_kinds_of_them(place, capsys):
     assert_is_one_page((folder / "out" / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_edge_as_a_control(place, capsys):
-    folder, name = place
+def test_the_edge_as_a_control(quick, capsys):
+    folder, name = quick
     given = ["--weights", "two.pt", "--label", "mask.png", "--donors", "donors", "--units", "4", "--metric", "soft_dice"]
     assert cli.main(on_picture(name, *given)) == 0
     plain = TreatmentEffectStatistics.load("out/statistics.npz")
@@ -340,8 +340,8 @@ def test_what_does_not_go_with_donors(place, capsys, more, message):
 
 
 @pytest.mark.parametrize("context", ["shapley", "banzhaf", "0.25"])
-def test_joint_effects(place, capsys, context):
-    folder, name = place
+def test_joint_effects(quick, capsys, context):
+    folder, name = quick
     given = ["--weights", "two.pt", "--label", "mask.png", "--units", "8", "--draws", "4", "--context", context]
     assert cli.main(on_picture(name, *given)) == 0
     stats = TreatmentEffectStatistics.load("out/statistics.npz")
