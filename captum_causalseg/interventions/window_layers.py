@@ -217,7 +217,7 @@ class WindowLayersSite(Site):
         model = self.runs.model
         layouts = self.first.layouts or (None,) * self.per_pass
         of_window = [
-            _flipped(mask, [axis - 2 for axis in flip], layout, self.inputs[0].ndim - 2)
+            _flipped(mask, [axis - 2 for axis in flip], layout, n_spatial=self.inputs[0].ndim - 2)
             for _ in model.networks
             for flip in model.flips
             for mask, layout in zip(masks, layouts, strict=True)
@@ -244,7 +244,7 @@ class WindowLayersSite(Site):
         return
 
 
-def _flipped(mask: Tensor, axes: Sequence[int], layout: Layout | None, n_spatial: int) -> Tensor:
+def _flipped(mask: Tensor, axes: Sequence[int], layout: Layout | None, *, n_spatial: int) -> Tensor:
     if not axes or all(length == 1 for length in mask.shape[2:]):
         return mask
     if layout is not None and layout.axes == "NLC" and layout.grid is not None and len(layout.grid) == n_spatial:

@@ -8,6 +8,7 @@ import torch
 from layer_cases import Net
 from monai.inferers import SlidingWindowInferer
 from torch import nn
+from transformer_cases import network
 
 from captum_causalseg import (
     ActivationBank,
@@ -52,37 +53,51 @@ def modules(model, name):
     return [one.get_submodule(name) for one in model.networks]
 
 
-def literal(model, name, image, donor, mask, unit):
-    """Logits of a run of all windows in which a unit is in every one of them what it is in the donor's run of all windows."""
+def literal(model, name, image, donor, inside, at_input=False):
+    """Logits of a run of all windows in which a unit is in every one of them what it is in the donor's run of all windows.
+
+    ``inside`` says of a flip where the unit is in the activation as it lies.
+    """
     flips, recorded, handles = model.flips, {}, []
 
-    def listen(fold):
-        return lambda m, args, out: recorded.setdefault(fold, []).append(out.detach().clone())
+    def watch(edit):
+        """What a layer returns, or takes, becomes what ``edit`` makes of it."""
 
-    for fold, module in enumerate(modules(model, name)):
-        handles.append(module.register_forward_hook(listen(fold)))
+        def one(fold, module):
+            if at_input:
+                return module.register_forward_pre_hook(lambda m, args: (edit(fold, args[0]),))
+            return module.register_forward_hook(lambda m, args, out: edit(fold, out))
+
+        return [one(fold, module) for fold, module in enumerate(modules(model, name))]
+
+    def listen(fold, value):
+        recorded.setdefault(fold, []).append(value.detach().clone())
+        return value
+
+    handles = watch(listen)
     with torch.no_grad():
         model(donor)
     for handle in handles:
         handle.remove()
     calls = dict.fromkeys(recorded, 0)
 
-    def put(fold):
-        def hook(m, args, out):
-            inside = (mask == unit).flip(flips[calls[fold] % len(flips)]).expand(out.shape)
-            new = torch.where(inside, recorded[fold][calls[fold]], out)
-            calls[fold] += 1
-            return new
+    def put(fold, value):
+        here = inside(flips[calls[fold] % len(flips)]).expand(value.shape)
+        new = torch.where(here, recorded[fold][calls[fold]], value)
+        calls[fold] += 1
+        return new
 
-        return hook
-
-    handles = [module.register_forward_hook(put(fold)) for fold, module in enumerate(modules(model, name))]
+    handles = watch(put)
     with torch.no_grad():
         logits = model(image)
     for handle in handles:
         handle.remove()
     assert all(count == len(recorded[fold]) for fold, count in calls.items())
     return logits
+
+
+def in_mask(mask, unit):
+    return lambda flip: (mask == unit).flip(flip)
 
 
 def dice(logits, labels, roi):
@@ -109,7 +124,7 @@ def expected_effects(model, name, images, donors, labels, *, rois, mask):
             observed = model(image[None])
         for u, unit in enumerate(units):
             for donor in donors:
-                logits = literal(model, name, image[None], donor[None], mask, unit)
+                logits = literal(model, name, image[None], donor[None], in_mask(mask, unit))
                 for r, roi in enumerate(rois):
                     found[n, u, r] += (dice(observed, truth, roi) - dice(logits, truth, roi)) / len(donors)
     return found
@@ -150,6 +165,74 @@ def evaluator(model, images, layer, **asked):
     return prepare_layer(options, units).evaluator, options.baselines
 
 
+@pytest.mark.parametrize(
+    ("units", "name", "n_units"), [("head", "vit.blocks.0.attn.out_proj", 2), ("block", "vit.blocks.0", 4)]
+)
+def test_heads_and_blocks_of_tokens(units, name, n_units):
+    model = WindowedModel(network("vit"), 32, [(0, 0), (0, 8), (8, 0), (8, 8)], torch.ones(32, 32), (0,), batch_size=4)
+    generator = torch.Generator().manual_seed(0)
+    image, donors = torch.rand(1, 1, 40, 40, generator=generator), torch.rand(3, 1, 40, 40, generator=generator)
+    target = SegmentationTarget(
+        model, roi=regions.box((40, 40), start=9, size=14), reference=torch.ones(40, 40), metric="logit_mean"
+    )
+    heads, given = units == "head", {"units": units, "block_size": None if units == "head" else 2}
+    _, stats = LayerAverageTreatmentEffect(target, model.network.get_submodule(name)).attribute(
+        image, donors, **given, **UNIFORM, attribute_to_layer_input=heads
+    )
+    assert stats.effect.shape[1] == n_units
+
+    def where(unit):
+        def inside(flip):
+            if heads:
+                return torch.arange(16) // 8 == unit
+            rows = regions.grid((4, 4), 2).flip([axis - 2 for axis in flip])
+            return (rows.flatten() == unit)[None, :, None]
+
+        return inside
+
+    with torch.no_grad():
+        observed = target(image)[0, 1]
+    for unit in range(n_units):
+        found = [literal(model, name, image, donor[None], where(unit), at_input=heads) for donor in donors]
+        scores = torch.stack([logits[0, 1, 9:23, 9:23].mean() for logits in found])
+        assert float(stats.effect[0, unit, 1]) == pytest.approx(float(observed - scores.mean()), abs=1e-5)
+    assert float(stats.effect[0, :, 1].abs().min()) > 1e-3
+
+
+def test_images_smaller_than_a_window_and_what_the_network_is_given_besides():
+    class Scaled(Net):
+        def forward(self, x, factor):
+            return super().forward(x * factor.view(-1, 1, 1, 1))
+
+    model = WindowedModel.from_monai(SlidingWindowInferer(12, 4, overlap=0.5, padding_mode="reflect"), Scaled(2).eval())
+    images, labels = torch.rand(2, 1, 7, 30), torch.randint(0, 3, (2, 7, 30))
+    roi, factor = (
+        torch.stack([regions.box((7, 30), start=s, size=3) for s in ((0, 0), (3, 26))])[:, None],
+        torch.tensor([0.5, 2.0]),
+    )
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
+    face = LayerAverageTreatmentEffect(target, model.network.middle)
+    activations = torch.rand(2, 5, 12, 12)
+    effects, stats = face.attribute(images, activations, additional_forward_args=factor, **UNIFORM)
+    assert effects.shape == (2, 5, 12, 12)
+    # Another region, other windows.
+    assert stats.settings["windows"]["touching"] == [1, 1]
+    with torch.no_grad():
+        observed = target(images, factor)[:, 1]
+    for channel in range(5):
+        change = torch.zeros(2)
+        for one in activations:
+
+            def put(m, args, out, one=one, channel=channel):
+                return torch.where((torch.arange(5) == channel).view(1, 5, 1, 1), one, out)
+
+            handle = model.network.middle.register_forward_hook(put)
+            with torch.no_grad():
+                change += (observed - target(images, factor)[:, 1]).flatten() / 2
+            handle.remove()
+        torch.testing.assert_close(effects[:, channel, 0, 0], change, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_logits_are_those_of_all_windows(batch_size):
     model, images, _, _ = case(2, mirror_axes=(1,), batch_size=batch_size)
@@ -160,7 +243,7 @@ def test_the_logits_are_those_of_all_windows(batch_size):
     group = found.runs.geometry.groups[0].frame
     near = tuple(slice(a, a + n) for a, n in zip(group.starts[0].tolist(), group.size))
     for row, (unit, donor) in enumerate(((0, 0), (4, 1), (2, 2), (2, 0))):
-        expected = literal(model, "middle", images, donors[donor : donor + 1], mask_of("channel", 5, 2), unit)[
+        expected = literal(model, "middle", images, donors[donor : donor + 1], in_mask(mask_of("channel", 5, 2), unit))[
             (0, slice(None), *near)
         ]
         # Inside the region; one pixel beside it, windows that touch no region are as they were.
