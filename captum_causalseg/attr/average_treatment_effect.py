@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked
-from captum_causalseg.attr.channels import CHANNELS, Channels
+from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.controls import CONTROLS, Controls
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
@@ -18,6 +18,7 @@ from captum_causalseg.attr.parts import InParts
 from captum_causalseg.donors import DonorSource
 from captum_causalseg.engine.sampling import SamplingScheme
 from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.layout import UnitKind
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["AverageTreatmentEffect"]
@@ -81,7 +82,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
     ) -> tuple[Any, TreatmentEffectStatistics]: ...
 
     @log_usage(part_of_slo=True)
-    @checked(EFFORT, CONTROLS, channels=CHANNELS)
+    @checked(EFFORT, CONTROLS, channels=CHANNELS, units=UNITS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -108,6 +109,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         memory_format: torch.memory_format | None = None,
         controls: Controls = None,
         channels: Channels = None,
+        units: UnitKind = "block",
     ) -> Any:
         """Estimate every unit's average treatment effect.
 
@@ -177,6 +179,9 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             channels: ``"each"``: every channel of a unit (a modality, such as T1 or T2) is a unit by itself, replaced while the others stay:
                 unit ``u`` becomes ``u * C + c``, and the table has a column ``channel``. Numbers: only these channels are replaced, together,
                 such as the image's and not those of a map of clicks; the others carry 0. ``None``: all channels together.
+            units: what units are where there is no ``feature_mask``, of the kinds in :data:`captum_causalseg.layout.UNIT_KINDS`: ``"block"``, across all
+                channels; ``"channel_block"``, one channel of one block (blocks with ``channels="each"``, to the same numbers); ``"channel"``, all of
+                one channel, which touches the RoI (``exclude=None``); or a kind of your own (:func:`captum_causalseg.layout.register_units`).
 
         Returns:
             Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect,
@@ -202,7 +207,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             baselines=self.baselines if baselines is None else baselines,
             target=target,
             additional_forward_args=additional_forward_args,
-            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels),
+            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units),
             effort=Effort(
                 n_draws=n_draws,
                 n_screening_draws=n_screening_draws,
@@ -227,7 +232,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         )
         return answer(options, *estimate(options))
 
-    @checked(EFFORT, channels=CHANNELS)
+    @checked(EFFORT, channels=CHANNELS, units=UNITS)
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -244,6 +249,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         channels: Channels = None,
+        units: UnitKind = "block",
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes with these arguments when nothing is screened out.
 
@@ -268,7 +274,9 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 baselines=self.baselines if baselines is None else baselines,
                 target=target,
                 additional_forward_args=additional_forward_args,
-                units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels),
+                units=InputUnits(
+                    feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units
+                ),
                 effort=Effort(
                     n_draws=n_draws,
                     n_screening_draws=n_screening_draws,

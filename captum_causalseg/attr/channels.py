@@ -6,14 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, integer, one_of, sequence
+from captum_causalseg._checks import NONE, integer, key_of, one_of, sequence
+from captum_causalseg.layout import UNIT_KINDS
 
-__all__ = ["CHANNELS", "Channels", "of_channels"]
+__all__ = ["CHANNELS", "UNITS", "Channels", "of_channels"]
 
 Channels = Literal["each"] | Sequence[int] | None
 
 CHANNELS = NONE | one_of("each") | sequence(integer(0), 1, expected="channels")
 """What ``channels=`` takes."""
+UNITS = key_of(UNIT_KINDS)
+"""What ``units=`` takes."""
 
 
 def of_channels(masks: Sequence[Tensor], tensors: Sequence[Tensor], channels: Channels) -> tuple[list[Tensor], int]:

@@ -8,11 +8,12 @@ from torch import Tensor
 from captum_causalseg._captum import GradientAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked, integer
 from captum_causalseg.attr.average_treatment_effect import Baselines
-from captum_causalseg.attr.channels import CHANNELS, Channels
+from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.gradient import backpropagate
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.images import with_metadata
+from captum_causalseg.layout import UnitKind
 from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["GradientTreatmentEffect"]
@@ -82,7 +83,7 @@ class GradientTreatmentEffect(GradientAttribution):
     def attribute(self, inputs: tuple[Tensor, ...], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]: ...
 
     @log_usage(part_of_slo=True)
-    @checked(n_steps=integer(1), channels=CHANNELS)
+    @checked(n_steps=integer(1), channels=CHANNELS, units=UNITS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -94,6 +95,7 @@ class GradientTreatmentEffect(GradientAttribution):
         n_steps: int = 1,
         exclude: Exclude = "roi",
         channels: Channels = None,
+        units: UnitKind = "block",
     ) -> Any:
         """Every unit's backpropagated effect on one output.
 
@@ -113,7 +115,7 @@ class GradientTreatmentEffect(GradientAttribution):
             exclude: ``"roi"``: units that touch the RoI are left as they are and carry 0; a boolean mask ``(*spatial)`` in its
                 place; or ``None``. With several inputs, a tuple of these says it for each, as in
                 :meth:`AverageTreatmentEffect.attribute`.
-            channels: ``"each"`` or some of them, as in :meth:`AverageTreatmentEffect.attribute`.
+            channels, units: ``"each"`` or some channels, and kinds of units, as in :meth:`AverageTreatmentEffect.attribute`.
 
         Returns:
             Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect.
@@ -136,6 +138,6 @@ class GradientTreatmentEffect(GradientAttribution):
             baselines=self.baselines if baselines is None else baselines,
             target=target,
             additional_forward_args=additional_forward_args,
-            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels),
+            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units),
         )
         return with_metadata(backpropagate(options, n_steps), inputs)

@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import FUNCTION, checked
 from captum_causalseg.attr.average_treatment_effect import Baselines
-from captum_causalseg.attr.channels import CHANNELS, Channels
+from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.estimate import answer, estimate
 from captum_causalseg.attr.exclusion import Exclude
@@ -18,6 +18,7 @@ from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.engine.contexts import ContextArgument, context_of
 from captum_causalseg.engine.sampling import SamplingScheme
 from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.layout import UnitKind
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["JointTreatmentEffect"]
@@ -82,7 +83,7 @@ class JointTreatmentEffect(PerturbationAttribution):
     ) -> tuple[Any, TreatmentEffectStatistics]: ...
 
     @log_usage(part_of_slo=True)
-    @checked(JOINT, channels=CHANNELS)
+    @checked(JOINT, channels=CHANNELS, units=UNITS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -109,12 +110,13 @@ class JointTreatmentEffect(PerturbationAttribution):
         autocast: torch.dtype | None = None,
         memory_format: torch.memory_format | None = None,
         channels: Channels = None,
+        units: UnitKind = "block",
     ) -> Any:
         """Estimate every unit's effect, averaged over contexts.
 
         Args:
             inputs, baselines, target, additional_forward_args, feature_mask, block_size, support, perturbations_per_eval, seed, show_progress, compile,
-                autocast, memory_format, channels: as in :meth:`AverageTreatmentEffect.attribute`.
+                autocast, memory_format, channels, units: as in :meth:`AverageTreatmentEffect.attribute`.
             context: which other units are replaced as well.
 
                 - ``"shapley"``: those that come before the unit in a random order; every order is followed by its reverse.
@@ -163,7 +165,7 @@ class JointTreatmentEffect(PerturbationAttribution):
             baselines=self.baselines if baselines is None else baselines,
             target=target,
             additional_forward_args=additional_forward_args,
-            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels),
+            units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units),
             context=drawn_in,
             effort=effort_in(
                 drawn_in,

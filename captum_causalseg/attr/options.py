@@ -24,8 +24,14 @@ class InputUnits:
     block_size: Any = None
     exclude: Any = "roi"
     channels: Any = None
+    kind: UnitKind = "block"
     whole_blocks_only: bool = False
     """Leave out what remains of blocks at the edges, as the published protocol does."""
+
+    @property
+    def asked(self) -> str:
+        """What units are, in a word."""
+        return self.kind if self.feature_mask is None else "feature_mask"
 
 
 @dataclass(frozen=True, kw_only=True)

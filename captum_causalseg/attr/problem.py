@@ -27,6 +27,7 @@ from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.interventions.sites import InputSite, Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.units import Units
+from captum_causalseg.layout import UNIT_KINDS, Layout, unit_mask
 from captum_causalseg.target.scorer import Scorer, as_scorer
 
 __all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare_call", "prepare_inputs"]
@@ -154,7 +155,7 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     tensors, rois = call.inputs, call.rois
     is_tuple = isinstance(options.inputs, tuple)
     block_sizes = _block_sizes(tensors, is_tuple, asked.block_size)
-    masks, left_out = of_channels(_feature_masks(tensors, asked, block_sizes), tensors, asked.channels)
+    masks, left_out = _unit_masks(tensors, asked, block_sizes)
     units = Units(masks, [tensor.shape for tensor in tensors])
     exclusion = find_exclusion(asked.exclude, tensors, rois=rois, units=units)
     excluded = exclusion.units | (units.ids == left_out)[None, :, None]
@@ -175,8 +176,8 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
     # As they were given, or what was taken where nothing was.
     named = [source if one is None else one for source, one in zip(sources, given)]
     described = common_settings(
-        units="block" if asked.feature_mask is None else "feature_mask",
-        block_size=None if asked.feature_mask is not None else block_sizes if is_tuple else block_sizes[0],
+        units=asked.asked,
+        block_size=None if not _in_blocks(asked) else block_sizes if is_tuple else block_sizes[0],
         baselines=tuple(named) if isinstance(options.baselines, tuple) else named[0],
         exclude=exclusion.in_words,
         channels=asked.channels,
@@ -269,12 +270,43 @@ def _block_sizes(tensors: tuple[Tensor, ...], is_tuple: bool, block_size: Any) -
     return sizes
 
 
-def _feature_masks(tensors: tuple[Tensor, ...], asked: InputUnits, block_sizes: list[tuple[int, ...]]) -> list[Tensor]:
-    if asked.feature_mask is not None and asked.block_size is not None:
-        raise ValueError("feature_mask, block_size: give one of them")
-    if asked.feature_mask is None:
-        return _default_masks(tensors, block_sizes)
-    return check_masks("feature_mask", asked.feature_mask, tensors, whose="input")
+def _in_blocks(asked: InputUnits) -> bool:
+    return asked.feature_mask is None and UNIT_KINDS[asked.kind].in_blocks
+
+
+def _unit_masks(tensors: tuple[Tensor, ...], asked: InputUnits, block_sizes: list[tuple[int, ...]]) -> tuple[list[Tensor], int]:
+    """Units as :func:`of_channels` returns them."""
+    if asked.feature_mask is not None:
+        for name, is_given in (("block_size", asked.block_size is not None), ("units", asked.kind != "block")):
+            if is_given:
+                raise ValueError(f"feature_mask, {name}: give one of them")
+        masks = check_masks("feature_mask", asked.feature_mask, tensors, whose="input")
+    elif asked.kind in ("block", "channel_block"):
+        masks = _default_masks(tensors, block_sizes)
+    else:
+        if asked.block_size is not None and not _in_blocks(asked):
+            raise ValueError(f"block_size: units={asked.kind!r} are no blocks, leave it out")
+        masks = _masks_of_kind(tensors, asked.kind, block_sizes)
+    channels = asked.channels
+    if asked.kind == "channel_block":
+        masks, _ = of_channels(masks, tensors, "each")
+        channels = None if channels == "each" else channels
+    return of_channels(masks, tensors, channels)
+
+
+def _masks_of_kind(tensors: tuple[Tensor, ...], kind: str, block_sizes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Units of a kind in the table where there are spatial axes, single features elsewhere; no unit spans two inputs."""
+    masks: list[Tensor] = []
+    first = 0
+    for tensor, sizes in zip(tensors, block_sizes):
+        if tensor.ndim > 2:
+            size = sizes if UNIT_KINDS[kind].in_blocks else None
+            mask = unit_mask(Layout("NC*"), kind, tuple(tensor.shape), block_size=size)
+        else:
+            mask = torch.arange(tensor.shape[1], device="cpu")[None]
+        masks.append(mask + first)
+        first = int(masks[-1].max()) + 1
+    return masks
 
 
 def check_masks(name: str, given: Any, tensors: Sequence[Tensor], *, whose: str) -> list[Tensor]:

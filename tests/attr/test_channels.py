@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from captum_causalseg import AverageTreatmentEffect, GradientTreatmentEffect, PatchBank, SegmentationTarget, regions
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    GradientTreatmentEffect,
+    JointTreatmentEffect,
+    PatchBank,
+    SegmentationTarget,
+    regions,
+)
 from captum_causalseg.attr.channels import of_channels
+from captum_causalseg.layout import UNIT_KINDS, register_units
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
 
@@ -115,3 +123,66 @@ def test_bad_channels(channels, said):
 def test_one_channel_is_nothing_to_tell_apart():
     with pytest.raises(ValueError, match=r"channels: expected images of several channels, got 1; each is a unit already"):
         AverageTreatmentEffect(lambda x: x.mean((1, 2, 3))).attribute(seeded(1, 1, 8, 8), 0.0, channels="each")
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_blocks_of_channels_are_blocks_with_each_channel_by_itself(d):
+    torch.manual_seed(0)
+    network = (torch.nn.Conv2d if d == 2 else torch.nn.Conv3d)(3, 2, 3, padding=1)
+    shape = (12,) * d
+    image, bank = seeded(2, 3, *shape), PatchBank(seeded(5, 3, *shape, seed=1))
+    target = SegmentationTarget.from_prediction(network, image, roi=regions.box(shape, start=4, size=4), metric="soft_dice")
+    given = {"baselines": bank, "target": 1, "block_size": 4}
+    for method in (AverageTreatmentEffect, JointTreatmentEffect):
+        drawn = given | {"n_draws": 4, "return_statistics": True}
+        attr, stats = method(target).attribute(image, units="channel_block", **drawn)
+        expected, other = method(target).attribute(image, channels="each", **drawn)
+        assert torch.equal(attr, expected)
+        assert stats.to_dataframe().equals(other.to_dataframe())
+        assert (stats.settings["units"], stats.settings["block_size"]) == ("channel_block", [4] * d)
+    gradient = GradientTreatmentEffect(target)
+    assert torch.equal(
+        gradient.attribute(image, units="channel_block", **given), gradient.attribute(image, channels="each", **given)
+    )
+    # Of some channels only.
+    attr = AverageTreatmentEffect(target).attribute(image, units="channel_block", channels=[2], n_draws=4, **given)
+    assert torch.equal(attr[:, 2], expected_of_channel(target, image, given)[:, 2])
+    assert not attr[:, :2].any()
+
+
+def expected_of_channel(target, image, given):
+    return AverageTreatmentEffect(target).attribute(image, channels="each", n_draws=4, **given)
+
+
+def test_kinds_of_units_of_inputs():
+    image = seeded(1, 2, 8, 8)
+    ate = AverageTreatmentEffect(lambda x: x[:, 0].mean((1, 2)) - x[:, 1].mean((1, 2)))
+    _, stats = ate.attribute(image, 0.0, units="channel", return_statistics=True)
+    assert stats.effect[0].tolist() == pytest.approx([float(image[0, 0].mean()), -float(image[0, 1].mean())])
+    assert stats.to_dataframe()["channel"].tolist() == [0, 1]
+    # A kind of one's own, also beside features that have none.
+    register_units(
+        "rows", lambda layout, shape, block_size: torch.arange(shape[2]).view(1, 1, -1, 1) // block_size[0], in_blocks=True
+    )
+    try:
+        both = AverageTreatmentEffect(lambda x, y: x.mean((1, 2, 3)) + y.sum(1))
+        _, stats = both.attribute((image, torch.ones(1, 3)), 0.0, units="rows", block_size=4, return_statistics=True)
+        assert stats.effect[0].tolist() == pytest.approx(
+            [*(float(image[0, :, i : i + 4].sum()) / 128 for i in (0, 4)), 1, 1, 1]
+        )
+    finally:
+        del UNIT_KINDS["rows"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"units": "voxel"}, "units: expected .channel., .*'voxel'"),
+        ({"units": "token"}, "units: an activation .* has no tokens"),
+        ({"units": "channel", "block_size": 4}, "block_size: units='channel' are no blocks, leave it out"),
+        ({"units": "channel_block", "feature_mask": torch.zeros(1, 1, 8, 8).long()}, "feature_mask, units: give one of them"),
+    ],
+)
+def test_bad_kinds(given, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        AverageTreatmentEffect(lambda x: x.mean((1, 2, 3))).attribute(seeded(1, 3, 8, 8), 0.0, **given)
