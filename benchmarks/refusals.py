@@ -502,6 +502,17 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "GradientTreatmentEffect.attribute": lambda w: _call(
         "attr", ccs.GradientTreatmentEffect(w.target).attribute, inputs=w.image, baselines=w.donors, target=1
     ),
+    "interaction_effects": lambda w: _call(
+        "attr",
+        ccs.interaction_effects,
+        target=w.target,
+        inputs=w.image,
+        baselines=w.donors,
+        output=1,
+        top=2,
+        block_size=4,
+        n_draws=2,
+    ),
     "JointTreatmentEffect": lambda w: _call("attr", ccs.JointTreatmentEffect, forward_func=total),
     "JointTreatmentEffect.attribute": lambda w: _call(
         "attr", ccs.JointTreatmentEffect(w.target).attribute, **w.arguments | {"n_draws": 4, "block_size": 4}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.causal_support import causal_support
     from captum_causalseg.attr.components import component_effects
     from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
+    from captum_causalseg.attr.interactions import interaction_effects
     from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
     from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
     from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
@@ -67,6 +68,7 @@ __all__ = [
     "component_effects",
     "donors",
     "evaluation",
+    "interaction_effects",
     "load_bundle",
     "load_nnunet",
     "metrics",
@@ -106,6 +108,7 @@ _PLACES = {
     "compare": "captum_causalseg.evaluation.comparison",
     "compare_donors": "captum_causalseg.evaluation.donor_comparison",
     "component_effects": "captum_causalseg.attr.components",
+    "interaction_effects": "captum_causalseg.attr.interactions",
     "load_bundle": "captum_causalseg.bundle",
     "load_nnunet": "captum_causalseg.nnunet",
     "perception_profile": "captum_causalseg.evaluation.profile",

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._state import undisturbed
-from captum_causalseg.attr.controls import controlled
+from captum_causalseg.attr.controls import Control, controlled
 from captum_causalseg.attr.forecast import Forecast
 from captum_causalseg.attr.layer import prepare_layer
 from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
@@ -41,10 +42,12 @@ from captum_causalseg.statistics.slopes import SlopeSums
 
 __all__ = [
     "Intervention",
+    "Running",
     "answer",
     "estimate",
     "interventions",
     "prepare",
+    "running",
 ]
 
 logger = logging.getLogger(__name__)
@@ -127,16 +130,73 @@ def prepare(options: Options) -> Problem:
     return prepare_layer(options, units) if isinstance(units, LayerUnits) else prepare_inputs(options, units)
 
 
-def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
-    """Carry the interventions out and gather what they say."""
-    problem, effort = prepare(options), options.effort
+@dataclass(frozen=True)
+class Running:
+    """What there is while interventions are made.
+
+    Args:
+        problem: the call.
+        plan: which units are intervened on, and where their donors come from.
+        outputs: which scores there are.
+        reach: which units reach them; its evaluator computes scores.
+        observed: the scores ``(N, K)`` of the inputs as they are.
+        baseline: the same, computed as those under interventions are.
+        batch_size: interventions per batch.
+        progress: what is shown.
+        witness: who has looked whether answers can be compared, and looks again in the end.
+    """
+
+    problem: Problem
+    plan: Plan
+    outputs: Outputs
+    reach: Reach
+    observed: np.ndarray
+    baseline: np.ndarray
+    batch_size: int
+    progress: Progress
+    witness: Witness | None
+
+    @property
+    def evaluator(self) -> ModelEvaluator:
+        """Computes scores under interventions."""
+        return self.reach.evaluator
+
+    @property
+    def treated(self) -> np.ndarray:
+        """``(M, K)``: for the sake of which outputs a row of the plan may be replaced."""
+        treated: np.ndarray = self.problem.treated_for(self.outputs)[self.plan.example, self.plan.unit]
+        return treated
+
+    def forecast(
+        self, goal: Goal | None = None, *, in_context: bool, controls: Mapping[str, Control] | None = None
+    ) -> Forecast:
+        """Tells the progress bar of a run of the plan."""
+        return Forecast(
+            self.progress,
+            self.plan,
+            self.evaluator,
+            witness=self.witness,
+            goal=goal,
+            in_context=in_context,
+            controls=controls or {},
+        )
+
+    def forwards(self, n_interventions: int) -> dict[str, int]:
+        """What went through the model, by purpose."""
+        found = self.evaluator.forwards(self.problem.n_examples, n_interventions)
+        return {**found, **self.problem.evaluator.ledger.forwards}
+
+
+@contextmanager
+def running(options: Options) -> Iterator[Running]:
+    """Within, interventions are made: before, everything is found out that is to be known; after, whether the model is as it was."""
+    problem = prepare(options)
     n = problem.n_examples
     with Progress(options.name, options.show_progress) as progress:
         with undisturbed(problem.scorer.function):
             prepared = _prepare(problem, options, _plan(problem, options), doing=progress.doing)
             plan, evaluator = prepared.plan, prepared.reach.evaluator
             batch_size = _batch_size(problem, prepared.reach)
-            wanted = int(plan.active.any(1).sum())
             witness = _witness(plan, evaluator, batch_size)
             if witness is not None:
                 progress.doing("looking whether answers can be compared")
@@ -146,63 +206,72 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             if evaluator.execution.differs:
                 baseline = observe(evaluator, n, as_intervened=True)
                 evaluator.note("observed again", n)
-            goal = None
-            if effort.has_goal:
-                goal = Goal(
-                    precision=effort.precision,
-                    decide=effort.decide,
-                    alpha=effort.alpha,
-                    level=0.95,
-                    outputs=prepared.outputs.on_every_roi(),
-                    budget=effort.n_draws * wanted,
-                    most_draws=effort.most_draws,
-                )
-            forecast = Forecast(
-                progress,
-                plan,
-                evaluator,
+            yield Running(
+                problem=problem,
+                plan=plan,
+                outputs=prepared.outputs,
+                reach=prepared.reach,
+                observed=prepared.observed,
+                baseline=baseline,
+                batch_size=batch_size,
+                progress=progress,
                 witness=witness,
-                goal=goal,
-                in_context=options.joint is not None,
-                controls=problem.controls,
-            )
-            how: dict[str, Any] = {"batch_size": batch_size, "goal": goal, "on_progress": forecast.run}
-            if options.joint is None:
-                outcome = run(plan, evaluator, baseline, screening_threshold=effort.screening_threshold, **how)
-            else:
-                treated = problem.treated_for(prepared.outputs)[plan.example, plan.unit]
-                outcome = run_in_context(plan, options.joint, evaluator, observed=baseline, treated=treated, **how)
-            controls = controlled(
-                problem.controls,
-                plan,
-                evaluator,
-                observed=baseline,
-                moments=outcome.moments,
-                batch_size=outcome.batch_size,
-                on_progress=forecast.controls,
             )
             if witness is not None:
                 witness.after()
         progress.finish()
 
+
+def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
+    """Carry the interventions out and gather what they say."""
+    effort = options.effort
+    with running(options) as now:
+        problem, plan, evaluator = now.problem, now.plan, now.evaluator
+        goal = None
+        if effort.has_goal:
+            goal = Goal(
+                precision=effort.precision,
+                decide=effort.decide,
+                alpha=effort.alpha,
+                level=0.95,
+                outputs=now.outputs.on_every_roi(),
+                budget=effort.n_draws * int(plan.active.any(1).sum()),
+                most_draws=effort.most_draws,
+            )
+        forecast = now.forecast(goal, in_context=options.joint is not None, controls=problem.controls)
+        how: dict[str, Any] = {"batch_size": now.batch_size, "goal": goal, "on_progress": forecast.run}
+        if options.joint is None:
+            outcome = run(plan, evaluator, now.baseline, screening_threshold=effort.screening_threshold, **how)
+        else:
+            outcome = run_in_context(plan, options.joint, evaluator, observed=now.baseline, treated=now.treated, **how)
+        controls = controlled(
+            problem.controls,
+            plan,
+            evaluator,
+            observed=now.baseline,
+            moments=outcome.moments,
+            batch_size=outcome.batch_size,
+            on_progress=forecast.controls,
+        )
+
     ledger, shown = problem.evaluator.ledger, problem.site.shown
     layouts = problem.site.layouts[shown]
-    forwards = {**evaluator.forwards(n, outcome.n_forwards), **ledger.forwards}
-    moments = _of_all_units(problem, prepared, outcome.moments, decide=effort.decide)
+    n, forwards = problem.n_examples, now.forwards(outcome.n_forwards)
+    moments = _of_all_units(problem, now, outcome.moments, decide=effort.decide)
     return problem, TreatmentEffectStatistics.from_moments(
-        moments.with_outputs(prepared.outputs.shape),
+        moments.with_outputs(now.outputs.shape),
         controls={
-            name: _control_of_all_units(prepared.plan, rows, moments).with_outputs(prepared.outputs.shape)
+            name: _control_of_all_units(now.plan, rows, moments).with_outputs(now.outputs.shape)
             for name, rows in controls.items()
         },
-        observed_score=torch.from_numpy(prepared.observed.reshape(n, *prepared.outputs.shape)),
+        observed_score=torch.from_numpy(now.observed.reshape(n, *now.outputs.shape)),
         unit_ids=torch.from_numpy(problem.units.ids),
         feature_mask=as_they_lie(problem.units.masks[shown], layouts),
         input_shapes=[tensor.shape for tensor in as_they_lie(problem.site.tensors[shown], layouts)],
         layouts=layouts,
         n_forwards=sum(forwards.values()),
         inputs_are_tuple=problem.site.is_tuple,
-        output_axes=prepared.outputs.axes,
+        output_axes=now.outputs.axes,
         settings=problem.settings
         | evaluator.settings()
         | problem.scorer.metric_settings()
@@ -212,12 +281,12 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             "sampling": plan.scheme.name,
             "support": None if "support" in ledger.disabled else effort.support,
             "batch_size": outcome.batch_size,
-            "window": None if prepared.reach.window is None else list(prepared.reach.window),
+            "window": None if now.reach.window is None else list(now.reach.window),
             "forwards": forwards,
             "disabled": dict(ledger.disabled),
         }
         | _settings_of_context(options),
-        slope_sums=_slope_sums_of_part(problem, prepared, outcome) if options.execution.part != WHOLE else None,
+        slope_sums=_slope_sums_of_part(problem, now, outcome) if options.execution.part != WHOLE else None,
     )
 
 
@@ -230,7 +299,7 @@ def _settings_of_context(options: Options) -> dict[str, Any]:
     return {"context": options.context.in_words, "sampling": "in context"}
 
 
-def _slope_sums_of_part(problem: Problem, prepared: _Prepared, outcome: Outcome) -> Tensor | None:
+def _slope_sums_of_part(problem: Problem, prepared: Running, outcome: Outcome) -> Tensor | None:
     """Of a part of the units, what those of other parts have to know of it: ``(N, U, *outputs, C)``."""
     if outcome.slope_sums is None:
         return None
@@ -239,7 +308,7 @@ def _slope_sums_of_part(problem: Problem, prepared: _Prepared, outcome: Outcome)
     return torch.from_numpy(full.reshape(*full.shape[:2], *prepared.outputs.shape, full.shape[-1]))
 
 
-def _of_all_units(problem: Problem, prepared: _Prepared, rows: UnitMoments, *, decide: float | None) -> UnitMoments:
+def _of_all_units(problem: Problem, prepared: Running, rows: UnitMoments, *, decide: float | None) -> UnitMoments:
     """From rows ``(M, K)`` to examples and units ``(N, U, K)``, with what is known of those that were not intervened on."""
     allowed = problem.treated_for(prepared.outputs)
     moments = rows.spread(prepared.plan.example, prepared.plan.unit, *allowed.shape[:2])

@@ -276,6 +276,7 @@ class _Loop:
         units: list[np.ndarray] = []
         donors: list[np.ndarray] = []
         noise: list[np.ndarray] = []
+        outputs = np.zeros((sum(taken for _, taken in parts), self.observed.shape[1]), dtype=bool)
         first = 0
         for opened, taken in parts:
             these = slice(opened.made, opened.made + taken)
@@ -286,6 +287,7 @@ class _Loop:
             donors.append(opened.donors[which[row], member])
             if opened.noise is not None:
                 noise.append(opened.noise[which])
+            outputs[first : first + taken, opened.game.outputs] = True
             first += taken
         return Interventions(
             example=np.repeat([opened.game.example for opened, _ in parts], [taken for _, taken in parts]),
@@ -293,10 +295,12 @@ class _Loop:
             unit=np.concatenate(units),
             donor=np.concatenate(donors),
             noise=np.concatenate(noise) if noise else None,
+            outputs=outputs,
         )
 
     def _refuse_what_is_not_finite(self, scores: np.ndarray, batch: Interventions) -> None:
-        bad = ~np.isfinite(scores).all(1)
+        assert batch.outputs is not None
+        bad = ~(np.isfinite(scores) | ~batch.outputs[: len(scores)]).all(1)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
             example, which = int(batch.example[first]), batch.unit[batch.row == first]

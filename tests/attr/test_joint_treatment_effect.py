@@ -100,23 +100,18 @@ class TestAgainstTheLiteralLoop:
             _, errors = effect_and_error([pairs[unit][:, k].tolist() for unit in mine], [np.inf] * len(mine))
             np.testing.assert_allclose(stats.standard_error[0].flatten(1)[mine, k], errors, rtol=2e-2)
 
-    def test_regions_with_other_excluded_units_are_games_of_their_own(self):
+    @pytest.mark.parametrize("support", ["always", None])
+    def test_regions_with_other_excluded_units_are_games_of_their_own(self, support):
+        """Each is run in its own window alone."""
         torch.manual_seed(1)
-        network, image, donors = Local(2).eval(), torch.rand(1, 1, 16, 16), torch.rand(4, 1, 16, 16)
-        rois = torch.zeros(2, 16, 16, dtype=torch.bool)
-        rois[0, 1:3, 1:3] = rois[1, 9:12, 9:12] = True
-        reference = (image[:, 0] > 0.5).long()
-        settings = {"reference": reference, "metric": "soft_dice"}
+        edge = 16 if support is None else 48
+        network, image, donors = Local(2).eval(), torch.rand(1, 1, edge, edge), torch.rand(4, 1, edge, edge)
+        rois = torch.zeros(2, edge, edge, dtype=torch.bool)
+        rois[0, 1:3, 1:3] = rois[1, -7:-4, -7:-4] = True
+        settings = {"reference": (image[:, 0] > 0.5).long(), "metric": "soft_dice"}
+        asked = {"block_size": 4, "exclude": "roi", "n_draws": 6, "support": support}
         both, first, second = (
-            joint(
-                SegmentationTarget(network, roi=roi, **settings),
-                image,
-                donors,
-                target=output,
-                block_size=4,
-                exclude="roi",
-                n_draws=6,
-            )[1]
+            joint(SegmentationTarget(network, roi=roi, **settings), image, donors, target=output, **asked)[1]
             for roi, output in ((rois, (0, 0)), (rois[0], 0), (rois[1], 0))
         )
         for k, one in enumerate((first, second)):
