@@ -29,7 +29,7 @@ def every_change(monkeypatch):
 
 
 def target(model, roi=None, **options):
-    roi = regions.box((40, 32), start=4, size=4) if roi is None else roi
+    roi = regions.box((40, 32), start=12, size=4) if roi is None else roi
     return SegmentationTarget.from_prediction(model, IMAGES, roi=roi, metric="soft_dice", **options)
 
 
