@@ -110,25 +110,36 @@ def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_si
 
 
 def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: int) -> list[Tensor] | None:
-    """Masks ``(N, R, *spatial)`` per input: what reaches the RoIs in a crop around them, if nothing does from its edges.
+    """Masks ``(N, R, *spatial)`` per input: what reaches the RoIs in crops around them, if nothing does from their edges.
 
     Of a large image this takes small forwards; whether it holds for the whole image is up to a few large ones.
     """
-    spatial = rois.shape[2:]
-    length, n = np.array(spatial), len(whole.site.inputs[0])
-    of_each = _needed(rois, [], n)
-    assert of_each is not None
-    around = hull_of(of_each)
+    n, inputs = len(whole.site.inputs[0]), whole.site.inputs
+    needed = _needed(rois, [], n)
+    assert needed is not None
+    length = np.array(rois.shape[2:])
+    masks = [torch.zeros((n, rois.shape[1], *x.shape[2:]), dtype=torch.bool, device="cpu") for x in inputs]
+    for group in roi_groups(needed, lambda around: _crop_around(around, _FIRST_MARGIN, length)):
+        found = _guess_of(whole, group.rois, hull_of(needed[:, list(group.rois)]), batch_size=batch_size)
+        if found is None:
+            return None
+        for mask, of_group in zip(masks, found):
+            mask[:, list(group.rois)] = of_group
+    return masks
+
+
+def _guess_of(whole: ModelEvaluator, rois: tuple[int, ...], around: np.ndarray, *, batch_size: int) -> list[Tensor] | None:
+    """The same of some of the RoIs, which lie ``around`` ``(N, d, 2)``, in one crop."""
+    assert whole.local is not None
+    spatial = whole.local.scores.rois.shape[2:]
+    length = np.array(spatial)
     margin = _FIRST_MARGIN
     while True:
-        starts = np.maximum(around[..., 0] - margin, 0) // _GRID * _GRID
-        size = (np.minimum(-(-(around[..., 1] + margin) // _GRID) * _GRID, length) - starts).max(0)
-        # Of one size for all examples: those at the far edges of the image begin earlier.
-        starts = np.minimum(starts, (length - size) // _GRID * _GRID)
+        frame = _crop_around(around, margin, length)
+        starts, size = frame.starts, np.array(frame.size)
         if (starts + size < np.minimum(around[..., 1] + margin, length)).any() or size.prod() > _LARGEST_CROP * length.prod():
             return None
-        frame = Frame(starts, size.tolist())
-        crop = whole.windowed(frame, spatial)
+        crop = whole.windowed(frame, spatial, rois)
         if crop is None or crop.local is None:
             return None
         try:
@@ -144,6 +155,14 @@ def _guess_from_surroundings(whole: ModelEvaluator, rois: Tensor, batch_size: in
         if not _reaches_from_edge(found, starts, size, length=length):
             return [frame.uncrop(mask, spatial) if mask.ndim > 2 else mask for mask in found.masks]
         margin *= 2
+
+
+def _crop_around(around: np.ndarray, margin: int, length: np.ndarray) -> Frame:
+    """Crops of one size with so many pixels on every side, where there is room."""
+    starts = np.maximum(around[..., 0] - margin, 0) // _GRID * _GRID
+    size = (np.minimum(-(-(around[..., 1] + margin) // _GRID) * _GRID, length) - starts).max(0)
+    # Of one size for all examples: those at the far edges of the image begin earlier.
+    return Frame(np.minimum(starts, (length - size) // _GRID * _GRID), size.tolist())
 
 
 def _reaches_from_edge(support: Support, starts: np.ndarray, size: np.ndarray, length: np.ndarray) -> bool:

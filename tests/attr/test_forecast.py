@@ -11,6 +11,7 @@ from window_cases import Local, pixels
 from captum_causalseg import (
     AverageTreatmentEffect,
     JointTreatmentEffect,
+    LayerAverageTreatmentEffect,
     PatchBank,
     SegmentationTarget,
     WindowedModel,
@@ -41,6 +42,11 @@ def two():
     return torch.stack([regions.box((40, 32), start=4, size=4), regions.box((40, 32), start=(32, 24), size=4)])
 
 
+def in_windows():
+    model = windowed()
+    return LayerAverageTreatmentEffect(target(model), model.network.first)
+
+
 ALL = {"n_screening_draws": 0}
 CASES = {
     "images": (lambda: AverageTreatmentEffect(target(Local())), {"support": None, **ALL}),
@@ -54,6 +60,8 @@ CASES = {
     "a goal": (lambda: AverageTreatmentEffect(target(windowed())), {"precision": 0.02}),
     "in context": (lambda: JointTreatmentEffect(target(windowed())), {}),
     "in context, of images": (lambda: JointTreatmentEffect(target(Local())), {}),
+    "blocks of a layer in windows": (in_windows, {"units": "block", **ALL}),
+    "channels of a layer in windows": (in_windows, {"units": "channel", "block_size": None, **ALL}),
     "stochastic": (
         lambda: AverageTreatmentEffect(target(nn.Sequential(nn.Dropout(0.2), Local()), n_samples=2)),
         {"n_draws": 4, "block_size": 16},
@@ -64,7 +72,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_no_more_is_run_than_was_said_and_the_bar_runs_forwards(name, capfd):
     face, options = CASES[name]
-    _, stats = face().attribute(IMAGES, BANK, **{"target": 1} | OPTIONS | options)
+    face = face()
+    donors = pixels(40, 32, count=30) if isinstance(face, LayerAverageTreatmentEffect) else BANK
+    _, stats = face.attribute(IMAGES, donors, **{"target": 1} | OPTIONS | options)
     said = capfd.readouterr().err
     before, most, noun = re.search(r"attribution: (\d+) ([a-z ]+) so far, at most (\d+) to come", said).group(1, 3, 2)
     assert noun == ("windows" if "windows" in stats.settings else "forward passes")

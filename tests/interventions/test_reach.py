@@ -302,40 +302,59 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("corners", [([0, 180], [40, 100]), ([150, 250], [0, 0])])
+@pytest.mark.parametrize(
+    ("corners", "together"), [(([0, 180], [40, 100]), False), (([150, 250], [0, 0]), False), (([150, 250], [0, 0]), True)]
+)
 @pytest.mark.parametrize("name", LARGE)
-def test_in_large_images_the_support_is_that_of_the_whole_image(name, corners):
-    """It may be looked for in a part of the image first."""
+def test_in_large_images_the_support_is_that_of_the_whole_image(name, corners, together):
+    """It may be looked for in parts of the image first."""
     spatial = (160, 256)
-    images = pixels(*spatial, count=2)
-    rois = torch.stack([regions.box(spatial, start=corner, size=6) for corner in corners])[:, None]
+    images = pixels(*spatial, count=1 if together else 2)
+    rois = torch.stack([regions.box(spatial, start=corner, size=6) for corner in corners])
+    rois = rois[None] if together else rois[:, None]
     target = SegmentationTarget(LARGE[name](), roi=rois, metric="logit_mean", activation="softmax")
     on, _ = on_and_off(
         AverageTreatmentEffect(target),
         images,
         baselines=PatchBank(pixels(*spatial, count=3)),
-        target=1,
+        target=(1, 0) if together else 1,
         block_size=32,
         n_draws=1,
     )
-    reaches = causal_support(target, images).masks[0][:, 0].float()
-    expected = functional.max_pool2d(reaches[:, None], 32, ceil_mode=True).flatten(1) > 0
-    assert torch.equal(on.status[:, :, 1] != Status.OUTSIDE_SUPPORT, expected)
+    for r in range(rois.shape[1]):
+        reaches = causal_support(target, images).masks[0][:, [r]].float()
+        expected = functional.max_pool2d(reaches, 32, ceil_mode=True).flatten(1) > 0
+        of_class = on.status[:, :, 1].reshape(*on.status.shape[:2], -1)
+        assert torch.equal(of_class[:, :, r] != Status.OUTSIDE_SUPPORT, expected)
 
 
-@pytest.mark.parametrize("corners", [([0, 180], [40, 100]), ([150, 250], [0, 0]), ([90, 83], [101, 160])])
-def test_in_large_images_the_support_is_looked_for_in_a_part_of_them(corners):
-    """No search by halves on the whole image: that alone takes some 30 forwards per example."""
+@pytest.mark.parametrize(
+    ("corners", "together"),
+    [
+        (([0, 180], [40, 100]), False),
+        (([150, 250], [0, 0]), False),
+        (([90, 83], [101, 160]), False),
+        (([0, 180], [40, 100]), True),
+        (([150, 250], [0, 0]), True),
+    ],
+)
+def test_in_large_images_the_support_is_looked_for_in_parts_of_them(corners, together):
+    """No search by halves on the whole image: that alone takes some 30 forwards per example.
+
+    The regions are those of two examples, or of each: far apart, they have parts of their own.
+    """
     whole = [0]
     model = Local()
     model.register_forward_pre_hook(
         lambda module, args: whole.__setitem__(0, whole[0] + len(args[0]) * (args[0].shape[3] == 256))
     )
     images = pixels(160, 256, count=2)
-    rois = torch.stack([regions.box((160, 256), start=corner, size=6) for corner in corners])[:, None]
+    rois = torch.stack([regions.box((160, 256), start=corner, size=6) for corner in corners])
+    rois = rois[None] if together else rois[:, None]
     target = SegmentationTarget(model, roi=rois, metric="logit_mean")
     options = {"block_size": 32, "n_draws": 1, "sampling": "uniform", "exclude": None, "return_statistics": True}
-    _, stats = AverageTreatmentEffect(target).attribute(images, PatchBank(pixels(160, 256, count=3)), 1, **options)
+    bank, output = PatchBank(pixels(160, 256, count=3)), (1, 0) if together else 1
+    _, stats = AverageTreatmentEffect(target).attribute(images, bank, output, **options)
     assert stats.settings["window"] is not None
     assert whole[0] < 2 * 20
 
