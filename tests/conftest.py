@@ -1,5 +1,7 @@
 """Settings that all tests share."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,19 @@ SLOW = {
     "whole/test_undisturbed",
     "writing/test_files",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Notebooks run as for a person who has just begun: with no profile of IPython, and without Transformers.
+
+    That is there for the tests of a few networks; MONAI imports it wherever it finds it, and each notebook would take two seconds more.
+    """
+    home = tempfile.TemporaryDirectory()
+    startup = Path(home.name) / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "without_transformers.py").write_text("import sys\nsys.modules['transformers'] = None\n")
+    os.environ["IPYTHONDIR"] = home.name
+    config.add_cleanup(home.cleanup)
 
 
 def is_slow(item: pytest.Item) -> bool:
