@@ -1,6 +1,7 @@
 """Folders of results as nnU-Net's own trainer writes them, explained. Run where nnunetv2 is installed: `make test-nnunet`."""
 
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_causalseg import AverageTreatmentEffect, images, load_nnunet, regions
+from captum_causalseg import ActivationBank, AverageTreatmentEffect, LayerAverageTreatmentEffect, images, load_nnunet, regions
 
 pytestmark = [
     pytest.mark.nnunet,
@@ -144,6 +145,51 @@ def test_the_effects_of_a_two_channel_network(made, tmp_path):
     one = int(stats.effect[0, :, 1].abs().nan_to_num(0).argmax())
     assert net.to_scan(attr, image).shape[2:] == (30, 26, 22)
     assert stats.standard_error[0, one, 1] > 0
+
+
+@pytest.mark.parametrize("mirroring", [False, True])
+def test_a_layer_is_replaced_in_every_window_of_every_fold(made, tmp_path, mirroring):
+    net = load_nnunet(made(folds=2), folds=(0, 1), mirroring=mirroring)
+    write_case(tmp_path, "a", affine=oblique())
+    # Another size, and another spacing.
+    write_case(tmp_path, "b", affine=oblique((1.2, 1.0, 1.1)), shape=(34, 28, 24), seed=1)
+    image = net.prepare(tmp_path / "a_0000.nii.gz")
+    bank = ActivationBank(net.donors(tmp_path, leave_out=image).images, placement="anywhere")
+    target = net.target(
+        net.region(tmp_path / "a.nii.gz", image), net.reference(tmp_path / "a.nii.gz", image), metric="soft_dice"
+    )
+    layer = net.model.networks[1].decoder.stages[0]
+    attr, stats = LayerAverageTreatmentEffect(target, layer).attribute(image, bank, target=1, return_statistics=True)
+    assert attr.shape[2:] == layer(torch.zeros(1, 16, 8, 8, 8)).shape[2:]
+    assert stats.settings["forwards"]["donors"] == net.model.runs_per_window
+    found = net.model.networks[0].decoder.stages[0], layer
+    with torch.no_grad():
+        observed = target(image)[0, 1]
+    donor = net.donors(tmp_path, leave_out=image).images[0][None]
+    layout = net.model.layout(donor.shape[2:])
+    window = np.random.default_rng(0).integers(len(layout), size=1)
+    seen = net.model.seen(layout.cut(donor, np.zeros(1, dtype=int), window), layout)
+    for channel in range(attr.shape[1]):
+        handles = []
+        for network, module in zip(net.model.networks, found):
+            given = []
+            handle = module.register_forward_hook(lambda m, a, out, given=given: given.append(out.clone()))
+            with torch.no_grad():
+                for flip in net.model.flips:
+                    network(seen.flip(flip) if flip else seen)
+            handle.remove()
+            calls = itertools.count()
+
+            def put(m, args, out, given=given, calls=calls, channel=channel):
+                out[:, channel] = given[next(calls) % len(given)][:, channel]
+
+            handles.append(module.register_forward_hook(put))
+        with torch.no_grad():
+            change = float(observed - target(image)[0, 1])
+        for handle in handles:
+            handle.remove()
+        assert float(attr[0, channel].flatten()[0]) == pytest.approx(change, abs=1e-5)
+    assert float(attr.abs().max()) > 1e-5
 
 
 def test_the_recipe(made, tmp_path, monkeypatch):
