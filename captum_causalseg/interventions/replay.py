@@ -45,6 +45,8 @@ class Replay:
         batch: it with hooks, all rows in one batch: ``(tensors, examples, where)`` to what the function returns.
         whole: the same, whether the model takes batches or not.
         works: whether to try.
+        sharers: how many of these there are, which share what may be remembered.
+        singly: whether a single row is replayed, too. By default it is not, so that a look at the image as it is sees the model itself.
 
     Attributes:
         works: whether it is still in use.
@@ -59,9 +61,11 @@ class Replay:
         batch: _Run,
         whole: _Run,
         works: bool = True,
+        sharers: int = 1,
+        singly: bool = False,
     ) -> None:
         self._site, self._function, self._batch, self._whole, self._ledger = site, function, batch, whole, ledger
-        self.works = works
+        self.works, self._singly, self._most_elements = works, singly, _MOST_ELEMENTS // sharers
         self._memories: dict[int, _Memory] = {}
 
     def run(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
@@ -88,7 +92,7 @@ class Replay:
             found, memory = self._remembered(example, tensors, where)
             self._memories[example] = memory
             return found
-        if not self.works or n == 1:
+        if not self.works or (n == 1 and not self._singly):
             return self._whole(tensors, np.full(n, example), where)
         if memory is None:
             one = np.arange(1)
@@ -107,7 +111,7 @@ class Replay:
             with journal.kept(modules_of(self._function)):
                 found = self._whole(tensors, np.array([example]), where)
             memory = journal.memory(stub=where is None)
-        if memory.size + sum(one.size for one in self._memories.values()) > _MOST_ELEMENTS:
+        if memory.size + sum(one.size for one in self._memories.values()) > self._most_elements:
             memory = _Memory([], [], share=0.0)
         return found, memory
 

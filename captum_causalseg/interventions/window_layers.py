@@ -300,13 +300,11 @@ class WindowLayersEvaluator(ByWindows):
             for fold in range(len(runs.model.networks))
             for flip, axes in enumerate(runs.model.flips)
         }
-        works = execution.replay and runs.batch_size > 1
-        if runs.batch_size == 1:
-            runs.ledger.disable("replay", "windows are run one at a time (batch_size of the model)")
+        given: Any = {"works": execution.replay, "sharers": len(self._passes), "singly": True}
         self._replays = {}
         for key, one in self._passes.items():
             function, run = functools.partial(answer_of, runs.model, key[0]), functools.partial(self._hooked, key)
-            self._replays[key] = Replay(one, function, runs.ledger, batch=run, whole=run, works=works)
+            self._replays[key] = Replay(one, function, runs.ledger, batch=run, whole=run, **given)
 
     def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
         """See :meth:`ByWindows.forwards`."""
@@ -359,7 +357,9 @@ class WindowLayersEvaluator(ByWindows):
 
             def one(fold: int, flip: int) -> Tensor:
                 replaced = self._gathered(self.site.tensors, examples[rows], windows, key=(fold, flip), replaced=mine)
-                found: Tensor = self._replays[fold, flip].run(replaced, numbers)
+                # Whoever has another purpose looks at the model itself.
+                run = self._replays[fold, flip].run if purpose is None else functools.partial(self._hooked, (fold, flip))
+                found: Tensor = run(replaced, numbers)
                 return found
 
             return self._run(one, len(rows), purpose=purpose)

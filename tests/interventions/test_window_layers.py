@@ -271,6 +271,41 @@ def test_with_and_without_replay_and_one_by_one(monkeypatch):
     assert float(fast.abs().max()) > 1e-3
 
 
+def test_one_window_at_a_time_what_comes_before_the_layer_is_not_run_again(monkeypatch):
+    monkeypatch.setattr(replay, "_COMPARED", 0)
+    model, images, donors, labels = case(2, batch_size=1)
+    runs = dict.fromkeys(("early", "late"), 0)
+    for name in runs:
+        module = getattr(model.network, name)
+
+        def forward(x, name=name, own=module.forward):
+            runs[name] += len(x)
+            return own(x)
+
+        monkeypatch.setattr(module, "forward", forward)
+    target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels)
+    _, stats = LayerAverageTreatmentEffect(target, model.network.middle).attribute(images, donors, **UNIFORM)
+    assert runs["late"] == stats.n_forwards
+    n_windows = stats.settings["forwards"]["windows"]
+    assert n_windows > 5 * 3 * stats.settings["windows"]["touching"][0]
+    # Where the image as it is comes first, each window is written down.
+    assert runs["late"] - runs["early"] == n_windows - stats.settings["windows"]["touching"][0]
+
+
+def test_what_is_remembered_is_shared_by_all_passes(monkeypatch):
+    model, images, _, _ = case(2, n_folds=2, mirror_axes=(0, 1))
+    monkeypatch.setattr(replay, "_COMPARED", 0)
+    sizes = {}
+    for most in (2**27, 20_000):
+        monkeypatch.setattr(replay, "_MOST_ELEMENTS", most)
+        found, _ = evaluator(model, images, modules(model, "late")[0])
+        with torch.no_grad():
+            found(Interventions.of_sets(np.zeros(6, dtype=np.int64), [[(0, [k % 3])] for k in range(6)]))
+        sizes[most] = sum(memory.size for one in found._replays.values() for memory in one._memories.values())
+    assert sizes[2**27] > 20_000
+    assert 0 < sizes[20_000] <= 20_000
+
+
 def test_only_windows_that_touch_the_region_are_run_and_batches_are_full():
     seen = []
 
