@@ -437,7 +437,8 @@ def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness 
         return None
     row = int(active[0])
     donors = plan.design(row).donors(COMPANY)
-    return Witness(evaluator, plan.interventions(np.full(len(donors), row), donors), batch_size)
+    at_stake = sum(plan.first_draws(row) for row in active.tolist())
+    return Witness(evaluator, plan.interventions(np.full(len(donors), row), donors), batch_size, at_stake=at_stake)
 
 
 def _prepare(problem: Problem, options: Options, plan: Plan, *, doing: Callable[[str], None] = lambda what: None) -> _Prepared:

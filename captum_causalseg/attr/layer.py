@@ -32,6 +32,7 @@ from captum_causalseg.donors.fitted import fewest_elements
 from captum_causalseg.interventions.activation import channels_first
 from captum_causalseg.interventions.axes import Axes
 from captum_causalseg.interventions.layouts import (
+    Sighting,
     channels_first_by_type,
     follow,
     read_layout,
@@ -208,7 +209,14 @@ def _layouts(asked: LayerUnits, place: LayerPlace) -> tuple[Layout | None, ...]:
         return tuple(given)
     run, model, layer, few = place.seen_by()
     name, modules = _names(model, layer)
-    seen = follow(lambda: run(*few), few, modules)
+
+    def enough(at: str, sighting: Sighting) -> bool:
+        # What comes after a layer need only tell where its own axes do not; of heads, it tells more.
+        if at != name or units == "head" or asked.at_input:
+            return False
+        return bool(sighting.returned) and all(read_layout(one, n_spatial) == Layout("NC*") for one in sighting.returned)
+
+    seen = follow(lambda: run(*few), few, modules, enough=enough)
     place.ledger.count("layout", 1)
     sighting = seen.get(name)
     axes: Sequence[Axes] = () if sighting is None else sighting.taken if asked.at_input else sighting.returned

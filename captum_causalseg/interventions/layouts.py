@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,13 +41,24 @@ class Sighting:
     returned: tuple[Axes, ...] = ()
 
 
-def follow(run: Callable[[], Any], inputs: Sequence[Any], modules: Mapping[str, nn.Module]) -> dict[str, Sighting]:
+class _Seen(BaseException):
+    """All that was asked for has been seen; what runs the model lets it through."""
+
+
+def follow(
+    run: Callable[[], Any],
+    inputs: Sequence[Any],
+    modules: Mapping[str, nn.Module],
+    *,
+    enough: Callable[[str, Sighting], bool] = lambda name, sighting: False,
+) -> dict[str, Sighting]:
     """Run the model and watch what it does with what these modules take and return.
 
     Args:
         run: runs it on ``inputs``.
         inputs: what the model takes, images ``(N, C, *spatial)`` among them.
         modules: by name.
+        enough: whether a module, by name, and what was seen of it tell all that is asked: what comes after it is not run then.
     """
     trace = AxisTrace()
     found: dict[str, Sighting] = {}
@@ -60,6 +72,8 @@ def follow(run: Callable[[], Any], inputs: Sequence[Any], modules: Mapping[str, 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def after(module: nn.Module, args: tuple[Any, ...], returned: Any) -> None:
             found[name] = Sighting(axes(args if len(args) != 1 else args[0]), axes(returned))
+            if enough(name, found[name]):
+                raise _Seen
 
         return after
 
@@ -69,7 +83,7 @@ def follow(run: Callable[[], Any], inputs: Sequence[Any], modules: Mapping[str, 
         if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
-        with torch.no_grad(), trace:
+        with suppress(_Seen), torch.no_grad(), trace:
             for image in inputs:
                 trace.note_image(image)
             run()

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 _Run = Callable[[Sequence[Tensor], np.ndarray, Sequence[Tensor] | None], Any]
 
-# So many rows are compared with the model itself. Before as many would have been saved, it is run as it is.
+# So many rows are compared with the model itself. Where a batch does not save as many, the model is run as it is until twice as many would have been
+# saved.
 _COMPARED = 2
 # What is remembered of all images (or windows) takes at most half a gigabyte in single precision; those that come later are run whole.
 _MOST_ELEMENTS = 2**27
@@ -73,14 +74,15 @@ class Replay:
         if not self.works:
             return self._whole(tensors, examples, where)
         parts, order = [], []
-        for example in np.unique(examples).tolist():
+        which = np.unique(examples).tolist()
+        if len(which) == 1:
+            return self._of_example(which[0], list(tensors), None if where is None else list(where))
+        for example in which:
             rows = np.flatnonzero(examples == example)
             mine, here = (None if values is None else _rows(values, rows) for values in (tensors, where))
             assert mine is not None
             parts.append(self._of_example(example, mine, here))
             order.append(rows)
-        if len(parts) == 1:
-            return parts[0]
         back = torch.as_tensor(np.argsort(np.concatenate(order)), device=parts[0].device)
         return torch.cat(parts)[back]
 
@@ -95,12 +97,12 @@ class Replay:
         if not self.works or (n == 1 and not self._singly):
             return self._whole(tensors, np.full(n, example), where)
         if memory is None:
-            one = np.arange(1)
+            one = np.zeros(1, dtype=np.int64)
             self._ledger.count("replay recorded", 1)
             _, memory = self._remembered(example, _rows(tensors, one), None if where is None else _rows(where, one))
             self._memories[example] = memory
         memory.owed += memory.share * n
-        if memory.owed < _COMPARED:
+        if not memory.compared and memory.share * n < _COMPARED and memory.owed < 2 * _COMPARED:
             return self._whole(tensors, np.full(n, example), where)
         return self._replayed(example, memory, tensors, where=where)
 
@@ -123,7 +125,8 @@ class Replay:
             memory.copies = copies
             try:
                 with torch.inference_mode(False), torch.no_grad(), _standing_in(memory.expanded(n)):
-                    found = self._batch(tensors, np.full(n, example), where)
+                    # The model may work in place on what it is given, and it may have to be given again.
+                    found = self._batch([tensor.clone() for tensor in tensors], np.full(n, example), where)
             except torch.OutOfMemoryError:
                 raise
             except Exception as raised:  # a fault of the model's own comes back from the whole run
