@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import FRACTION, NONE, checked, instance, integer, renamed, sequence
 from captum_causalseg.attr.average_treatment_effect import Baselines
+from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import Running, estimate, running
 from captum_causalseg.attr.exclusion import Exclude
@@ -19,6 +20,7 @@ from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.engine.contexts import Shapley
 from captum_causalseg.engine.pairs import PairOutcome, run_pairs
 from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.layout import UnitKind
 from captum_causalseg.statistics import adjust_p_values
 from captum_causalseg.statistics.intervals import half_width, p_value
 from captum_causalseg.statistics.moderation import moderated_errors
@@ -40,6 +42,8 @@ Pairs = Sequence[tuple[int, int]]
     top=NONE | integer(2),
     n_draws=integer(2),
     alpha=FRACTION,
+    channels=CHANNELS,
+    units=UNITS,
 )
 def interaction_effects(
     target: SegmentationTarget | nn.Module,
@@ -52,6 +56,8 @@ def interaction_effects(
     additional_forward_args: Any = None,
     feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
+    channels: Channels = None,
+    units: UnitKind = "block",
     n_draws: int = 50,
     alpha: float = 0.05,
     support: Literal["auto", "always"] | None = "auto",
@@ -72,7 +78,7 @@ def interaction_effects(
 
     Args:
         target: what is scored, a :class:`~captum_causalseg.SegmentationTarget` or another module that returns scores.
-        inputs, baselines, additional_forward_args, feature_mask, block_size, support, exclude, perturbations_per_eval, seed, show_progress: as in
+        inputs, baselines, additional_forward_args, feature_mask, block_size, channels, units, support, exclude, perturbations_per_eval, seed, show_progress: as in
             :meth:`AverageTreatmentEffect.attribute`.
         output: which output, as Captum's ``target``; of a class and a RoI, the pair.
         pairs: of unit ids; or
@@ -112,7 +118,7 @@ def interaction_effects(
         baselines=baselines,
         target=output,
         additional_forward_args=additional_forward_args,
-        units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude),
+        units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units),
         effort=Effort(n_draws=n_draws, n_screening_draws=0, seed=seed, sampling="uniform", support=support),
         execution=Execution(perturbations_per_eval=perturbations_per_eval),
         show_progress=show_progress,

@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 import torch
 from layer_cases import case
+from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from captum_causalseg import ActivationBank, LayerAverageTreatmentEffect, LayerJointTreatmentEffect, SegmentationTarget, Status
+from captum_causalseg import (
+    ActivationBank,
+    LayerAverageTreatmentEffect,
+    LayerJointTreatmentEffect,
+    SegmentationTarget,
+    Status,
+    WindowedModel,
+    regions,
+)
 from captum_causalseg.layout import Layout, unit_mask
 
 
@@ -129,3 +138,26 @@ def test_an_ensemble_inside_one_layer_is_seen_together_only():
         )
         error = stats.standard_error[0].numpy()
         assert (np.abs(stats.effect[0].numpy() - expected) <= 4 * error).all()
+
+
+def test_values_of_a_layer_in_windows_add_up():
+    """A network in sliding windows has an activation of its own in each; all of them replaced is the donor's, window by window."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)).double().eval()
+    model = WindowedModel.from_monai(SlidingWindowInferer((8, 8), overlap=0.5, mode="gaussian"), network)
+    image, donor = torch.rand(1, 1, 20, 18).double(), torch.rand(1, 1, 20, 18).double()
+    target = SegmentationTarget.from_prediction(model, image, roi=regions.box((20, 18), 2, 3), metric="soft_dice")
+    _, stats = LayerJointTreatmentEffect(target, network[1]).attribute(
+        image, donor, target=1, n_draws=4, return_statistics=True
+    )
+    heard, place = [], iter(range(99))
+    with torch.no_grad():
+        handle = network[1].register_forward_hook(lambda module, given, returned: heard.append(returned))
+        model(donor)
+        handle.remove()
+        handle = network[1].register_forward_hook(lambda module, given, returned: heard[next(place)])
+        gone = target(image)
+        handle.remove()
+        expected = (target(image) - gone)[0]
+    torch.testing.assert_close(stats.effect[0].sum(0), expected.double(), atol=1e-9, rtol=0)
+    assert float(stats.effect.abs().max()) > 1e-3
