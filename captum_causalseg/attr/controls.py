@@ -213,6 +213,7 @@ def controlled(
             population=population,
             active=active,
             n_draws=control.n_draws,
+            n_first=None,
             n_screening_draws=0,
             sampling=control.sampling,
             rankings=(),

@@ -161,8 +161,12 @@ class StratifiedDesign(Design):
         """See :meth:`Design.end`."""
         if stage < 2:
             return self.n_first if stage else self.n_screening
-        self._grow(stage)
-        return sum(map(len, self._stages[:stage]))
+        # Which strata there are does not depend on what is drawn from them.
+        sizes = np.diff(self._first_edges())
+        for _ in range(stage - 1):
+            halves = sizes // 2
+            sizes = np.concatenate([halves[halves > 0], sizes - halves])
+        return len(sizes)
 
     def donors(self, n: int) -> np.ndarray:
         """See :meth:`Design.donors`."""
@@ -183,10 +187,13 @@ class StratifiedDesign(Design):
         weights[np.argsort(strata.ranks)] = strata.sizes / strata.n_candidates
         return Selection(weights, self.total(self.population), strata)
 
+    def _first_edges(self) -> np.ndarray:
+        return np.arange(self.n_first + 1) * len(self._ranking) // self.n_first
+
     def _begin(self) -> None:
         self._draw = self.generator()
         self._ranked = candidates(self._draw, self.population, len(self._ranking))[self._ranking]
-        edges = np.arange(self.n_first + 1) * len(self._ranking) // self.n_first
+        edges = self._first_edges()
         ranks = edges[:-1] + (self._draw.random(self.n_first) * np.diff(edges)).astype(np.int64)
         self._stages.append(ranks[_ends_first(self.n_first, self.n_screening)])
         self._edges.append(edges)

@@ -28,6 +28,7 @@ class Plan:
         population: ``(M, slots)`` number of donors per slot; 1 where the unit does not reach into the slot.
         active: ``(M, K)`` for which outputs the row's effect is wanted.
         n_draws: interventions per row, the screening draws included (for ``"paper"`` they come on top).
+        n_first: of them, those that are made before it is looked where the others are needed; ``None``: all, every row has as many.
         n_screening_draws: how many of them come first and decide whether the rest is needed; 0 for no screening.
         seed: one for all, or one per example.
         sampling: ``"uniform"``, ``"stratified"``, ``"paper"`` or another :class:`~captum_causalseg.engine.sampling.SamplingScheme`.
@@ -46,6 +47,7 @@ class Plan:
     n_screening_draws: int
     seed: tuple[int, ...]
     sampling: Sampling = "uniform"
+    n_first: int | None = None
     drains: int = 0
     with_noise: bool = False
     rankings: Sequence[Ranking | None] = ()
@@ -57,12 +59,16 @@ class Plan:
     def screens(self) -> bool:
         """Whether there is a screening round at all."""
         on_top = not self.scheme.design.keeps_screening_draws
-        return self.n_screening_draws > 0 and (on_top or self.n_screening_draws < self.n_draws)
+        return self.n_screening_draws > 0 and (on_top or self.n_screening_draws < self._n_first)
 
     @property
     def scheme(self) -> SamplingScheme:
         """Design and estimator of all rows."""
         return scheme_of(self.sampling)
+
+    @property
+    def _n_first(self) -> int:
+        return self.n_draws if self.n_first is None else self.n_first
 
     def unranked(self) -> "Plan":
         """The same where no donors can be ranked: uniform draws, the same estimator."""
@@ -86,7 +92,11 @@ class Plan:
     def first_draws(self, row: int) -> int:
         """How many interventions the row has at first, the screening draws included."""
         total = self.total(row)
-        return int(total) if total <= max(self.drains, self.n_draws) else self.n_draws
+        return int(total) if total <= max(self.drains, self.n_draws) else self._n_first
+
+    def budget(self, row: int) -> int:
+        """How many interventions the row adds to what its example's rows may take together."""
+        return max(self.n_draws, self.first_draws(row))
 
     def design(self, row: int) -> Design:
         """The row's donors."""

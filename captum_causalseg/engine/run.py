@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from captum_causalseg.engine.allocation import ROUNDS, Prospect, chosen, relative_squares
 from captum_causalseg.engine.goal import Goal, half_widths
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.memory import fitting
@@ -98,6 +99,7 @@ def run(
     batch_size: int,
     screening_threshold: float,
     goal: Goal | None = None,
+    needed: np.ndarray | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Carry out a plan.
@@ -109,18 +111,24 @@ def run(
         batch_size: interventions per call of the evaluator; halved whenever memory runs out.
         screening_threshold: a row and output whose screening draws all move the score by less than this is left there.
         goal: go on drawing until it is reached; ``None``: every row gets the plan's draws.
+        needed: ``(N, K)``: the outputs whose errors say which rows get what an example's budget leaves after the plan's first sample; ``None``:
+            nothing is shared out.
         on_progress: called with the interventions done and the most that there will be.
 
     Raises:
         ValueError: a score is not finite.
     """
     loop = _Loop(plan=plan, evaluator=evaluator, observed=observed, batch_size=batch_size, on_progress=on_progress)
+    if needed is not None:
+        loop.set_budget()
     if plan.screens:
         loop.screen(screening_threshold)
-    loop.sample(keep=goal is not None)
+    loop.sample(keep=goal is not None or needed is not None)
+    if needed is not None:
+        loop.share_out(needed)
     if goal is not None:
         loop.pursue(goal)
-    moments = loop.notes.moments(chosen_by_errors=goal is not None)
+    moments = loop.notes.moments(chosen_by_errors=goal is not None or needed is not None)
     return Outcome(observed, moments, n_forwards=loop.done, batch_size=loop.batch_size, slope_sums=loop.notes.sums)
 
 
@@ -141,6 +149,7 @@ class _Loop:
         self.batch_size = batch_size
         self.done = 0
         self._total = 0
+        self._budget = 0
         self._on_progress = on_progress
         self._wanted = plan.active.copy()
         self._resolution = 0.0
@@ -150,10 +159,14 @@ class _Loop:
         self._stage = dict.fromkeys(range(len(plan)), 0)
         self.notes = Notes(plan.example, np.array([plan.total(row) for row in range(len(plan))]), observed.shape[1])
 
+    def set_budget(self) -> None:
+        """As many interventions are expected as all rows may take together."""
+        self._budget = sum(self.plan.budget(row) for row in self._left())
+
     def screen(self, threshold: float) -> None:
         """The screening draws; rows and outputs that they do not move are finished."""
         active = np.flatnonzero(self._wanted.any(1)).tolist()
-        self._expect(sum(self.plan.design(row).end(1) for row in active))
+        self._expect(max(self._budget, sum(self.plan.design(row).end(1) for row in active)))
         saved = 0
 
         def finished(row: int, scored: np.ndarray) -> None:
@@ -170,14 +183,41 @@ class _Loop:
                 saved += rest
 
         self._carry_out([(row, 0, self.plan.design(row).end(0)) for row in active], finished)
-        self._expect(self._total - saved)
+        self._expect(max(self._budget, self._total - saved))
 
     def sample(self, keep: bool) -> None:
         """The first sample of every row that is left."""
         jobs = [(row, len(self._scored.get(row, ())), self.plan.design(row).end(1)) for row in self._left()]
         if not self.plan.screens:
-            self._expect(sum(stop for _, _, stop in jobs))
+            self._expect(max(self._budget, sum(stop for _, _, stop in jobs)))
         self._carry_out(jobs, partial(self._sampled, keep=keep))
+
+    def share_out(self, outputs: np.ndarray) -> None:
+        """What the first sample leaves of every example's budget goes where it lowers the errors of these outputs ``(N, K)`` the most."""
+        plan, left = self.plan, self._left()
+        asked = outputs[plan.example] & self._wanted
+        spare = np.zeros(len(self.observed), dtype=np.int64)
+        for row in np.flatnonzero(plan.active.any(1)).tolist():
+            spare[plan.example[row]] += plan.budget(row) - plan.design(row).end(self._stage[row])
+        for rounds in range(ROUNDS, 0, -1):
+            found = self.notes.moments()
+            variance, factor, freedom = found.test_variance, found.variance_factor, found.variance_freedom
+            jobs: list[Job] = []
+            for example in np.unique(plan.example[left]).tolist():
+                rows = [row for row in left if plan.example[row] == example]
+                squares = relative_squares(variance[rows], factor[rows], freedom[rows], counted=asked[rows])
+                prospects = [self._prospect(row, square) for row, square in zip(rows, squares.tolist())]
+                for place in chosen(prospects, int(spare[example]), rounds):
+                    jobs.append((rows[place], prospects[place].n, prospects[place].following))
+                    spare[example] -= prospects[place].cost
+            if not jobs:
+                break
+            self._carry_out(jobs, partial(self._sampled, keep=True))
+        self._expect(self.done)
+
+    def _prospect(self, row: int, square: float) -> Prospect:
+        design, stage = self.plan.design(row), self._stage[row]
+        return Prospect(square, n=design.end(stage), following=design.end(stage + 1), total=self.plan.total(row))
 
     def pursue(self, goal: Goal) -> None:
         """Further stages for the rows whose goal is not reached, those with the largest standard errors first."""

@@ -57,13 +57,20 @@ def moderate(
     return np.where(np.isnan(freedom), np.nan, moderated), d0 + np.asarray(freedom, dtype=np.float64)
 
 
-def moderated_errors(variance: np.ndarray, factor: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moderated_errors(
+    variance: np.ndarray,
+    factor: np.ndarray,
+    freedom: np.ndarray,
+    *,
+    prior_degrees_of_freedom: float = PRIOR_DEGREES_OF_FREEDOM,
+) -> tuple[np.ndarray, np.ndarray]:
     """Standard errors of one example's effects, ``sqrt(factor * moderated variance)``, output by output.
 
     Args:
         variance: ``(U, K)`` sample variances of the units; NaN where they cannot be seen.
         factor: ``(U, K)`` squared standard error over variance; where it is 0, every donor was used, and the error is 0 too.
         freedom: ``(U, K)`` degrees of freedom of the variances; NaN for units that have no draws, or no say in the common scale.
+        prior_degrees_of_freedom: as of :func:`moderate`.
 
     Returns:
         Standard errors ``(U, K)`` and the degrees of freedom ``(U, K)`` of their intervals, those of the common scale included.
@@ -77,7 +84,7 @@ def moderated_errors(variance: np.ndarray, factor: np.ndarray, freedom: np.ndarr
     """
     moderated, total = np.full(variance.shape, np.nan), np.full(variance.shape, np.nan)
     for k in range(variance.shape[1]):
-        moderated[:, k], total[:, k] = moderate(variance[:, k], freedom[:, k])
+        moderated[:, k], total[:, k] = moderate(variance[:, k], freedom[:, k], prior_degrees_of_freedom)
     # Not inf * 0, where a single draw says nothing about the spread but is all there is.
     with np.errstate(invalid="ignore"):
         return np.where(factor == 0, 0.0, np.sqrt(moderated * factor)), total
