@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg._captum import PerturbationAttribution, TargetType, log_usage
-from captum_causalseg._checks import FUNCTION, checked
+from captum_causalseg._checks import FUNCTION, NONE, checked, instance
 from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.controls import CONTROLS, Controls
 from captum_causalseg.attr.effort import EFFORT, Effort
@@ -110,6 +110,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         controls: Controls = None,
         channels: Channels = None,
         units: UnitKind = "block",
+        allocation: Literal["needed", "equal"] = "equal",
     ) -> Any:
         """Estimate every unit's average treatment effect.
 
@@ -126,8 +127,9 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             block_size: edge of the block units in pixels, one number or one per spatial axis (for inputs that need different
                 ones, a tuple of such tuples, one per input); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
                 shorter. Inputs without spatial axes have every feature as a unit.
-            n_draws: interventions per unit, the screening draws included. If a bank has no more donors, all are used, and the effect
-                is exact. With ``precision`` or ``decide``, a budget: the average per unit over all units.
+            n_draws: interventions per unit, the screening draws included; from 12 on their mean over the example's units, at most (see
+                ``allocation``). If a bank has no more donors, all are used, and the effect is exact. With ``precision`` or ``decide``, a
+                budget: the average per unit over all units.
             n_screening_draws: how many draws are made first, to decide whether the others are made.
             screening_threshold: the other draws of a unit are made if one of these moves the score by at least this, in the score's units.
             sampling: ``"stratified"``: donors are ranked by their first-order effect on the target's output (one backward pass
@@ -176,6 +178,14 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 any, with their intervals; every shift is made, and the interval is that of the mean over joints of which these are
                 a sample. ``statistics.edge_suspect()`` says which effects may be nothing but the joint. The cost: up to 16 forwards per unit
                 in 2D, 24 in 3D.
+            allocation: ``"needed"``: from 12 draws on, half of an example's draws are spread evenly over its units, and the others go where they lower
+                the squared errors the most, summed over the target's outputs, each relative to its mean: units' draws are doubled, up to
+                three times. What units do not need (screened out, or the bank is used up) the others get, so that ``n_draws`` is the mean over
+                the units, at most. It depends on nothing but the example itself. Because draws are looked at, effects have a small bias (in the
+                documentation's page on coverage), and intervals are a little wider. ``"equal"``: every unit has ``n_draws``. So it is,
+                whatever is said here, with fewer than 12 draws, with at least half as many screening draws, with ``precision`` or ``decide``
+                (which share out draws by themselves), with a scheme of your own, and where units are explained in parts, by several
+                processes; ``settings["allocation"]`` says which it was.
             channels: ``"each"``: every channel of a unit (a modality, such as T1 or T2) is a unit by itself, replaced while the others stay:
                 unit ``u`` becomes ``u * C + c``, and the table has a column ``channel``. Numbers: only these channels are replaced, together,
                 such as the image's and not those of a map of clicks; the others carry 0. ``None``: all channels together.
@@ -214,6 +224,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 screening_threshold=screening_threshold,
                 seed=seed,
                 sampling=sampling,
+                allocation=allocation,
                 support=support,
                 precision=precision,
                 decide=decide,
@@ -232,7 +243,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         )
         return answer(options, *estimate(options))
 
-    @checked(EFFORT, channels=CHANNELS, units=UNITS)
+    @checked(EFFORT, channels=CHANNELS, units=UNITS, statistics=NONE | instance(TreatmentEffectStatistics))
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -250,11 +261,17 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         seed: int | Sequence[int] = 0,
         channels: Channels = None,
         units: UnitKind = "block",
+        allocation: Literal["needed", "equal"] = "equal",
+        statistics: TreatmentEffectStatistics | None = None,
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes with these arguments when nothing is screened out.
 
         Each names the example, the unit, the number of the draw, its weight in the estimate, and, for every input that the unit
         reaches into, the donor image and the place in it. With uniform draws and without support, the model is not run.
+
+        Which units get the other half of the draws (``allocation="needed"``, from 12 draws on) shows only when the first half is scored: what is
+        planned is the first half, with its weights. With the ``statistics`` that :meth:`attribute` returned to the same arguments, it
+        is what was done: every unit's draws, further ones included, screened units' no more than the screening draws.
 
         Example:
             >>> from captum_causalseg import AverageTreatmentEffect
@@ -282,8 +299,10 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                     n_screening_draws=n_screening_draws,
                     seed=seed,
                     sampling=sampling,
+                    allocation=allocation,
                     support=support,
                 ),
                 execution=Execution(perturbations_per_eval=perturbations_per_eval, part=self.part),
-            )
+            ),
+            statistics,
         )

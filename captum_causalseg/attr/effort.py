@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from captum_causalseg._checks import BOOLEAN, FRACTION, NONE, SEED, Check, integer, number, one_of, sequence
+from captum_causalseg.engine.allocation import FEWEST_DRAWS, ROUNDS
 from captum_causalseg.engine.sampling import SamplingScheme, scheme_of
 
 __all__ = ["EFFORT", "Effort"]
@@ -19,6 +20,7 @@ EFFORT = {
         '"stratified", "uniform" or a SamplingScheme',
         lambda value: isinstance(value, SamplingScheme) or (isinstance(value, str) and value in ("stratified", "uniform")),
     ),
+    "allocation": one_of("needed", "equal"),
     "support": one_of("auto", "always", None),
     "perturbations_per_eval": integer(1),
     "seed": SEED | sequence(SEED, expected="one per example"),
@@ -48,6 +50,7 @@ class Effort:
     screening_threshold: float = 0.0
     seed: int | Sequence[int] = 0
     sampling: Literal["stratified", "uniform"] | SamplingScheme = "uniform"
+    allocation: Literal["needed", "equal"] = "equal"
     support: str | None = None
     precision: float | None = None
     decide: float | None = None
@@ -66,14 +69,31 @@ class Effort:
         return self.precision is not None or self.decide is not None
 
     @property
+    def shares_out(self) -> bool:
+        """Whether half of the draws go where they are needed.
+
+        Not where there are few, or as many screening draws as half of them; not where a goal says which units are drawn on; and only with the
+        library's own ways of sampling: another may have no further stages.
+        """
+        plain = not self.has_goal and not self.paper and self.sampling in ("stratified", "uniform")
+        enough = self.n_draws >= FEWEST_DRAWS and (
+            self.n_screening_draws < self.n_draws // 2 or self.n_screening_draws >= self.n_draws
+        )
+        return self.allocation == "needed" and plain and enough
+
+    @property
     def n_first(self) -> int:
         """Draws of every unit that is not screened out, before it is looked whether more are needed."""
+        if self.shares_out:
+            return self.n_draws // 2
         screening = self.n_screening_draws if self.n_screening_draws < self.n_draws else 0
         return min(self.n_draws, screening + _FIRST_SAMPLE) if self.has_goal else self.n_draws
 
     @property
     def most_draws(self) -> int:
         """Draws of any one unit."""
+        if self.shares_out:
+            return self.n_first * 2**ROUNDS
         return self.n_draws * (_AT_MOST if self.has_goal else 1)
 
     def settings(self) -> dict[str, Any]:
@@ -86,6 +106,7 @@ class Effort:
             "screening_threshold": float(self.screening_threshold),
             "seed": list(map(int, self.seeds)) if isinstance(self.seed, Sequence) else int(self.seed),
             "sampling": scheme_of(self.sampling).name,
+            "allocation": "needed" if self.shares_out else "equal",
             "support": self.support,
             **goal,
             **({"alpha": float(self.alpha)} if "decide" in goal else {}),

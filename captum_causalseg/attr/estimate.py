@@ -23,6 +23,8 @@ from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.donors.gather import some_channels
 from captum_causalseg.donors.source import Recipients
+from captum_causalseg.engine.allocation import ROUNDS
+from captum_causalseg.engine.design import Design
 from captum_causalseg.engine.goal import Goal
 from captum_causalseg.engine.joint import run_in_context
 from captum_causalseg.engine.plan import Plan
@@ -224,9 +226,12 @@ def running(options: Options) -> Iterator[Running]:
 
 def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     """Carry the interventions out and gather what they say."""
+    asked, options = options.effort, _of_parts(options)
     effort = options.effort
     with running(options) as now:
         problem, plan, evaluator = now.problem, now.plan, now.evaluator
+        if effort is not asked:
+            evaluator.ledger.disable("allocation", "units are explained in parts, which do not know of each other's errors")
         goal = None
         if effort.has_goal:
             goal = Goal(
@@ -241,7 +246,8 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         forecast = now.forecast(goal, in_context=options.joint is not None, controls=problem.controls)
         how: dict[str, Any] = {"batch_size": now.batch_size, "goal": goal, "on_progress": forecast.run}
         if options.joint is None:
-            outcome = run(plan, evaluator, now.baseline, screening_threshold=effort.screening_threshold, **how)
+            needed = now.outputs.on_every_roi() if effort.shares_out else None
+            outcome = run(plan, evaluator, now.baseline, screening_threshold=effort.screening_threshold, needed=needed, **how)
         else:
             outcome = run_in_context(plan, options.joint, evaluator, observed=now.baseline, treated=now.treated, **how)
         controls = controlled(
@@ -339,20 +345,23 @@ def _control_of_all_units(plan: Plan, rows: UnitMoments, effects: UnitMoments) -
     return control
 
 
-def interventions(options: Options) -> list[Intervention]:
-    """All interventions that would be made if no unit were screened out, in order."""
-    problem, effort = prepare(options), options.effort
+def interventions(options: Options, statistics: TreatmentEffectStatistics | None = None) -> list[Intervention]:
+    """All interventions that would be made if no unit were screened out, before errors are looked at; or, by their statistics, those that were."""
+    problem, options = prepare(options), _of_parts(options)
+    effort = options.effort
     with undisturbed(problem.scorer.function):
         plan = _plan(problem, options)
         if plan.scheme.design.needs_ranking or effort.support is not None:
             plan = _prepare(problem, options, plan).plan
+    made = None if statistics is None else _made(problem, statistics)
     planned = []
     for row in np.flatnonzero(plan.active.any(1)).tolist():
         example, unit = int(plan.example[row]), int(plan.unit[row])
         pieces = problem.units.pieces(example, unit)
         design = plan.design(row)
-        numbers = problem.evaluator.unit_donors.spread(design.donors(design.end(1))).tolist()
-        for draw, (weight, number) in enumerate(zip(design.selection(1).weights.tolist(), numbers)):
+        stage = 1 if made is None else _stage_of(design, int(made[example, unit]), int(problem.units.ids[unit]))
+        numbers = problem.evaluator.unit_donors.spread(design.donors(design.end(stage))).tolist()
+        for draw, (weight, number) in enumerate(zip(design.selection(stage).weights.tolist(), numbers)):
             donors = tuple((p.slot, *problem.donors[p.slot].locate(example, p.box, number[p.slot])) for p in pieces)
             planned.append(
                 Intervention(
@@ -366,6 +375,40 @@ def interventions(options: Options) -> list[Intervention]:
                 )
             )
     return planned
+
+
+def _made(problem: Problem, statistics: TreatmentEffectStatistics) -> np.ndarray:
+    """How many draws every unit had, ``(N, U)``; of several outputs, the one that was not screened out."""
+    ids = problem.units.ids.tolist()
+    if statistics.unit_ids.tolist() != ids or len(statistics.n_draws) != problem.n_examples:
+        raise ValueError(
+            f"statistics: expected those of these inputs, {problem.n_examples} example(s) with {len(ids)} units, got "
+            f"{len(statistics.n_draws)} with {len(statistics.unit_ids)}; give the arguments that they were made with"
+        )
+    found: np.ndarray = (
+        statistics.n_draws.flatten(2).amax(2).numpy() if statistics.n_draws.ndim > 2 else statistics.n_draws.numpy()
+    )
+    return found
+
+
+def _stage_of(design: Design, n_draws: int, unit: int) -> int:
+    """The stage at whose end a unit has so many draws."""
+    for stage in range(1, ROUNDS + 2):
+        if design.end(stage) == n_draws:
+            return stage
+    if design.end(0) == n_draws:
+        return 0
+    raise ValueError(
+        f"statistics: unit {unit} has {n_draws} draws in them, which it does not come to here; give the arguments that they were made "
+        "with, without precision and decide"
+    )
+
+
+def _of_parts(options: Options) -> Options:
+    """A part of the units cannot know where draws are needed in the others: all get as many."""
+    if options.execution.part == WHOLE or not options.effort.shares_out:
+        return options
+    return replace(options, effort=replace(options.effort, allocation="equal"))
 
 
 def _read(source: BoundDonors, example: int, *, piece: Piece, number: int) -> Tensor:
@@ -420,7 +463,8 @@ def _plan(problem: Problem, options: Options) -> Plan:
         key=problem.units.ids[unit],
         population=problem.evaluator.populations(example, unit),
         active=np.ones((len(example), 1), dtype=bool),
-        n_draws=effort.n_first,
+        n_draws=effort.n_draws if effort.shares_out else effort.n_first,
+        n_first=effort.n_first if effort.shares_out else None,
         n_screening_draws=effort.n_screening_draws,
         seed=seeds,
         sampling="paper" if effort.paper else effort.sampling,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
-from captum_causalseg._checks import checked
+from captum_causalseg._checks import NONE, checked, instance
 from captum_causalseg.attr.controls import CONTROLS, Controls
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
@@ -16,6 +16,7 @@ from captum_causalseg.attr.parts import InParts
 from captum_causalseg.engine.sampling import SamplingScheme
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.layout import UnitKind
+from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["LayerAverageTreatmentEffect", "LayerBaselines"]
 
@@ -90,6 +91,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         alpha: float = 0.05,
         layout: Layouts = "auto",
         controls: Controls = None,
+        allocation: Literal["needed", "equal"] = "equal",
     ) -> Any:
         """Estimate the average treatment effect of every unit of the layer.
 
@@ -121,7 +123,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                 - ``"channel_block"``: one channel of one block;
                 - ``"layer"``: all of it, one unit.
             block_size: edge of blocks in the activation's own pixels, one number or one per spatial axis.
-            n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress: as in
+            n_draws, n_screening_draws, screening_threshold, sampling, allocation, perturbations_per_eval, seed, show_progress: as in
                 :meth:`AverageTreatmentEffect.attribute`. Of up to twice as many donors as ``n_draws`` all are used, and the effect is
                 exact (unless ``precision`` or ``decide`` says when to stop).
             precision, decide, alpha: likewise.
@@ -178,6 +180,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                 screening_threshold=screening_threshold,
                 seed=seed,
                 sampling=sampling,
+                allocation=allocation,
                 support=support,
                 precision=precision,
                 decide=decide,
@@ -190,7 +193,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         )
         return answer(options, *estimate(options))
 
-    @checked(EFFORT, LAYER)
+    @checked(EFFORT, LAYER, statistics=NONE | instance(TreatmentEffectStatistics))
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -208,8 +211,12 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         layout: Layouts = "auto",
+        allocation: Literal["needed", "equal"] = "equal",
+        statistics: TreatmentEffectStatistics | None = None,
     ) -> list[Intervention]:
         """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation.
+
+        ``allocation`` and ``statistics`` are those of :meth:`AverageTreatmentEffect.plan`.
 
         Example:
             >>> import torch
@@ -242,8 +249,10 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                     n_screening_draws=n_screening_draws,
                     seed=seed,
                     sampling=sampling,
+                    allocation=allocation,
                     support=support,
                 ),
                 execution=Execution(perturbations_per_eval=perturbations_per_eval, part=self.part),
-            )
+            ),
+            statistics,
         )

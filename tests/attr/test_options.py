@@ -45,6 +45,7 @@ GIVEN = {
     "n_screening_draws": 7,
     "screening_threshold": 0.0125,
     "sampling": "uniform",
+    "allocation": "needed",
     "support": None,
     "perturbations_per_eval": 5,
     "seed": 13,
@@ -116,7 +117,7 @@ def test_every_argument_arrives_under_its_own_name(name, monkeypatch):
 @pytest.mark.parametrize("face", [INPUT, LAYER])
 def test_a_plan_is_asked_for_what_attribute_is(face, monkeypatch):
     module = average_treatment_effect if face is INPUT else layer_average_treatment_effect
-    both = {key: GIVEN[key] for key in inspect.signature(face.plan).parameters}
+    both = {key: GIVEN[key] for key in inspect.signature(face.plan).parameters if key != "statistics"}
     planned, estimated = (flat(asked(monkeypatch, module, call, **both)) for call in (face.plan, face.attribute))
     # A plan is of no method's name, and screens nothing out.
     assert {key for key in planned if planned[key] is not estimated[key] and planned[key] != estimated[key]} == {

@@ -1,9 +1,14 @@
 """What a planned intervention tells about its donors."""
 
+import collections
+
+import numpy as np
 import pytest
 import torch
+from exhaustive import look_up
 
-from captum_causalseg import AverageTreatmentEffect, LayerAverageTreatmentEffect, PatchBank
+from captum_causalseg import AverageTreatmentEffect, LayerAverageTreatmentEffect, PatchBank, Status
+from captum_causalseg.interventions.execution import Part
 
 
 def cut(images, number, corner, size):
@@ -35,3 +40,74 @@ def test_donors_of_a_layer_are_activations_with_channels_first():
     assert {step.unit for step in planned} == {0, 1, 2}
     for step in planned:
         torch.testing.assert_close(step.read()[0], activations[step.donors[0][1], step.unit : step.unit + 1])
+
+
+def uneven():
+    """Units whose donors differ by more and more; the first does nothing."""
+    generator = np.random.default_rng(0)
+    scale = np.array([0, 0.1, 0.2, 0.5, 1, 4])[:, None]
+    differences = generator.exponential(size=(6, 200)) * scale
+    return differences, differences + (scale + 0.1) * generator.normal(size=(6, 200))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
+def test_with_statistics_a_plan_is_what_was_done(sampling):
+    differences, predicted = uneven()
+    forward, image, numbers = look_up(differences, predicted)
+    ate = AverageTreatmentEffect(forward)
+    options = {"block_size": 1, "n_draws": 14, "sampling": sampling, "allocation": "needed"}
+    _, stats = ate.attribute(image, numbers, return_statistics=True, **options)
+    assert stats.settings["allocation"] == "needed"
+    assert stats.settings["n_draws"] == 14
+    draws = stats.n_draws[0].tolist()
+    assert draws[0] == 3
+    assert int(stats.status[0, 0]) == Status.SCREENED
+    assert max(draws) >= 28
+    assert sum(draws) <= 6 * 14
+    first = collections.Counter(step.unit for step in ate.plan(image, numbers, **options))
+    assert first == dict.fromkeys(range(6), 7)
+    planned = ate.plan(image, numbers, statistics=stats, **options)
+    assert [collections.Counter(step.unit for step in planned)[unit] for unit in range(6)] == draws
+    for unit in range(6):
+        steps = [step for step in planned if step.unit == unit]
+        mean = sum(step.weight * differences[unit, step.numbers[0]] for step in steps)
+        assert mean == pytest.approx(float(stats.effect[0, unit] + stats.adjustment[0, unit]), abs=1e-9)
+    with pytest.raises(
+        ValueError, match="statistics: unit 0 has 3 draws in them, which it does not come to here; give the arg"
+    ):
+        ate.plan(image, numbers, statistics=stats, **options | {"n_screening_draws": 2})
+    with pytest.raises(
+        ValueError, match=r"statistics: expected those of these inputs, 1 example\(s\) with 1 units, got 1 with 6"
+    ):
+        ate.plan(image, numbers, statistics=stats, feature_mask=torch.zeros(1, 1, 6, dtype=torch.long))
+
+
+def test_draws_are_shared_out_where_that_is_right_and_settings_say_so():
+    differences, predicted = uneven()
+    forward, image, numbers = look_up(differences, predicted)
+    ate = AverageTreatmentEffect(forward)
+
+    def settings(explainer=ate, **options):
+        options = {"n_draws": 14, "allocation": "needed", "block_size": 1} | options
+        _, stats = explainer.attribute(image, numbers, return_statistics=True, **options)
+        return stats.settings
+
+    assert settings()["allocation"] == settings(n_screening_draws=20)["allocation"] == "needed"
+    for options in ({"allocation": "equal"}, {"n_draws": 11}, {"n_screening_draws": 7}, {"precision": 0.5}, {"decide": 0.5}):
+        assert settings(**options)["allocation"] == "equal"
+    part = settings(ate.only(Part(0, 2)))
+    assert part["allocation"] == "equal"
+    assert part["disabled"]["allocation"] == "units are explained in parts, which do not know of each other's errors"
+    assert "allocation" not in settings(ate.only(Part(0, 2)), allocation="equal")["disabled"]
+    with pytest.raises(ValueError, match='allocation: expected "needed" or "equal", got'):
+        settings(allocation="most")
+
+
+def test_a_bank_of_up_to_n_draws_donors_is_used_up_and_its_effects_are_exact():
+    differences, predicted = uneven()
+    forward, image, numbers = look_up(differences[:, :14], predicted[:, :14])
+    _, stats = AverageTreatmentEffect(forward).attribute(
+        image, numbers, block_size=1, n_draws=14, n_screening_draws=0, allocation="needed", return_statistics=True
+    )
+    assert (stats.n_draws == 14).all()
+    assert (stats.standard_error == 0).all()

@@ -56,7 +56,8 @@ def recompute(context: RefutationContext) -> Refutation:
     Passes if the largest difference is at most a hundredth of the largest of the effects by hand. A hundredth, for a hard score moves
     by whole pixels, one of which may flip by rounding between a window and the whole image; what is wrong is wrong by far more, for
     all draws of a unit share it. The statistic is that ratio, the threshold 0.01. Inconclusive if no unit got its planned draws, and for
-    stochastic models (``n_samples``). The cost: ``n_draws`` + 2 forwards for each of the 5 units.
+    stochastic models (``n_samples``). The cost: for each of the 5 units, as many forwards as it has draws,
+    and 2 more.
 
     Example:
         >>> from captum_causalseg import AverageTreatmentEffect, refute
@@ -71,7 +72,7 @@ def recompute(context: RefutationContext) -> Refutation:
     statistics, spent = _of_the_plan(context)
     steps: dict[Unit, list[Intervention]] = defaultdict(list)
     positions = {int(unit): position for position, unit in enumerate(statistics.unit_ids)}
-    for step in context.plan():
+    for step in context.plan(statistics=statistics):
         steps[step.example, positions[step.unit]].append(step)
     spent += context.n_forwards_of_plan
     chosen = _chosen(statistics, steps, context.seed)

@@ -80,6 +80,19 @@ def test_the_first_sample_of_an_estimate_with_a_goal():
         assert refute(face, images, PatchBank(donors), 1, **options)["recompute"].verdict == verdict
 
 
+def test_draws_that_were_shared_out_are_recomputed_all_of_them():
+    target, images, donors = case(2, metric="soft_dice")
+    options = {"allocation": "needed", "block_size": 2, "n_draws": 12, "n_screening_draws": 0}
+    face = AverageTreatmentEffect(target)
+    _, stats = face.attribute(images, PatchBank(donors), target=1, return_statistics=True, **options)
+    assert stats.settings["allocation"] == "needed"
+    largest = stats.effect[..., 1].abs().nan_to_num(0).argmax()
+    assert int(stats.n_draws[..., 1].flatten()[largest]) != 6
+    for explainer, verdict in ((face, "pass"), (altered(target, scaled), "fail")):
+        found = refute(explainer, images, PatchBank(donors), 1, refuters="recompute", **options)["recompute"]
+        assert (found.verdict, found.n_units) == (verdict, 5), found
+
+
 def test_it_says_which_unit_is_wrong_and_by_how_much():
     image = torch.tensor([[3.0, 2.0, 1.0]])
     face = altered(lambda x: x.sum(1), scaled)
