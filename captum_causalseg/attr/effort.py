@@ -93,7 +93,7 @@ class Effort:
     def most_draws(self) -> int:
         """Draws of any one unit."""
         if self.shares_out:
-            return self.n_first * 2**ROUNDS
+            return int(self.n_first * 2**ROUNDS)
         return self.n_draws * (_AT_MOST if self.has_goal else 1)
 
     def settings(self) -> dict[str, Any]:
