@@ -1,12 +1,13 @@
 """The network's modules as the command line names them, and their effects."""
 
 import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from captum_causalseg._checks import no_module
 from captum_causalseg.attr.components import component_effects
@@ -14,6 +15,8 @@ from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.cli.errors import InputError, naming_arguments
 from captum_causalseg.cli.job import Job
 from captum_causalseg.cli.results import score_in_words, sign_words
+from captum_causalseg.donors import ActivationBank
+from captum_causalseg.target import WindowedModel
 from captum_causalseg.visualization import plot_components
 
 __all__ = ["check_modules", "component_picture", "component_table"]
@@ -44,19 +47,10 @@ def component_table(job: Job, layers: str | None, level: Any, *, option: str) ->
     """The effects of modules, or of their parts.
 
     Raises:
-        InputError: donor images of another size than the image.
+        InputError: donor images of another size than the image, and a network that takes it whole.
     """
     case, options = job.case, job.options
-    donors = None
-    if case.donor_images is not None:
-        found = [case.donor_images[i] for i in range(min(len(case.donor_images), _MOST_DONORS))]
-        other = next((one.shape for one in found if one.shape != case.image.shape[1:]), None)
-        if other is not None:
-            raise InputError(
-                f"--donors: the network's parts need donor images as large as the image, {tuple(case.image.shape[1:])}, got "
-                f"{tuple(other)}"
-            )
-        donors = torch.stack(found).to(case.image)
+    donors = None if case.donor_images is None else _donors(case, case.donor_images)
     with naming_arguments(layers=option):
         return component_effects(
             case.target,
@@ -70,6 +64,20 @@ def component_table(job: Job, layers: str | None, level: Any, *, option: str) ->
             seed=options.seed,
             show_progress=True,
         )
+
+
+def _donors(case: CommandCase, images: Sequence[Tensor]) -> ActivationBank:
+    found = [images[i] for i in range(min(len(images), _MOST_DONORS))]
+    other = next((one.shape for one in found if one.shape != case.image.shape[1:]), None)
+    if other is None:
+        return ActivationBank(torch.stack(found).to(case.image))
+    if not isinstance(case.target.model, WindowedModel):
+        raise InputError(
+            f"--donors: the network's parts need donor images as large as the image, {tuple(case.image.shape[1:])}, got "
+            f"{tuple(other)}"
+        )
+    # Windows are all of one size.
+    return ActivationBank([one.to(case.image) for one in found], placement="anywhere")
 
 
 def component_picture(job: Job, table: pd.DataFrame, title: str = "") -> Figure:

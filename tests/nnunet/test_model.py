@@ -339,6 +339,12 @@ def test_the_command_line(made, tmp_path, monkeypatch, capsys):
     table = pd.read_csv("out1/effects.csv")
     assert table["stop_0"].max() <= labels.shape[0]
     assert "forward passes of one window" in capsys.readouterr().out
+    # Donor images of any size: their windows are all alike.
+    write_case(tmp_path / "imagesTr", "d", affine=oblique(), seed=3, shape=(28, 30, 24))
+    parts = ["components", *words[1:], "--layers", "folds.0.decoder.stages.1", "--image", "a_0000.nii.gz", "--out", "parts"]
+    parts = [word for word, before in zip(parts, ["", *parts]) if "--units" not in (word, before)]
+    assert main(parts) == 0
+    assert pd.read_csv("parts/components.csv")["module"].tolist() == ["folds.0.decoder.stages.1"]
     page = Path("out1/report.html").read_text(encoding="utf-8")
     assert "folds 0, 1" in page
     assert "--fold 0 1" in page
