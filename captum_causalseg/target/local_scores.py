@@ -8,7 +8,18 @@ from torch import Tensor
 
 from captum_causalseg.boxes import crop, hull
 
-__all__ = ["LocalScores"]
+__all__ = ["LocalScores", "around"]
+
+
+def around(rois: Tensor) -> tuple[slice, ...]:
+    """The part of ``(N, C, *spatial)`` that holds all regions ``(N or 1, R, *spatial)``; all of it where these are empty.
+
+    One pixel more than the regions: a region that ends at the box's edge would look as if the image ended there.
+    """
+    inside = rois.flatten(0, 1).any(0)
+    if not bool(inside.any()):
+        return (slice(None),) * rois.ndim
+    return (slice(None), slice(None), *hull(inside, margin=1))
 
 
 class LocalScores:
@@ -27,8 +38,7 @@ class LocalScores:
         self, score: Callable[[Tensor, Tensor, Tensor | None], Tensor], rois: Tensor, reference: Tensor | None
     ) -> None:
         self._score, self.rois, self._reference = score, rois, reference
-        # One pixel more than the regions: a region that ends at the box's edge would look as if the image ended there.
-        self._box = (slice(None), slice(None), *hull(rois.flatten(0, 1).any(0), margin=1))
+        self._box = around(rois)
         self._inside = rois[self._box]
         self._truth = None if reference is None else reference[self._box]
 

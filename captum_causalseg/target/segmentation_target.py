@@ -28,7 +28,7 @@ from captum_causalseg._checks import (
 from captum_causalseg._state import modules_of, undisturbed
 from captum_causalseg.target.batches import Batches
 from captum_causalseg.target.gradient import refusing_gradient
-from captum_causalseg.target.local_scores import LocalScores
+from captum_causalseg.target.local_scores import LocalScores, around
 from captum_causalseg.target.masks import (
     absent_classes,
     batch_error,
@@ -741,7 +741,12 @@ class SegmentationTarget(nn.Module):
         masks = masks.to(logits.device)
         truth = None
         if reference is not None:
-            truth = self._one_hot(reference.to(logits.device), logits.shape, activation, exclusive=exclusive).to(logits.dtype)
+            truth = self._one_hot(reference.to(logits.device), logits.shape, activation, exclusive=exclusive)
+        if not callable(self.metric) and self._metric.inside_roi:
+            # In a large scan, scores of all of it would take many times its memory.
+            box = around(masks)
+            logits, masks, truth = logits[box].contiguous(), masks[box], None if truth is None else truth[box]
+        truth = None if truth is None else truth.to(logits.dtype)
         prediction = self._prediction(logits, activation, exclusive)
         if callable(self.metric):
             return user_score(self._metric, prediction, truth, masks=masks)
