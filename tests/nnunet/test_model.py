@@ -194,13 +194,15 @@ def test_a_layer_is_replaced_in_every_window_of_every_fold(made, tmp_path, mirro
 
 def test_the_recipe(made, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"## nnU-Net\n.*?```python\n(.*?)```", page, re.DOTALL)
+    (section,) = re.findall(r"## nnU-Net\n.*?\n## ", page, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
     names = {"model_folder": made(), "donor_folder": tmp_path, "scan_file": tmp_path / "a_0000.nii.gz", "label": "gray"}
     write_case(tmp_path, "a", affine=oblique())
     write_case(tmp_path, "b", affine=oblique(), seed=1)
     monkeypatch.chdir(tmp_path)
     exec(code, names | {"roi_file": tmp_path / "a.nii.gz", "label_file": str(tmp_path / "a.nii.gz")})
-    assert images.load_image("effects.nii.gz").shape == images.load_image("a_0000.nii.gz").shape
+    for name in ("effects", "effects_T1", "effects_T2"):
+        assert images.load_image(f"{name}.nii.gz").shape == images.load_image("a_0000.nii.gz").shape
 
 
 def test_regions_are_masks_with_a_sigmoid_each(made, tmp_path):
