@@ -4,7 +4,7 @@
 
 Networks that outline skin lesions (``benchmarks/skin.py``). Units are blocks of 8 pixels up to 32 pixels from a region on the lesion's border.
 Single effects (``AverageTreatmentEffect``, ranked donors, no screening) and joint ones (``JointTreatmentEffect``) get the same number of draws, which cost
-the same number of forwards. Maps are judged by deletion with donors that neither has seen, as everywhere (``Faithfulness``). About 5 minutes of
+the same number of forwards. Maps are judged by deletion with donors that neither has seen, as everywhere (``Faithfulness``). About 4 minutes of
 one CPU core, the training of the networks (15 minutes) not counted.
 """
 
@@ -117,7 +117,7 @@ def main() -> None:
     made.add_argument("--networks", nargs="+", default=["batch norm"], choices=skin.NETWORKS)
     made.add_argument("--work", type=Path, default=Path("joints"), help="where trained networks are kept")
     made.add_argument("--metrics", nargs="+", default=["dice"], choices=("dice", "soft_dice"))
-    made.add_argument("--pictures", type=int, default=4)
+    made.add_argument("--pictures", type=int, default=3)
     made.add_argument("--draws", type=int, default=8, help="of every unit")
     options = start(made)
     if not skin.has_data(options.data):
