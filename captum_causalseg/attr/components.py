@@ -84,7 +84,8 @@ def component_effects(
             return tokens; ``"head"``: one per attention head, as it enters the output projection of its attention, whose name it has.
         output: which output of the target, as Captum's ``target`` argument; needed if there are several.
         additional_forward_args, n_draws, n_screening_draws, screening_threshold, support, perturbations_per_eval: as in
-            :meth:`LayerAverageTreatmentEffect.attribute`: with ``n_draws=32``, up to 64 donors are all used, and effects are exact.
+            :meth:`LayerAverageTreatmentEffect.attribute`: up to ``2 * n_draws`` donors (of whole modules at least 64)
+            are all used, and effects are exact.
         seed: likewise; every module has draws of its own, which depend on its name.
         show_progress: show a progress bar over the modules.
         layout: what the axes of the activations mean, as in :meth:`LayerAverageTreatmentEffect.attribute`: one for all modules, or a

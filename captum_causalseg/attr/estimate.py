@@ -468,8 +468,7 @@ def _plan(problem: Problem, options: Options) -> Plan:
         n_screening_draws=effort.n_screening_draws,
         seed=seeds,
         sampling="paper" if effort.paper else effort.sampling,
-        # A layer's donors are few: the second half of them makes the effect exact. With a goal, draws end where it is reached.
-        drains=2 * effort.n_draws if isinstance(options.units, LayerUnits) and not effort.has_goal and not effort.paper else 0,
+        drains=effort.drains(len(problem.units)) if isinstance(options.units, LayerUnits) else 0,
         with_noise=problem.evaluator.noise_population > 1,
     )
 

@@ -124,8 +124,8 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                 - ``"layer"``: all of it, one unit.
             block_size: edge of blocks in the activation's own pixels, one number or one per spatial axis.
             n_draws, n_screening_draws, screening_threshold, sampling, allocation, perturbations_per_eval, seed, show_progress: as in
-                :meth:`AverageTreatmentEffect.attribute`. Of up to twice as many donors as ``n_draws`` all are used, and the effect is
-                exact (unless ``precision`` or ``decide`` says when to stop).
+                :meth:`AverageTreatmentEffect.attribute`. Of up to twice as many donors as ``n_draws`` all are used (of a layer
+                that is one unit, of up to 64 at least), and the effect is exact (unless ``precision`` or ``decide`` says when to stop).
             precision, decide, alpha: likewise.
             layout: what the activation's axes mean: ``"NC*"`` (channels first), ``"N*C"`` (channels last, behind the spatial axes),
                 ``"NLC"`` (a row of tokens), or a :class:`~captum_causalseg.Layout`, which also says which grid tokens lie on and how

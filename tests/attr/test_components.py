@@ -205,7 +205,7 @@ def chain(n_donors: int):
 def test_modules_have_draws_of_their_own_whatever_the_process():
     assert _seed_of("decoder.0", 3) == 105061185238278436
     assert _seed_of("decoder.0", [3, 4]) == [_seed_of("decoder.0", 3), _seed_of("decoder.0", 4)]
-    target, images, donors = chain(40)
+    target, images, donors = chain(100)
     found = []
     for seed in range(30):
         table = component_effects(target, images, ["0", "1"], donors, output=1, n_draws=3, n_screening_draws=0, seed=seed)
@@ -214,16 +214,22 @@ def test_modules_have_draws_of_their_own_whatever_the_process():
     assert abs(np.corrcoef(errors.T)[0, 1]) < 0.5, "with the same draws it is 1"
 
 
-def test_up_to_twice_as_many_donors_as_draws_are_all_used():
-    target, images, donors = chain(8)
-    exact = component_effects(target, images, "0", donors, output=1, n_draws=4, n_screening_draws=0).iloc[0]
-    assert (exact.n_draws, exact.standard_error) == (8, 0.0)
-    every = component_effects(target, images, "0", donors, output=1, n_draws=8, n_screening_draws=0).iloc[0]
+@pytest.mark.parametrize(("level", "n_draws", "all_of"), [("channel", 4, 8), ("module", 4, 64), ("module", 33, 66)])
+def test_few_donors_are_all_used(level, n_draws, all_of):
+    """Of a module there is no other unit whose spread its own could lean on: of up to 64 donors all are used whatever is asked for."""
+    target, images, donors = chain(all_of + 1)
+    options = {"level": level, "output": 1, "n_screening_draws": 0}
+    exact = component_effects(target, images, "0", donors[:-1], n_draws=n_draws, **options).iloc[0]
+    assert (exact.n_draws, exact.standard_error) == (all_of, 0.0)
+    every = component_effects(target, images, "0", donors[:-1], n_draws=all_of, **options).iloc[0]
     assert exact.effect == pytest.approx(every.effect, abs=1e-7)
-    some = component_effects(target, images, "0", chain(9)[2], output=1, n_draws=4, n_screening_draws=0).iloc[0]
-    assert some.n_draws == 4
+    some = component_effects(target, images, "0", donors, n_draws=n_draws, **options).iloc[0]
+    assert some.n_draws == n_draws
     assert some.standard_error > 0
-    assert (component_effects(target, images, "0", chain(64)[2], output=1, n_screening_draws=0)["n_draws"] == 64).all()
+
+
+def test_where_draws_end_when_a_goal_is_reached_few_donors_are_drawn_from():
+    target, images, donors = chain(8)
     _, stopped = LayerAverageTreatmentEffect(target, target.model[0]).attribute(
         images, donors, 1, units="layer", n_draws=4, n_screening_draws=0, precision=1.0, return_statistics=True
     )
