@@ -94,7 +94,7 @@ hooks: $(INSTALLED)
 	$(BIN)/pre-commit install
 
 # Tables and plots go to docs/; about an hour on two cores. DATA=FOLDER has the skin pictures of benchmarks/skin.py; without them the
-# table of joints, most of which is about skin, is printed and not written.
+# table of joints, most of which is about skin, is printed and not written, and that of joint effects left out.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/coverage.py --write docs/benchmarks/coverage.md
 	$(BIN)/python benchmarks/against_paper.py --write docs/benchmarks/against_paper.md
@@ -110,6 +110,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/prediction_intervals.py --threads 1 --write docs/benchmarks/prediction_intervals.md
 	$(BIN)/python benchmarks/refuters.py --threads 1 --write docs/benchmarks/refuters.md
 	$(BIN)/python benchmarks/joints.py --threads 1 $(if $(DATA),--data "$(DATA)" --write docs/benchmarks/joints.md)
+	$(if $(DATA),$(BIN)/python benchmarks/joint_effects.py --threads 1 --data "$(DATA)" --write docs/benchmarks/joint_effects.md)
 	$(BIN)/python benchmarks/refusals.py --threads 1 --write docs/benchmarks/refusals.md
 	$(BIN)/python examples/model_study.py --write docs
 	$(BIN)/python benchmarks/layer_effects.py

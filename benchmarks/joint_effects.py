@@ -124,12 +124,13 @@ def main() -> None:
         made.error(f"--data: expected a folder that holds {skin.ARCHIVE}, got {options.data}")
     found = list(rows(options))
     n_units = sorted({row.n_units for row in found})
+    units = f"{n_units[0]} units" if len(n_units) == 1 else f"{n_units[0]} to {n_units[-1]} units"
     lines = [
         "## Single and joint effects",
         "",
         *(line.strip() for line in (__doc__ or "").strip().splitlines()[4:]),
         "",
-        f"{len({row.picture for row in found})} pictures, {n_units[0]} to {n_units[-1]} units, {options.draws} draws. *less single*: the mean difference from single "
+        f"{len({row.picture for row in found})} pictures, {units}, {options.draws} draws. *less single*: the mean difference from single "
         "effects on the same pictures with its 95% interval, bold where it does not hold 0. *error / spread*: the mean standard error over the spread of the effects.",
         "",
         *table(found),

@@ -1,9 +1,11 @@
 """What the faces of joint effects share: the arguments that say in which context, and how much is drawn."""
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
 from captum_causalseg._checks import NONE, number
+from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.engine.contexts import CONTEXT, Context
 
@@ -14,13 +16,14 @@ JOINT = EFFORT | {
     "n_screening_draws": NONE | EFFORT["n_screening_draws"],
     "screening_threshold": NONE | number(0),
     "sampling": NONE | EFFORT["sampling"],
+    "allocation": NONE | EFFORT["allocation"],
 }
 """What the arguments of ``attribute`` that say how trials are drawn have to be."""
 
 # Of the plain effect, as its own face has them.
-_PLAIN: dict[str, Any] = {"n_screening_draws": 3, "screening_threshold": 0.0002, "sampling": "stratified"}
+_PLAIN = {name: one.default for name, one in inspect.signature(AverageTreatmentEffect.attribute).parameters.items()}
 # What says in a context what is done there anyway.
-_AS_IN_CONTEXT: dict[str, Any] = {"n_screening_draws": 0, "sampling": "uniform"}
+_AS_IN_CONTEXT: dict[str, Any] = {"n_screening_draws": 0, "sampling": "uniform", "allocation": "equal"}
 
 
 def effort_in(context: Context, effort: Effort, **alone: Any) -> Effort:

@@ -111,6 +111,7 @@ class JointTreatmentEffect(PerturbationAttribution):
         memory_format: torch.memory_format | None = None,
         channels: Channels = None,
         units: UnitKind = "block",
+        allocation: Literal["needed", "equal"] | None = None,
     ) -> Any:
         """Estimate every unit's effect, averaged over contexts.
 
@@ -129,7 +130,7 @@ class JointTreatmentEffect(PerturbationAttribution):
                   it. Draws are independent, without antithetic pairs.
             n_draws: differences per unit; an even number, at least 4, for they come in antithetic pairs (with a function: at least 2, of any parity). With
                 ``"shapley"``, the number of permutations. With ``precision`` or ``decide``, a budget: the average per unit over all units.
-            n_screening_draws, screening_threshold, sampling: of the plain effect only (``context=0``), as in :meth:`AverageTreatmentEffect.attribute`. In other
+            n_screening_draws, screening_threshold, sampling, allocation: of the plain effect only (``context=0``), as in :meth:`AverageTreatmentEffect.attribute`. In other
                 contexts no unit can be left out after a few draws, and donors are drawn uniformly.
             exclude: as in :meth:`AverageTreatmentEffect.attribute`; excluded units are never replaced, in no other unit's context either. Of several RoIs, those
                 with the same excluded units (and all classes) are scored from the same forwards; others are games of their own, with their
@@ -173,6 +174,7 @@ class JointTreatmentEffect(PerturbationAttribution):
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
                 sampling=sampling,
+                allocation=allocation,
             ),
             execution=Execution(
                 perturbations_per_eval=perturbations_per_eval, compile=compile, autocast=autocast, memory_format=memory_format

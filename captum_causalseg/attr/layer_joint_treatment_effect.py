@@ -87,13 +87,14 @@ class LayerJointTreatmentEffect(LayerAttribution, PerturbationAttribution):
         decide: float | None = None,
         alpha: float = 0.05,
         layout: Layouts = "auto",
+        allocation: Literal["needed", "equal"] | None = None,
     ) -> Any:
         """Estimate the effect of every unit of the layer, averaged over contexts.
 
         Args:
             inputs, layer_baselines, target, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout, support,
                 return_statistics: as in :meth:`LayerAverageTreatmentEffect.attribute`.
-            context, n_draws, n_screening_draws, screening_threshold, sampling, perturbations_per_eval, seed, show_progress, precision, decide, alpha: as in
+            context, n_draws, n_screening_draws, screening_threshold, sampling, allocation, perturbations_per_eval, seed, show_progress, precision, decide, alpha: as in
                 :meth:`JointTreatmentEffect.attribute`.
 
         Returns:
@@ -137,6 +138,7 @@ class LayerJointTreatmentEffect(LayerAttribution, PerturbationAttribution):
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
                 sampling=sampling,
+                allocation=allocation,
             ),
             execution=Execution(perturbations_per_eval=perturbations_per_eval),
             show_progress=show_progress,

@@ -256,6 +256,7 @@ class TestPlainContext:
             {"n_draws": 9, "n_screening_draws": 0, "sampling": "uniform"},
             {"n_draws": 20, "precision": 0.05},
             {"n_draws": 1, "decide": 0.01},
+            {"n_draws": 16, "allocation": "needed"},
         ],
     )
     def test_no_context_gives_the_numbers_of_the_plain_effect(self, arguments):
@@ -273,7 +274,7 @@ class TestPlainContext:
     def test_defaults_are_those_of_the_plain_face(self):
         single = inspect.signature(AverageTreatmentEffect.attribute).parameters
         ours = inspect.signature(JointTreatmentEffect.attribute).parameters
-        theirs_alone = {"n_screening_draws", "screening_threshold", "sampling"}
+        theirs_alone = {"n_screening_draws", "screening_threshold", "sampling", "allocation"}
         for name in set(ours) & set(single) - theirs_alone:
             assert ours[name].default == single[name].default, name
         assert set(single) - set(ours) == {"controls"}
@@ -366,6 +367,7 @@ class TestRefusals:
             ({"n_screening_draws": 3}, "n_screening_draws: only for the plain effect"),
             ({"screening_threshold": 0.1}, "screening_threshold: only for the plain effect"),
             ({"sampling": "stratified"}, "sampling: only for the plain effect"),
+            ({"allocation": "needed"}, "allocation: only for the plain effect"),
             ({"context": lambda g, ids: ids}, "context: expected a function that returns booleans of shape (8,)"),
             ({"context": lambda g, ids: ids[1:] > 0}, "context: expected a function that returns booleans of shape (8,)"),
         ],
