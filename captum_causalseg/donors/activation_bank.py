@@ -178,7 +178,7 @@ class ActivationBank(AnySource):
         stores: list[Tensor] = []
         size = self.batch_size if at_once is None else at_once
         for start in range(0, len(self), size):
-            images = tuple(self._batch(one, start, size, like[0].device) for one in self._images)
+            images = tuple(self._batch(one, slice(start, start + size), like[0].device) for one in self._images)
             found = run(images)
             if not stores:
                 self._check(found, like)
@@ -196,11 +196,11 @@ class ActivationBank(AnySource):
         kept[state] = [PatchBank(store, placement="aligned", match=self.match) for store in stores]
         return kept[state]
 
-    def _batch(self, images: Any, start: int, size: int, device: torch.device) -> Tensor:
+    def _batch(self, images: Any, which: slice, device: torch.device) -> Tensor:
         if isinstance(images, Tensor):
-            batch = images[start : start + size]
+            batch = images[which]
         else:
-            batch = torch.stack([_as_tensor(images[i]) for i in range(start, min(start + size, len(images)))])
+            batch = torch.stack([_as_tensor(images[i]) for i in range(which.start, min(which.stop, len(images)))])
         if not batch.is_floating_point():
             raise ValueError(f"layer_baselines: donor images are {batch.dtype}: normalize them as the model's input")
         return batch.to(device, copy=True)  # the model may work in place

@@ -220,3 +220,16 @@ def test_the_logits_of_nnunets_predictor(monkeypatch, mirroring, spatial):
     assert float((found - expected).abs().max()) < 1e-4
     assert np.array_equal(found.argmax(0), expected.argmax(0))
     assert float(found.abs().max()) > 0.1
+
+
+def test_a_module_and_its_like_in_the_other_networks():
+    first, second = (nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()) for _ in range(2))
+    model = WindowedModel([first, second], 4, [(0, 0)], torch.ones(4, 4))
+    assert model.in_each_network(second[0]) == (first[0], second[0])
+    assert model.in_each_network(first) == (first, second)
+    assert model.in_each_network(model) is None
+    assert model.in_each_network(nn.ReLU()) is None
+    hidden = WindowedModel(lambda x: first(x), 4, [(0, 0)], torch.ones(4, 4))
+    # What a function runs cannot be seen.
+    assert hidden.in_each_network(first[0]) == (first[0],)
+    assert hidden.in_each_network(hidden) is None
