@@ -8,7 +8,9 @@ from torch.nn import functional
 from window_cases import NAN, case, pixels
 
 from captum_causalseg import SegmentationTarget, metrics, regions
+from captum_causalseg.target import segmentation_target
 from captum_causalseg.target.local_scores import LocalScores
+from captum_causalseg.target.scoring import named_score
 
 
 class Probable(nn.Module):
@@ -107,3 +109,26 @@ def test_no_local_scores_before_the_first_call_or_with_ones_own_metric():
     own, image, _ = case(metric=lambda prediction, reference, roi: prediction.flatten(2).mean(2))
     own(image)
     assert own.local_scores(image) is None
+
+
+@pytest.mark.parametrize("metric", ["dice", "soft_dice", "surface_dice"])
+def test_whole_outputs_are_scored_around_the_regions(monkeypatch, metric):
+    """A whole scan's scores would take many times its memory."""
+    seen = []
+
+    def score(*args, **kwargs):
+        seen.append(tuple(args[1].shape))
+        return named_score(*args, **kwargs)
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 20, 30, generator=generator)
+    labels = torch.randint(0, 3, (20, 30), generator=generator)
+    roi = regions.box((20, 30), start=(4, 12), size=(6, 5))
+    inside = SegmentationTarget(torch.nn.Identity(), roi=roi, reference=labels, metric=metric, activation="softmax")
+    monkeypatch.setattr(segmentation_target, "named_score", score)
+    found = inside(logits)
+    assert seen == [(2, 3, 8, 7)]
+    # The same as of the part that was cut out by hand, with a pixel around it.
+    part = (..., slice(3, 11), slice(11, 18))
+    alone = SegmentationTarget(torch.nn.Identity(), roi=roi[part], reference=labels[part], metric=metric, activation="softmax")
+    assert torch.equal(found, alone(logits[part]))
