@@ -322,6 +322,11 @@ class World:
         return ccs.compare_donors(self.target, self.image, given, 1, block_size=4, n_draws=3)
 
     @functools.cached_property
+    def interactions(self) -> Any:
+        arguments = {"baselines": self.donors, "output": 1, "pairs": [(0, 1)], "block_size": 4, "n_draws": 2, "exclude": None}
+        return ccs.interaction_effects(self.target, self.image, **arguments)
+
+    @functools.cached_property
     def components(self) -> pd.DataFrame:
         return ccs.component_effects(self.target, self.image, baselines=self.donors, output=1, n_draws=3)
 
@@ -673,6 +678,9 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "visualization.plot_donors": lambda w: _call("visualization", ccs.visualization.plot_donors, comparison=w.donor_comparison),
     "visualization.plot_comparison": lambda w: _call(
         "visualization", ccs.visualization.plot_comparison, comparison=w.comparison
+    ),
+    "visualization.plot_interactions": lambda w: _call(
+        "visualization", ccs.visualization.plot_interactions, table=w.interactions, image=w.image
     ),
     "visualization.plot_components": lambda w: _call("visualization", ccs.visualization.plot_components, table=w.components),
     "visualization.plot_convergence": lambda w: _call(

@@ -91,8 +91,8 @@ def interaction_effects(
         One row per example and pair, the strongest interactions first. Columns: ``example``, ``first``, ``second`` (unit ids), ``effect_first``,
         ``effect_second`` (single effects), ``joint`` with ``joint_lower`` and ``joint_upper``, ``interaction`` with its ``standard_error``, ``lower`` and
         ``upper`` (95 % intervals, variances moderated over the pairs of an example), ``p_value``, ``p_adjusted``, ``n_draws``, and ``kind``: ``"redundant"``,
-        ``"synergistic"``, ``"unclear"`` where there is an interaction but the sign of the joint effect is open, or ``"none"`` where none was found. A
-        pair with a unit that cannot reach the RoI interacts by exactly 0. ``table.attrs["forwards"]`` says what the forwards were spent on.
+        ``"synergistic"``, ``"unclear"`` where there is an interaction but the sign of the joint effect is open, or ``"none"`` where none was found; ``first_0``, ``first_1``, ..., ``second_0``, ...: the middles of the
+        units along the axes, in pixels. A pair with a unit that cannot reach the RoI interacts by exactly 0. ``table.attrs["forwards"]`` says what the forwards were spent on.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it, what came and what was expected.
@@ -199,6 +199,8 @@ def _table(now: Running, asked: np.ndarray, reach: np.ndarray, *, found: PairOut
         "upper",
     )
     columns |= {name: np.zeros(len(asked)) for name in names}
+    centers = {"first": _centers(now, asked[:, 0]), "second": _centers(now, asked[:, 1])}
+    columns |= {f"{name}_{axis}": found[:, axis] for name, found in centers.items() for axis in range(found.shape[1])}
     columns |= {
         "p_value": np.ones(len(asked)),
         "p_adjusted": np.ones(len(asked)),
@@ -231,6 +233,16 @@ def _table(now: Running, asked: np.ndarray, reach: np.ndarray, *, found: PairOut
     table = pd.DataFrame(columns | {"kind": np.where(columns["p_adjusted"] <= alpha, kind, "none")})
     order = np.lexsort((-np.abs(columns["interaction"]), columns["example"]))
     return table.iloc[order].reset_index(drop=True)
+
+
+def _centers(now: Running, rows: np.ndarray) -> np.ndarray:
+    """The middle of each row's unit in the first input that it has places in, in pixels, ``(P, d)``."""
+    found = []
+    for example, unit in zip(now.plan.example[rows].tolist(), now.plan.unit[rows].tolist()):
+        boxes = [piece.box for piece in now.problem.units.pieces(example, unit)]
+        found.append([(side.start + side.stop - 1) / 2 for side in boxes[0]])
+    most = max(map(len, found), default=0)
+    return np.array([[*one, *[np.nan] * (most - len(one))] for one in found]).reshape(len(rows), most)
 
 
 def _inferred(moments: UnitMoments, which: np.ndarray, k: int) -> tuple[np.ndarray, ...]:

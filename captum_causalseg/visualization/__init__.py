@@ -6,6 +6,7 @@ from captum_causalseg.visualization.convergence import plot_convergence
 from captum_causalseg.visualization.donors import plot_donors
 from captum_causalseg.visualization.effects import plot_effects, plot_volume
 from captum_causalseg.visualization.influence_cells import plot_influence
+from captum_causalseg.visualization.interaction_arcs import plot_interactions
 from captum_causalseg.visualization.profile import plot_profile
 from captum_causalseg.visualization.support import plot_support
 
@@ -16,6 +17,7 @@ __all__ = [
     "plot_donors",
     "plot_effects",
     "plot_influence",
+    "plot_interactions",
     "plot_profile",
     "plot_support",
     "plot_volume",

@@ -1,0 +1,100 @@
+"""Pictures of interactions: arcs between the units of a pair, over the image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch
+from torch import Tensor
+
+from captum_causalseg._checks import NONE, TEXT, checked, instance, integer, tensor_of
+from captum_causalseg.visualization.pictures import ROLES, background, grayscale, literal, plane
+
+__all__ = ["plot_interactions"]
+
+_KINDS = {"redundant": ROLES["supporting"], "synergistic": ROLES["harming"], "unclear": "0.35", "none": "0.75"}
+_WORDS = {
+    "redundant": "stand in for each other",
+    "synergistic": "need each other",
+    "unclear": "unclear",
+    "none": "no interaction found",
+}
+_COLUMNS = {"example", "interaction", "kind", "first_0", "first_1", "second_0", "second_1"}
+
+
+@checked(
+    table=instance(pd.DataFrame, expected="a table of interactions"),
+    image=tensor_of("real", "(N, C, H, W) or (N, C, H, W, D)", (4, 5)),
+    roi=NONE | tensor_of("boolean", "(H, W) or (H, W, D)", (2, 3)),
+    example=integer(0),
+    max_arcs=integer(1),
+    title=TEXT,
+)
+def plot_interactions(
+    table: pd.DataFrame,
+    image: Tensor,
+    *,
+    roi: Tensor | None = None,
+    example: int = 0,
+    max_arcs: int = 20,
+    title: str = "",
+) -> Figure:
+    """Arcs between units that stand in for each other (red) and that need each other (blue); the stronger the interaction, the thicker.
+
+    Of a volume, one slice is shown, through most of the region of interest (or the middle); arcs of all depths are drawn on it.
+
+    Args:
+        table: what :func:`captum_causalseg.interaction_effects` returned, of units that are parts of the image.
+        image: ``(N, C, H, W)`` or ``(N, C, H, W, D)``.
+        roi: the region of interest, ``(H, W)`` or ``(H, W, D)``, outlined.
+        example: which example of the batch.
+        max_arcs: the most arcs to draw: those of the largest absolute interactions.
+        title: above the picture.
+
+    Returns:
+        A new figure, not registered with pyplot: save it with ``savefig``.
+
+    Raises:
+        ValueError: the table has no interactions of this example.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import interaction_effects
+        >>> from captum_causalseg.visualization import plot_interactions
+        >>> class Either(torch.nn.Module):
+        ...     def forward(self, image):
+        ...         return image.flatten(1)[:, [0, -1]].amax(1)
+        >>> image = torch.ones(1, 1, 8, 8)
+        >>> table = interaction_effects(Either(), image, 0.0, pairs=[(0, 3), (1, 2)], block_size=4, n_draws=2)
+        >>> len(plot_interactions(table, image).axes[0].patches)
+        2
+    """
+    if missing := sorted(_COLUMNS - set(table.columns)):
+        raise ValueError(f"table: expected one of interactions of parts of the image, got one without {', '.join(missing)}")
+    mine = table[table["example"] == example]
+    if example >= len(image) or mine.empty:
+        raise ValueError(f"example: expected one of {sorted(set(table['example']))}, got {example}")
+    shown = mine.iloc[np.argsort(-mine["interaction"].abs().to_numpy(), kind="stable")[:max_arcs]]
+    picture = grayscale(plane(image[example].detach().cpu(), roi))
+    outline = None if roi is None else plane(roi[None].cpu(), roi)[0].numpy()
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    axes = figure.subplots()
+    background(axes, picture, title, outline, fade=True)
+    strongest = float(shown["interaction"].abs().max()) or 1.0
+    for row in shown[::-1].to_dict("records"):  # the strongest on top
+        ends = [(row[f"{name}_1"], row[f"{name}_0"]) for name in ("first", "second")]
+        width = 0.8 + 4.2 * abs(row["interaction"]) / strongest
+        axes.add_patch(_arc(ends, _KINDS[row["kind"]], width=width))
+        axes.plot(*np.array(ends).T, "o", color=_KINDS[row["kind"]], markersize=4, markeredgecolor="white", markeredgewidth=0.6)
+    drawn = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
+    handles = [Line2D([], [], color=_KINDS[kind], linewidth=3, label=_WORDS[kind]) for kind in drawn]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return literal(figure)
+
+
+def _arc(ends: Sequence[tuple[float, float]], color: str, *, width: float) -> FancyArrowPatch:
+    return FancyArrowPatch(
+        *ends, arrowstyle="-", connectionstyle="arc3,rad=0.25", color=color, linewidth=width, alpha=0.85, shrinkA=0, shrinkB=0
+    )
