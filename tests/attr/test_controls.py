@@ -482,6 +482,29 @@ def test_of_a_stochastic_model_a_layers_blocks_are_shifted_in_each_answer():
         assert float(control.effect.abs().max()) < 1e-6
 
 
+def test_tensors_whose_donors_belong_together_are_shifted_apart():
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = (torch.nn.Conv2d(1, 2, 3, padding=1) for _ in range(2))
+
+        def forward(self, x):
+            return self.one(x), self.other(x)
+
+    torch.manual_seed(0)
+    pair, last = Pair(), torch.nn.Conv2d(4, 2, 3, padding=1)
+
+    def score(x):
+        return last(torch.sin(4 * torch.cat(pair(x), 1)))[:, 1, 4:8, 4:8].mean((1, 2))
+
+    image, donors = torch.rand(1, 1, 12, 12), torch.rand(3, 1, 12, 12)
+    _, stats = LayerAverageTreatmentEffect(score, pair).attribute(
+        image, donors, units="block", block_size=4, n_draws=3, controls="edge", return_statistics=True, layout=("NC*", "NC*")
+    )
+    assert stats.effect.shape == (1, 18)
+    assert float(stats.controls["edge_shifted"].effect.nan_to_num().abs().max()) > 0
+
+
 def test_units_of_a_layer_without_a_border_are_refused():
     model, images, labels, donors, roi = layer_case(2)
     layer = LayerAverageTreatmentEffect(SegmentationTarget(model, roi=roi, reference=labels), model.middle)

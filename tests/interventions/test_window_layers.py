@@ -14,6 +14,7 @@ from captum_causalseg import (
     ActivationBank,
     LayerAverageTreatmentEffect,
     LayerGradientTreatmentEffect,
+    Layout,
     SegmentationTarget,
     WindowedModel,
     regions,
@@ -197,6 +198,59 @@ def test_heads_and_blocks_of_tokens(units, name, n_units):
         scores = torch.stack([logits[0, 1, 9:23, 9:23].mean() for logits in found])
         assert float(stats.effect[0, unit, 1]) == pytest.approx(float(observed - scores.mean()), abs=1e-5)
     assert float(stats.effect[0, :, 1].abs().min()) > 1e-3
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        return self.one(x), "beside", self.other(x)
+
+
+class OfPair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pair, self.last = Pair(), nn.Conv2d(5, 2, 3, padding=1)
+
+    def forward(self, x):
+        one, _, other = self.pair(x)
+        return self.last(torch.sin(4 * torch.cat([one, other], 1)))
+
+
+def test_a_layer_of_several_tensors():
+    torch.manual_seed(1)
+    model = WindowedModel(OfPair().eval(), 8, [(0, 0), (0, 4), (6, 0), (6, 4)], torch.ones(8, 8), (0,), batch_size=3)
+    image, donors, labels = torch.rand(1, 1, 14, 12), torch.rand(3, 1, 14, 12), torch.randint(0, 2, (1, 14, 12))
+    target = SegmentationTarget(model, roi=regions.box((14, 12), start=4, size=5), reference=labels, metric="soft_dice")
+    pair, blocks = model.network.pair, regions.grid((8, 8), 4)[None, None]
+    attr = LayerAverageTreatmentEffect(target, pair).attribute(image, donors, units="block", block_size=4, **UNIFORM)[0]
+    assert [tuple(one.shape) for one in attr] == [(1, 3, 8, 8), (1, 2, 8, 8)]
+    with torch.no_grad():
+        observed = target(image)[0, 1]
+    for slot, unit in itertools.product(range(2), range(4)):
+        change = 0.0
+        for donor in donors:
+            seen = []
+            handle = pair.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out))
+            with torch.no_grad():
+                model(donor[None])
+            handle.remove()
+            calls = itertools.count()
+
+            def put(m, args, out, seen=seen, calls=calls, slot=slot, unit=unit):
+                k, new = next(calls), list(out)
+                place = 2 * slot
+                new[place] = torch.where((blocks == unit).flip(model.flips[k % 2]), seen[k][place], out[place])
+                return tuple(new)
+
+            handle = pair.register_forward_hook(put)
+            with torch.no_grad():
+                change += float(observed - target(image)[0, 1]) / 3
+            handle.remove()
+        assert float(attr[slot][0, 0][blocks[0, 0] == unit][0]) == pytest.approx(change, abs=1e-6)
+    assert float(attr[0].abs().max()) > 1e-3
 
 
 def test_images_smaller_than_a_window_and_what_the_network_is_given_besides():
@@ -512,3 +566,32 @@ def test_what_is_refused():
     unused.unused = nn.Conv2d(1, 1, 1)
     with pytest.raises(ValueError, match="layer: Conv2d is not called when the model runs"):
         attribute(unused, "unused")
+
+
+def test_units_whose_place_in_a_flipped_window_is_not_known_are_refused():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.middle, self.after = nn.Conv2d(1, 4, 1), nn.Identity(), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            hidden = torch.cumsum(self.before(x).flatten(2).transpose(1, 2), 1)
+            return self.after(torch.cumsum(self.middle(hidden), 1).transpose(1, 2).unflatten(2, x.shape[2:]))
+
+    images, donors = torch.rand(1, 1, 12, 12), torch.rand(3, 1, 12, 12)
+    for mirror_axes in ((), (1,)):
+        model = WindowedModel(Rows().eval(), 8, [(0, 0), (0, 4), (4, 0), (4, 4)], torch.ones(8, 8), mirror_axes)
+        target = SegmentationTarget.from_prediction(
+            model, images, roi=regions.box((12, 12), start=3, size=4), metric="soft_dice"
+        )
+        face = LayerAverageTreatmentEffect(target, model.network.middle)
+        given = {**UNIFORM, "layout": "NLC"}
+        for units in ("channel", "layer"):
+            assert face.attribute(images, donors, units=units, **given)[0].shape == (1, 64, 4)
+        grid = Layout("NLC", grid=(8, 8))
+        assert face.attribute(images, donors, units="block", block_size=4, **{**given, "layout": grid})[1].effect.shape[1] == 4
+        if mirror_axes:
+            with pytest.raises(ValueError, match="mirror_axes: windows are flipped, and where a unit"):
+                face.attribute(images, donors, units="token", **given)
+        else:
+            assert face.attribute(images, donors, units="token", **given)[1].effect.shape[1] == 64
