@@ -1,7 +1,7 @@
 """Interventions in several windows: one for each group of regions of interest (RoIs) that lie far from the others."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class GroupsEvaluator(ModelEvaluator):
         # Scores (K,) of the examples as they are, computed in the windows; evaluators of other donors share them.
         self._unchanged: dict[int, Tensor] = {}
         self._n_run = Counter[str]()
+        self._last: list[dict[Hashable, Tensor]] = [{} for _ in self._parts]
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """See :meth:`ModelEvaluator.observe`."""
@@ -103,6 +104,8 @@ class GroupsEvaluator(ModelEvaluator):
         assert isinstance(other, GroupsEvaluator)
         other._parts = tuple(part.with_donors(unit_donors) for part in self._parts)
         other._n_run = Counter()
+        # Donors of the same number are others then.
+        other._last = [{} for _ in self._parts]
         return other
 
     @property
@@ -126,14 +129,39 @@ class GroupsEvaluator(ModelEvaluator):
 
     def _answers(self, interventions: Interventions) -> list[tuple[int, np.ndarray, Tensor]]:
         """For each window that is reached: its group's number, the rows that reach it, and their scores there."""
-        reached = self._wanted(interventions)
+        wanted = self._wanted(interventions)
         found = []
         for g, part in enumerate(self._parts):
-            rows = np.flatnonzero(reached[:, g])
+            rows = np.flatnonzero(wanted[:, g])
             if len(rows):
-                found.append((g, rows, part(interventions.rows(rows))))
-        self._n_run["interventions"] += int(reached.sum())
+                found.append((g, rows, self._of_window(g, part, interventions.rows(rows))))
         return found
+
+    def _of_window(self, g: int, part: ModelEvaluator, interventions: Interventions) -> Tensor:
+        """The scores in one window; of sets that are alike in what reaches it, one is run.
+
+        Sets that grow by one unit after the other (along a permutation) differ in few windows. The scores of the last batch are kept, no more:
+        the next one begins where it ended.
+        """
+        reaching = self._reached[interventions.example[interventions.row], interventions.unit, g]
+        order = np.lexsort((interventions.unit, interventions.row))
+        order = order[reaching[order]]
+        ends = np.searchsorted(interventions.row[order], np.arange(len(interventions)), side="right")
+        known, held, first = self._last[g], list[Hashable](), dict[Hashable, int]()
+        for row, (start, stop) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist())):
+            mine = order[start:stop]
+            replaced = interventions.unit[mine].tobytes(), interventions.donor[mine].tobytes()
+            besides = [None if one is None else one[row].tobytes() for one in (interventions.noise, interventions.outputs)]
+            content = int(interventions.example[row]), *replaced, *besides
+            held.append(content)
+            if content not in known:
+                first.setdefault(content, row)
+        new = np.array(list(first.values()), dtype=np.int64)
+        scores: list[Tensor] = list(part(interventions.rows(new)).clone()) if len(new) else []
+        self._n_run["interventions"] += len(new)
+        given = known | dict(zip(first, scores))
+        self._last[g] = {content: given[content] for content in held}
+        return torch.stack([given[content] for content in held])
 
     def _wanted(self, interventions: Interventions) -> np.ndarray:
         """``(B, G)``: the windows that a row's units can reach and whose scores are looked at."""

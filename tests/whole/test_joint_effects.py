@@ -134,6 +134,32 @@ def test_along_a_permutation_only_windows_that_hold_the_next_unit_are_run(size):
     assert joint.settings["forwards"]["windows"] == single.settings["forwards"]["windows"]
 
 
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_of_regions_far_apart_only_the_windows_that_the_next_unit_reaches_are_run(size):
+    torch.manual_seed(0)
+    network, image, donors = Local(2).eval(), pixels(48, 48), pixels(48, 48, count=3)
+    target = SegmentationTarget.from_prediction(network, image, roi=two((48, 48)), metric="soft_dice")
+    settings = {
+        "target": (1, 0),
+        "block_size": 6,
+        "exclude": None,
+        "n_draws": 4,
+        "n_screening_draws": 0,
+        "perturbations_per_eval": size,
+        "support": "always",
+        "return_statistics": True,
+    }
+    _, joint = JointTreatmentEffect(target).attribute(image, donors, **settings)
+    _, single = AverageTreatmentEffect(target).attribute(image, donors.repeat(2, 1, 1, 1), sampling="uniform", **settings)
+    assert len(joint.settings["roi_windows"]) == 2
+    assert joint.settings["forwards"]["interventions"] == single.settings["forwards"]["interventions"]
+    mask = regions.grid((48, 48), 6)[None, None]
+    reaching = [int(unit) for unit in joint.unit_ids[joint.hypotheses[0].flatten(1).any(1)]]
+    pairs = oracle.literal(oracle.scorer(target), image, mask, donors, reaching, n_draws=4)
+    found = joint.effect[0].flatten(1)[reaching]
+    np.testing.assert_allclose(found, np.stack([pairs[unit].mean(0) for unit in reaching]), atol=3e-6)
+
+
 def test_several_inputs_whose_units_are_shared():
     def score(x, y):
         return torch.tanh(x.flatten(1).sum(1) * y.flatten(1).sum(1)) + x[:, 0, 0, 0] * y[:, 0, 1]
