@@ -92,8 +92,13 @@ LITERAL = [
 ]
 
 
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize(("name", "layer", "kind", "at_input", "more"), LITERAL)
+# A batch, and of each network one layer for an image alone, whose first axis says nothing.
+ALONE = list({case[0]: case for case in LITERAL}.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "kind", "at_input", "more", "n"), [*((*case, 2) for case in LITERAL), *((*case, 1) for case in ALONE)]
+)
 def test_effects_equal_the_literal_loop(name, layer, kind, at_input, more, n):
     model, target, images, donors = case(name, n)
     module = model.get_submodule(layer)
