@@ -38,7 +38,7 @@ def on_and_off(face, inputs, **arguments) -> tuple[TreatmentEffectStatistics, Tr
     """Statistics with support and without it, which say the same."""
     if not ({"block_size", "feature_mask", "units", "layer_mask"} & set(arguments)):
         arguments["block_size"] = 4
-    plain = {"n_draws": 2, "n_screening_draws": 0, "sampling": "uniform", "return_statistics": True, **arguments}
+    plain = {"n_draws": 3, "n_screening_draws": 0, "sampling": "uniform", "return_statistics": True, **arguments}
     if isinstance(face, AverageTreatmentEffect):
         plain.setdefault("exclude", None)
     on, off = (face.attribute(inputs, **plain, support=support)[1] for support in ("always", None))
