@@ -97,6 +97,7 @@ hooks: $(INSTALLED)
 # table of joints, most of which is about skin, is printed and not written, and that of joint effects left out.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/coverage.py --write docs/benchmarks/coverage.md
+	$(BIN)/python benchmarks/allocation.py --threads 1 --write docs/benchmarks/allocation.md
 	$(BIN)/python benchmarks/against_paper.py --write docs/benchmarks/against_paper.md
 	$(BIN)/python benchmarks/error_by_forwards.py --write docs/benchmarks/error_by_forwards.md
 	$(BIN)/python benchmarks/throughput.py --write docs/benchmarks/throughput.md

@@ -114,7 +114,7 @@ def main() -> None:
         f"Medians of {repeats} runs of the paper's loop and {OURS_PER_PAPER * repeats} of `attribute`, in turn; errors: root mean square over all units and runs,",
         "in Dice points of 100, against the truth by all donors of all units. Ours has the cheapest setting whose error over many simulated seeds is at",
         f"most {MARGIN} of the paper's. It is met where the ratio is reached and these expected errors (below the table) are in order: a few runs'",
-        "errors scatter. The last columns are one run with all defaults (50 draws, 3 of them to screen), which nobody has to choose.",
+        "errors scatter. The last columns are one run with all defaults, which nobody has to choose.",
         "",
         "| network | units (reach the RoI) | donors | truth: interventions | paper: s | forwards | error | ours: n_draws, screening | s (first call) | forwards | error | paper / ours, s | wanted | met | defaults: s | error | paper / defaults, s |",
         "|" + "---|" * 17,

@@ -5,7 +5,7 @@ A :class:`Check` is called with an argument's name and value; it returns nothing
 combined by ``|``::
 
     @checked(n_draws=integer(1), block_size=NONE | integer(1) | sequence(integer(1)))
-    def attribute(self, inputs, n_draws=50, block_size=None): ...
+    def attribute(self, inputs, n_draws=12, block_size=None): ...
 
 What depends on several arguments at once is checked in the function, by the same checks (``integer(0, len(cases) - 1)("case", case)``).
 """

@@ -10,7 +10,7 @@ from captum_causalseg._captum import PerturbationAttribution, TargetType, log_us
 from captum_causalseg._checks import FUNCTION, NONE, checked, instance
 from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.controls import CONTROLS, Controls
-from captum_causalseg.attr.effort import EFFORT, Effort
+from captum_causalseg.attr.effort import DRAWS, EFFORT, OPEN_DRAWS, Effort, draws_of
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
@@ -82,7 +82,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
     ) -> tuple[Any, TreatmentEffectStatistics]: ...
 
     @log_usage(part_of_slo=True)
-    @checked(EFFORT, CONTROLS, channels=CHANNELS, units=UNITS)
+    @checked(EFFORT, CONTROLS, n_draws=OPEN_DRAWS, channels=CHANNELS, units=UNITS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -91,7 +91,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         additional_forward_args: Any = None,
         feature_mask: Tensor | tuple[Tensor, ...] | None = None,
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
-        n_draws: int = 50,
+        n_draws: int | None = None,
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
@@ -127,9 +127,9 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             block_size: edge of the block units in pixels, one number or one per spatial axis (for inputs that need different
                 ones, a tuple of such tuples, one per input); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
                 shorter. Inputs without spatial axes have every feature as a unit.
-            n_draws: interventions per unit, the screening draws included; from 12 on their mean over the example's units, at most (see
+            n_draws: interventions per unit, the screening draws included, by default 12; with ``allocation="needed"`` their mean over the example's units, at most (see
                 ``allocation``). If a bank has no more donors, all are used, and the effect is exact. With ``precision`` or ``decide``, a
-                budget: the average per unit over all units.
+                budget, by default 50: the average per unit over all units.
             n_screening_draws: how many draws are made first, to decide whether the others are made.
             screening_threshold: the other draws of a unit are made if one of these moves the score by at least this, in the score's units.
             sampling: ``"stratified"``: donors are ranked by their first-order effect on the target's output (one backward pass
@@ -219,7 +219,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             additional_forward_args=additional_forward_args,
             units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units),
             effort=Effort(
-                n_draws=n_draws,
+                n_draws=draws_of(n_draws, DRAWS, precision, decide),
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
                 seed=seed,
@@ -243,7 +243,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         )
         return answer(options, *estimate(options))
 
-    @checked(EFFORT, channels=CHANNELS, units=UNITS, statistics=NONE | instance(TreatmentEffectStatistics))
+    @checked(EFFORT, n_draws=OPEN_DRAWS, channels=CHANNELS, units=UNITS, statistics=NONE | instance(TreatmentEffectStatistics))
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -252,7 +252,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         additional_forward_args: Any = None,
         feature_mask: Tensor | tuple[Tensor, ...] | None = None,
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
-        n_draws: int = 50,
+        n_draws: int | None = None,
         n_screening_draws: int = 3,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
         support: Literal["auto", "always"] | None = "auto",
@@ -295,7 +295,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                     feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units
                 ),
                 effort=Effort(
-                    n_draws=n_draws,
+                    n_draws=draws_of(n_draws, DRAWS),
                     n_screening_draws=n_screening_draws,
                     seed=seed,
                     sampling=sampling,

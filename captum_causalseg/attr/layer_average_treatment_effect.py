@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import NONE, checked, instance
 from captum_causalseg.attr.controls import CONTROLS, Controls
-from captum_causalseg.attr.effort import EFFORT, Effort
+from captum_causalseg.attr.effort import EFFORT, LAYER_DRAWS, OPEN_DRAWS, Effort, draws_of
 from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
 from captum_causalseg.attr.options import LayerUnits, Options
@@ -66,7 +66,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         self.layer_baselines = layer_baselines
 
     @log_usage(part_of_slo=True)
-    @checked(EFFORT, LAYER, CONTROLS)
+    @checked(EFFORT, LAYER, CONTROLS, n_draws=OPEN_DRAWS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -77,7 +77,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         attribute_to_layer_input: bool = False,
         units: UnitKind = "channel",
         block_size: int | tuple[int, ...] | None = None,
-        n_draws: int = 50,
+        n_draws: int | None = None,
         n_screening_draws: int = 3,
         screening_threshold: float = 0.0002,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
@@ -124,7 +124,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                 - ``"layer"``: all of it, one unit.
             block_size: edge of blocks in the activation's own pixels, one number or one per spatial axis.
             n_draws, n_screening_draws, screening_threshold, sampling, allocation, perturbations_per_eval, seed, show_progress: as in
-                :meth:`AverageTreatmentEffect.attribute`. Of up to twice as many donors as ``n_draws`` all are used (of a layer
+                :meth:`AverageTreatmentEffect.attribute`. ``n_draws`` is 32 by default. Of up to twice as many donors all are used (of a layer
                 that is one unit, of up to 64 at least), and the effect is exact (unless ``precision`` or ``decide`` says when to stop).
             precision, decide, alpha: likewise.
             layout: what the activation's axes mean: ``"NC*"`` (channels first), ``"N*C"`` (channels last, behind the spatial axes),
@@ -175,7 +175,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                 layout=layout,
             ),
             effort=Effort(
-                n_draws=n_draws,
+                n_draws=draws_of(n_draws, LAYER_DRAWS, precision, decide),
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
                 seed=seed,
@@ -193,7 +193,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         )
         return answer(options, *estimate(options))
 
-    @checked(EFFORT, LAYER, statistics=NONE | instance(TreatmentEffectStatistics))
+    @checked(EFFORT, LAYER, n_draws=OPEN_DRAWS, statistics=NONE | instance(TreatmentEffectStatistics))
     def plan(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -204,7 +204,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         attribute_to_layer_input: bool = False,
         units: UnitKind = "channel",
         block_size: int | tuple[int, ...] | None = None,
-        n_draws: int = 50,
+        n_draws: int | None = None,
         n_screening_draws: int = 3,
         sampling: Literal["stratified", "uniform"] | SamplingScheme = "stratified",
         support: Literal["auto", "always"] | None = "auto",
@@ -245,7 +245,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
                     layout=layout,
                 ),
                 effort=Effort(
-                    n_draws=n_draws,
+                    n_draws=draws_of(n_draws, LAYER_DRAWS),
                     n_screening_draws=n_screening_draws,
                     seed=seed,
                     sampling=sampling,

@@ -111,6 +111,21 @@ def test_how_the_model_was_run():
     assert settings(hungry, block_size=4, perturbations_per_eval=12)["batch_size"] == 6
 
 
+def test_draws_per_unit_where_nothing_is_said():
+    assert settings(target(), n_draws=None)["n_draws"] == 12
+    assert settings(target(), n_draws=7)["n_draws"] == 7
+    # A budget has room to go on.
+    assert settings(target(), n_draws=None, precision=0.5)["n_draws"] == 50
+    assert settings(target(), n_draws=None, decide=0.5)["n_draws"] == 50
+    own = target()
+    _, found = LayerAverageTreatmentEffect(own, own.model[0]).attribute(
+        random(1, 1, SIZE, SIZE), random(9, 1, SIZE, SIZE, seed=9), target=1, return_statistics=True
+    )
+    assert found.settings["n_draws"] == 32
+    with pytest.raises(ValueError, match="n_draws: expected"):
+        settings(target(), n_draws=0)
+
+
 def test_layers_and_the_papers_protocol_say_it_too():
     own = target()
     bank = random(9, 1, SIZE, SIZE, seed=9)
