@@ -129,8 +129,8 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 def next_unit_is_replaced() -> Iterator[None]:
     """Of a plan, the unit behind the one that is meant."""
 
-    def interventions(plan: Plan, rows: np.ndarray, draws: np.ndarray) -> Interventions:
-        return honest(plan, (rows + 1) % len(plan), draws)
+    def interventions(plan: Plan, rows: np.ndarray, draws: np.ndarray, outputs: np.ndarray | None = None) -> Interventions:
+        return honest(plan, (rows + 1) % len(plan), draws, outputs)
 
     honest = Plan.interventions
     with patched(Plan, "interventions", interventions):
