@@ -78,7 +78,7 @@ def component_effects(
         inputs: ``(N, C, *spatial)``, or a tuple of such tensors.
         layers: names of modules, with ``*`` and ``?`` as wildcards, one or several; by default every module. Modules that are not
             called exactly once, or return no floating-point tensor, have no one activation to intervene on: they are left out, and
-            ``table.attrs["left_out"]`` says why.
+            ``table.attrs["left_out"]`` says why. Inside a :class:`~captum_causalseg.WindowedModel`, once per window.
         baselines: donor images ``(D, C, *spatial)``, an :class:`~captum_causalseg.ActivationBank`, or a number; ``None`` is 0.
         level: ``"module"``: one row per module; ``"channel"``: one per channel of each; ``"token"``: one per token, of modules that
             return tokens; ``"head"``: one per attention head, as it enters the output projection of its attention, whose name it has.

@@ -38,6 +38,8 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         forward_func: any forward function that Captum accepts, of which ``layer`` is a part and whose score is differentiable. Of a
             :class:`~captum_causalseg.SegmentationTarget` the differentiable twin is explained, ``target.surrogate()``.
         layer: a module that is called exactly once when ``forward_func`` runs; one that is called more often is refused.
+            Inside the network of a :class:`~captum_causalseg.WindowedModel` it is called once per window, and replaced in every window that touches
+            the RoI; activations, attributions and blocks are then those of a window.
         device_ids: devices of a ``DataParallel`` model, if ``forward_func`` has no ``device_ids`` of its own.
         layer_baselines: a default for ``attribute``'s argument of this name.
 
