@@ -6,7 +6,7 @@ from torch import Tensor
 from captum_causalseg.attr.problem import Problem
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.evaluator import ModelEvaluator
-from captum_causalseg.interventions.reach import Reach, most_forwards, probe, saved_at_best
+from captum_causalseg.interventions.reach import Reach, most_forwards, probe, saved_at_best, too_dear
 from captum_causalseg.interventions.windows import WindowsEvaluator
 
 __all__ = ["find_reach"]
@@ -22,8 +22,8 @@ def find_reach(problem: Problem, evaluator: ModelEvaluator, *, at_stake: int | N
     Args:
         problem: what is intervened on.
         evaluator: computes scores.
-        at_stake: so many interventions are planned; of a layer, the model is not probed if that may take more forwards than it can save on
-            them. ``None``: it is probed anyway.
+        at_stake: so many interventions are planned; the model is not probed, or not to the end, if that may take more forwards than it can
+            save on them. ``None``: it is probed anyway.
     """
     if isinstance(evaluator, WindowsEvaluator):
         return Reach(evaluator.held.reaching, evaluator)
@@ -31,12 +31,9 @@ def find_reach(problem: Problem, evaluator: ModelEvaluator, *, at_stake: int | N
         if at_stake is not None and evaluator.site.bypass:
             cost, saved = most_forwards(evaluator), saved_at_best(evaluator, at_stake)
             if cost > saved:
-                evaluator.ledger.disable(
-                    "support",
-                    f'finding it may take {cost} forwards, and save {saved} of {at_stake} interventions (support="always" does it anyway)',
-                )
+                evaluator.ledger.disable("support", too_dear(cost, saved, at_stake))
                 return Reach.everything(evaluator)
-        return probe(evaluator, [_collage(problem, k) for k in range(_N_COLLAGES)], problem.batch_size)
+        return probe(evaluator, [_collage(problem, k) for k in range(_N_COLLAGES)], problem.batch_size, at_stake=at_stake)
     why = evaluator.site.no_support or problem.scorer.why_not_local(*evaluator.site.inputs, *evaluator.site.arguments)
     evaluator.ledger.disable("support", why)
     return Reach.everything(evaluator)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from captum_causalseg.boxes import hull
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.roi_groups import hull_of, roi_groups
-from captum_causalseg.interventions.support import Support, find_support, most_probes
+from captum_causalseg.interventions.support import Support, arrives_from, find_support, most_probes
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.window import find_window
 
-__all__ = ["Reach", "most_forwards", "probe", "saved_at_best"]
+__all__ = ["Reach", "most_forwards", "probe", "saved_at_best", "too_dear"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +79,34 @@ def saved_at_best(whole: ModelEvaluator, at_stake: int) -> int:
     return max(0, int((1 - share) * at_stake))
 
 
-def probe(whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_size: int) -> Reach:
+def too_dear(cost: int, saved: int, at_stake: int) -> str:
+    """Why the support is not searched."""
+    return (
+        f'finding it may take {cost} forwards, and save {saved} of {at_stake} interventions (support="always" does it anyway)'
+    )
+
+
+def probe(
+    whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_size: int, *, at_stake: int | None = None
+) -> Reach:
     """Probe the model; the ledger is told how many images that takes.
 
     Args:
         whole: the evaluator on whole images, which scores logits locally.
         stand_ins: natural replacements of the site's tensors, which must leave the RoI as it is outside the support.
         batch_size: images per forward.
+        at_stake: so many interventions are planned; if in crops of large images the support went up to the edges, whole images are searched only
+            where that takes no more forwards. ``None``: they are, anyway.
     """
     assert whole.local is not None
     site, ledger, rois = whole.site, whole.ledger, whole.local.scores.rois
     guess = None if site.bypass else _guess_from_surroundings(whole, rois, batch_size)
+    if guess is None and ledger.forwards["support"] and at_stake is not None:
+        # The crops were for nothing: the support is large, and the image too.
+        cost = most_probes(site.tensors)
+        if cost > at_stake:
+            ledger.disable("support", too_dear(cost, at_stake, at_stake))
+            return Reach.everything(whole)
     found = find_support(whole.logits, site.tensors, rois.cpu(), stand_ins=stand_ins, batch_size=batch_size, guess=guess)
     ledger.count("support", found.n_forwards)
     if found.doubt is not None:
@@ -142,8 +160,17 @@ def _guess_of(whole: ModelEvaluator, rois: tuple[int, ...], around: np.ndarray, 
         crop = whole.windowed(frame, spatial, rois)
         if crop is None or crop.local is None:
             return None
+        inside: Any = (crop.logits, crop.site.tensors, crop.local.scores.rois.cpu())
+        low, high = starts > 0, starts + size < length
+        sides = [(n, axis, end) for end, open_ in enumerate((low, high)) for n, axis in np.argwhere(open_).tolist()]
         try:
-            found = find_support(crop.logits, crop.site.tensors, crop.local.scores.rois.cpu(), batch_size=batch_size)
+            # First from the sides alone where the image goes on: if anything arrives from there, the rest of the search is for nothing.
+            arrives, n_forwards = arrives_from(*inside, sides=sides, batch_size=batch_size)
+            whole.ledger.count("support", n_forwards)
+            if arrives:
+                margin *= 2
+                continue
+            found = find_support(*inside, batch_size=batch_size)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model says to a size that it does not take

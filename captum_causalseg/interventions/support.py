@@ -22,7 +22,7 @@ from torch import Tensor
 from captum_causalseg.interventions.support_probes import MASKED, Logits, Prober, Row, Unverified
 from captum_causalseg.interventions.support_trials import Trial, hardest, trials_of
 
-__all__ = ["Logits", "Support", "find_support", "most_probes"]
+__all__ = ["Logits", "Support", "arrives_from", "find_support", "most_probes"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,34 @@ def find_support(
         logger.info("support: disabled, every position counts as reaching the RoI: %s", reason)
         return Support.everywhere(tensors, rois.shape[1], doubt=str(reason), n_forwards=prober.n_forwards)
     return Support(tuple(torch.from_numpy(mask) for mask in masks), prober.n_forwards, None)
+
+
+def arrives_from(
+    logits: Logits, tensors: Sequence[Tensor], rois: Tensor, *, sides: Sequence[tuple[int, int, int]], batch_size: int = 16
+) -> tuple[bool | None, int]:
+    """Whether NaN arrives in an RoI from the outermost positions of any of these sides, and how many images were run: few, where a search takes many.
+
+    Args:
+        logits, tensors, rois, batch_size: as of :func:`find_support`.
+        sides: example, spatial axis, and 0 for its beginning or 1 for its end; of every tensor that has this axis.
+
+    Returns:
+        ``None`` instead of yes or no where that means nothing: NaN does not pass through the model, or moves finite values.
+    """
+    rois, _ = _checked(tensors, rois, (), None)
+    prober = Prober(logits=logits, tensors=tensors, rois=rois.numpy(), batch_size=batch_size)
+    rows: list[Row] = []
+    for slot, spatial in enumerate(prober.spatial):
+        for n, axis, end in sides:
+            if axis < len(spatial):
+                slab = slice(0, 1) if end == 0 else slice(spatial[axis] - 1, None)
+                rows.append((n, partial(_set_nan, slot, (*(slice(None),) * axis, slab))))
+    try:
+        prober.observe()
+        found = [bool(arrived.any()) for arrived in prober.arrives(rows)]
+    except Unverified:
+        return None, prober.n_forwards
+    return any(found), prober.n_forwards
 
 
 def most_probes(tensors: Sequence[Tensor]) -> int:

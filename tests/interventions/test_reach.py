@@ -359,6 +359,51 @@ def test_in_large_images_the_support_is_looked_for_in_parts_of_them(corners, tog
     assert whole[0] < 2 * 20
 
 
+class Wide(nn.Module):
+    """It sees 60 pixels away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards: dict[tuple[int, ...], int] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        self.forwards[size] = self.forwards.get(size, 0) + len(x)
+        far = functional.avg_pool2d(x, (1, 121), stride=1, padding=(0, 60)) + functional.avg_pool2d(
+            x, (121, 1), stride=1, padding=(60, 0)
+        )
+        return torch.cat([far, x], 1)
+
+
+@pytest.mark.parametrize(("n_draws", "searched"), [(1, False), (3, True)])
+def test_of_large_images_the_edges_of_crops_are_looked_at_first(n_draws, searched):
+    """Where the support goes up to them, the crop is not searched, nor the whole image where that takes more than there is to save."""
+    images, bank = pixels(160, 256), PatchBank(pixels(160, 256, count=9))
+    roi = regions.box((160, 256), start=(77, 120), size=6)
+
+    def attributed(support: str | None) -> tuple[Wide, object]:
+        model = Wide()
+        target = SegmentationTarget(model, roi=roi, metric="logit_mean", activation="softmax")
+        options = {"block_size": 32, "n_draws": n_draws, "n_screening_draws": 0, "sampling": "uniform", "exclude": None}
+        return model, AverageTreatmentEffect(target).attribute(
+            images, bank, 1, support=support, return_statistics=True, **options
+        )[1]
+
+    model, found = attributed("auto")
+    crops = [count for size, count in model.forwards.items() if size != (160, 256) and 96 in size]
+    assert crops == [1 + 4], "the image as it is, and four sides"
+    assert ("support" not in found.settings["disabled"]) == searched
+    assert is_outside(found) == searched
+    _, always = attributed("always")
+    assert is_outside(always)
+    _, never = attributed(None)
+    for one in (found, always):
+        torch.testing.assert_close(one.effect, never.effect, atol=1e-6, rtol=0)
+    if not searched:
+        assert "of 40 interventions" in found.settings["disabled"]["support"]
+        assert model.forwards[160, 256] < 40 + 15
+
+
 def test_pdcr_never_looks_for_the_support():
     image = pixels(64, 64)
     model = nn.Sequential(Local(classes=1), nn.Sigmoid())
