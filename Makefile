@@ -98,6 +98,7 @@ hooks: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/coverage.py --write docs/benchmarks/coverage.md
 	$(BIN)/python benchmarks/allocation.py --threads 1 --write docs/benchmarks/allocation.md
+	$(BIN)/python benchmarks/component_coverage.py --drawn --write docs/benchmarks/component_coverage.md
 	$(BIN)/python benchmarks/against_paper.py --write docs/benchmarks/against_paper.md
 	$(BIN)/python benchmarks/error_by_forwards.py --write docs/benchmarks/error_by_forwards.md
 	$(BIN)/python benchmarks/throughput.py --write docs/benchmarks/throughput.md
