@@ -44,7 +44,7 @@ class Counting(nn.Module):
 
 @dataclass(frozen=True)
 class Far:
-    """A case with two regions ``(2, H, W)``, whose class ``output`` is explained."""
+    """A case with two regions ``(2, H, W)``, of which ``output`` ranks donors."""
 
     name: str
     network: Counting
@@ -52,7 +52,7 @@ class Far:
     rois: Tensor
     bank: PatchBank
     block: int
-    output: int = 1
+    output: int | tuple[int, int] = (1, 0)
 
 
 def picture(options: argparse.Namespace) -> Far:
@@ -112,7 +112,7 @@ def explained(case: Far, options: argparse.Namespace) -> tuple[TreatmentEffectSt
     _, statistics = AverageTreatmentEffect(target).attribute(
         case.image,
         baselines=case.bank,
-        target=(case.output, 0),
+        target=case.output,
         block_size=case.block,
         n_draws=4 if options.quick else 50,
         n_screening_draws=0,
