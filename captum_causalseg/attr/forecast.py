@@ -52,12 +52,13 @@ class Forecast:
         self._done, total = done, max(total, self._budget)
         if not self._progress.has_begun:
             self._begin(total)
-        self._progress.advance(self._made(), left=(total - done + self._n_controls) * self._dearest + self._n_looks)
+        left = (total - done + self._n_controls) * self._dearest + self._n_looks + self._evaluator.most_checks
+        self._progress.advance(self._made(), left=left)
 
     def controls(self, done: int, forwards: int) -> None:
         """So many interventions of controls are done; the control that is being measured has taken so many forwards."""
         if self._progress.has_begun:
-            left = max(0, self._n_controls - done) * self._dearest + self._n_looks
+            left = max(0, self._n_controls - done) * self._dearest + self._n_looks + self._evaluator.most_checks
             self._progress.advance(self._made() + forwards, left=left)
 
     def _begin(self, total: int) -> None:
@@ -71,7 +72,7 @@ class Forecast:
         self._before = self._made()
         self._progress.begin(
             self._before,
-            most=most + self._n_controls * self._dearest + self._n_looks,
+            most=most + self._n_controls * self._dearest + self._n_looks + self._evaluator.most_checks,
             noun="windows" if self._evaluator.execution.by_windows else "forward passes",
             pace=None if self._witness is None else self._witness.pace,
         )

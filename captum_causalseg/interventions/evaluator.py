@@ -175,6 +175,9 @@ class ModelEvaluator(ABC):
             self.ledger.count("answers compared", self.scorer.forwards_to_compare)
         return _NOISES if self.scorer.is_stochastic(*call) else 1
 
+    most_checks = 0
+    """How many forwards may still be made to see whether the way in which interventions are run is right."""
+
     site_varies = False
     """Whether the site's tensors are others in each answer of the model."""
 

@@ -69,6 +69,11 @@ class LayersEvaluator(ModelEvaluator):
         return self._observed[torch.as_tensor(examples, device=self._observed.device)]
 
     @property
+    def most_checks(self) -> int:  # type: ignore[override]
+        """See :attr:`ModelEvaluator.most_checks`."""
+        return self._replay.most_checks(len(self.site.inputs[0]))
+
+    @property
     def answers_are_logits(self) -> bool:
         """Whether :meth:`answers` are logits, and not scores."""
         return self.scorer.gives_logits and self.noise_population == 1

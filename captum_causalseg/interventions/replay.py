@@ -86,6 +86,13 @@ class Replay:
         back = torch.as_tensor(np.argsort(np.concatenate(order)), device=parts[0].device)
         return torch.cat(parts)[back]
 
+    def most_checks(self, n_examples: int) -> int:
+        """How many rows may still be run to record so many examples, and to compare them with the model itself."""
+        if not self.works:
+            return 0
+        known = [0 if memory.compared else _COMPARED for memory in self._memories.values()]
+        return int(sum(known) + (1 + _COMPARED) * (n_examples - len(known)))
+
     def _of_example(self, example: int, tensors: list[Tensor], where: list[Tensor] | None) -> Any:
         n = len(tensors[0])
         memory = self._memories.get(example)

@@ -316,6 +316,11 @@ class WindowLayersEvaluator(ByWindows):
         return self._observed[torch.as_tensor(examples, device=self._observed.device)]
 
     @property
+    def most_checks(self) -> int:  # type: ignore[override]
+        """See :attr:`ModelEvaluator.most_checks`."""
+        return sum(one.most_checks(int(self.runs.touching.sum())) for one in self._replays.values())
+
+    @property
     def answers_are_logits(self) -> bool:
         """Whether :meth:`answers` are logits, and not scores."""
         return True
