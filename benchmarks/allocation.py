@@ -124,7 +124,7 @@ def tables_of(options: argparse.Namespace) -> dict[str, tuple[Table, ...]]:
 def main() -> None:
     options = start(parser(__doc__))
     trials = options.repeats or (400 if options.quick else 4000)
-    lines = ["## Draws where they are needed", "", machine(options), ""]
+    lines = ["### Draws where they are needed", "", machine(options), ""]
     lines += [
         '`allocation="needed"` against `"equal"`, within the same budget. Errors: root mean square over units and seeds, in Dice points of 100, and in parts of',
         "that with equal draws; *bias*: that of looking, root mean square over units, in parts of the rms error; shares of 95 % intervals that hold the",
