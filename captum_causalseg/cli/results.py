@@ -225,6 +225,8 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
     lines = [f"  {row.kind:<14}{row.place:<{width}}{row.effect}  {row.interval}" for row in rows]
     why = emptiness(case, options, statistics)
     empty = [] if why is None else [why]
+    in_words = context_in_words(statistics)
+    context = [] if in_words is None else [f"effects: {in_words}"]
     return "\n".join(
         [
             f"{case.name}: {options.metric} in {place_name(options)} is {observed(case, statistics)}".removeprefix(": "),
@@ -234,7 +236,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             "",
             f"places: {case.grids.in_words()}",
             f"units: {counts(case, options, statistics)}",
-            *([f"effects: {in_context}"] if (in_context := context_in_words(statistics)) else []),
+            *context,
             *empty,
             f"{statistics.n_forwards} forward passes of one {forwarded(statistics.settings)}, {seconds:.1f} s",
         ]

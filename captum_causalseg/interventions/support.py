@@ -135,7 +135,7 @@ def arrives_from(
     Returns:
         ``None`` instead of yes or no where that means nothing: NaN does not pass through the model, or moves finite values.
     """
-    rois, _ = _checked(tensors, rois, (), None)
+    rois, _ = _checked(tensors, rois, (), block_size=None)
     prober = Prober(logits=logits, tensors=tensors, rois=rois.numpy(), batch_size=batch_size)
     rows: list[Row] = []
     for slot, spatial in enumerate(prober.spatial):

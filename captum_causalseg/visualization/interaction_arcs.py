@@ -81,7 +81,7 @@ def plot_interactions(
     outline = None if roi is None else plane(roi[None].cpu(), roi)[0].numpy()
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes = figure.subplots()
-    background(axes, picture, title, outline, fade=True)
+    background(axes, picture, title, outline=outline, fade=True)
     strongest = float(shown["interaction"].abs().max()) or 1.0
     for row in shown[::-1].to_dict("records"):  # the strongest on top
         ends = [(row[f"{name}_1"], row[f"{name}_0"]) for name in ("first", "second")]
