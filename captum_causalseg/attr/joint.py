@@ -6,13 +6,14 @@ from typing import Any
 
 from captum_causalseg._checks import NONE, number
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
-from captum_causalseg.attr.effort import EFFORT, Effort
+from captum_causalseg.attr.effort import EFFORT, OPEN_DRAWS, Effort
 from captum_causalseg.engine.contexts import CONTEXT, Context
 
 __all__ = ["JOINT", "effort_in"]
 
 JOINT = EFFORT | {
     "context": CONTEXT,
+    "n_draws": OPEN_DRAWS,
     "n_screening_draws": NONE | EFFORT["n_screening_draws"],
     "screening_threshold": NONE | number(0),
     "sampling": NONE | EFFORT["sampling"],

@@ -10,7 +10,7 @@ from captum_causalseg._captum import PerturbationAttribution, TargetType, log_us
 from captum_causalseg._checks import FUNCTION, checked
 from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
-from captum_causalseg.attr.effort import Effort
+from captum_causalseg.attr.effort import DRAWS, Effort, draws_of
 from captum_causalseg.attr.estimate import answer, estimate
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.joint import JOINT, effort_in
@@ -93,7 +93,7 @@ class JointTreatmentEffect(PerturbationAttribution):
         feature_mask: Tensor | tuple[Tensor, ...] | None = None,
         block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
         context: ContextArgument = "shapley",
-        n_draws: int = 50,
+        n_draws: int | None = None,
         n_screening_draws: int | None = None,
         screening_threshold: float | None = None,
         sampling: Literal["stratified", "uniform"] | SamplingScheme | None = None,
@@ -128,7 +128,7 @@ class JointTreatmentEffect(PerturbationAttribution):
                 - a function ``(generator, unit_ids) -> mask``: it draws a set of units with a ``numpy.random.Generator``, and gets the ids ``(n,)`` of all units
                   that may be replaced for the output's sake, in ascending order. ``mask`` is boolean ``(n,)``; each unit's context is the set without
                   it. Draws are independent, without antithetic pairs.
-            n_draws: differences per unit; an even number, at least 4, for they come in antithetic pairs (with a function: at least 2, of any parity). With
+            n_draws: differences per unit, by default 50 (those of the plain effect with ``context=0``); an even number, at least 4, for they come in antithetic pairs (with a function: at least 2, of any parity). With
                 ``"shapley"``, the number of permutations. With ``precision`` or ``decide``, a budget: the average per unit over all units.
             n_screening_draws, screening_threshold, sampling, allocation: of the plain effect only (``context=0``), as in :meth:`AverageTreatmentEffect.attribute`. In other
                 contexts no unit can be left out after a few draws, and donors are drawn uniformly.
@@ -170,7 +170,14 @@ class JointTreatmentEffect(PerturbationAttribution):
             context=drawn_in,
             effort=effort_in(
                 drawn_in,
-                Effort(n_draws=n_draws, seed=seed, support=support, precision=precision, decide=decide, alpha=alpha),
+                Effort(
+                    n_draws=draws_of(n_draws, DRAWS if drawn_in.alone else 50, precision, decide),
+                    seed=seed,
+                    support=support,
+                    precision=precision,
+                    decide=decide,
+                    alpha=alpha,
+                ),
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
                 sampling=sampling,

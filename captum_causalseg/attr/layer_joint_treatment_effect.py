@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, TargetType, log_usage
 from captum_causalseg._checks import checked
-from captum_causalseg.attr.effort import Effort
+from captum_causalseg.attr.effort import LAYER_DRAWS, Effort, draws_of
 from captum_causalseg.attr.estimate import answer, estimate
 from captum_causalseg.attr.joint import JOINT, effort_in
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
@@ -74,7 +74,7 @@ class LayerJointTreatmentEffect(LayerAttribution, PerturbationAttribution):
         units: UnitKind = "channel",
         block_size: int | tuple[int, ...] | None = None,
         context: ContextArgument = "shapley",
-        n_draws: int = 50,
+        n_draws: int | None = None,
         n_screening_draws: int | None = None,
         screening_threshold: float | None = None,
         sampling: Literal["stratified", "uniform"] | SamplingScheme | None = None,
@@ -134,7 +134,14 @@ class LayerJointTreatmentEffect(LayerAttribution, PerturbationAttribution):
             context=drawn_in,
             effort=effort_in(
                 drawn_in,
-                Effort(n_draws=n_draws, seed=seed, support=support, precision=precision, decide=decide, alpha=alpha),
+                Effort(
+                    n_draws=draws_of(n_draws, LAYER_DRAWS if drawn_in.alone else 50, precision, decide),
+                    seed=seed,
+                    support=support,
+                    precision=precision,
+                    decide=decide,
+                    alpha=alpha,
+                ),
                 n_screening_draws=n_screening_draws,
                 screening_threshold=screening_threshold,
                 sampling=sampling,
