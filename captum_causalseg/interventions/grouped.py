@@ -91,6 +91,11 @@ class GroupsEvaluator(ModelEvaluator):
         """See :meth:`ModelEvaluator.forwards_each`."""
         return np.asarray(self._wanted(interventions).sum(1))
 
+    @property
+    def most_checks(self) -> int:  # type: ignore[override]
+        """See :attr:`ModelEvaluator.most_checks`."""
+        return sum(part.most_checks for part in self._parts)
+
     def note(self, purpose: str, n_images: int) -> None:
         """See :meth:`ModelEvaluator.note`; windows are counted when they are run."""
 

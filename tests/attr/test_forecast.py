@@ -47,6 +47,11 @@ def in_windows():
     return LayerAverageTreatmentEffect(target(model), model.network.first)
 
 
+def layer_in_groups():
+    model = Local()
+    return LayerAverageTreatmentEffect(target(model, two()), model.first)
+
+
 ALL = {"n_screening_draws": 0}
 CASES = {
     "images": (lambda: AverageTreatmentEffect(target(Local())), {"support": None, **ALL}),
@@ -62,6 +67,7 @@ CASES = {
     "in context, of images": (lambda: JointTreatmentEffect(target(Local())), {}),
     "blocks of a layer in windows": (in_windows, {"units": "block", **ALL}),
     "channels of a layer in windows": (in_windows, {"units": "channel", "block_size": None, **ALL}),
+    "blocks of a layer in groups": (layer_in_groups, {"target": (1, 0), "units": "block", "support": "always", **ALL}),
     "stochastic": (
         lambda: AverageTreatmentEffect(target(nn.Sequential(nn.Dropout(0.2), Local()), n_samples=2)),
         {"n_draws": 4, "block_size": 16},
