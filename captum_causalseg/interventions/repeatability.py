@@ -114,7 +114,8 @@ class Witness:
         among = self._answer_among_others()
         for row in torch.split(among, 1):
             if _differ(row, self._first_answer):
-                if _differ(self._answer_among_others(), among):
+                # What mixes gives the same twice. By chance, what is random may, too: hardly both ways.
+                if _differ(self._answer_alone(), self._first_answer) or _differ(self._answer_among_others(), among):
                     _refuse_random(self._evaluator, row, self._first_answer)
                 _refuse_mixing(self._evaluator, row, self._first_answer)
 

@@ -18,9 +18,13 @@ COUNTS = ("n_draws", "n_screening_draws", "perturbations_per_eval", "seed")
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [True, False, 2.0, NAN, "3", None, torch.tensor(3), 3j])
 def test_counts_must_be_integers(name, value, method):
+    # How many draws are usual depends on whether a goal is given: nothing need be said.
+    left_open = name == "n_draws" and method is AverageTreatmentEffect
+    if left_open and value is None:
+        pytest.skip("it is accepted")
     refused(
         TypeError,
-        f"^{name}: expected an integer( or one per example)?, got ",
+        f"^{name}: expected an integer( or one per example)?{' or None' if left_open else ''}, got ",
         at_most=0,
         method=method,
         target=0,

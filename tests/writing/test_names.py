@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from picture_cases import case, statistics_of
+from torch import nn
 
 import captum_causalseg
-from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, visualization
+from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, interaction_effects, visualization
 from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.evaluation.comparison import Comparison
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
@@ -79,6 +80,12 @@ def profile():
     return visualization.plot_profile(perception_profile(statistics, roi), ODD, ODD)
 
 
+def interactions():
+    largest = nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(1))
+    table = interaction_effects(largest, torch.ones(1, 1, 8, 8), 0.0, top=2, block_size=4, n_draws=2)
+    return visualization.plot_interactions(table, torch.ones(1, 1, 8, 8), title=ODD)
+
+
 PICTURES = {
     "plot_donors": donors,
     "plot_effects": lambda: of_effects((16, 16)),
@@ -89,6 +96,7 @@ PICTURES = {
     "plot_components": components,
     "plot_convergence": convergence,
     "plot_influence": influence,
+    "plot_interactions": interactions,
 }
 
 
