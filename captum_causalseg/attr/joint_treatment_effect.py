@@ -116,8 +116,8 @@ class JointTreatmentEffect(PerturbationAttribution):
         """Estimate every unit's effect, averaged over contexts.
 
         Args:
-            inputs, baselines, target, additional_forward_args, feature_mask, block_size, support, perturbations_per_eval, seed, show_progress, compile,
-                autocast, memory_format, channels, units: as in :meth:`AverageTreatmentEffect.attribute`.
+            inputs, baselines, target, additional_forward_args, feature_mask, block_size: as in :meth:`AverageTreatmentEffect.attribute`.
+            support, perturbations_per_eval, seed, show_progress, compile, autocast, memory_format, channels, units: likewise.
             context: which other units are replaced as well.
 
                 - ``"shapley"``: those that come before the unit in a random order; every order is followed by its reverse.
@@ -128,8 +128,8 @@ class JointTreatmentEffect(PerturbationAttribution):
                 - a function ``(generator, unit_ids) -> mask``: it draws a set of units with a ``numpy.random.Generator``, and gets the ids ``(n,)`` of all units
                   that may be replaced for the output's sake, in ascending order. ``mask`` is boolean ``(n,)``; each unit's context is the set without
                   it. Draws are independent, without antithetic pairs.
-            n_draws: differences per unit, by default 50 (those of the plain effect with ``context=0``); an even number, at least 4, for they come in antithetic pairs (with a function: at least 2, of any parity). With
-                ``"shapley"``, the number of permutations. With ``precision`` or ``decide``, a budget: the average per unit over all units.
+            n_draws: differences per unit, by default 50 (those of the plain effect with ``context=0``); an even number, at least 4, for
+                they come in antithetic pairs (with a function: at least 2, of any parity). With ``"shapley"``, the number of permutations. With ``precision`` or ``decide``, a budget: the average per unit over all units.
             n_screening_draws, screening_threshold, sampling, allocation: of the plain effect only (``context=0``), as in :meth:`AverageTreatmentEffect.attribute`. In other
                 contexts no unit can be left out after a few draws, and donors are drawn uniformly.
             exclude: as in :meth:`AverageTreatmentEffect.attribute`; excluded units are never replaced, in no other unit's context either. Of several RoIs, those

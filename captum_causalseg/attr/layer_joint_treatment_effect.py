@@ -92,10 +92,10 @@ class LayerJointTreatmentEffect(LayerAttribution, PerturbationAttribution):
         """Estimate the effect of every unit of the layer, averaged over contexts.
 
         Args:
-            inputs, layer_baselines, target, additional_forward_args, layer_mask, attribute_to_layer_input, units, block_size, layout, support,
-                return_statistics: as in :meth:`LayerAverageTreatmentEffect.attribute`.
-            context, n_draws, n_screening_draws, screening_threshold, sampling, allocation, perturbations_per_eval, seed, show_progress, precision, decide, alpha: as in
-                :meth:`JointTreatmentEffect.attribute`.
+            inputs, layer_baselines, target, additional_forward_args, layer_mask: as in :meth:`LayerAverageTreatmentEffect.attribute`.
+            attribute_to_layer_input, units, block_size, layout, support, return_statistics: likewise.
+            context, n_draws, precision, decide, alpha: as in :meth:`JointTreatmentEffect.attribute`.
+            n_screening_draws, screening_threshold, sampling, allocation, perturbations_per_eval, seed, show_progress: likewise.
 
         Returns:
             Attributions like the layer's activation (a tensor or a tuple), every element carrying its unit's whole effect; with
