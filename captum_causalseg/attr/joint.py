@@ -9,7 +9,7 @@ from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffec
 from captum_causalseg.attr.effort import EFFORT, OPEN_DRAWS, Effort
 from captum_causalseg.engine.contexts import CONTEXT, Context
 
-__all__ = ["JOINT", "effort_in"]
+__all__ = ["JOINT", "JOINT_DRAWS", "effort_in"]
 
 JOINT = EFFORT | {
     "context": CONTEXT,
@@ -20,6 +20,9 @@ JOINT = EFFORT | {
     "allocation": NONE | EFFORT["allocation"],
 }
 """What the arguments of ``attribute`` that say how trials are drawn have to be."""
+
+JOINT_DRAWS = 50
+"""Draws per unit in a context, where nothing is said: contexts differ, too, and donors are not ranked."""
 
 # Of the plain effect, as its own face has them.
 _PLAIN = {name: one.default for name, one in inspect.signature(AverageTreatmentEffect.attribute).parameters.items()}

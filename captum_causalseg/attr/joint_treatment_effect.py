@@ -13,7 +13,7 @@ from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.effort import DRAWS, Effort, draws_of
 from captum_causalseg.attr.estimate import answer, estimate
 from captum_causalseg.attr.exclusion import Exclude
-from captum_causalseg.attr.joint import JOINT, effort_in
+from captum_causalseg.attr.joint import JOINT, JOINT_DRAWS, effort_in
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.engine.contexts import ContextArgument, context_of
 from captum_causalseg.engine.sampling import SamplingScheme
@@ -171,7 +171,7 @@ class JointTreatmentEffect(PerturbationAttribution):
             effort=effort_in(
                 drawn_in,
                 Effort(
-                    n_draws=draws_of(n_draws, DRAWS if drawn_in.alone else 50, precision, decide),
+                    n_draws=draws_of(n_draws, DRAWS if drawn_in.alone else JOINT_DRAWS, precision, decide),
                     seed=seed,
                     support=support,
                     precision=precision,

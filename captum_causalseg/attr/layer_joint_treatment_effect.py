@@ -9,7 +9,7 @@ from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, 
 from captum_causalseg._checks import checked
 from captum_causalseg.attr.effort import LAYER_DRAWS, Effort, draws_of
 from captum_causalseg.attr.estimate import answer, estimate
-from captum_causalseg.attr.joint import JOINT, effort_in
+from captum_causalseg.attr.joint import JOINT, JOINT_DRAWS, effort_in
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.engine.contexts import ContextArgument, context_of
@@ -135,7 +135,7 @@ class LayerJointTreatmentEffect(LayerAttribution, PerturbationAttribution):
             effort=effort_in(
                 drawn_in,
                 Effort(
-                    n_draws=draws_of(n_draws, LAYER_DRAWS if drawn_in.alone else 50, precision, decide),
+                    n_draws=draws_of(n_draws, LAYER_DRAWS if drawn_in.alone else JOINT_DRAWS, precision, decide),
                     seed=seed,
                     support=support,
                     precision=precision,

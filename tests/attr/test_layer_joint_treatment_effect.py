@@ -130,7 +130,10 @@ def test_an_ensemble_inside_one_layer_is_seen_together_only():
     """Two channels that say the same, of which the next layer takes the larger."""
     model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.Flatten(2), nn.Identity())
     model[0].weight.data = torch.tensor([1.0, 1.0, 0.5]).view(3, 1, 1, 1)
-    either = lambda x: model(x).amax(2).amax(1)  # noqa: E731
+
+    def either(x):
+        return model(x).amax(2).amax(1)
+
     image = torch.ones(1, 1, 2, 2)
     for context, expected in ((0, [0, 0, 0]), ("shapley", [5 / 12, 5 / 12, 1 / 6])):
         _, stats = LayerJointTreatmentEffect(either, model[0]).attribute(

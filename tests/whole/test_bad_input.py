@@ -18,10 +18,9 @@ COUNTS = ("n_draws", "n_screening_draws", "perturbations_per_eval", "seed")
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [True, False, 2.0, NAN, "3", None, torch.tensor(3), 3j])
 def test_counts_must_be_integers(name, value, method):
-    # How many draws are usual depends on whether a goal is given: nothing need be said.
+    # How many draws are usual depends on whether a goal is given: nothing need be said, which is tried below.
     left_open = name == "n_draws" and method is AverageTreatmentEffect
-    if left_open and value is None:
-        pytest.skip("it is accepted")
+    value = "none" if left_open and value is None else value
     refused(
         TypeError,
         f"^{name}: expected an integer( or one per example)?{' or None' if left_open else ''}, got ",
@@ -30,6 +29,14 @@ def test_counts_must_be_integers(name, value, method):
         target=0,
         **{name: value},
     )
+
+
+@pytest.mark.parametrize(("goal", "usual"), [({}, 12), ({"precision": 0.1}, 50), ({"decide": 0.0}, 50)])
+def test_draws_need_not_be_said(goal, usual):
+    _, found = AverageTreatmentEffect(Counting()).attribute(
+        images(), images(3), target=0, n_draws=None, return_statistics=True, **goal
+    )
+    assert found.settings["n_draws"] == usual
 
 
 @METHODS
