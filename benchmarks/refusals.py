@@ -650,6 +650,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "regions.boundary": lambda w: _call("regions", regions.boundary, mask=w.roi),
     "regions.box": lambda w: _call("regions", regions.box, spatial_shape=(8, 8), start=2, size=3),
     "regions.component": lambda w: _call("regions", regions.component, mask=w.roi, point=(5, 5)),
+    "regions.errors": lambda w: _call("regions", regions.errors, prediction=w.labels * 0, reference=w.labels),
     "regions.from_file": lambda w: _call("regions", regions.from_file, path=w.mask_file),
     "regions.from_label": lambda w: _call("regions", regions.from_label, label_map=w.labels, value=1),
     "regions.from_mask": lambda w: _call("regions", regions.from_mask, mask=w.labels),

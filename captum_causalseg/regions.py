@@ -7,17 +7,30 @@ return plain CPU tensors.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, PATH, array_of, checked, integer, number, per_axis, sequence, shown, tensor_of
+from captum_causalseg._checks import (
+    NONE,
+    PATH,
+    array_of,
+    checked,
+    integer,
+    number,
+    one_of,
+    per_axis,
+    sequence,
+    shown,
+    tensor_of,
+)
 from captum_causalseg.boxes import number_blocks
 from captum_causalseg.images import check_same_grid, load_label
 
-__all__ = ["boundary", "box", "component", "from_file", "from_label", "from_mask", "grid", "predicted", "supervoxels"]
+__all__ = ["boundary", "box", "component", "errors", "from_file", "from_label", "from_mask", "grid", "predicted", "supervoxels"]
 
 Array = Tensor | np.ndarray
 
@@ -85,6 +98,65 @@ def component(mask: Array, point: Sequence[int]) -> Tensor:
         raise ValueError(f"point: the mask is 0 at {index}; choose a point inside the object")
     labels, _ = ndimage.label(values == values[index], structure=np.ones((3,) * values.ndim))
     return torch.from_numpy(labels == labels[index])
+
+
+@checked(
+    prediction=_LABELS,
+    reference=_LABELS,
+    kind=one_of("any", "false_positive", "missed"),
+    rank=integer(1),
+    label=NONE | integer(),
+)
+def errors(
+    prediction: Array,
+    reference: Array,
+    kind: Literal["any", "false_positive", "missed"] = "any",
+    rank: int = 1,
+    *,
+    label: int | None = None,
+) -> Tensor:
+    """The largest connected component (diagonal neighbors included) of what a model got wrong: where to ask why.
+
+    Inside a false positive the reference is empty, and Dice is 0 until the last predicted pixel is gone: the ``volume`` of what is
+    predicted is a score that moves. Inside a missed part nothing is predicted: ``detection`` says where a replacement makes the object
+    appear, and ``soft_dice`` moves before it does.
+
+    Args:
+        prediction: of one image a boolean mask or a label map ``(*spatial)`` with 0 for the background; or hard masks of a batch,
+            boolean ``(N, C, *spatial)``, as :meth:`SegmentationTarget.predict` returns them.
+        reference: the truth. For a map ``(*spatial)`` of its shape; for hard masks such masks, or label maps ``(N, *spatial)``
+            (``(*spatial)`` if ``N`` is 1).
+        kind: ``"false_positive"``: predicted as an object, wrongly; ``"missed"``: an object, and not predicted as that; ``"any"``:
+            all that differs. Where one label is taken for another, it is both.
+        rank: 1 for the largest component, 2 for the next, ...; of equally large ones the first by position.
+        label: count errors of this label (or channel) only; ``None``: of all of them.
+
+    Returns:
+        Boolean tensor ``(*spatial)``; for hard masks ``(N, 1, *spatial)``, the layout of one RoI per example.
+
+    Raises:
+        ValueError: there are fewer errors of that kind (the message says how many), or prediction and reference do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import regions
+        >>> truth = torch.tensor([1, 1, 0, 0, 0, 0])
+        >>> found = torch.tensor([1, 0, 0, 1, 1, 0])
+        >>> regions.errors(found, truth).tolist()
+        [False, False, False, True, True, False]
+        >>> regions.errors(found, truth, kind="missed").tolist()
+        [False, True, False, False, False, False]
+    """
+    found, truth = _numpy(prediction), _numpy(reference)
+    # A single image has three spatial axes at most.
+    if found.shape == truth.shape and found.ndim <= 3:
+        return _error(found, truth, kind, rank, label)
+    if found.ndim < 3 or truth.shape not in _shapes_of_truth(found.shape):
+        expected = " or ".join(map(str, _shapes_of_truth(found.shape) if found.ndim > 3 else [found.shape]))
+        raise ValueError(f"reference: expected the shape {expected}, as prediction is {found.shape}; got {truth.shape}")
+    found = _labels_of("prediction", found, label)
+    truth = _labels_of("reference", truth, label) if truth.ndim > found.ndim else truth.reshape(found.shape)
+    return torch.stack([_error(*pair, kind, rank, label) for pair in zip(found, truth)])[:, None]
 
 
 @checked(label_map=array_of("real", may_be_empty=False), value=integer())
@@ -294,6 +366,42 @@ def supervoxels(image: Array, n_segments: int = 200, compactness: float = 0.1) -
 
 def _numpy(values: Array) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _shapes_of_truth(masks: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """What a reference for hard masks ``(N, C, *spatial)`` may be: masks, a label map each, or for a single example a label map."""
+    return [masks, (masks[0], *masks[2:])] + ([masks[2:]] if masks[0] == 1 else [])
+
+
+def _labels_of(name: str, masks: np.ndarray, label: int | None) -> np.ndarray:
+    """Label maps ``(N, *spatial)`` of hard masks ``(N, C, *spatial)``; those of one label are that label inside of its mask."""
+    if masks.dtype != bool:
+        raise ValueError(f"{name}: expected boolean hard masks, as SegmentationTarget.predict returns them, got {masks.dtype}")
+    classes = masks.shape[1]
+    if label is not None and not 0 <= label < max(classes, 2):
+        raise ValueError(f"label: expected 0..{max(classes, 2) - 1}, got {label}")
+    if classes == 1:
+        return masks[:, 0].astype(np.int64)
+    if label is not None:
+        return np.where(masks[:, label], label, label - 1)
+    if bool((masks.sum(1) != 1).any()):
+        raise ValueError(f"label: the channels of {name} overlap or leave pixels out, so say of which one errors are counted")
+    return np.asarray(masks.argmax(1))
+
+
+def _error(prediction: np.ndarray, reference: np.ndarray, kind: str, rank: int, label: int | None) -> Tensor:
+    """One component of what differs between two label maps ``(*spatial)``."""
+    if label is not None:
+        prediction, reference = prediction == label, reference == label
+    wrong = prediction != reference
+    if kind != "any":
+        wrong = wrong & ((prediction if kind == "false_positive" else reference) != 0)
+    components, _ = ndimage.label(wrong, structure=np.ones((3,) * wrong.ndim))
+    sizes = np.bincount(components.ravel())[1:]
+    if rank > len(sizes):
+        said = {"any": "errors", "false_positive": "false positives", "missed": "missed parts"}[kind]
+        raise ValueError(f"rank: prediction and reference differ in {len(sizes)} connected {said}, got {rank}")
+    return torch.from_numpy(components == 1 + int(np.argsort(-sizes, kind="stable")[rank - 1]))
 
 
 def _listed(values: np.ndarray) -> str:

@@ -105,6 +105,84 @@ def test_component_refuses_a_point_in_the_background():
         regions.component(torch.tensor([[1, 0]]), (0, 1))
 
 
+# errors
+
+
+def flood(places):
+    """Sets of positions that hang together, diagonally too, in the order of their first position."""
+    left, found = sorted(places), []
+    while left:
+        group, border = {left[0]}, [left[0]]
+        while border:
+            here = border.pop()
+            near = {p for p in left if p not in group and max(abs(a - b) for a, b in zip(p, here)) <= 1}
+            group |= near
+            border += near
+        found.append(group)
+        left = [p for p in left if p not in group]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["any", "false_positive", "missed"])
+@pytest.mark.parametrize("label", [None, 1, 2])
+@pytest.mark.parametrize("spatial", [(80,), (9, 8), (5, 4, 6)])
+def test_errors_are_the_floods_of_what_differs_the_largest_first(spatial, label, kind):
+    rng = np.random.default_rng(len(spatial))
+    truth = rng.integers(0, 3, spatial)
+    found = np.where(rng.random(spatial) < 0.7, truth, rng.integers(0, 3, spatial))
+
+    def is_wrong(p, t):
+        if label is not None:
+            p, t = int(p == label), int(t == label)
+        return p != t and {"any": True, "false_positive": p != 0, "missed": t != 0}[kind]
+
+    groups = flood([place for place in np.ndindex(spatial) if is_wrong(found[place], truth[place])])
+    groups.sort(key=len, reverse=True)
+    assert len(groups) >= 2
+    for rank, group in enumerate(groups, start=1):
+        roi = regions.errors(torch.from_numpy(found), truth, kind, rank, label=label)
+        assert {tuple(place) for place in roi.nonzero().tolist()} == group
+    with pytest.raises(ValueError, match=f"^rank: prediction and reference differ in {len(groups)} connected"):
+        regions.errors(found, truth, kind, len(groups) + 1, label=label)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("label", [None, 1])
+def test_errors_of_a_batch_are_one_roi_per_example_for_a_target(classes, label):
+    torch.manual_seed(0)
+    model = nn.Conv2d(2, classes, 3, padding=1).eval()
+    images, truth = torch.rand(2, 2, 12, 12) - 0.5, torch.randint(0, max(classes, 2), (2, 12, 12))
+    target = SegmentationTarget(model, reference=truth)
+    masks = target.predict(images)
+    maps = masks[:, 0].long() if classes == 1 else masks.int().argmax(1)
+    rois = regions.errors(masks, truth, "missed", label=label)
+    assert rois.shape == (2, 1, 12, 12)
+    for n in range(2):
+        expected = regions.errors(maps[n], truth[n], "missed", label=label)
+        assert torch.equal(rois[n, 0], expected)
+        assert torch.equal(regions.errors(masks[n : n + 1], truth[n], "missed", label=label)[0, 0], expected)
+    one_hot = torch.nn.functional.one_hot(truth, max(classes, 2)).movedim(-1, 1).bool()[:, -classes:]
+    assert torch.equal(regions.errors(masks, one_hot, "missed", label=label), rois)
+    assert SegmentationTarget(model, reference=truth, roi=rois)(images).shape == ((2,) if classes == 1 else (2, classes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (([0, 1, 1], [0, 1, 1]), "^rank: prediction and reference differ in 0 connected errors, got 1"),
+        (([0, 1], [0, 1, 1]), r"^reference: expected the shape \(2,\), as prediction is \(2,\); got \(3,\)"),
+        ((torch.ones(2, 3, 4, 4, dtype=torch.bool), torch.ones(4, 4)), r"^reference: expected the shape .* or \(2, 4, 4\), as"),
+        ((torch.ones(1, 2, 4, 4, dtype=torch.bool), torch.ones(4, 4)), "^label: the channels of prediction overlap or leave"),
+        ((torch.ones(1, 2, 4, 4), torch.ones(4, 4)), "^prediction: expected boolean hard masks"),
+    ],
+)
+def test_errors_refuse(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        regions.errors(*map(torch.as_tensor, arguments))
+    with pytest.raises(ValueError, match=r"^label: expected 0\.\.1, got 2"):
+        regions.errors(torch.ones(1, 2, 4, 4, dtype=torch.bool), torch.ones(4, 4), label=2)
+
+
 # from_label
 
 
