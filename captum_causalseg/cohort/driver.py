@@ -5,6 +5,7 @@ import logging
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from captum_causalseg.cohort.fingerprint import differences
 from captum_causalseg.cohort.folder import Writer, damages, file_of, study_error
 from captum_causalseg.cohort.worker import Loaded, Outcome, Recipe, Task, id_of
 
-__all__ = ["CohortError", "Driver"]
+__all__ = ["CohortError", "Course", "Driver"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,21 @@ class CohortError(RuntimeError):
     """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a study is gone through.
+
+    Args:
+        shards, errors, show_progress: as of :func:`captum_causalseg.cohort.explain_cohort`.
+        title: of the progress bar.
+    """
+
+    shards: int = 1
+    errors: str = "record"
+    show_progress: bool = True
+    title: str = "cases"
+
+
 class Driver:
     """Hands out the tasks of one call and takes what comes of them.
 
@@ -48,15 +64,15 @@ class Driver:
         cases: as of :func:`captum_causalseg.cohort.explain_cohort`.
         recipe: what workers are told.
         writer: of the study's folder.
-        shards, errors, show_progress: as of :func:`captum_causalseg.cohort.explain_cohort`.
+        course: how the study is gone through.
 
     Attributes:
         positions: of the cases that have come by, by their ids.
     """
 
-    def __init__(self, cases: Any, recipe: Recipe, writer: Writer, shards: int, errors: str, show_progress: bool) -> None:
+    def __init__(self, cases: Any, recipe: Recipe, writer: Writer, course: Course) -> None:
         self.positions: dict[str, int] = {}
-        self._recipe, self._writer, self._shards, self._errors = recipe, writer, shards, errors
+        self._recipe, self._writer, self._course = recipe, writer, course
         self._records = writer.cohort.records()
         self._finished = {name for name, record in self._records.items() if record["state"] == "finished"}
         # What workers load, as the first case that was finished had it.
@@ -74,13 +90,12 @@ class Driver:
         self._part_records: dict[int, dict[str, Any]] = {}
         self._cases = iter(self._listed(cases))
         self._total = len(cases) if hasattr(cases, "__len__") else None
-        self._show_progress = show_progress
         self._n_units = self._n_failed = 0
 
     @functools.cached_property
     def _bar(self) -> Any:
         # Not before the first task: what cannot begin has no progress.
-        return tqdm(total=self._total, desc="cases", disable=not self._show_progress, dynamic_ncols=True)
+        return tqdm(total=self._total, desc=self._course.title, disable=not self._course.show_progress, dynamic_ncols=True)
 
     def begun(self, loaded: Loaded) -> None:
         """A worker has loaded its model: it has to be the study's.
@@ -117,11 +132,11 @@ class Driver:
         if task.name is None and outcome.name is not None:
             # It was not known before it was read.
             self._claim(outcome.name, task.position)
-        if outcome.error is None and not (task.n_parts > 1 and task.kind == "explain"):
+        if outcome.error is None and not (task.n_parts > 1 and task.kind == "work"):
             self._publish(outcome)
         if outcome.error is not None:
             self._failed(task, outcome)
-        elif task.n_parts > 1 and task.kind == "explain":
+        elif task.n_parts > 1 and task.kind == "work":
             self._part_done(task, outcome)
         else:
             self._succeeded(task, outcome)
@@ -153,7 +168,7 @@ class Driver:
             self._error_file(unnamed).unlink(missing_ok=True)
         self._finished.add(name)
         self._error_file(name).unlink(missing_ok=True)
-        self._n_units += outcome.record["n_units"]
+        self._n_units += outcome.record["n_units"] or 0
         self._step()
 
     def _add(self, name: str, task: Task, state: str, error: str | None, more: Mapping[str, Any]) -> None:
@@ -185,12 +200,12 @@ class Driver:
                     return
                 self._bar.update()
                 continue
-            for part in range(self._shards):
-                self._ready.append(Task(position=position, name=name, case=case, part=part, n_parts=self._shards))
+            for part in range(self._course.shards):
+                self._ready.append(Task(position=position, name=name, case=case, part=part, n_parts=self._course.shards))
             return
 
     def _is_whole(self, name: str) -> bool:
-        """Whether the files of a finished case are as they were written; else it is not finished."""
+        """Whether the files of a finished case are as they were written, and what they were made of; else it is not finished."""
         record = self._records.get(name)
         if record is None or record["state"] != "finished":
             return True  # it was finished by this call
@@ -199,7 +214,12 @@ class Driver:
             said = ", ".join(f"{path.relative_to(self._recipe.folder)} is {problem}" for path, problem in found)
             logger.warning("case %s is run again: %s", name, said)
             self._finished.discard(name)
-        return not found
+            return False
+        if self._recipe.work.is_outdated(record):
+            logger.warning("case %s is run again: what it was made of has changed", name)
+            self._finished.discard(name)
+            return False
+        return True
 
     def _listed(self, cases: Any) -> Iterator[tuple[int, str | None, Any]]:
         """Position, id where it is known without reading, and the case itself unless workers read it."""
@@ -253,17 +273,19 @@ class Driver:
     def _part_done(self, task: Task, outcome: Outcome) -> None:
         kept = self._part_records.setdefault(task.position, {"seconds": 0.0})
         kept["seconds"] += outcome.record["seconds"]
-        self._parts_left[task.position] = self._parts_left.get(task.position, self._shards) - 1
+        self._parts_left[task.position] = self._parts_left.get(task.position, self._course.shards) - 1
         if not self._parts_left[task.position]:
             del self._parts_left[task.position]
             self._ready.appendleft(
-                Task(position=task.position, name=outcome.name, case=task.case, part=0, n_parts=self._shards, kind="merge")
+                Task(
+                    position=task.position, name=outcome.name, case=task.case, part=0, n_parts=self._course.shards, kind="merge"
+                )
             )
 
     def _failed(self, task: Task, outcome: Outcome) -> None:
         # What other parts of it are still to be done is left.
         self._ready = deque(one for one in self._ready if one.position != task.position)
-        if task.n_parts > 1 and task.kind == "explain":
+        if task.n_parts > 1 and task.kind == "work":
             if self._parts_left.get(task.position) == -1:
                 return
             self._parts_left[task.position] = -1
@@ -280,15 +302,16 @@ class Driver:
         self._add(
             name, task, state="failed", error=error, more={"columns": columns, "seconds": outcome.record.get("seconds", 0.0)}
         )
-        if self._errors == "raise":
+        if self._course.errors == "raise":
             raise CohortError(f"case {name!r} failed: {error}") from outcome.exception
         logger.warning("case %s failed: %s (%s)", name, error, details)
         self._n_failed += 1
         self._step()
 
     def _step(self) -> None:
-        failed = f", {self._n_failed} failed" if self._n_failed else ""
-        self._bar.set_postfix_str(f"{self._n_units} units{failed}", refresh=False)
+        failed = f"{self._n_failed} failed" if self._n_failed else ""
+        units = f"{self._n_units} units" if self._n_units else ""
+        self._bar.set_postfix_str(", ".join(filter(None, (units, failed))), refresh=False)
         self._bar.update()
 
 

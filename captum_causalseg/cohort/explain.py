@@ -1,6 +1,5 @@
 """Explain every case of a cohort, once, whatever happens in between."""
 
-import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +21,12 @@ from captum_causalseg._checks import (
     unexpected,
 )
 from captum_causalseg.attr.components import component_effects
-from captum_causalseg.cohort import engines
-from captum_causalseg.cohort.digests import digest_of_json
-from captum_causalseg.cohort.driver import Driver
-from captum_causalseg.cohort.fingerprint import described, model_of, modules_of
-from captum_causalseg.cohort.folder import Cohort, arrow, locked
+from captum_causalseg.cohort.driver import Course
+from captum_causalseg.cohort.engines import Pool
+from captum_causalseg.cohort.explaining import ExplainCase
+from captum_causalseg.cohort.fingerprint import described
+from captum_causalseg.cohort.folder import Cohort, arrow
+from captum_causalseg.cohort.study import Engine, asked_of_cases, is_dataset, run_study
 from captum_causalseg.cohort.worker import Recipe
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -175,60 +175,34 @@ def explain_cohort(
     """
     arrow()
     _check(method, shards, arguments, columns=columns)
-    if address is not None and engine != "ray":
-        raise ValueError('address: it works only with engine="ray"')
-    folder = Path(out).absolute()
-    dataset = cases if _is_dataset(cases) else None
+    pool = Pool(address=address, n_workers=num_workers, num_cpus=num_cpus, num_gpus=num_gpus)
+    where = Engine(name=engine, pool=pool)
+    work = ExplainCase(
+        method=method,
+        nifti=nifti if callable(nifti) else bool(nifti),
+        show_units=show_progress and engine == "local",
+    )
     recipe = Recipe(
-        dataset=dataset,
+        dataset=cases if is_dataset(cases) else None,
         make_target=make_target,
         load_model=load_model,
         prepare=prepare,
-        method=method,
+        work=work,
         arguments=arguments,
         case_arguments=tuple(case_arguments),
         id_key=id_key,
         image_key=tuple(image_key) if isinstance(image_key, (tuple, list)) else image_key,
         columns=tuple(columns),
-        nifti=nifti if callable(nifti) else bool(nifti),
-        folder=folder,
-        threads=max(1, int(num_cpus)) if engine == "ray" else None,
-        show_units=show_progress and engine == "local",
+        folder=Path(out).absolute(),
+        threads=where.threads,
     )
-    asked = {
-        "make_target": described(make_target, "make_target"),
-        "load_model": described(load_model, "load_model"),
-        "prepare": described(prepare, "prepare"),
+    asked = asked_of_cases(recipe) | {
         "method": described(method, "method"),
-        "arguments": {name: described(value, name) for name, value in arguments.items()},
-        "case_arguments": list(recipe.case_arguments),
-        "id_key": id_key,
-        "image_key": described(recipe.image_key, "image_key"),
-        "columns": list(recipe.columns),
-        "nifti": described(recipe.nifti, "nifti"),
+        "nifti": described(work.nifti, "nifti"),
         "shards": shards,
     }
-    with locked(folder, {"arguments": asked, "columns": list(recipe.columns)}, resume) as writer:
-        records = [record for record in writer.cohort.records().values() if record["state"] == "finished"]
-        held = frozenset() if load_model is not None else frozenset(map(model_of, modules_of(make_target)))
-        known = frozenset(record["model"] for record in records) - held
-        recipe = dataclasses.replace(recipe, asked=digest_of_json(asked), held=held, known=known)
-        driver = Driver(cases=cases, recipe=recipe, writer=writer, shards=shards, errors=errors, show_progress=show_progress)
-        try:
-            if engine == "local":
-                engines.run_here(recipe, driver)
-            else:
-                pool = engines.Pool(address=address, n_workers=num_workers, num_cpus=num_cpus, num_gpus=num_gpus)
-                engines.run_on_ray(recipe, driver, pool)
-        finally:
-            driver.close()
-            writer.close(driver.positions)
-    return writer.cohort
-
-
-def _is_dataset(cases: Any) -> bool:
-    """Whether workers can read its items by themselves; what holds its items in memory is sent item by item."""
-    return not isinstance(cases, (list, tuple)) and hasattr(cases, "__getitem__") and hasattr(cases, "__len__")
+    course = Course(shards=shards, errors=errors, show_progress=show_progress)
+    return run_study(cases, recipe, asked, engine=where, course=course, resume=resume)
 
 
 def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
-"""What a worker does: read a case, build its target, explain it, write its files."""
+"""What a worker does: read a case, build its target, work on it, write its files."""
 
-import inspect
 import json
 import shutil
 import time
@@ -14,20 +13,15 @@ from typing import Any
 
 import captum
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from captum_causalseg._version import __version__
-from captum_causalseg.attr.components import component_effects
-from captum_causalseg.attr.parts import InParts, merge_parts
 from captum_causalseg.cohort.digests import digest_of_file
 from captum_causalseg.cohort.fingerprint import described, differences, digest, modules_of, of_call
 from captum_causalseg.cohort.folder import file_of_part, fresh_place, written_beside
-from captum_causalseg.evaluation.unit_space import Ruler, UnitSpace, unit_labels
-from captum_causalseg.images import save_map, spacing_of
+from captum_causalseg.cohort.work import CaseWork, Subject
 from captum_causalseg.interventions.execution import Part
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target.scorer import as_scorer
 from captum_causalseg.writing.files import on_disk
 from captum_causalseg.writing.names import encodable
@@ -41,33 +35,32 @@ class Recipe:
 
     Args:
         dataset: where cases are read by their position; ``None`` if they come with the tasks.
-        make_target, load_model, prepare, method, arguments, case_arguments, id_key, image_key, columns, nifti: as of
+        make_target, load_model, prepare, case_arguments, id_key, image_key, columns: as of
             :func:`captum_causalseg.cohort.explain_cohort`.
+        work: what is done of each case.
+        arguments: of the work, the same for each case.
         folder: of the study.
         asked: a digest of all that is asked.
         held: digests of the models that ``make_target`` holds.
         known: digests of the models of finished cases, besides those that it holds.
         threads: of torch; ``None`` leaves them as they are.
-        show_units: show a bar over the interventions of each case.
     """
 
     dataset: Any
     make_target: Callable[..., Any]
     load_model: Callable[[], Any] | None
     prepare: Callable[..., Mapping[str, Any]] | None
-    method: Callable[..., Any]
+    work: CaseWork
     arguments: Mapping[str, Any]
     case_arguments: Sequence[str]
     id_key: str
     image_key: str | tuple[str, ...]
     columns: Sequence[str]
-    nifti: bool | Callable[[Path, Mapping[str, Any], TreatmentEffectStatistics], None]
     folder: Path
     asked: str = ""
     held: frozenset[str] = frozenset()
     known: frozenset[str] = frozenset()
     threads: int | None = None
-    show_units: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +71,8 @@ class Task:
         position: of the case among all.
         name: the case's id, where it is known before the case is read.
         case: the case itself, or ``None`` to read it from the data set.
-        part, n_parts: explain only this part of its units.
-        kind: ``"explain"``; ``"merge"`` the parts; ``"check"`` only build it, and say what it was asked.
+        part, n_parts: do only this part of it.
+        kind: ``"work"``; ``"merge"`` the parts; ``"check"`` only build it, and say what it was asked.
     """
 
     position: int
@@ -87,7 +80,7 @@ class Task:
     case: Any
     part: int = 0
     n_parts: int = 1
-    kind: str = "explain"
+    kind: str = "work"
 
 
 @dataclass
@@ -127,7 +120,7 @@ class Loaded:
 
 
 class Worker:
-    """Explains cases, one after another; the model is loaded once.
+    """Works on cases, one after another; the model is loaded once.
 
     Args:
         recipe: what to do.
@@ -193,39 +186,34 @@ class Worker:
         outcome.refused = self._other_model(target, call)
         if outcome.refused:
             return
-        arguments = dict(recipe.arguments) | own
+        subject = Subject(
+            name=outcome.name or "",
+            case=case,
+            target=target,
+            inputs=inputs,
+            is_tuple=isinstance(recipe.image_key, tuple),
+            arguments=dict(recipe.arguments) | own,
+        )
         parts: list[Path] = []
         if task.n_parts > 1:
             # By all that they depend on: those of a call that was killed are taken over, those of another call are not.
             key = digest(call, recipe.asked, __version__)
             files = [f"part-{number}-of-{task.n_parts}-{key}.npz" for number in range(task.n_parts)]
-            parts = [file_of_part(recipe.folder, outcome.name or "", file) for file in files]
-            if task.kind == "explain":
+            parts = [file_of_part(recipe.folder, subject.name, file) for file in files]
+            if task.kind == "work":
                 if not _is_whole(parts[task.part]):
-                    statistics = self._statistics(target, inputs, arguments, task=task)
                     with written_beside(parts[task.part], recipe.folder) as path:
-                        statistics.save(path)
+                        recipe.work.write_part(subject, Part(task.part, task.n_parts), path)
                 return
         outcome.record |= {
             "device": str(inputs[0].device),
-            "seed": str(_argument(recipe.method, target, arguments, name="seed")),
+            "seed": str(recipe.work.seed(subject)),
             "versions": json.dumps({"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}),
             "model": call["model"],
             "image": call["image"],
         }
-        if recipe.method is component_effects:
-            table = self._components(target, inputs, arguments)
-            place = outcome.place = fresh_place(recipe.folder)
-            table.drop(columns=["example"]).to_parquet(place / "units.parquet", index=False)
-            observed = float(table["observed_score"].iloc[0])
-            outcome.record |= {"n_units": len(table), "forwards": None, "observed_score": observed}
-        else:
-            if task.kind == "merge":
-                statistics = merge_parts([TreatmentEffectStatistics.load(path) for path in parts])
-            else:
-                statistics = self._statistics(target, inputs, arguments, task=task)
-            place = outcome.place = fresh_place(recipe.folder)
-            outcome.record |= self._write(place, case, target=target, inputs=inputs, arguments=arguments, statistics=statistics)
+        place = outcome.place = fresh_place(recipe.folder)
+        outcome.record |= recipe.work.write(subject, place, parts)
         outcome.record["files"] = {}
         for file in sorted(place.iterdir()):
             on_disk(file)
@@ -247,60 +235,6 @@ class Worker:
             return differences({"model": min(self._known)}, {"model": model})
         self._known.add(model)
         return []
-
-    def _write(
-        self,
-        place: Path,
-        case: Mapping[str, Any],
-        target: Any,
-        inputs: tuple[Tensor, ...],
-        arguments: Mapping[str, Any],
-        statistics: TreatmentEffectStatistics,
-    ) -> dict[str, Any]:
-        """Write a case's files; what they say in numbers."""
-        asked = arguments.get("target")
-        table = _unit_table(statistics, target, inputs=inputs, asked=asked, more=arguments.get("additional_forward_args"))
-        table.to_parquet(place / "units.parquet", index=False)
-        statistics.save(place / "statistics.npz")
-        nifti = self._recipe.nifti
-        if callable(nifti):
-            nifti(place / "effects.nii.gz", case, statistics)
-        elif nifti:
-            effects = statistics.to_map("effect", asked)
-            save_map(place / "effects.nii.gz", (effects[0] if isinstance(effects, tuple) else effects)[0], inputs[0])
-        return {
-            "n_units": int((statistics.status[0] != Status.ABSENT).reshape(statistics.status.shape[1], -1).any(1).sum()),
-            "forwards": statistics.n_forwards,
-            "observed_score": float(statistics.of_output(asked).observed_score[0]),
-        }
-
-    def _statistics(
-        self, target: Any, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any], task: Task
-    ) -> TreatmentEffectStatistics:
-        explainer: Any = self._recipe.method(target)
-        if task.n_parts > 1:
-            if not isinstance(explainer, InParts):
-                raise TypeError(
-                    f"shards: expected a method whose units can be shared out (AverageTreatmentEffect, LayerAverageTreatmentEffect, PdCR), "
-                    f"got {type(explainer).__name__}; give shards=1"
-                )
-            explainer = explainer.only(Part(task.part, task.n_parts))
-        bar = {"show_progress": True} if self._recipe.show_units else {}
-        _, statistics = explainer.attribute(self._given(inputs), **arguments, return_statistics=True, **bar)
-        if not isinstance(statistics, TreatmentEffectStatistics):
-            raise TypeError(
-                f"method: expected its attribute to return TreatmentEffectStatistics, got {type(statistics).__name__}"
-            )
-        return statistics
-
-    def _components(self, target: Any, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> pd.DataFrame:
-        named = dict(arguments)
-        if "target" in named:
-            named["output"] = named.pop("target")
-        return component_effects(target, self._given(inputs), **named, show_progress=self._recipe.show_units)
-
-    def _given(self, inputs: tuple[Tensor, ...]) -> Any:
-        return inputs if isinstance(self._recipe.image_key, tuple) else inputs[0]
 
     def _inputs(self, case: Mapping[str, Any], target: Any) -> tuple[Tensor, ...]:
         """The case's images as batches of one, on the model's device."""
@@ -347,42 +281,6 @@ def _is_whole(part: Path) -> bool:
         return False
 
 
-def _unit_table(
-    statistics: TreatmentEffectStatistics, target: Any, inputs: tuple[Tensor, ...], asked: Any, more: Any
-) -> pd.DataFrame:
-    table = statistics.to_dataframe().drop(columns=["example"])
-    outputs = int(np.prod(statistics.output_shape, dtype=int))
-    chosen = int(target_index(asked, 1, statistics.output_shape, output_axes=statistics.output_axes)[0])
-    present = (statistics.status[0] != Status.ABSENT).reshape(-1, outputs).numpy()
-    number = np.broadcast_to(np.arange(outputs), present.shape)[present]
-    table["asked"] = number == chosen
-    table["distance"] = _distances(statistics, target, inputs, more=more)[present]
-    # Cases of one study may differ in it.
-    unit = pd.Series("pixel" if spacing_of(inputs[0]) is None else "mm", index=table.index, dtype="string")
-    table["distance_unit"] = unit.where(table["distance"].notna())
-    return table
-
-
-def _distances(statistics: TreatmentEffectStatistics, target: Any, inputs: tuple[Tensor, ...], more: Any) -> np.ndarray:
-    """``(U, K)``: of every unit to the region of interest of every output; NaN where units have no place or there is no region."""
-    found = np.full((statistics.effect.shape[1], int(np.prod(statistics.output_shape, dtype=int))), np.nan)
-    spatial = statistics.input_shapes[0][2:]
-    if not spatial or "layer" in statistics.settings:
-        return found
-    extra = () if more is None else more if isinstance(more, tuple) else (more,)
-    rois = as_scorer(target).rois(*inputs, *extra)
-    if rois is None or tuple(rois.shape[2:]) != tuple(spatial):
-        return found
-    spacing = spacing_of(inputs[0])
-    per_roi = []
-    for roi in rois[0]:
-        space = UnitSpace(unit_labels(statistics, 0), roi.as_subclass(Tensor), Ruler(spacing=spacing))
-        place = pd.Series(space.distance, index=space.ids).reindex(statistics.unit_ids.numpy())
-        per_roi.append(place.to_numpy())
-    # The outputs are (C, R), (C,) or (R,): the last axis is the regions'.
-    return np.tile(np.stack(per_roi, axis=1), (1, found.shape[1] // len(per_roi)))
-
-
 def _is_batch(image: Tensor, target: Any) -> bool:
     """Whether an image has a batch axis of length 1 already: its target's masks tell how many axes are spatial."""
     if image.ndim < 3 or image.shape[0] != 1:
@@ -399,13 +297,6 @@ def _device_of(target: Any) -> torch.device | None:
     module = target if isinstance(target, nn.Module) else None
     first = next(module.parameters(), None) if module is not None else None
     return None if first is None else first.device
-
-
-def _argument(method: Callable[..., Any], target: Any, arguments: Mapping[str, Any], name: str) -> Any:
-    """The value of an argument of ``attribute``, or its default."""
-    function = method if method is component_effects else type(method(target)).attribute
-    parameters = inspect.signature(function).parameters
-    return arguments.get(name, parameters[name].default if name in parameters else None)
 
 
 def _plain(value: Any, column: str) -> Any:
