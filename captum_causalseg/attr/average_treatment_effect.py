@@ -149,9 +149,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 the support images of a few-shot model the same place is another matter: ``("roi", None)``. Whatever is excluded,
                 no donor is cut from the RoI of the segmented image itself, nor from that place of an input for which ``"roi"`` is
                 given.
-            perturbations_per_eval: interventions per example in one forward pass (of windows, as many as have that many pixels, on a
-                CPU 2^18 of them at most);
-                halved when memory runs out. With 1, every image goes through the model alone, which is right for models that mix
+            perturbations_per_eval: interventions per example in one forward pass (of windows, as many as have that many pixels; on a
+                CPU fewer of large images, see ``settings["batch_size"]``); halved when memory runs out. With 1, every image goes through the model alone, which is right for models that mix
                 the images of a batch.
             seed: of the draws. They depend on the seed and the unit's id alone, so that examples, models and repeated calls
                 use the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not

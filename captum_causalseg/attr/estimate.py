@@ -58,9 +58,6 @@ logger = logging.getLogger(__name__)
 _MOST_OUTPUTS = 20_000_000
 # A window is small, but not so small that a batch of them costs more in bookkeeping than it saves.
 _MOST_PER_BATCH = 1024
-# More leave its caches: windows of 80 x 80 through a small U-Net take 1.47 ms each in batches of so many pixels, 1.87 ms in four times
-# as many; of 40 x 40 x 40 through one in 3D, 5.1 ms and, in batches of 55, 7.5 ms.
-_MOST_PIXELS_ON_CPU = 2**18
 
 
 @dataclass(frozen=True)
@@ -521,10 +518,9 @@ def _prepare(problem: Problem, options: Options, plan: Plan, *, doing: Callable[
 
 def _batch_size(problem: Problem, reach: Reach) -> int:
     """As many windows as take the memory of so many whole images; on a CPU no more than its caches like."""
-    size = problem.batch_size
-    if reach.window is None:
-        return size
-    pixels = size * math.prod(problem.call.spatial)
-    if reach.evaluator.site.inputs[0].device.type == "cpu":
-        pixels = min(pixels, _MOST_PIXELS_ON_CPU)
-    return max(size, min(pixels // math.prod(reach.window), _MOST_PER_BATCH))
+    size, whole = problem.batch_size, problem.call.spatial
+    if reach.evaluator.execution.by_windows:
+        return size  # each intervention is a few windows, which are run as the model runs them
+    if reach.window is not None:
+        size = max(size, min(size * math.prod(whole) // math.prod(reach.window), _MOST_PER_BATCH))
+    return problem.in_caches(size, reach.window or whole)

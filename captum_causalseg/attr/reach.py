@@ -33,7 +33,8 @@ def find_reach(problem: Problem, evaluator: ModelEvaluator, *, at_stake: int | N
             if cost > saved:
                 evaluator.ledger.disable("support", too_dear(cost, saved, at_stake))
                 return Reach.everything(evaluator)
-        return probe(evaluator, [_collage(problem, k) for k in range(_N_COLLAGES)], problem.batch_size, at_stake=at_stake)
+        size = problem.in_caches(problem.batch_size, problem.call.spatial)
+        return probe(evaluator, [_collage(problem, k) for k in range(_N_COLLAGES)], size, at_stake=at_stake)
     why = evaluator.site.no_support or problem.scorer.why_not_local(*evaluator.site.inputs, *evaluator.site.arguments)
     evaluator.ledger.disable("support", why)
     return Reach.everything(evaluator)

@@ -111,6 +111,19 @@ def test_how_the_model_was_run():
     assert settings(hungry, block_size=4, perturbations_per_eval=12)["batch_size"] == 6
 
 
+@pytest.mark.parametrize(("edge", "largest"), [(64, 16), (256, 4), (768, 2)])
+def test_large_images_go_through_a_cpu_a_few_at_a_time(edge, largest):
+    seen = []
+
+    def bright(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x.mean((1, 2, 3))
+
+    found = settings(bright, random(1, 1, edge, edge), baselines=0.0, block_size=edge // 8, n_draws=1, target=None)
+    assert found["batch_size"] == max(seen) == largest
+    assert sum(seen) == sum(found["forwards"].values())
+
+
 def test_draws_per_unit_where_nothing_is_said():
     assert settings(target(), n_draws=None)["n_draws"] == 12
     assert settings(target(), n_draws=7)["n_draws"] == 7
