@@ -14,6 +14,7 @@ from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import Evaluator, Outcome
 from captum_causalseg.engine.scores import ROUNDING, read
 from captum_causalseg.statistics import Status
+from captum_causalseg.statistics.moderation import mean_over_geometric_mean
 from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = ["run_in_context"]
@@ -134,7 +135,7 @@ class _Loop:
         self._total = 0
         self._on_progress = on_progress
         self._resolution = 0.0
-        # Per row and output over the trials: how many, the mean, the sum of squares about it, and the largest difference.
+        # Per row and output over the trials: how many, the mean, the sum of squares about it, and the largest score of any set.
         shape = len(plan), observed.shape[1]
         self._count = np.zeros(shape, dtype=np.int64)
         self._mean, self._squares, self._largest = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -184,12 +185,14 @@ class _Loop:
         found = UnitMoments.missing((len(self.plan),), (self._count.shape[1],))
         known, n = self._count > 0, self._count
         found.effect[known] = self._mean[known]
-        size = np.abs(self.observed[self.plan.example]) + self._largest
+        # Differences of large scores carry the rounding of these, however small the observed score is.
+        size = np.maximum(np.abs(self.observed[self.plan.example]), self._largest)
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = self._squares / (n - 1)
             variance = np.where(variance <= (ROUNDING * self._resolution * size) ** 2, 0.0, variance)
             found.sample_variance[known] = found.test_variance[known] = variance[known]
-            found.variance_factor[known] = (1 / n)[known]
+            # Pairs are half as many as draws: of few, the common scale of the variances is too small.
+            found.variance_factor[known] = (mean_over_geometric_mean(n - 1) / n)[known]
         found.variance_freedom[known] = (n - 1)[known]
         found.n_draws[:] = n * self.context.per_trial
         found.status[:] = Status.ESTIMATED
@@ -322,4 +325,4 @@ class _Loop:
         step = value - self._mean[at]
         self._mean[at] += step / self._count[at]
         self._squares[at] += step * (value - self._mean[at])
-        self._largest[at] = np.maximum(self._largest[at], np.abs(value))
+        self._largest[at] = np.maximum(self._largest[at], np.abs(opened.scores).max(0))

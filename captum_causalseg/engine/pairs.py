@@ -12,6 +12,7 @@ from captum_causalseg.engine.plan import Plan
 from captum_causalseg.engine.run import Evaluator
 from captum_causalseg.engine.scores import ROUNDING, read
 from captum_causalseg.statistics import Status
+from captum_causalseg.statistics.moderation import mean_over_geometric_mean
 from captum_causalseg.statistics.moments import UnitMoments
 
 __all__ = ["PairOutcome", "run_pairs"]
@@ -131,6 +132,8 @@ def _moments(values: np.ndarray, rounding: np.ndarray) -> UnitMoments:
     variance = values.var(0, ddof=1)
     found.effect[:] = values.mean(0)
     found.sample_variance[:] = found.test_variance[:] = np.where(variance <= rounding**2, 0.0, variance)
-    found.variance_factor[:], found.variance_freedom[:], found.n_draws[:] = 1 / n, n - 1, n
+    # Of few draws, the common scale of the variances is too small.
+    found.variance_factor[:] = mean_over_geometric_mean(n - 1) / n
+    found.variance_freedom[:], found.n_draws[:] = n - 1, n
     found.status[:], found.population[:] = Status.ESTIMATED, np.inf
     return found

@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
 
 from captum_causalseg._checks import array_of, checked, number
 
-__all__ = ["moderate", "moderated_errors"]
+__all__ = ["mean_over_geometric_mean", "moderate", "moderated_errors"]
 
 PRIOR_DEGREES_OF_FREEDOM = 3.0
 
@@ -88,3 +90,22 @@ def moderated_errors(
     # Not inf * 0, where a single draw says nothing about the spread but is all there is.
     with np.errstate(invalid="ignore"):
         return np.where(factor == 0, 0.0, np.sqrt(moderated * factor)), total
+
+
+def mean_over_geometric_mean(freedom: ArrayLike) -> np.ndarray:
+    """How many times the mean of variances of normal samples is their geometric mean, ``(d/2) / exp(digamma(d/2))`` (Smyth 2004).
+
+    The scale that variances are pulled toward is a geometric mean. Of samples of three it is half of the variance, of samples of two a
+    quarter: where observations are that few, errors would be too small by that.
+
+    Args:
+        freedom: degrees of freedom of the variances, of any shape.
+
+    Example:
+        >>> from captum_causalseg.statistics.moderation import mean_over_geometric_mean
+        >>> mean_over_geometric_mean([1, 2, 5, 24]).round(2).tolist()
+        [3.56, 1.78, 1.24, 1.04]
+    """
+    half = np.asarray(freedom, dtype=np.float64) / 2
+    found: np.ndarray = half / np.exp(special.digamma(half))
+    return found

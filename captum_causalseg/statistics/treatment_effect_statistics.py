@@ -47,8 +47,15 @@ __all__ = ["TreatmentEffectStatistics"]
 
 logger = logging.getLogger(__name__)
 
-# Of fewer, false discoveries among many units are more than said (measured by benchmarks/coverage.py).
+# Of fewer, false discoveries among many units are more than said (measured by benchmarks/coverage.py, and by joint_coverage.py in a context).
 _FEWEST_UNIFORM_DRAWS = 50
+_FEW_DRAWS = {
+    "uniform": "%d uniform draws do not hold the level among many units: at 0.05, up to a quarter of the discoveries were false on trained "
+    'networks; draw along a ranking (sampling="stratified", which takes a score with a gradient), make at least %d draws, or use up the bank',
+    "in context": "%d draws in a context do not hold the level among many units: at 0.05, up to a seventh of the discoveries were false on "
+    "trained networks; make at least %d draws",
+}
+_FEW_DRAWS["paper"] = _FEW_DRAWS["uniform"]
 _WARNED: "weakref.WeakSet[TreatmentEffectStatistics]" = weakref.WeakSet()
 
 _PER_UNIT = tensor_of("real", "(N, U, *output_shape)", (2, math.inf))
@@ -434,7 +441,7 @@ class TreatmentEffectStatistics:
         =============  =============  ============
 
         ``"fdr_by"`` does not mend it (up to 0.19 with half of the units null at 20 draws, 0.02 at 50). So the log warns where many units are tested by fewer than 50
-        uniform draws. Stratified draws held at most 0.04 with half of the units null, from 6 draws on; a bank that is used up is exact.
+        uniform draws, or by fewer than 50 in a context (``benchmarks/joint_coverage.py``). Stratified draws held at most 0.04 with half of the units null, from 6 draws on; a bank that is used up is exact.
 
         Raises:
             ValueError: ``alpha`` outside (0, 1), or an unknown correction.
@@ -718,20 +725,15 @@ class TreatmentEffectStatistics:
 
     def _warn_of_few_uniform_draws(self) -> None:
         """Once: if some of many units are tested by fewer uniform draws than hold the level."""
-        if self in _WARNED or self.settings.get("sampling") not in ("uniform", "paper"):
+        warning = _FEW_DRAWS.get(str(self.settings.get("sampling")))
+        if self in _WARNED or warning is None:
             return
         among_many = self.hypotheses & (self.hypotheses.sum(1, keepdim=True) > 1)
         tested = among_many & (self.status == Status.ESTIMATED) & (self.variance_factor > 0)
         fewest = int(self.n_draws[tested].min()) if bool(tested.any()) else _FEWEST_UNIFORM_DRAWS
         if fewest < _FEWEST_UNIFORM_DRAWS:
             _WARNED.add(self)
-            logger.warning(
-                "significant: %d uniform draws do not hold the level among many units: at 0.05, up to a quarter of the discoveries were "
-                'false on trained networks; draw along a ranking (sampling="stratified", which takes a score with a gradient), make at least '
-                "%d draws, or use up the bank",
-                fewest,
-                _FEWEST_UNIFORM_DRAWS,
-            )
+            logger.warning(f"significant: {warning}", fewest, _FEWEST_UNIFORM_DRAWS)
 
     def _field(self, field: str) -> Tensor:
         if field in ("effect", "standard_error", "n_draws", "status"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from captum.attr import ShapleyValueSampling
 from oracle import effect_and_error
+from scipy.special import digamma
 from window_cases import CONV, Local
 
 from captum_causalseg import AverageTreatmentEffect, JointTreatmentEffect, PatchBank, SegmentationTarget, Status, regions
@@ -98,6 +99,8 @@ class TestAgainstTheLiteralLoop:
         for k in range(4):
             mine = [unit for unit in units if not outside[unit, k]]
             _, errors = effect_and_error([pairs[unit][:, k].tolist() for unit in mine], [np.inf] * len(mine))
+            # The common scale of variances of five pairs is too small by this.
+            errors = np.array(errors) * np.sqrt(2 / np.exp(digamma(2)))
             np.testing.assert_allclose(stats.standard_error[0].flatten(1)[mine, k], errors, rtol=2e-2)
 
     @pytest.mark.parametrize("support", ["always", None])

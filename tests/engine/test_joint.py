@@ -4,6 +4,7 @@ import joint_oracle as oracle
 import numpy as np
 import pytest
 import torch
+from scipy.special import digamma
 
 from captum_causalseg.engine.contexts import Banzhaf, Shapley
 from captum_causalseg.engine.goal import Goal
@@ -97,7 +98,8 @@ def test_moments_are_those_of_the_pairs(context, q, batch_size):
     pairs = literal(game, q=q).reshape(N * U, 4, K)
     np.testing.assert_allclose(outcome.moments.effect, pairs.mean(1), atol=1e-12)
     np.testing.assert_allclose(outcome.moments.sample_variance, pairs.var(1, ddof=1), atol=1e-12)
-    assert (outcome.moments.variance_factor == 1 / 4).all()
+    # Variances of four pairs have a geometric mean that is smaller than their mean by this.
+    np.testing.assert_allclose(outcome.moments.variance_factor, 1.5 / np.exp(digamma(1.5)) / 4)
     assert (outcome.moments.variance_freedom == 3).all()
     assert (outcome.moments.n_draws == 8).all()
     assert np.isinf(outcome.moments.population).all()
@@ -205,6 +207,26 @@ def test_progress_ends_where_it_should():
     assert calls[-1] == (outcome.n_forwards, outcome.n_forwards)
     assert all(done <= total for done, total in calls)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_differences_of_large_scores_have_no_spread_that_is_their_rounding():
+    """A unit that always does the same, among others that move the score by a million times as much, from an image with score 0."""
+    rng = np.random.default_rng(0)
+
+    class Sum(Game):
+        def worth(self, example, chosen):
+            found = np.zeros(K)
+            for unit, donor in chosen.items():
+                found += 0.1 if unit == 1 else 1e5 * self.left[example, unit, donor]
+            return found
+
+    game = Sum()
+    game.left, game.observed = rng.normal(size=(N, U, D, K)), np.zeros((N, K))
+    moments = run(game, plan_of()).moments
+    constant = plan_of().unit == 1
+    np.testing.assert_allclose(moments.effect[constant], -0.1, atol=1e-9)
+    assert (moments.sample_variance[constant] == 0).all()
+    assert (moments.sample_variance[~constant] > 0).all()
 
 
 def test_what_is_not_finite_is_refused():

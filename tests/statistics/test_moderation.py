@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from captum_causalseg.statistics.moderation import moderated_errors
+from captum_causalseg.statistics.moderation import mean_over_geometric_mean, moderated_errors
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_geometric_mean_of_variances_of_normal_samples_is_smaller_than_the_variance_by_that(n):
+    variances = np.random.default_rng(0).normal(scale=3.0, size=(200_000, n)).var(1, ddof=1)
+    geometric = math.exp(np.log(variances).mean())
+    assert geometric * float(mean_over_geometric_mean(n - 1)) == pytest.approx(9.0, rel=0.02)
 
 
 def test_errors_are_moderated_output_by_output():

@@ -137,6 +137,13 @@ def test_few_uniform_draws_of_many_units_are_warned_of_once(caplog, draws, sampl
     assert 'sampling="stratified"' in said
 
 
+def test_few_draws_in_a_context_are_warned_of(caplog):
+    (said,) = few(caplog, draws=20, sampling="in context")
+    assert said.startswith("significant: 20 draws in a context do not hold the level among many units")
+    assert said.endswith("make at least 50 draws")
+    assert few(caplog, draws=50, sampling="in context") == []
+
+
 @pytest.mark.parametrize(
     "case",
     [{"draws": 50}, {"draws": 12, "population": 12.0}, {"sampling": "stratified"}, {"n_units": 1}, {"correction": None}],
