@@ -112,6 +112,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/prediction_intervals.py --threads 1 --write docs/benchmarks/prediction_intervals.md
 	$(BIN)/python benchmarks/refuters.py --threads 1 --write docs/benchmarks/refuters.md
 	$(BIN)/python benchmarks/joints.py --threads 1 $(if $(DATA),--data "$(DATA)" --write docs/benchmarks/joints.md)
+	$(BIN)/python benchmarks/joint_coverage.py --threads 1 --write docs/benchmarks/joint_coverage.md
+	$(BIN)/python benchmarks/equal_forwards.py --threads 1 --write docs/benchmarks/equal_forwards.md
 	$(if $(DATA),$(BIN)/python benchmarks/joint_effects.py --threads 1 --data "$(DATA)" --write docs/benchmarks/joint_effects.md)
 	$(BIN)/python benchmarks/refusals.py --threads 1 --write docs/benchmarks/refusals.md
 	$(BIN)/python examples/model_study.py --write docs
