@@ -84,6 +84,7 @@ LEFT_OUT = {
         "needs nnU-Net",
     ),
     "NnunetModel": "load_nnunet makes it",
+    "Region": "sufficient_region and necessary_region make it",
     **dict.fromkeys(
         (
             *(
@@ -523,6 +524,12 @@ CALLS: dict[str, Callable[[World], Call]] = {
         block_size=4,
         n_draws=2,
     ),
+    **{
+        name: lambda w, name=name: _call(
+            "attr", getattr(ccs, name), target=w.target, inputs=w.image, baselines=w.donors, output=1, block_size=4, n_draws=2
+        )
+        for name in ("sufficient_region", "necessary_region")
+    },
     "JointTreatmentEffect": lambda w: _call("attr", ccs.JointTreatmentEffect, forward_func=total),
     "JointTreatmentEffect.attribute": lambda w: _call(
         "attr", ccs.JointTreatmentEffect(w.target).attribute, **w.arguments | {"n_draws": 4, "block_size": 4}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
     from captum_causalseg.attr.layer_joint_treatment_effect import LayerJointTreatmentEffect
     from captum_causalseg.attr.pdcr import PdCR
+    from captum_causalseg.attr.region import Region
+    from captum_causalseg.attr.region_search import necessary_region, sufficient_region
     from captum_causalseg.bundle import Bundle, load_bundle
     from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, NeighborBank, PatchBank, SameImage
     from captum_causalseg.evaluation.comparison import Comparison, compare
@@ -55,6 +57,7 @@ __all__ = [
     "PdCR",
     "PerceptionProfile",
     "RefutationReport",
+    "Region",
     "SameImage",
     "SegmentationTarget",
     "Status",
@@ -72,9 +75,11 @@ __all__ = [
     "load_bundle",
     "load_nnunet",
     "metrics",
+    "necessary_region",
     "perception_profile",
     "refute",
     "regions",
+    "sufficient_region",
 ]
 
 # Where each public name comes from. It is imported when it is first asked for: `causalseg --help` waits for no torch.
@@ -99,6 +104,7 @@ _PLACES = {
     "PdCR": "captum_causalseg.attr.pdcr",
     "PerceptionProfile": "captum_causalseg.evaluation.profile",
     "RefutationReport": "captum_causalseg.evaluation.refute",
+    "Region": "captum_causalseg.attr.region",
     "SameImage": "captum_causalseg.donors",
     "SegmentationTarget": "captum_causalseg.target",
     "Status": "captum_causalseg.statistics",
@@ -111,8 +117,10 @@ _PLACES = {
     "interaction_effects": "captum_causalseg.attr.interactions",
     "load_bundle": "captum_causalseg.bundle",
     "load_nnunet": "captum_causalseg.nnunet",
+    "necessary_region": "captum_causalseg.attr.region_search",
     "perception_profile": "captum_causalseg.evaluation.profile",
     "refute": "captum_causalseg.evaluation.refute",
+    "sufficient_region": "captum_causalseg.attr.region_search",
 }
 
 

@@ -19,7 +19,7 @@ from captum_causalseg.attr.channels import of_channels
 from captum_causalseg.attr.controls import Control, edge_controls
 from captum_causalseg.attr.exclusion import find_exclusion
 from captum_causalseg.attr.options import InputUnits, Options
-from captum_causalseg.donors import BoundDonors, as_donor_source
+from captum_causalseg.donors import BoundDonors, DonorSource, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.inputs import InputEvaluator
 from captum_causalseg.interventions.ledger import Ledger
@@ -30,7 +30,7 @@ from captum_causalseg.interventions.units import Units
 from captum_causalseg.layout import UNIT_KINDS, Layout, unit_mask
 from captum_causalseg.target.scorer import Scorer, as_scorer
 
-__all__ = ["Call", "Problem", "check_masks", "common_settings", "prepare_call", "prepare_inputs"]
+__all__ = ["Call", "Problem", "check_masks", "common_settings", "donor_sources", "prepare_call", "prepare_inputs"]
 
 DEFAULT_BLOCK_SIZE = 8
 # More pixels at once leave a CPU's caches, and memory is asked of the system anew for each operation: through a small U-Net, images of 512 x 512 take 85 ms
@@ -181,7 +181,7 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
             f"exclude: every unit of example {lost[0]} is excluded; choose smaller units, a smaller RoI, or pass exclude=None"
         )
     given = _baselines(options.baselines, tensors)
-    sources = [as_donor_source(source, tensor) for source, tensor in zip(given, tensors)]
+    sources = donor_sources(options.baselines, tensors)
     donors = tuple(source.bind(tensor, forbidden) for source, tensor, forbidden in zip(sources, tensors, exclusion.forbidden))
     # As they were given, or what was taken where nothing was.
     named = [source if one is None else one for source, one in zip(sources, given)]
@@ -355,6 +355,11 @@ def _remainders(units: Units, block_sizes: list[tuple[int, ...]]) -> np.ndarray:
     """Units at the edges that are smaller than a block."""
     pieces = [piece for u in range(len(units)) for piece in units.pieces(0, u)]
     return np.array([tuple(side.stop - side.start for side in p.box) != block_sizes[p.slot] for p in pieces])
+
+
+def donor_sources(baselines: Any, tensors: tuple[Tensor, ...]) -> list[DonorSource]:
+    """Per input, what ``baselines`` means for it."""
+    return [as_donor_source(source, tensor) for source, tensor in zip(_baselines(baselines, tensors), tensors)]
 
 
 def _baselines(baselines: Any, tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "attr/parts": "cohort/test_worker",
     "attr/pdcr": "whole/test_oracle",
     "attr/problem": "whole/test_bad_input",
+    "attr/region_course": "attr/test_region_search",
     "attr/reach": "interventions/test_reach",
     "cli/arguments": "cli/test_errors",
     "cli/case": "cli/commands/test_explain",
