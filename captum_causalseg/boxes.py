@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Box", "box_at", "crop", "hull", "number_blocks", "size_of"]
+__all__ = ["Box", "box_at", "crop", "hull", "number_blocks", "overlap", "seen_from", "size_of"]
 
 
 def hull(mask: Tensor, margin: int = 0) -> tuple[slice, ...]:
@@ -41,6 +41,17 @@ Box = tuple[slice, ...]
 def box_at(corner: Sequence[int], size: Sequence[int]) -> Box:
     """The box of this size whose first element is ``corner``."""
     return tuple(slice(start, start + length) for start, length in zip(corner, size))
+
+
+def overlap(one: Box, other: Box) -> Box | None:
+    """What two boxes have in common; ``None`` for nothing."""
+    sides = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other)]
+    return tuple(slice(*side) for side in sides) if all(start < stop for start, stop in sides) else None
+
+
+def seen_from(corner: Sequence[int], box: Box) -> Box:
+    """The same box where ``corner`` is the first element."""
+    return tuple(slice(side.start - at, side.stop - at) for side, at in zip(box, corner))
 
 
 def size_of(box: Box) -> tuple[int, ...]:

@@ -205,7 +205,8 @@ class _InWindows(LayerPlace):
         self._model: WindowedModel = scorer.windowed_model
         # A target that has scored nothing yet knows its outputs once all windows have been run.
         scores = scorer.local_scores(*everything)
-        self._observed = None if scores is not None else torch.as_tensor(scorer(*_fresh(everything)))
+        with self.ledger.observing(self._model):
+            self._observed = None if scores is not None else torch.as_tensor(scorer(*_fresh(everything)))
         scores = scorer.local_scores(*everything) if scores is None else scores
         if scores is None or call.rois is None:
             raise ValueError(

@@ -44,7 +44,7 @@ class Comparison:
     Args:
         table: tidy, one row per method, example and metric: ``method``, ``example``, ``metric``, ``value``, ``score_direction``
             (``"higher"`` or ``"lower"`` is better), ``source``, ``forwards`` (images that went through the model to make the
-            maps of the whole batch; NaN where they cannot be counted) and ``seconds`` (for the same).
+            maps of the whole batch, windows of a :class:`~captum_causalseg.WindowedModel`; NaN where they cannot be counted) and ``seconds`` (for the same).
         attributions: per method, the maps as they were scored: like the inputs, or with one channel; of the control, one of them.
         image: the first of the inputs that is an image, ``(N, C, *spatial)``.
         roi: ``(N, *spatial)``, the region of interest of the explained output; ``None`` without one.
@@ -281,9 +281,14 @@ def _run(
 
 @contextmanager
 def _counting(target: Any) -> Iterator[list[float]]:
-    """How many images go through the target's model within the block; NaN if it is no module."""
-    model = as_scorer(target).model
-    count = [0.0]
+    """How many images go through the target's model within the block (windows, of one in windows); NaN if it is no module."""
+    scorer, count = as_scorer(target), [0.0]
+    model, windowed = scorer.model, scorer.windowed_model
+    if windowed is not None:
+        before = windowed.windows_run
+        yield count
+        count[0] = float(windowed.windows_run - before)
+        return
     if not isinstance(model, nn.Module):
         yield [float("nan")]
         return

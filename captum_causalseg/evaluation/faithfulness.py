@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from captum.metrics import infidelity as captum_infidelity
 from scipy import integrate
 from scipy import stats as scipy_stats
@@ -162,7 +163,7 @@ class Faithfulness:
             seed=seed,
             support=support,
         )
-        self._target, self.seed = target, seed
+        self.seed = seed
         self.n_draws, self.n_steps, self.n_subsets = n_draws, n_steps, n_subsets
         self._subset_share, self._leakage_share = subset_share, leakage_share
         self._curves: dict[tuple[str, str, bytes], Curve] = {}
@@ -305,8 +306,7 @@ class Faithfulness:
     def infidelity(self, attributions: Attributions) -> np.ndarray:
         """Captum's ``infidelity`` ``(N,)`` with random subsets of units replaced by donors as perturbations, smaller is better.
 
-        The perturbation is 1 over the number of a unit's elements where it is replaced, so that its product with the map is the sum
-        of the units' attributions; ``normalize=True``, so that neither the map's scale nor its sign counts. In squared units of
+        The perturbation is 1 where a unit is replaced, and its product with the map is the sum of the units' attributions; ``normalize=True``, so that neither the map's scale nor its sign counts. In squared units of
         the score.
 
         Example:
@@ -319,35 +319,33 @@ class Faithfulness:
             >>> bool(faithfulness.infidelity(truth)[0] < faithfulness.infidelity(nothing)[0])
             True
         """
-        world, done = self._world, 0
+        world, count = self._world, self.n_subsets
+        units = torch.from_numpy(np.where(self.replaceable, self.unit_attributions(attributions), 0))
+        whole, number = torch.ones_like(units), torch.arange(self.n_examples, device="cpu").double()[:, None]
+        beside = torch.cat([number, torch.zeros_like(number)], 1)  # of which example, and with donors of which draw
 
-        def perturb(repeated: Any) -> tuple[Any, Any]:
-            # Captum repeats every example for as many subsets as fit into a batch, and passes them on without numbers.
-            nonlocal done
-            count = len(repeated[0] if isinstance(repeated, tuple) else repeated)
-            repeats = count // self.n_examples
-            examples = np.repeat(np.arange(self.n_examples), repeats)
-            subsets = np.tile(np.arange(done, done + repeats), self.n_examples)
-            done += repeats
-            world.n_forwards += count + self.n_examples
-            replaced = self._subsets[examples, subsets]
-            steps = world.painted(replaced / world.unit_sizes()[examples], examples)
-            images = world.images(examples, subsets % self.n_draws, replaced)
-            return tuple(step.to(image).contiguous() for step, image in zip(steps, images)), tuple(images)
+        # Captum's formula on units in the place of pixels: what their replacement does is known, no image is run for a map.
+        def perturb(_: Any) -> tuple[Any, Any]:
+            replaced = torch.from_numpy(self._subsets.reshape(-1, units.shape[1]).astype(np.float64))
+            rows = beside.repeat_interleave(count, 0)
+            drawn = torch.stack([rows[:, 0], (torch.arange(len(rows), device="cpu") % count % self.n_draws).double()], 1)
+            return (replaced, torch.zeros_like(rows)), (1 - replaced, drawn)
 
-        painted = world.painted(self.unit_attributions(attributions), np.arange(self.n_examples))
-        with undisturbed(world.scorer.function):
-            values = captum_infidelity(
-                world.scorer.function,
-                perturb,
-                world.tensors,
-                tuple(one.to(tensor).contiguous() for one, tensor in zip(painted, world.tensors)),
-                additional_forward_args=tuple(world.arguments) or None,
-                target=self._target,
-                n_perturb_samples=self.n_subsets,
-                max_examples_per_batch=min(world.batch_size, self.n_examples * self.n_subsets),
-                normalize=True,
-            )
+        def score(kept: Tensor, which: Tensor) -> Tensor:
+            examples, draws = which.long().numpy().T
+            changed = (kept == 0).numpy()
+            scores = np.where(changed.any(1), 0.0, world.observed[examples])
+            scores[changed.any(1)] = world.scores(*(part[changed.any(1)] for part in (examples, draws, changed)))
+            return torch.from_numpy(scores)
+
+        values = captum_infidelity(
+            score,
+            perturb,
+            (whole, beside),
+            (units, torch.zeros_like(beside)),
+            n_perturb_samples=count,
+            normalize=True,
+        )
         found: np.ndarray = values.double().cpu().numpy().reshape(self.n_examples)
         return found
 
@@ -372,20 +370,25 @@ class Faithfulness:
             return np.full(self.n_examples, np.nan)
         found = np.full((self.n_draws, self.n_examples), np.nan)
         units = self.unit_attributions(attributions)
+
+        def logits_of(images: Sequence[Tensor]) -> tuple[Any, tuple[Any, ...]]:
+            given = (*images, *world.arguments)
+            world.n_forwards += self.n_examples
+            with undisturbed(world.scorer.function):
+                return world.scorer.logits(*world.scorer.model_inputs(*given)), given
+
+        unchanged = logits_of(world.tensors)
         for draw in range(self.n_draws):
             replaced = np.zeros(units.shape, dtype=bool)
             for n, ranked in enumerate(self._ranked(units, "supporting", draw)):
                 replaced[n, ranked[: max(1, round(self._leakage_share * len(ranked)))]] = True
             outside = ~world.rois.any(1).cpu() & ~world.covered(replaced)
             inside, elsewhere = [], []
-            for images in (world.tensors, world.images(everyone, np.full(self.n_examples, draw), replaced)):
-                given = (*images, *world.arguments)
-                with undisturbed(world.scorer.function):
-                    logits = world.scorer.logits(*world.scorer.model_inputs(*given))
-                    inside.append(world.pick(world.scorer.score(logits, *given), everyone))
-                    scores = world.scorer.score(logits, *given, roi=outside[:, None].to(logits.device))
-                    elsewhere.append(world.pick_class(scores))
-                world.n_forwards += self.n_examples
+            intervened = logits_of(world.images(everyone, np.full(self.n_examples, draw), replaced))
+            for logits, given in (unchanged, intervened):
+                inside.append(world.pick(world.scorer.score(logits, *given), everyone))
+                scores = world.scorer.score(logits, *given, roi=outside[:, None].to(logits.device))
+                elsewhere.append(world.pick_class(scores))
             change, leak = np.abs(inside[1] - inside[0]), np.abs(elsewhere[1] - elsewhere[0])
             known = (change + leak > 0) & outside.flatten(1).any(1).numpy()
             found[draw, known] = (leak / np.where(known, change + leak, 1))[known]

@@ -57,6 +57,7 @@ class Replacements:
         self.rois, self.n_examples = problem.call.rois, problem.n_examples
         self.batch_size = problem.batch_size
         self.seed, self.n_forwards = seed, 0
+        self._known: dict[tuple[int, int, bytes], float] = {}
         self.unit_ids: np.ndarray = problem.units.ids
         self._places = UnitPlaces(torch.from_numpy(problem.units.ids), problem.units.masks)
         everyone = np.arange(self.n_examples)
@@ -106,10 +107,6 @@ class Replacements:
         sizes: np.ndarray = np.maximum(sum(held), 1)
         return sizes
 
-    def painted(self, values: np.ndarray, examples: np.ndarray) -> list[Tensor]:
-        """Per input ``(B, C, *spatial)``: every element carries its unit's value, from ``(B, U)``."""
-        return [self._on(slot, values, examples).expand(len(examples), *t.shape[1:]) for slot, t in enumerate(self.tensors)]
-
     def covered(self, chosen: np.ndarray) -> Tensor:
         """``(N, *spatial)``: pixels of the segmented image that lie in the units ``chosen`` ``(N, U)``."""
         covered = torch.zeros((self.n_examples, *self._spatial), dtype=torch.bool, device="cpu")
@@ -127,16 +124,18 @@ class Replacements:
         return images
 
     def scores(self, examples: np.ndarray, draws: np.ndarray, replaced: np.ndarray) -> np.ndarray:
-        """The scores ``(B,)`` of :meth:`images`."""
-        found = np.empty(len(examples))
+        """The scores ``(B,)`` of :meth:`images`; the same image is scored once, whoever asks for it."""
+        keys = list(zip(examples.tolist(), draws.tolist(), (row.tobytes() for row in np.packbits(replaced, axis=1))))
+        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self._known}
+        new = np.array(sorted(first.values()), dtype=np.int64)
         with undisturbed(self.scorer.function):
-            for start in range(0, len(examples), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                images = self.images(examples[part], draws[part], replaced[part])
-                scores = self.scorer(*images, *gather(self.arguments, examples[part]))
-                found[part] = self.pick(scores, examples[part])
-        self.n_forwards += len(examples)
-        return found
+            for start in range(0, len(new), self.batch_size):
+                rows = new[start : start + self.batch_size]
+                images = self.images(examples[rows], draws[rows], replaced[rows])
+                scores = self.scorer(*images, *gather(self.arguments, examples[rows]))
+                self._known |= dict(zip((keys[row] for row in rows.tolist()), self.pick(scores, examples[rows]).tolist()))
+        self.n_forwards += len(new)
+        return np.array([self._known[key] for key in keys])
 
     def pick(self, scores: Tensor, examples: np.ndarray) -> np.ndarray:
         """The output that is looked at, ``(B,)``, of scores ``(B, *output_shape)``."""

@@ -23,7 +23,7 @@ class InputEvaluator(ModelEvaluator):
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` of the inputs as they are."""
-        with self._precision():
+        with self._precision(), self.ledger.observing(self.scorer.windowed_model):
             scores = self.scorer(*self.site.call(examples))
         if self.runs_each > 1:
             self.ledger.count("further samples", len(examples) * (self.runs_each - 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.memory import fitting
 from captum_causalseg.interventions.evaluator import ModelEvaluator
-from captum_causalseg.interventions.rounding import relative_tolerance
+from captum_causalseg.target.rounding import relative_tolerance
 
 __all__ = ["COMPANY", "Witness", "refuse_examples_that_mix", "refuse_unrepeatable"]
 

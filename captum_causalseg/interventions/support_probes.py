@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_causalseg.engine.memory import fitting
 from captum_causalseg.interventions.frames import gather
-from captum_causalseg.interventions.rounding import relative_tolerance
+from captum_causalseg.target.rounding import relative_tolerance
 
 __all__ = ["MASKED", "Logits", "Prober", "Row", "Unverified", "at_least_single"]
 

@@ -13,7 +13,7 @@ from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.grouped import GroupsEvaluator
 from captum_causalseg.interventions.roi_groups import RoiGroup, hull_of, roi_groups
-from captum_causalseg.interventions.rounding import relative_tolerance
+from captum_causalseg.target.rounding import relative_tolerance
 
 __all__ = ["find_window"]
 

@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from captum_causalseg.boxes import Box, box_at, hull
+from captum_causalseg.boxes import Box, box_at, hull, overlap, seen_from
 from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.roi_groups import RoiGroup, roi_groups
 from captum_causalseg.interventions.units import Units
@@ -33,26 +33,14 @@ class WindowGeometry:
     @cached_property
     def touching(self) -> np.ndarray:
         """``(N, W, R)``: which window holds an element of which region."""
-        n, r = self._n_examples, self._rois.shape[1]
-        found = np.zeros((len(self._rois), len(self.layout), r), dtype=bool)
-        for example, region in np.ndindex(len(self._rois), r):
-            mask = self._rois[example, region]
-            around = hull(mask)
-            for window in range(len(self.layout)):
-                part = _overlap(self.layout.box(window), around)
-                found[example, window, region] = part is not None and bool(mask[part].any())
-        return np.broadcast_to(found, (n, *found.shape[1:]))
+        found = self.layout.touching(self._rois)
+        return np.broadcast_to(found, (self._n_examples, *found.shape[1:]))
 
     def parts(self, group: RoiGroup, example: int) -> list[tuple[int, Box, Box]]:
         """The windows that meet a group's box, in their order: number, the common part in the window, and in the box."""
         corner = group.frame.starts[example]
         box = box_at(corner.tolist(), group.frame.size)
-        found: list[tuple[int, Box, Box]] = []
-        for window, start in enumerate(self.layout.starts):
-            part = _overlap(self.layout.box(window), box)
-            if part is not None:
-                found.append((window, _seen_from(start, part), _seen_from(corner, part)))
-        return found
+        return self.layout.parts(box)
 
 
 class UnitWindows:
@@ -104,22 +92,11 @@ class UnitWindows:
 
     def _has_element(self, box: Box, mask: Tensor, window: int) -> bool:
         """Whether a unit's mask ``(channels or 1, *size or 1)`` has one of its elements in a window that its box meets."""
-        part = _overlap(box, self._layout.box(window))
+        part = overlap(box, self._layout.box(window))
         assert part is not None
-        inside = tuple(
-            slice(None) if length == 1 else slice(side.start - whole.start, side.stop - whole.start)
-            for side, whole, length in zip(part, box, mask.shape[1:])
-        )
+        mine = seen_from([side.start for side in box], part)
+        inside = tuple(slice(None) if length == 1 else side for side, length in zip(mine, mask.shape[1:]))
         return bool(mask[(slice(None), *inside)].any())
-
-
-def _seen_from(corner: np.ndarray, box: Box) -> Box:
-    return tuple(slice(side.start - at, side.stop - at) for side, at in zip(box, corner.tolist()))
-
-
-def _overlap(one: Box, other: Box) -> Box | None:
-    sides = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other)]
-    return tuple(slice(*side) for side in sides) if all(start < stop for start, stop in sides) else None
 
 
 def _groups(rois: Tensor, n_examples: int) -> list[RoiGroup]:

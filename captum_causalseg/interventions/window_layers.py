@@ -292,7 +292,6 @@ class WindowLayersEvaluator(ByWindows):
     ) -> None:
         runs = self.runs = site.runs
         super().__init__(site, runs.scorer, execution, unit_donors, runs.ledger, local=runs.local)
-        self._runs_all = observed is not None
         with torch.no_grad():
             self._observed = self._checked(runs.observed() if observed is None else observed, len(site.inputs[0]))
         self._passes = {
@@ -305,11 +304,6 @@ class WindowLayersEvaluator(ByWindows):
         for key, one in self._passes.items():
             function, run = functools.partial(answer_of, runs.model, key[0]), functools.partial(self._hooked, key)
             self._replays[key] = Replay(one, function, runs.ledger, batch=run, whole=run, **given)
-
-    def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
-        """See :meth:`ByWindows.forwards`."""
-        found = super().forwards(n_examples, n_interventions)
-        return found if self._runs_all else found | {"observed": 0}
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, from the run before the first intervention."""

@@ -20,7 +20,6 @@ from captum_causalseg.interventions.evaluator import Local
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.roi_groups import RoiGroup
-from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.interventions.window_geometry import WindowGeometry
 from captum_causalseg.target.local_scores import LocalScores
 from captum_causalseg.target.scorer import Scorer
@@ -108,18 +107,12 @@ class WindowRuns:
     @functools.cached_property
     def mix(self) -> bool:
         """Whether a window is answered otherwise beside others than alone; nothing can be kept then."""
-        size = self.model.batch_size
-        if size == 1:
-            return False
-        windows = np.flatnonzero(self.touching[0])[np.arange(size) % self.touching[0].sum()]
-        examples = np.zeros(size, dtype=np.int64)
-        together, alone = (
-            self.weighted(self.cut(examples[:n], windows[:n]), examples[:n], purpose="windows compared") for n in (size, 1)
-        )
-        return any(
-            not bool(((one[:1] - other).abs() <= relative_tolerance([other]) * other.abs().amax()).all())
-            for one, other in zip(together, alone)
-        )
+
+        def weighted(windows: np.ndarray) -> list[Tensor]:
+            examples = np.zeros_like(windows)
+            return self.weighted(self.cut(examples, windows), examples, purpose="windows compared")
+
+        return self.model.mixes(self.touching[0], weighted)
 
     def cut(self, examples: np.ndarray, windows: np.ndarray, images: Tensor | None = None) -> Tensor:
         """Of each of these examples of the images (or of others) one window, ``(J, C, *size)``, a tensor of its own."""

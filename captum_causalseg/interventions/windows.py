@@ -63,8 +63,7 @@ class ByWindows(ModelEvaluator):
 
     def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
         """See :meth:`ModelEvaluator.forwards`; windows."""
-        observed = n_examples * len(self.runs.layout) * self.runs.model.runs_per_window
-        return {"observed": observed, "windows": self.runs.count}
+        return {"observed": self.ledger.windows_observed if n_examples else 0, "windows": self.runs.count}
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`ModelEvaluator.settings`."""

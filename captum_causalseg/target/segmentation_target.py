@@ -62,6 +62,7 @@ from captum_causalseg.target.scoring import (
     user_score,
 )
 from captum_causalseg.target.stochastic import one_by_one, seeded
+from captum_causalseg.target.windowed_model import WindowedModel
 
 __all__ = ["SegmentationTarget"]
 
@@ -241,11 +242,23 @@ class SegmentationTarget(nn.Module):
             True
         """
         # Masks that do not fit are refused before the model runs.
-        truth = self._masks_of_call(inputs)[2]
+        roi, masks, truth, spatial = self._masks_of_call(inputs)
         if self.varies(*inputs):
             return self._refusing_gradient(self.sampled([0] * len(first_image(inputs)), *inputs), inputs)
-        logits = self._logits(self.model_inputs(*inputs), truth)
-        return self._refusing_gradient(self.score(logits, *inputs), inputs, logits)
+        model = self._model_of_regions()
+        if model is None or masks is None:
+            logits = self._logits(self.model_inputs(*inputs), truth)
+            return self._refusing_gradient(self.score(logits, *inputs), inputs, logits)
+        given = self.model_inputs(*inputs)
+
+        def near(rois: Tensor, *given: Any) -> Tensor:
+            found: Tensor = model(*given, rois=rois)
+            return found
+
+        logits = self._batches.run(near, (masks, *given), len(first_image(given)))
+        self._has_roi_axis, self._channels = self._is_stack(roi, spatial), logits.shape[1]
+        scores = self._shaped(self._score(logits, masks, truth, are_near=True))
+        return self._refusing_gradient(scores, inputs, logits)
 
     @property
     def keeps_dropout(self) -> bool:
@@ -704,6 +717,13 @@ class SegmentationTarget(nn.Module):
             )
         return refusing_gradient(scores, reason, sources)
 
+    def _model_of_regions(self) -> WindowedModel | None:
+        """The model, where it gives the logits in the regions for less than all logits, and these are enough."""
+        model = self.model
+        if callable(self.metric) or not self._metric.inside_roi or self._resolved is None or self.output is not None:
+            return None
+        return model if isinstance(model, WindowedModel) and not model.is_watched else None
+
     def _answer(self, *inputs: Any) -> Tensor:
         """What the model returns, ``(N, C, *spatial)`` of whatever resolution."""
         image = first_image(inputs)
@@ -731,8 +751,8 @@ class SegmentationTarget(nn.Module):
             self._resolved = resolved
         return self._resolved
 
-    def _score(self, logits: Tensor, masks: Tensor | None, reference: Tensor | None) -> Tensor:
-        """``(N, C, R)``, or what a metric of the user's own returns."""
+    def _score(self, logits: Tensor, masks: Tensor | None, reference: Tensor | None, *, are_near: bool = False) -> Tensor:
+        """``(N, C, R)``, or what a metric of the user's own returns; logits are of all of the image, or ``are_near``, those around the RoIs."""
         refuse_nan(logits)
         logits = in_single_precision(logits)
         activation, exclusive = self._resolve(logits)
@@ -741,11 +761,13 @@ class SegmentationTarget(nn.Module):
         masks = masks.to(logits.device)
         truth = None
         if reference is not None:
-            truth = self._one_hot(reference.to(logits.device), logits.shape, activation, exclusive=exclusive)
+            shape = *logits.shape[:2], *masks.shape[2:]
+            truth = self._one_hot(reference.to(logits.device), shape, activation, exclusive=exclusive)
         if not callable(self.metric) and self._metric.inside_roi:
             # In a large scan, scores of all of it would take many times its memory.
             box = around(masks)
-            logits, masks, truth = logits[box].contiguous(), masks[box], None if truth is None else truth[box]
+            logits = logits if are_near else logits[box]
+            logits, masks, truth = logits.contiguous(), masks[box], None if truth is None else truth[box]
         truth = None if truth is None else truth.to(logits.dtype)
         prediction = self._prediction(logits, activation, exclusive)
         if callable(self.metric):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from captum_causalseg.boxes import Box, box_at
+from captum_causalseg.boxes import Box, box_at, hull, overlap, seen_from
 
 __all__ = ["Padding", "Starts", "Weight", "WindowLayout", "find_patch_size"]
 
@@ -97,6 +97,28 @@ class WindowLayout:
     def box(self, window: int) -> Box:
         """Where a window lies in the image."""
         return box_at(self.starts[window].tolist(), self.size)
+
+    def touching(self, rois: Tensor) -> np.ndarray:
+        """Of regions ``(N, R, *spatial)``, boolean ``(N, W, R)``: which window holds an element of which region."""
+        n, r = rois.shape[:2]
+        found = np.zeros((n, len(self), r), dtype=bool)
+        for example, region in np.ndindex(n, r):
+            mask = rois[example, region]
+            if bool(mask.any()):
+                around = hull(mask)
+                parts = [overlap(self.box(window), around) for window in range(len(self))]
+                found[example, :, region] = [part is not None and bool(mask[part].any()) for part in parts]
+        return found
+
+    def parts(self, box: Box) -> list[tuple[int, Box, Box]]:
+        """The windows that meet a box, in their order: number, the common part in the window, and in the box."""
+        corner = [side.start for side in box]
+        common = [(window, overlap(self.box(window), box)) for window in range(len(self))]
+        return [
+            (window, seen_from(self.starts[window].tolist(), part), seen_from(corner, part))
+            for window, part in common
+            if part is not None
+        ]
 
     def cut(self, images: Tensor, examples: np.ndarray, windows: np.ndarray) -> Tensor:
         """Of each of these examples of ``(N, C, *spatial)`` one window, ``(B, C, *size)``, a tensor of its own."""

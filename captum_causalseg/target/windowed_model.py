@@ -2,13 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._captum import keeps_one_call
 from captum_causalseg._checks import (
     FUNCTION,
     NONE,
@@ -22,7 +24,10 @@ from captum_causalseg._checks import (
     sequence,
     tensor_of,
 )
+from captum_causalseg.boxes import Box, box_at, size_of
+from captum_causalseg.target.local_scores import around
 from captum_causalseg.target.outputs import find_logits, with_channels
+from captum_causalseg.target.rounding import relative_tolerance
 from captum_causalseg.target.window_layout import Padding, Starts, Weight, WindowLayout, find_patch_size
 from captum_causalseg.target.window_recipes import (
     MonaiStarts,
@@ -217,9 +222,19 @@ class WindowedModel(nn.Module):
             window_device=predictor.device,
         )
 
-    @checked(inputs=tensor_of("real", "(N, C, *spatial)", (3, math.inf), may_be_empty=False))
-    def forward(self, inputs: Tensor, *args: Any) -> Tensor:
+    @checked(
+        inputs=tensor_of("real", "(N, C, *spatial)", (3, math.inf), may_be_empty=False),
+        rois=NONE | tensor_of("boolean", "(N or 1, R, *spatial)", (3, math.inf), may_be_empty=False),
+    )
+    def forward(self, inputs: Tensor, *args: Any, rois: Tensor | None = None) -> Tensor:
         """Logits ``(N, C_out, *spatial)`` of images ``(N, C, *spatial)``, all windows added up.
+
+        With ``rois``, boolean ``(N or 1, R, *spatial)``, only the windows that touch a region of their image are run, and the result
+        ``(N, C_out, *box)`` is that of the box around all of the regions, one element wider where there is room. In the regions these are the logits of
+        all windows; beside them some windows are missing.
+
+        Raises:
+            ValueError: an image without a region; or one of Captum's methods that see one call of a module only.
 
         Example:
             >>> import torch
@@ -227,24 +242,108 @@ class WindowedModel(nn.Module):
             >>> half = WindowedModel(torch.nn.Identity(), (4,), [(0,), (2,)], torch.ones(4))
             >>> half(torch.arange(6.0).view(1, 1, 6))
             tensor([[[0., 1., 2., 3., 4., 5.]]])
+            >>> first = torch.tensor([[[True, False, False, False, False, False]]])
+            >>> half(torch.arange(6.0).view(1, 1, 6), rois=first)  # from one of the two windows
+            tensor([[[0., 1.]]])
         """
         # Windows are cut and pasted many times, which a MetaTensor would keep books of.
         images = inputs.as_subclass(Tensor)
         layout = self.layout(images.shape[2:])
         dtype, device = self.fused_dtype(images), self.device or images.device
-        n, n_windows = len(images), len(layout)
+        self._refuse_one_call(layout, len(images))
+        box, run = self._needed(images, args, layout, rois=rois)
+        places = {window: (inside, there) for window, inside, there in layout.parts(box)}
+        examples, windows = np.nonzero(run)
         totals: list[Tensor] = []
-        for begin in range(0, n * n_windows, self.batch_size):
-            which = np.arange(begin, min(begin + self.batch_size, n * n_windows))
-            examples, windows = which // n_windows, which % n_windows
-            parts = self.weighted(layout.cut(images, examples, windows), layout, self.arguments(args, examples, images))
-            for k, part in enumerate(parts):
+        for begin in range(0, len(windows), self.batch_size):
+            batch = slice(begin, begin + self.batch_size)
+            for k, part in enumerate(self._weighted_of(images, args, layout, where=(examples[batch], windows[batch]))):
                 if len(totals) <= k:
-                    totals.append(torch.zeros((n, part.shape[1], *layout.spatial), dtype=dtype, device=device))
-                for row, (example, window) in enumerate(zip(examples.tolist(), windows.tolist())):
-                    place: Any = (example, slice(None), *layout.box(window))
-                    totals[k][place].add_(part[row].to(device))
-        return self.fused(totals, layout.count(dtype).to(device))
+                    totals.append(torch.zeros((len(images), part.shape[1], *size_of(box)), dtype=dtype, device=device))
+                for row, (example, window) in enumerate(zip(examples[batch].tolist(), windows[batch].tolist())):
+                    if window in places:
+                        inside, there = places[window]
+                        place: Any = (example, slice(None), *there)
+                        taken: Any = (row, slice(None), *inside)
+                        totals[k][place].add_(part[taken].to(device))
+        return self.fused(totals, layout.count(dtype)[box].to(device))
+
+    def _weighted_of(
+        self, images: Tensor, args: Sequence[Any], layout: WindowLayout, *, where: tuple[np.ndarray, np.ndarray]
+    ) -> list[Tensor]:
+        """See :meth:`weighted`; of these examples and windows."""
+        return self.weighted(layout.cut(images, *where), layout, self.arguments(args, where[0], images))
+
+    def _needed(
+        self, images: Tensor, args: Sequence[Any], layout: WindowLayout, *, rois: Tensor | None
+    ) -> tuple[Box, np.ndarray]:
+        """The part of the images that is asked for, and boolean ``(N, W)`` which windows are run for it."""
+        every = np.ones((len(images), len(layout)), dtype=bool)
+        if rois is None:
+            return box_at([0] * len(layout.spatial), layout.spatial), every
+        if rois.shape[2:] != layout.spatial or len(rois) not in (1, len(images)):
+            raise ValueError(f"rois: expected (N or 1, R, *spatial) for images {tuple(images.shape)}, got {tuple(rois.shape)}")
+        touching = np.asarray(layout.touching(rois.cpu()).any(2))
+        if not bool(touching.any(1).all()):
+            raise ValueError("rois: expected regions in every image, got an image without")
+        run = np.broadcast_to(touching, every.shape)
+        box: Box = around(rois)[2:]
+        return box, every if self._mixes(images, args, layout, run=run) else run
+
+    def _mixes(self, images: Tensor, args: Sequence[Any], layout: WindowLayout, *, run: np.ndarray) -> bool:
+        """Whether what is said of a window may depend on which others are run."""
+        if len(layout) == 1 or any(getattr(module, "training", False) for _, module in self._modules_inside()):
+            return True
+        if self._latest.mixes is None:
+
+            def weighted(windows: np.ndarray) -> list[Tensor]:
+                return self._weighted_of(images, args, layout, where=(np.zeros_like(windows), windows))
+
+            self._latest.mixes = self.mixes(run[0], weighted)
+        return self._latest.mixes
+
+    def mixes(self, touching: np.ndarray, weighted: Callable[[np.ndarray], list[Tensor]]) -> bool:
+        """Whether a window is answered otherwise beside others than alone.
+
+        Args:
+            touching: boolean ``(W,)``, the windows that matter, of which the first is asked about.
+            weighted: from windows of an image to what :meth:`weighted` gives.
+        """
+        if self.batch_size == 1:
+            return False
+        # Different ones: beside itself, a window may be answered as alone.
+        windows = np.argsort(~touching, kind="stable")[np.arange(self.batch_size) % len(touching)]
+        together, alone = weighted(windows), weighted(windows[:1])
+        return any(
+            not bool(((one[:1] - other).abs() <= relative_tolerance([other]) * other.abs().amax()).all())
+            for one, other in zip(together, alone)
+        )
+
+    @property
+    def windows_run(self) -> int:
+        """How many windows have gone through a network in this thread so far, each flip by itself."""
+        return self._latest.count
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether hooks look at the result, or at modules inside the networks: they see all windows."""
+        return bool(self._forward_hooks) or any(True for _, module in self._modules_inside() for _ in _hooks_of(module))
+
+    def _modules_inside(self) -> Iterator[tuple[str, nn.Module]]:
+        networks = (network for network in self.networks if isinstance(network, nn.Module))
+        return (named for network in networks for named in network.named_modules())
+
+    def _refuse_one_call(self, layout: WindowLayout, n_examples: int) -> None:
+        """Raise where something of Captum's keeps what a module gives in one call, and there are several."""
+        n_calls = self.runs_per_window * -(-n_examples * len(layout) // self.batch_size)
+        for name, module in self._modules_inside():
+            if n_calls > 1 and any(map(keeps_one_call, _hooks_of(module))):
+                raise ValueError(
+                    f"forward_func: its module {name or type(module).__name__!r} is called {n_calls} times in one forward pass, for "
+                    f"{len(layout)} windows of an image, and Captum's methods that watch modules (those for layers, DeepLift, LRP) see one of these calls. "
+                    "LayerAverageTreatmentEffect, LayerGradientTreatmentEffect and component_effects explain layers in windows; or explain "
+                    "the network itself on one window"
+                )
 
     @checked(spatial=sequence(integer(1), 1))
     def layout(self, spatial: Sequence[int]) -> WindowLayout:
@@ -328,6 +427,7 @@ class WindowedModel(nn.Module):
         Raises:
             TypeError, ValueError: it gives labels, or logits of another size than a window's.
         """
+        self._latest.add(len(windows))
         logits = with_channels(find_logits(self.networks[fold](windows, *args), self.output, windows), windows)
         if not logits.is_floating_point():
             raise TypeError(
@@ -390,14 +490,32 @@ class WindowedModel(nn.Module):
         return f"patch_size={self.patch_size}{mirrored}, batch_size={self.batch_size}"
 
 
+def _hooks_of(module: nn.Module) -> list[Any]:
+    held = (getattr(module, kind, {}) for kind in ("_forward_hooks", "_forward_pre_hooks"))  # TorchScript may have none
+    return [hook for hooks in held for hook in hooks.values()]
+
+
 class _Latest:
-    """The layout for the shape that was asked for last: it holds a number per voxel, and scans of a cohort differ in shape.
+    """What was found out. The layout is that of the shape asked for last: it holds a number per voxel, and scans of a cohort differ in shape.
 
     It is no part of what a model is: no copy, no other process and no fingerprint has it.
     """
 
     def __init__(self) -> None:
         self.layout: WindowLayout | None = None
+        # Whether windows in evaluation mode are answered otherwise beside others, once that is known.
+        self.mixes: bool | None = None
+        # Others may run the same model at the same time.
+        self._of_thread = threading.local()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"layout": None}
+    @property
+    def count(self) -> int:
+        """Windows that this thread has run."""
+        return getattr(self._of_thread, "count", 0)
+
+    def add(self, n_windows: int) -> None:
+        """This thread runs so many more."""
+        self._of_thread.count = self.count + n_windows
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from support_cases import NAN, box_mask, find, holds, smooth, three_taps
 
-from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.interventions.support import find_support
+from captum_causalseg.target.rounding import relative_tolerance
 
 LOGGER = "captum_causalseg.interventions.support"
 

@@ -279,7 +279,8 @@ def test_only_windows_that_touch_the_region_are_run_and_batches_are_full():
     _, stats = face.attribute(image, donors, **{**UNIFORM, "n_draws": 4})
     assert stats.settings["windows"] == {"patch_size": [8, 8], "per_image": 25, "touching": [4]}
     forwards = stats.settings["forwards"]
-    assert forwards["observed"] == 25
+    # For the target, four windows; five beside each other and one alone tell that they do not mix.
+    assert forwards["observed"] == 4 + 5 + 1
     assert forwards["recording the layer"] == 4
     assert forwards["donors"] == 4 * 4
     # Five channels, four donors, in four windows; the observed image once more.

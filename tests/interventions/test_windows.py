@@ -171,7 +171,8 @@ def test_windows_are_counted_as_the_network_sees_them():
         # 25 windows of 8 x 8 in steps of 4, flipped and not; one of them touches the region, three more the pixels next to it.
         assert stats.settings["windows"] == {"patch_size": [8, 8], "per_image": 25, "touching": [1]}
         forwards = stats.settings["forwards"]
-        assert forwards["observed"] == 25 * 2
+        # The target knows its outputs: of the one window, and of two beside each other and one alone to see whether they mix.
+        assert forwards["observed"] == (1 if sampling == "stratified" else 1 + 2 + 1) * 2
         assert forwards["windows kept"] == 4 * 2
         # Of the one that touches the region: once for the logits, once more where their gradient is needed.
         assert forwards.get("gradient", 0) == (2 * 2 if sampling == "stratified" else 0)

@@ -17,8 +17,8 @@ from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffec
 from captum_causalseg.attr.estimate import Intervention
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.evaluation.refute.report import Refutation
-from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.target.rounding import relative_tolerance
 from captum_causalseg.target.scorer import as_scorer
 
 __all__ = [

@@ -19,8 +19,8 @@ from captum_causalseg.evaluation.refute.context import (
     unit_name,
 )
 from captum_causalseg.evaluation.refute.report import Refutation, inconclusive, verdict
-from captum_causalseg.interventions.rounding import relative_tolerance
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.target.rounding import relative_tolerance
 from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["recompute"]
