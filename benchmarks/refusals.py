@@ -328,6 +328,11 @@ class World:
         return ccs.interaction_effects(self.target, self.image, **arguments)
 
     @functools.cached_property
+    def region(self) -> ccs.Region:
+        found: ccs.Region = ccs.sufficient_region(self.target, self.image, self.donors, output=1, block_size=4, n_draws=2)
+        return found
+
+    @functools.cached_property
     def components(self) -> pd.DataFrame:
         return ccs.component_effects(self.target, self.image, baselines=self.donors, output=1, n_draws=3)
 
@@ -689,6 +694,9 @@ CALLS: dict[str, Callable[[World], Call]] = {
     ),
     "visualization.plot_interactions": lambda w: _call(
         "visualization", ccs.visualization.plot_interactions, table=w.interactions, image=w.image
+    ),
+    "visualization.plot_region": lambda w: _call(
+        "visualization", ccs.visualization.plot_region, image=w.image, region=w.region, roi=w.roi
     ),
     "visualization.plot_components": lambda w: _call("visualization", ccs.visualization.plot_components, table=w.components),
     "visualization.plot_convergence": lambda w: _call(
