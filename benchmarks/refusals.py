@@ -129,6 +129,7 @@ LEFT_OUT = {
                 "ActivationBank.hear",
                 "SegmentationTarget.local_scores",
                 "SegmentationTarget.roi_masks",
+                "SegmentationTarget.segmentations",
             ),
             *("SegmentationTarget.with_masks_as_arguments", "SegmentationTarget.with_masks_of_calls"),
             *(
@@ -222,6 +223,11 @@ def small_network(spatial_dims: int = 2) -> nn.Module:
 def total(images: Tensor) -> Tensor:
     """A forward function."""
     return images.flatten(1).sum(1)
+
+
+def random_method(target: Any) -> Any:
+    """A method of any target, which knows nothing."""
+    return random_map
 
 
 def random_map(inputs: Tensor) -> Tensor:
@@ -373,6 +379,25 @@ class World:
     @functools.cached_property
     def study(self) -> Any:
         return explain_cohort(**self.study_arguments | {"cases": self.cases, "columns": ["site"]})
+
+    @property
+    def comparison_arguments(self) -> dict[str, Any]:
+        return {
+            "methods": {"random": random_method},
+            "cases": self.cases[:1],
+            "make_target": self.make_target,
+            "out": self.folder / f"comparison {next(_COUNTER)}",
+            "metrics": ["irof"],
+            "n_controls": 1,
+            "show_progress": False,
+            "baselines": 0.0,
+            "block_size": 4,
+            "output": 1,
+        }
+
+    @functools.cached_property
+    def cohort_comparison(self) -> Any:
+        return ccs.compare_cohort(**self.comparison_arguments | {"cases": self.cases, "columns": ["site"]})
 
     @functools.cached_property
     def summary(self) -> Any:
@@ -784,6 +809,8 @@ CALLS: dict[str, Callable[[World], Call]] = {
         score_direction="higher",
         source="x",
     ),
+    "evaluation.Faithfulness.forecast": lambda w: _call("evaluation", w.judge.forecast, metrics=["irof"]),
+    "evaluation.roi_kind": lambda w: _call("evaluation", ccs.evaluation.roi_kind, prediction=w.roi, reference=w.roi, roi=w.roi),
     "evaluation.influence_matrix": lambda w: _call(
         "evaluation", profile.influence_matrix, statistics=w.statistics_of_rois, target=1
     ),
@@ -857,6 +884,11 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "cohort.Cohort.units": lambda w: _call("cohort", w.study.units),
     "cohort.CohortSummary.significant_units": lambda w: _call("cohort", w.summary.significant_units),
     "cohort.explain_cohort": lambda w: _call("cohort", explain_cohort, **w.study_arguments),
+    "cohort.CohortComparison": lambda w: _call("cohort", type(w.cohort_comparison), folder=w.cohort_comparison.folder),
+    "cohort.CohortComparison.attributions": lambda w: _call(
+        "cohort", w.cohort_comparison.attributions, case="case 0", method="random"
+    ),
+    "compare_cohort": lambda w: _call("cohort", ccs.compare_cohort, **w.comparison_arguments),
     "cohort.plot_cohort_components": lambda w: _call(
         "cohort", ccs.cohort.plot_cohort_components, summary=w.summary_of_components
     ),

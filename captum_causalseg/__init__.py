@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.region import Region
     from captum_causalseg.attr.region_search import necessary_region, sufficient_region
     from captum_causalseg.bundle import Bundle, load_bundle
+    from captum_causalseg.cohort import compare_cohort
     from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, NeighborBank, PatchBank, SameImage
     from captum_causalseg.evaluation.comparison import Comparison, compare
     from captum_causalseg.evaluation.donor_comparison import DonorComparison, compare_donors
@@ -67,6 +68,7 @@ __all__ = [
     "baselines",
     "causal_support",
     "compare",
+    "compare_cohort",
     "compare_donors",
     "component_effects",
     "donors",
@@ -112,6 +114,7 @@ _PLACES = {
     "WindowedModel": "captum_causalseg.target",
     "causal_support": "captum_causalseg.attr.causal_support",
     "compare": "captum_causalseg.evaluation.comparison",
+    "compare_cohort": "captum_causalseg.cohort",
     "compare_donors": "captum_causalseg.evaluation.donor_comparison",
     "component_effects": "captum_causalseg.attr.components",
     "interaction_effects": "captum_causalseg.attr.interactions",

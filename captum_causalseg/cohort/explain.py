@@ -6,27 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from captum_causalseg._checks import (
-    BOOLEAN,
-    FUNCTION,
-    NONE,
-    PATH,
-    TEXT,
-    Check,
-    checked,
-    integer,
-    number,
-    one_of,
-    sequence,
-    unexpected,
-)
+from captum_causalseg._checks import BOOLEAN, FUNCTION, checked, integer, unexpected
 from captum_causalseg.attr.components import component_effects
 from captum_causalseg.cohort.driver import Course
 from captum_causalseg.cohort.engines import Pool
 from captum_causalseg.cohort.explaining import ExplainCase
 from captum_causalseg.cohort.fingerprint import described
 from captum_causalseg.cohort.folder import Cohort, arrow
-from captum_causalseg.cohort.study import Engine, asked_of_cases, is_dataset, run_study
+from captum_causalseg.cohort.study import CASES, RESERVED, Engine, asked_of_cases, is_dataset, run_study
 from captum_causalseg.cohort.worker import Recipe
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -34,50 +21,13 @@ __all__ = ["explain_cohort"]
 
 # Arguments of `attribute` that a study gives by other means, or that make no sense in it.
 _OURS = ("inputs", "return_statistics", "show_progress")
-# Of the table of cases, besides the columns of one's own.
-_RESERVED = (
-    "id",
-    "state",
-    "error",
-    "observed_score",
-    "n_units",
-    "forwards",
-    "seconds",
-    "device",
-    "seed",
-    "versions",
-    "model",
-    "image",
-    "partition",
-)
-
-
-def _holds_cases(cases: Any) -> bool:
-    is_one = isinstance(cases, (str, bytes, Mapping))
-    return not is_one and (hasattr(cases, "__iter__") or (hasattr(cases, "__getitem__") and hasattr(cases, "__len__")))
 
 
 @checked(
-    cases=Check("an iterable of dicts or a data set of them", _holds_cases, by_type=True),
-    make_target=FUNCTION,
+    CASES,
     method=FUNCTION,
-    out=PATH,
-    engine=one_of("local", "ray"),
-    resume=BOOLEAN,
-    load_model=NONE | FUNCTION,
-    prepare=NONE | FUNCTION,
-    id_key=TEXT,
-    image_key=TEXT | sequence(TEXT, 1, expected="a tuple of them"),
-    case_arguments=sequence(TEXT),
-    columns=sequence(TEXT),
     nifti=BOOLEAN | FUNCTION,
     shards=integer(1),
-    errors=one_of("record", "raise"),
-    num_workers=NONE | integer(1),
-    num_cpus=number(above=0),
-    num_gpus=number(0),
-    address=NONE | TEXT,
-    show_progress=BOOLEAN,
 )
 def explain_cohort(
     cases: Iterable[Mapping[str, Any]] | Sequence[Mapping[str, Any]] | Any,
@@ -208,7 +158,7 @@ def explain_cohort(
 def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequence[str]) -> None:
     """What depends on several arguments at once, and on those of the method."""
     for column in columns:
-        if column in _RESERVED:
+        if column in RESERVED:
             raise ValueError(f"columns: {column!r} is a column of the table already")
     if shards > 1 and method is component_effects:
         raise ValueError("shards: component_effects has no units to divide; one worker explains all modules")

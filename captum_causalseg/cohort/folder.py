@@ -45,7 +45,7 @@ _STUDY, _MANIFEST, _CASES, _UNITS, _PARTS, _LOCK, _BESIDE = (
     ".lock",
     ".unfinished",
 )
-_FILES = ("units.parquet", "statistics.npz", "effects.nii.gz")
+_FILES = ("units.parquet", "statistics.npz", "effects.nii.gz", "map.npz")
 # Bytes of an escaped id: file systems take 255 (some that encrypt 143), and there is something before or behind it.
 _LONGEST_NAME, _KEPT_NAME = 120, 80
 
@@ -254,9 +254,9 @@ class Cohort:
             raise KeyError(f"case: no statistics of {case!r} in {str(self.folder)!r}")
         return TreatmentEffectStatistics.load(path)
 
-    @checked(case=TEXT, name=one_of("units.parquet", "statistics.npz", "effects.nii.gz"))
+    @checked(case=TEXT, name=one_of(*_FILES))
     def file(self, case: str, name: str) -> Path:
-        """Where a file of a finished case lies: ``"units.parquet"``, ``"statistics.npz"`` or ``"effects.nii.gz"``.
+        """Where a file of a finished case lies: ``"units.parquet"``, ``"statistics.npz"`` or ``"effects.nii.gz"``; ``"map.npz"`` of a comparison.
 
         Raises:
             KeyError: the case is not finished.

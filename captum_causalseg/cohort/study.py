@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, PATH, TEXT, Check, integer, number, one_of, sequence
 from captum_causalseg.cohort import engines
 from captum_causalseg.cohort.digests import digest_of_json
 from captum_causalseg.cohort.driver import Course, Driver
@@ -12,7 +13,52 @@ from captum_causalseg.cohort.fingerprint import described, model_of, modules_of
 from captum_causalseg.cohort.folder import Cohort, locked
 from captum_causalseg.cohort.worker import Recipe
 
-__all__ = ["Engine", "asked_of_cases", "is_dataset", "run_study"]
+__all__ = ["CASES", "RESERVED", "Engine", "asked_of_cases", "is_dataset", "run_study"]
+
+
+# Of the table of cases, besides the columns of one's own.
+RESERVED = (
+    "id",
+    "state",
+    "error",
+    "observed_score",
+    "n_units",
+    "forwards",
+    "seconds",
+    "device",
+    "seed",
+    "versions",
+    "model",
+    "image",
+    "partition",
+)
+
+
+def _holds_cases(cases: Any) -> bool:
+    is_one = isinstance(cases, (str, bytes, Mapping))
+    return not is_one and (hasattr(cases, "__iter__") or (hasattr(cases, "__getitem__") and hasattr(cases, "__len__")))
+
+
+# What the arguments of every study have to be.
+CASES = {
+    "cases": Check("an iterable of dicts or a data set of them", _holds_cases, by_type=True),
+    "make_target": FUNCTION,
+    "out": PATH,
+    "engine": one_of("local", "ray"),
+    "resume": BOOLEAN,
+    "load_model": NONE | FUNCTION,
+    "prepare": NONE | FUNCTION,
+    "id_key": TEXT,
+    "image_key": TEXT | sequence(TEXT, 1, expected="a tuple of them"),
+    "case_arguments": sequence(TEXT),
+    "columns": sequence(TEXT),
+    "errors": one_of("record", "raise"),
+    "num_workers": NONE | integer(1),
+    "num_cpus": number(above=0),
+    "num_gpus": number(0),
+    "address": NONE | TEXT,
+    "show_progress": BOOLEAN,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Models and images with known causes are in :mod:`captum_causalseg.evaluation.pla
 from captum_causalseg.evaluation.comparison import Comparison, compare
 from captum_causalseg.evaluation.faithfulness import Curve, Faithfulness, FaithfulnessMetric
 from captum_causalseg.evaluation.influence import InfluenceMatrix, influence_matrix
+from captum_causalseg.evaluation.kinds_of_rois import roi_kind
 from captum_causalseg.evaluation.profile import (
     BackgroundEffect,
     PerceptionProfile,
@@ -31,4 +32,5 @@ __all__ = [
     "perception_profile",
     "profile_of_map",
     "refute",
+    "roi_kind",
 ]

@@ -39,6 +39,7 @@ from captum_causalseg._checks import (
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
+from captum_causalseg.evaluation.judging_cost import MEASUREMENTS, Effort, forecast
 from captum_causalseg.evaluation.replacements import Attributions, Replacements
 from captum_causalseg.interventions.execution import Execution
 
@@ -165,6 +166,13 @@ class Faithfulness:
         )
         self.seed = seed
         self.n_draws, self.n_steps, self.n_subsets = n_draws, n_steps, n_subsets
+        self._effort = Effort(
+            n_examples=self._world.n_examples,
+            n_draws=n_draws,
+            n_steps=n_steps,
+            n_subsets=n_subsets,
+            perturbations_per_eval=perturbations_per_eval,
+        )
         self._subset_share, self._leakage_share = subset_share, leakage_share
         self._curves: dict[tuple[str, str, bytes], Curve] = {}
 
@@ -178,6 +186,30 @@ class Faithfulness:
         """Images that went through the model so far."""
         return self._world.n_forwards
 
+    @checked(metrics=NONE | sequence(TEXT), n_maps=integer(1))
+    def forecast(self, metrics: list[str] | None = None, *, n_maps: int = 1) -> int:
+        """Images that will go through the model to judge so many maps by these metrics; the first evaluation counts what maps share.
+
+        Metrics of your own count only with ``measurements`` (:func:`register`).
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8)
+            >>> before, expected = faithfulness.n_forwards, faithfulness.forecast()
+            >>> table = faithfulness.evaluate(case.effects_of_map())
+            >>> faithfulness.n_forwards - before == expected
+            True
+        """
+        chosen = (METRICS[name].measurements or () for name in metric_names(metrics))
+        return forecast((one for measurements in chosen for one in measurements), self._effort, n_maps)
+
+    @property
+    def replacements(self) -> Replacements:
+        """Images with units replaced, and their scores: what metrics are computed from."""
+        return self._world
+
     @property
     def replaceable(self) -> np.ndarray:
         """``(N, U)``, boolean: units that are replaced; those that touch the region of interest or cannot reach it are not."""
@@ -187,6 +219,15 @@ class Faithfulness:
     def roi(self) -> Tensor | None:
         """``(N, *spatial)``: the region of interest of the explained output; ``None`` without one."""
         return self._world.roi
+
+    @property
+    def observed(self) -> np.ndarray:
+        """``(N,)``: the score of the images as they are."""
+        return self._world.observed
+
+    def segmented(self) -> tuple[Tensor, Tensor | None] | None:
+        """Prediction and reference ``(N, *spatial)``, boolean, of the explained class; ``None`` of a function that has neither."""
+        return self._world.segmented()
 
     def unit_attributions(self, attributions: Attributions) -> np.ndarray:
         """``(N, U)``: the mean of a map over the elements of each unit; units in ascending order of their ids.
@@ -473,6 +514,8 @@ class FaithfulnessMetric:
         function: ``(faithfulness, attributions) -> (N,)``.
         score_direction: whether ``"higher"`` or ``"lower"`` is better.
         source: where it comes from.
+        measurements: what it is computed from, names in :data:`captum_causalseg.evaluation.judging_cost.MEASUREMENTS`: the cost is known
+            from these. ``None`` where it is not known.
 
     Example:
         >>> from captum_causalseg.evaluation.faithfulness import METRICS
@@ -485,9 +528,17 @@ class FaithfulnessMetric:
     function: Callable[[Faithfulness, Attributions], np.ndarray]
     score_direction: Literal["higher", "lower"]
     source: str
+    measurements: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_all(vars(self), name=TEXT, function=FUNCTION, score_direction=one_of("higher", "lower"), source=TEXT)
+        check_all(
+            vars(self),
+            name=TEXT,
+            function=FUNCTION,
+            score_direction=one_of("higher", "lower"),
+            source=TEXT,
+            measurements=NONE | sequence(one_of(*MEASUREMENTS)),
+        )
 
 
 METRICS: dict[str, FaithfulnessMetric] = {}
@@ -499,8 +550,12 @@ def register(
     function: Callable[[Faithfulness, Attributions], np.ndarray],
     score_direction: Literal["higher", "lower"],
     source: str,
+    measurements: Sequence[str] | None = None,
 ) -> None:
     """Add your own metric to the table :data:`METRICS`; its name must not be taken.
+
+    Args:
+        name, function, score_direction, source, measurements: as of :class:`FaithfulnessMetric`.
 
     Example:
         >>> import numpy as np
@@ -512,7 +567,8 @@ def register(
         >>> faithfulness.METRICS.pop("share replaceable").score_direction
         'higher'
     """
-    metric = FaithfulnessMetric(name=name, function=function, score_direction=score_direction, source=source)
+    needs = None if measurements is None else tuple(measurements)
+    metric = FaithfulnessMetric(name, function, score_direction=score_direction, source=source, measurements=needs)
     if name in METRICS:
         raise ValueError(f"name: {name!r} is taken")
     METRICS[name] = metric
@@ -528,16 +584,30 @@ def metric_names(metrics: Sequence[str] | None) -> list[str]:
 
 
 _CURVES = "Petsiuk et al. 2018 (arXiv 1806.07421), with donors and signs"
-register("deletion, supporting", lambda f, a: f.deletion(a, "supporting").area, "lower", source=_CURVES)
-register("deletion, harming", lambda f, a: f.deletion(a, "harming").area, "higher", source=_CURVES)
-register("insertion, supporting", lambda f, a: f.insertion(a, "supporting").area, "higher", source=_CURVES)
-register("insertion, harming", lambda f, a: f.insertion(a, "harming").area, "lower", source=_CURVES)
-register("irof", lambda f, a: f.irof(a), "higher", source="Rieger and Hansen 2020 (arXiv 2003.08747)")
-register("faithfulness correlation", lambda f, a: f.correlation(a), "higher", source="Bhatt et al. 2020 (arXiv 2005.00631)")
-register(
-    "mu fidelity", lambda f, a: f.correlation(a, ranks=True), "higher", source="Bhatt et al. 2020 (arXiv 2005.00631), by ranks"
+_SUBSETS = "Bhatt et al. 2020 (arXiv 2005.00631)"
+_INFIDELITY = "Yeh et al. 2019 (arXiv 1901.09392), captum.metrics.infidelity"
+_AREAS: tuple[tuple[str, Callable[[Faithfulness, Attributions], np.ndarray], Literal["higher", "lower"]], ...] = (
+    ("deletion, supporting", lambda f, a: f.deletion(a, "supporting").area, "lower"),
+    ("deletion, harming", lambda f, a: f.deletion(a, "harming").area, "higher"),
+    ("insertion, supporting", lambda f, a: f.insertion(a, "supporting").area, "higher"),
+    ("insertion, harming", lambda f, a: f.insertion(a, "harming").area, "lower"),
 )
+for _name, _area, _direction in _AREAS:
+    register(_name, _area, _direction, source=_CURVES, measurements=(_name,))
 register(
-    "infidelity", lambda f, a: f.infidelity(a), "lower", source="Yeh et al. 2019 (arXiv 1901.09392), captum.metrics.infidelity"
+    "irof",
+    lambda f, a: f.irof(a),
+    "higher",
+    source="Rieger and Hansen 2020 (arXiv 2003.08747)",
+    measurements=("deletion, supporting",),
 )
-register("leakage", lambda f, a: f.leakage(a), "lower", source="this library")
+register("faithfulness correlation", lambda f, a: f.correlation(a), "higher", source=_SUBSETS, measurements=("subsets",))
+register(
+    "mu fidelity",
+    lambda f, a: f.correlation(a, ranks=True),
+    "higher",
+    source=f"{_SUBSETS}, by ranks",
+    measurements=("subsets",),
+)
+register("infidelity", lambda f, a: f.infidelity(a), "lower", source=_INFIDELITY, measurements=("infidelity",))
+register("leakage", lambda f, a: f.leakage(a), "lower", source="this library", measurements=("leakage",))

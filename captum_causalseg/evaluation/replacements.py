@@ -149,6 +149,19 @@ class Replacements:
                 number = number * length + place
         return _picked(scores, torch.from_numpy(number))
 
+    def segmented(self) -> tuple[Tensor, Tensor | None] | None:
+        """Prediction and reference ``(N, *spatial)``, boolean on the CPU, of the class that is looked at; ``None`` of what has none."""
+        everyone = np.arange(self.n_examples)
+        call = (*gather(self.tensors, everyone), *gather(self.arguments, everyone))
+        found = None if self._outputs.has_own_metric else self.scorer.segmentations(*call)
+        if found is None:
+            return None
+        self.n_forwards += self.n_examples
+        number = dict(zip(self._outputs.axes, self._outputs.places())).get("class", np.zeros(self.n_examples, dtype=np.int64))
+        prediction, reference = (None if one is None else one.cpu()[everyone, number] for one in found)
+        assert prediction is not None
+        return prediction, reference
+
     @property
     def roi(self) -> Tensor | None:
         """``(N, *spatial)``, on the CPU: the region of interest of the output that is looked at; ``None`` without one."""

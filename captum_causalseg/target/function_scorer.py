@@ -113,6 +113,10 @@ class FunctionScorer(Scorer):
         """See :meth:`Scorer.predict`."""
         raise self._no_target("a segmentation")
 
+    def segmentations(self, *call: Any) -> None:
+        """See :meth:`Scorer.segmentations`."""
+        return None
+
     def settle(self, *call: Any) -> int:
         """See :meth:`Scorer.settle`."""
         return 0

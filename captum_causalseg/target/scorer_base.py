@@ -147,6 +147,10 @@ class Scorer(ABC):
         """The hard segmentation, boolean ``(N, C, *spatial)``."""
 
     @abstractmethod
+    def segmentations(self, *call: Any) -> tuple[Tensor, Tensor | None] | None:
+        """Prediction and reference of a call, boolean ``(N, C, *spatial)``; ``None`` of a plain function, which has neither."""
+
+    @abstractmethod
     def settle(self, *call: Any) -> int:
         """Have all that is read from the model's first output read now, from this call; how many images that took."""
 

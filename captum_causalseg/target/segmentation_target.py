@@ -410,11 +410,25 @@ class SegmentationTarget(nn.Module):
             tensor([[[False,  True],
                      [ True, False]]])
         """
-        with undisturbed(self):
-            logits = self.logits(*inputs)
-            refuse_nan(logits)
-            logits = in_single_precision(logits)
-            return hard_labels(logits, *self._resolve(logits), self.threshold).bool()
+        return self._hard_prediction(inputs)[0]
+
+    def segmentations(self, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """Prediction and reference of a call with these arguments, boolean ``(N, C, *spatial)``; ``None`` without a reference.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget
+            >>> target = SegmentationTarget(torch.nn.Identity(), reference=torch.tensor([[0, 1]]), activation="softmax")
+            >>> prediction, reference = target.segmentations(torch.tensor([[[[0.2, 3.0]], [[1.0, -1.0]]]]))
+            >>> prediction[0, 1].tolist(), reference[0, 1].tolist()
+            ([[True, False]], [[False, True]])
+        """
+        truth = self._masks_of_call(inputs)[2]
+        prediction, activation, exclusive = self._hard_prediction(self.model_inputs(*inputs))
+        if truth is None:
+            return prediction, None
+        found = self._one_hot(truth.to(prediction.device), prediction.shape, activation, exclusive=exclusive)
+        return prediction, found.bool().expand(prediction.shape)
 
     @checked(metric=NONE | TEXT)
     def surrogate(self, metric: str | None = None) -> "SegmentationTarget":
@@ -728,6 +742,15 @@ class SegmentationTarget(nn.Module):
         """What the model returns, ``(N, C, *spatial)`` of whatever resolution."""
         image = first_image(inputs)
         return with_channels(find_logits(self.model(*inputs), self.output, image), image)
+
+    def _hard_prediction(self, inputs: tuple[Any, ...]) -> tuple[Tensor, str, bool]:
+        """The hard segmentation of the model's inputs, ``(N, C, *spatial)``, the activation in force and whether classes exclude each other."""
+        with undisturbed(self):
+            logits = self.logits(*inputs)
+            refuse_nan(logits)
+            logits = in_single_precision(logits)
+            activation, exclusive = self._resolve(logits)
+            return hard_labels(logits, activation, exclusive, threshold=self.threshold).bool(), activation, exclusive
 
     def _resolve(self, logits: Tensor) -> tuple[str, bool]:
         """The activation in force and whether classes exclude each other; settled on the first output seen."""

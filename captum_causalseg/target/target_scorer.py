@@ -146,6 +146,10 @@ class TargetScorer(Scorer):
         """See :meth:`Scorer.predict`."""
         return self._target.predict(*model_inputs)
 
+    def segmentations(self, *call: Any) -> tuple[Tensor, Tensor | None] | None:
+        """See :meth:`Scorer.segmentations`."""
+        return self._target.segmentations(*call)
+
     def settle(self, *call: Any) -> int:
         """See :meth:`Scorer.settle`."""
         if self._target.activation != "auto":

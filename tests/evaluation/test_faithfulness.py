@@ -389,3 +389,33 @@ def test_where_no_unit_can_reach_the_region_nothing_is_replaced_and_no_score_is_
     assert not curve.fraction.any()
     assert np.isnan(curve.area).all()
     np.testing.assert_allclose(curve.score, float(target(image).detach()[0, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("d", "n", "per_eval"), [(2, 2, 3), (3, 1, 16)])
+def test_the_cost_is_known_before(d, n, per_eval):
+    """Of batches and volumes; what maps share is counted once."""
+    shape = (8,) * d
+    model = (nn.Conv2d, nn.Conv3d)[d - 2](1, 2, 3, padding=1)
+    images = torch.rand(n, 1, *shape)
+    rois = torch.stack([regions.box(shape, 0, 4), regions.box(shape, 4, 4)])
+    target = SegmentationTarget.from_prediction(model, images, roi=rois, metric="soft_dice")
+    effort = {"block_size": 4, "n_draws": 2, "n_steps": 3, "n_subsets": 7, "perturbations_per_eval": per_eval}
+    f = Faithfulness(target, images, torch.rand(5, 1, *shape), (1, 0), **effort)
+    expected, before = f.forecast(n_maps=2), f.n_forwards
+    for seed in range(2):
+        f.evaluate(torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)))
+    assert f.n_forwards - before == expected
+    assert f.forecast(["irof", "deletion, supporting"]) == n * 2 * 4
+
+
+def test_what_was_segmented_is_that_of_the_explained_class():
+    shape, n = (8, 8), 2
+    model = nn.Conv2d(1, 3, 3, padding=1)
+    images, labels = torch.rand(n, 1, *shape), torch.randint(3, (n, *shape))
+    target = SegmentationTarget(model, roi=regions.box(shape, 0, 4), reference="argument", metric="soft_dice")
+    f = Faithfulness(target, images, 0.0, [2, 1], labels, block_size=4, n_draws=1)
+    prediction, reference = f.segmented()
+    assert torch.equal(reference, torch.stack([labels[0] == 2, labels[1] == 1]))
+    whole = target.predict(images)
+    assert torch.equal(prediction, torch.stack([whole[0, 2], whole[1, 1]]))
+    assert judge(Additive(), ones()).segmented() is None

@@ -366,3 +366,17 @@ def test_a_blank_first_output_does_not_settle_the_activation():
     assert float(target(torch.zeros(1, 1, 4, 4))) == 0.5
     logits = 5 * torch.randn(1, 1, 4, 4)
     assert float(target(logits)) == pytest.approx(float(logits.sigmoid().mean()))
+
+
+@pytest.mark.parametrize("n_spatial", [2, 3])
+def test_prediction_and_reference_of_a_call_class_by_class(n_spatial):
+    shape = (6,) * n_spatial
+    model = (nn.Conv2d, nn.Conv3d)[n_spatial - 2](1, 3, 3, padding=1)
+    images, labels = torch.rand(2, 1, *shape), torch.randint(3, (2, *shape))
+    target = SegmentationTarget(model, reference="argument")
+    prediction, reference = target.segmentations(images, labels)
+    assert torch.equal(prediction, target.predict(images))
+    assert torch.equal(reference, torch.stack([labels == c for c in range(3)], 1))
+    same = SegmentationTarget(model, reference=labels[0]).segmentations(images)[1]
+    assert torch.equal(same, torch.stack([labels[:1] == c for c in range(3)], 1).expand(2, 3, *shape))
+    assert SegmentationTarget(model, metric="volume").segmentations(images)[1] is None

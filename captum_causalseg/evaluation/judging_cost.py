@@ -1,0 +1,71 @@
+"""What it costs to judge maps, in images that go through the model, known before any does."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["MEASUREMENTS", "Effort", "Measurement", "forecast"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What the cost depends on: arguments of :class:`~captum_causalseg.evaluation.Faithfulness`, and the batch size."""
+
+    n_examples: int = 1
+    n_draws: int = 4
+    n_steps: int = 20
+    n_subsets: int = 100
+    perturbations_per_eval: int = 16
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "Effort":
+        """From arguments, of which it takes its own."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in arguments.items() if name in names})
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Something that metrics are computed from; several of them may share it.
+
+    Args:
+        forwards: images per example.
+        of_map: whether it is made anew for each map; else all maps share it.
+    """
+
+    forwards: Callable[[Effort], int]
+    of_map: bool = True
+
+
+def _curve(effort: Effort) -> int:
+    return effort.n_draws * (effort.n_steps + 1)
+
+
+def _infidelity(effort: Effort) -> int:
+    # The images as they are go through the model with every batch.
+    return effort.n_subsets + math.ceil(effort.n_subsets / min(effort.perturbations_per_eval, effort.n_subsets))
+
+
+MEASUREMENTS: dict[str, Measurement] = {
+    "deletion, supporting": Measurement(_curve),
+    "deletion, harming": Measurement(_curve),
+    "insertion, supporting": Measurement(_curve),
+    "insertion, harming": Measurement(_curve),
+    "subsets": Measurement(lambda effort: effort.n_subsets, of_map=False),
+    "infidelity": Measurement(_infidelity),
+    "leakage": Measurement(lambda effort: 2 * effort.n_draws),
+}
+"""By name; a metric says which it needs."""
+
+
+def forecast(measurements: Iterable[str], effort: Effort, n_maps: int = 1) -> int:
+    """Images that go through the model for these measurements of so many maps, what is shared counted once.
+
+    Example:
+        >>> from captum_causalseg.evaluation.judging_cost import Effort, forecast
+        >>> forecast(["deletion, supporting", "subsets", "subsets"], Effort(n_draws=2, n_steps=4, n_subsets=10), n_maps=3)
+        40
+    """
+    chosen = [MEASUREMENTS[name] for name in dict.fromkeys(measurements)]
+    return effort.n_examples * sum(one.forwards(effort) * (n_maps if one.of_map else 1) for one in chosen)
