@@ -72,7 +72,7 @@ class JudgeCase(CaseWork):
     n_controls: int = 0
 
     def forecast(self, arguments: Mapping[str, Any]) -> int:
-        """Images that judging a case will take."""
+        """Images that judging a case will take at most."""
         needed = [one for metric in self.metrics for one in metric.measurements or ()]
         return forecast(needed, Effort.of(arguments.get("faithfulness") or {}), max(self.n_controls, 1))
 
@@ -134,7 +134,7 @@ def _scores(judge: Faithfulness, attributions: Attributions, metrics: Sequence[F
 
 def _place(judge: Faithfulness) -> dict[str, Any]:
     """The kind of the region of interest, and how well the model segments it."""
-    found, roi = judge.segmented(), judge.roi
+    found, roi = judge.replacements.segmented(), judge.roi
     if found is None or found[1] is None:
         return {"kind": None, "roi_dice": None}
     prediction, reference = found[0][0], found[1][0]

@@ -97,7 +97,7 @@ class CohortComparison:
             ...     out=tempfile.mkdtemp(), metrics=["irof"], baselines=planted.donors, block_size=8, show_progress=False,
             ... )
             >>> found.table()[["case", "method", "metric", "judge_forwards"]].values.tolist()
-            [['a', 'effects', 'irof', 84], ['a', 'random (control)', 'irof', 420]]
+            [['a', 'effects', 'irof', 48], ['a', 'random (control)', 'irof', 192]]
         """
         return pd.read_parquet(self.folder / _TABLE)
 
@@ -210,7 +210,7 @@ def compare_cohort(
     """Compare methods on the cases of a cohort, as :func:`captum_causalseg.compare` does on one image.
 
     First the maps of every method are made and kept, then they are judged. The same call continues where an earlier one stopped. A call with further metrics,
-    methods or cases does only what is new: maps are not made again. What judging will cost is known before it begins, and is said in the log
+    methods or cases does only what is new: maps are not made again. What judging will cost at most is known before it begins, and is said in the log
     (``captum_causalseg``, level INFO) and beside the progress bar.
 
     Args:
@@ -301,7 +301,9 @@ def compare_cohort(
             _say_cost(judging, n_cases)
             for one in judging:
                 course = Course(
-                    errors=errors, show_progress=show_progress, title=f"scores: {one.name}, {one.cost:,} forwards a case"
+                    errors=errors,
+                    show_progress=show_progress,
+                    title=f"scores: {one.name}, at most {one.cost:,} forwards a case",
                 )
                 run_study(cases, one.recipe, one.asked, engine=where, course=course)
         finally:
@@ -317,7 +319,7 @@ class _Step:
         name: of the method.
         recipe: of the study.
         asked: all that it is asked, in words and digests.
-        cost: images per case that judging takes, as forecast.
+        cost: images per case that judging takes at most.
     """
 
     name: str
@@ -384,9 +386,9 @@ def _groups(folder: Path, metrics: Sequence[str]) -> list[list[str]]:
 def _say_cost(judging: Sequence[_Step], n_cases: int | None) -> None:
     """Tell what judging will cost, before it begins; what an earlier call has judged costs nothing."""
     each = sum(one.cost for one in judging)
-    total = "" if n_cases is None else f", at most {each * n_cases:,} for {_counted(n_cases, 'case')}"
+    total = "" if n_cases is None else f", {each * n_cases:,} for {_counted(n_cases, 'case')}"
     logger.info(
-        "judging: %s images a case for %s%s", f"{each:,}", _counted(len({one.name for one in judging}), "method"), total
+        "judging: at most %s images a case for %s%s", f"{each:,}", _counted(len({one.name for one in judging}), "method"), total
     )
 
 

@@ -1,6 +1,8 @@
-"""What it costs to judge maps, in images that go through the model, known before any does."""
+"""What it costs to judge maps at most, in images that go through the model, known before any does.
 
-import math
+At most: an image that two measurements meet is scored once, and curves of few units come by the same image twice.
+"""
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,7 +18,6 @@ class Effort:
     n_draws: int = 4
     n_steps: int = 20
     n_subsets: int = 100
-    perturbations_per_eval: int = 16
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "Effort":
@@ -42,25 +43,19 @@ def _curve(effort: Effort) -> int:
     return effort.n_draws * (effort.n_steps + 1)
 
 
-def _infidelity(effort: Effort) -> int:
-    # The images as they are go through the model with every batch.
-    return effort.n_subsets + math.ceil(effort.n_subsets / min(effort.perturbations_per_eval, effort.n_subsets))
-
-
 MEASUREMENTS: dict[str, Measurement] = {
     "deletion, supporting": Measurement(_curve),
     "deletion, harming": Measurement(_curve),
     "insertion, supporting": Measurement(_curve),
     "insertion, harming": Measurement(_curve),
     "subsets": Measurement(lambda effort: effort.n_subsets, of_map=False),
-    "infidelity": Measurement(_infidelity),
-    "leakage": Measurement(lambda effort: 2 * effort.n_draws),
+    "leakage": Measurement(lambda effort: effort.n_draws + 1),
 }
 """By name; a metric says which it needs."""
 
 
 def forecast(measurements: Iterable[str], effort: Effort, n_maps: int = 1) -> int:
-    """Images that go through the model for these measurements of so many maps, what is shared counted once.
+    """Images that go through the model at most for these measurements of so many maps, what is shared counted once.
 
     Example:
         >>> from captum_causalseg.evaluation.judging_cost import Effort, forecast

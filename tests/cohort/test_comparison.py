@@ -207,7 +207,7 @@ def test_another_question_is_refused(tmp_path):
         study(tmp_path / "s", resume=False)
 
 
-def test_judging_costs_what_was_forecast(tmp_path, caplog):
+def test_judging_costs_no_more_than_was_forecast(tmp_path, caplog):
     every = [*room.METRICS]
     with caplog.at_level(logging.INFO, "captum_causalseg"):
         found = study(tmp_path / "s", 2, metrics=every, n_controls=3)
@@ -216,11 +216,10 @@ def test_judging_costs_what_was_forecast(tmp_path, caplog):
     one, three = judge.forecast(every), judge.forecast(every, n_maps=3)
     table = found.table()
     sums = table.groupby(["case", "method"])["judge_forwards"].sum()
-    assert sums.loc["case/0"].to_dict() == {"effects": one, "gradients": one, CONTROL: three}
-    assert (
-        f"judging: {2 * one + three:,} images a case for 3 methods, at most {2 * (2 * one + three):,} for 2 cases"
-        in caplog.text
-    )
+    for method, most in (("effects", one), ("gradients", one), (CONTROL, three)):
+        assert 0 < sums.loc["case/0", method] <= most
+    said = f"judging: at most {2 * one + three:,} images a case for 3 methods, {2 * (2 * one + three):,} for 2 cases"
+    assert said in caplog.text
 
 
 def test_bad_arguments(tmp_path):

@@ -26,7 +26,7 @@ def test_kinds_in_any_dimension(d):
 
 def test_masks_that_are_none():
     mask = torch.ones(4, 4, dtype=torch.bool)
-    with pytest.raises(TypeError, match="prediction: expected booleans, got torch.float32"):
+    with pytest.raises(TypeError, match="prediction: expected booleans"):
         roi_kind(mask.float(), mask, mask)
     with pytest.raises(ValueError, match=r"roi: expected the prediction's shape \(4, 4\), got \(4, 3\)"):
         roi_kind(mask, mask, mask[:, :3])
