@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
     from captum_causalseg.attr.layer_gradient_treatment_effect import LayerGradientTreatmentEffect
     from captum_causalseg.attr.layer_joint_treatment_effect import LayerJointTreatmentEffect
+    from captum_causalseg.attr.mediated_treatment_effect import MediatedTreatmentEffect
+    from captum_causalseg.attr.mediator_names import FrozenStatistics
     from captum_causalseg.attr.pdcr import PdCR
     from captum_causalseg.attr.region import Region
     from captum_causalseg.attr.region_search import necessary_region, sufficient_region
@@ -46,12 +48,14 @@ __all__ = [
     "Constant",
     "DonorComparison",
     "DonorSource",
+    "FrozenStatistics",
     "GradientTreatmentEffect",
     "JointTreatmentEffect",
     "LayerAverageTreatmentEffect",
     "LayerGradientTreatmentEffect",
     "LayerJointTreatmentEffect",
     "Layout",
+    "MediatedTreatmentEffect",
     "NeighborBank",
     "NnunetModel",
     "PatchBank",
@@ -94,12 +98,14 @@ _PLACES = {
     "Constant": "captum_causalseg.donors",
     "DonorComparison": "captum_causalseg.evaluation.donor_comparison",
     "DonorSource": "captum_causalseg.donors",
+    "FrozenStatistics": "captum_causalseg.attr.mediator_names",
     "GradientTreatmentEffect": "captum_causalseg.attr.gradient_treatment_effect",
     "JointTreatmentEffect": "captum_causalseg.attr.joint_treatment_effect",
     "LayerAverageTreatmentEffect": "captum_causalseg.attr.layer_average_treatment_effect",
     "LayerGradientTreatmentEffect": "captum_causalseg.attr.layer_gradient_treatment_effect",
     "LayerJointTreatmentEffect": "captum_causalseg.attr.layer_joint_treatment_effect",
     "Layout": "captum_causalseg.layout",
+    "MediatedTreatmentEffect": "captum_causalseg.attr.mediated_treatment_effect",
     "NeighborBank": "captum_causalseg.donors",
     "NnunetModel": "captum_causalseg.nnunet",
     "PatchBank": "captum_causalseg.donors",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.controls import Control, controlled
+from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.forecast import Forecast
 from captum_causalseg.attr.layer import prepare_layer
 from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
@@ -47,9 +48,11 @@ __all__ = [
     "Running",
     "answer",
     "estimate",
+    "goal_of",
     "interventions",
     "prepare",
     "running",
+    "statistics_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -229,17 +232,7 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         problem, plan, evaluator = now.problem, now.plan, now.evaluator
         if effort is not asked:
             evaluator.ledger.disable("allocation", "units are explained in parts, which do not know of each other's errors")
-        goal = None
-        if effort.has_goal:
-            goal = Goal(
-                precision=effort.precision,
-                decide=effort.decide,
-                alpha=effort.alpha,
-                level=0.95,
-                outputs=now.outputs.on_every_roi(),
-                budget=effort.n_draws * int(plan.active.any(1).sum()),
-                most_draws=effort.most_draws,
-            )
+        goal = goal_of(effort, now)
         forecast = now.forecast(goal, in_context=options.joint is not None, controls=problem.controls)
         how: dict[str, Any] = {"batch_size": now.batch_size, "goal": goal, "on_progress": forecast.run}
         if options.joint is None:
@@ -257,15 +250,45 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
             on_progress=forecast.controls,
         )
 
+    return problem, statistics_of(now, options, outcome, controls=controls)
+
+
+def goal_of(effort: Effort, now: Running) -> Goal | None:
+    """Until when draws go on, if that is asked for."""
+    if not effort.has_goal:
+        return None
+    return Goal(
+        precision=effort.precision,
+        decide=effort.decide,
+        alpha=effort.alpha,
+        level=0.95,
+        outputs=now.outputs.on_every_roi(),
+        budget=effort.n_draws * int(now.plan.active.any(1).sum()),
+        most_draws=effort.most_draws,
+    )
+
+
+def statistics_of(
+    now: Running, options: Options, outcome: Outcome, *, controls: Mapping[str, UnitMoments] | None = None
+) -> TreatmentEffectStatistics:
+    """What a run of the plan says of all units.
+
+    Args:
+        now: the run.
+        options: what was asked for.
+        outcome: of the plan's rows and the scores' outputs.
+        controls: of the same rows.
+    """
+    problem, plan, evaluator, effort = now.problem, now.plan, now.evaluator, options.effort
     ledger, shown = problem.evaluator.ledger, problem.site.shown
     layouts = problem.site.layouts[shown]
     n, forwards = problem.n_examples, now.forwards(outcome.n_forwards)
     moments = _of_all_units(problem, now, outcome.moments, decide=effort.decide)
-    return problem, TreatmentEffectStatistics.from_moments(
+    return TreatmentEffectStatistics.from_moments(
         moments.with_outputs(now.outputs.shape),
         controls={
-            name: _control_of_all_units(now.plan, rows, moments).with_outputs(now.outputs.shape)
-            for name, rows in controls.items()
+            name: _control_of_all_units(plan, rows, moments).with_outputs(now.outputs.shape)
+            for name, rows in (controls or {}).items()
         },
         observed_score=torch.from_numpy(now.observed.reshape(n, *now.outputs.shape)),
         unit_ids=torch.from_numpy(problem.units.ids),

@@ -175,6 +175,15 @@ class ModelEvaluator(ABC):
             self.ledger.count("answers compared", self.scorer.forwards_to_compare)
         return _NOISES if self.scorer.is_stochastic(*call) else 1
 
+    @functools.cached_property
+    def takes_batches(self) -> bool:
+        """Whether several interventions can go through the model at once; tried without them, where it is not known."""
+        if self.scorer.takes_batches is None:
+            twice = np.zeros(2, dtype=np.int64)
+            self.logits_of_inputs(gather(self.site.inputs, twice), twice)
+            self.ledger.count("trying a batch", 2)
+        return bool(self.scorer.takes_batches)
+
     most_checks = 0
     """How many forwards may still be made to see whether the way in which interventions are run is right."""
 

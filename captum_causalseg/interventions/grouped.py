@@ -54,6 +54,11 @@ class GroupsEvaluator(ModelEvaluator):
         self._n_run = Counter[str]()
         self._last: list[dict[Hashable, Tensor]] = [{} for _ in self._parts]
 
+    @property
+    def whole(self) -> ModelEvaluator:
+        """The evaluator on whole images."""
+        return self._whole
+
     def observe(self, examples: np.ndarray) -> Tensor:
         """See :meth:`ModelEvaluator.observe`."""
         return self._whole.observe(examples)

@@ -58,22 +58,28 @@ class InputEvaluator(ModelEvaluator):
         if self.execution.compile and n < self._memory.size:
             # Another batch size would be compiled anew.
             interventions = interventions.rows(np.minimum(np.arange(self._memory.size), n - 1))
-        examples = interventions.example
-        inputs = self._intervened(interventions)
+        return self.answered(self.intervened(interventions), interventions.example)[:n]
+
+    def answered(self, inputs: Sequence[Tensor], examples: np.ndarray) -> Any:
+        """What scores are made of, as of :meth:`scored`, with these inputs in the place of those of the examples ``(B,)``."""
         with self._precision():
             if self.local is not None:
-                return self._bare.run(self._run.logits, inputs, examples)[:n]
+                return self._bare.run(self._run.logits, inputs, examples)
             scores = self.site.run(self._run, inputs, examples)
-        return checked_scores(scores, len(examples), self.output_shape)[:n]
+        return checked_scores(scores, len(examples), self.output_shape)
+
+    def scored(self, answers: Any, examples: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` of answers."""
+        return self._checked(self._scores(answers, examples), len(examples))
 
     def _scores(self, answers: Any, examples: np.ndarray) -> Any:
         return answers if self.local is None else self.local.scores(answers, examples)
 
     def _intervened_with(self, noise: np.ndarray, interventions: Interventions) -> Tensor:
-        return self._sampled(self._intervened(interventions), interventions.example, noise)
+        return self._sampled(self.intervened(interventions), interventions.example, noise)
 
-    def _intervened(self, interventions: Interventions) -> list[Tensor]:
-        """Inputs ``(B, C, *spatial)`` in which the interventions have been made."""
+    def intervened(self, interventions: Interventions) -> list[Tensor]:
+        """Inputs ``(B, C, *spatial)`` in which the interventions have been made, in memory that the next ones are made in."""
         inputs = self._memory.copies(interventions.example)
         self.unit_donors.paste(inputs, interventions, self.site.frames)
         return inputs

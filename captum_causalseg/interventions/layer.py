@@ -101,7 +101,7 @@ class LayersEvaluator(ModelEvaluator):
         return self._bare.run(self.scorer.logits, tensors, examples, where=where)
 
     def _hooked(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
-        if len(examples) == 1 or self._takes_batches:
+        if len(examples) == 1 or self.takes_batches:
             return self._in_one_batch(tensors, examples, where)
         found = []
         for row in range(len(examples)):
@@ -110,15 +110,6 @@ class LayersEvaluator(ModelEvaluator):
             mine, here = [tensor[one] for tensor in tensors], None if where is None else [places[one] for places in where]
             found.append(self._in_one_batch(mine, examples[one], here))
         return torch.cat(found)
-
-    @functools.cached_property
-    def _takes_batches(self) -> bool:
-        """Whether several interventions can go through the model at once; tried without them, where it is not known."""
-        if self.scorer.takes_batches is None:
-            twice = np.zeros(2, dtype=np.int64)
-            self.logits_of_inputs(gather(self.site.inputs, twice), twice)
-            self.ledger.count("trying a batch", 2)
-        return bool(self.scorer.takes_batches)
 
     def _with(self, site: Site, execution: Execution, local: Local) -> "LayersEvaluator":
         assert isinstance(site, LayersSite)

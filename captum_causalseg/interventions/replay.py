@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from captum_causalseg._state import in_this_thread, modules_of
 from captum_causalseg.interventions.ledger import Ledger
-from captum_causalseg.interventions.sites import LayersSite
 
-__all__ = ["Replay"]
+__all__ = ["Carried", "HasLayers", "IsReplaced", "Replay", "disagreement"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,26 @@ _COMPARED = 2
 _MOST_ELEMENTS = 2**27
 # What a module may be given besides tensors: it holds none.
 _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
+
+
+class IsReplaced(Protocol):
+    """A module, and whether what it takes is replaced, not what it returns."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
+
+    @property
+    def at_input(self) -> bool:
+        """Whether what it takes is replaced."""
+
+
+class HasLayers(Protocol):
+    """The modules whose tensors are replaced, such as a :class:`~captum_causalseg.interventions.sites.LayersSite`."""
+
+    @property
+    def layers(self) -> Sequence[IsReplaced]:
+        """The modules."""
 
 
 class Replay:
@@ -55,7 +74,7 @@ class Replay:
 
     def __init__(
         self,
-        site: LayersSite,
+        site: HasLayers,
         function: Callable[..., Any],
         ledger: Ledger,
         *,
@@ -92,6 +111,17 @@ class Replay:
             return 0
         known = [0 if memory.compared else _COMPARED for memory in self._memories.values()]
         return int(sum(known) + (1 + _COMPARED) * (n_examples - len(known)))
+
+    def spared(self) -> list[nn.Module]:
+        """The modules that are not run again, in none of the examples so far."""
+        memories = list(self._memories.values()) if self.works else []
+        held = [{id(module) for module, _ in memory.returned} for memory in memories]
+        return [module for module, _ in memories[0].returned if all(id(module) in ids for ids in held)] if memories else []
+
+    @property
+    def n_held(self) -> int:
+        """How many elements these returned for one example."""
+        return max((memory.size for memory in self._memories.values()), default=0)
 
     def _of_example(self, example: int, tensors: list[Tensor], where: list[Tensor] | None) -> Any:
         n = len(tensors[0])
@@ -168,14 +198,7 @@ class Replay:
             ]
         )
         chosen = found.index_select(0, torch.as_tensor(few, device=found.device))
-        if plain.shape != chosen.shape:
-            return f"replay gives shape {tuple(chosen.shape)}, the model itself {tuple(plain.shape)}"
-        largest = float((plain.double() - chosen.double()).abs().max())
-        # Batches of other sizes differ by the order of floating-point operations; more than half the digits is another result.
-        digits = torch.finfo(plain.dtype).eps ** 0.5 if plain.is_floating_point() else 0.0
-        if not largest <= digits * float(plain.double().abs().max()):
-            return f"replay gives other values than the model itself, by {largest:.3g}"
-        return None
+        return disagreement(chosen, plain)
 
     def _give_up(self, reason: str, error: Exception | None = None) -> None:
         lines = str(error).strip().splitlines() if error is not None else []
@@ -184,6 +207,58 @@ class Replay:
         self._ledger.disable("replay", f"{reason}{detail}")
         self.works = False
         self._memories.clear()
+
+
+def disagreement(found: Tensor, plain: Tensor) -> str | None:
+    """Why what replay gives is not what the model itself gives; ``None`` where it is."""
+    if plain.shape != found.shape:
+        return f"replay gives shape {tuple(found.shape)}, the model itself {tuple(plain.shape)}"
+    largest = float((plain.double() - found.double()).abs().max())
+    # Batches of other sizes differ by the order of floating-point operations; more than half the digits is another result.
+    digits = torch.finfo(plain.dtype).eps ** 0.5 if plain.is_floating_point() else 0.0
+    if not largest <= digits * float(plain.double().abs().max()):
+        return f"replay gives other values than the model itself, by {largest:.3g}"
+    return None
+
+
+class Carried:
+    """What modules return in one run of some rows, for other runs of the same rows.
+
+    Args:
+        modules: each runs at most once.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list({id(module): module for module in modules}.values())
+        self._returned: dict[int, tuple[nn.Module, Any, list[tuple[Tensor, int]]]] = {}
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, the rows are run for the first time."""
+
+        def after(module: nn.Module, args: Any, returned: Any) -> None:
+            tensors = _tensors(returned)
+            if tensors:
+                self._returned[id(module)] = module, returned, tensors
+
+        with ExitStack() as hooks:
+            for module in self._modules:
+                hooks.callback(module.register_forward_hook(in_this_thread(after), prepend=True).remove)
+            yield
+        # What was written into is not what was returned.
+        for key in [key for key, (_, _, tensors) in self._returned.items() if any(t._version != v for t, v in tensors)]:
+            del self._returned[key]
+
+    @contextmanager
+    def standing_in(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """Within, these of them return what they returned, and compute nothing."""
+        with _standing_in([self._returned[id(module)][:2] for module in modules if id(module) in self._returned]):
+            yield
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing has written into what was returned."""
+        return all(tensor._version == version for _, _, tensors in self._returned.values() for tensor, version in tensors)
 
 
 @dataclass(eq=False)
@@ -241,7 +316,7 @@ class _Call:
 class _Journal:
     """The calls of modules in one run of one row."""
 
-    def __init__(self, site: LayersSite) -> None:
+    def __init__(self, site: HasLayers) -> None:
         self._site = site
         self._calls: list[_Call] = []
         self._open: defaultdict[int, list[_Call]] = defaultdict(list)

@@ -79,6 +79,12 @@ class UnitMoments:
         }
         return UnitMoments(**{name: values.reshape(shapes[name]) for name, values in vars(self).items()})
 
+    def of_columns(self, columns: slice) -> "UnitMoments":
+        """Some outputs of rows ``(M, K)``."""
+        return UnitMoments(
+            **{name: values if name == "population" else values[:, columns] for name, values in vars(self).items()}
+        )
+
     def of_output(self, index: np.ndarray) -> "UnitMoments":
         """Of examples and units ``(N, U, *outputs)`` one output, whose flat ``index`` ``(N,)`` may differ from example to example."""
         whose = index.reshape(-1, 1, 1)

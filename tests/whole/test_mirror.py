@@ -68,6 +68,8 @@ ELSEWHERE = {
     "interventions/execution": "interventions/test_evaluator",
     "interventions/inputs": "interventions/test_evaluator",
     "interventions/ledger": "interventions/test_evaluator",
+    "interventions/mediated": "attr/test_mediated_treatment_effect",
+    "interventions/mediators": "attr/test_mediated_treatment_effect",
     "interventions/recording": "donors/test_activation_bank",
     "interventions/sites": "interventions/test_evaluator",
     "interventions/support_probes": "interventions/test_support",

@@ -1,0 +1,178 @@
+"""What of an effect travels through a mediator, what goes around it, and what share that is."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from captum_causalseg._checks import FRACTION, TEXT, checked, integer, shown
+from captum_causalseg.statistics.status import Status
+from captum_causalseg.statistics.treatment_effect_statistics import TreatmentEffectStatistics
+
+__all__ = ["LayerMediation", "MediationStatistics", "Quantity", "fieller"]
+
+Quantity = Literal["total", "indirect", "direct", "interaction"]
+
+
+def fieller(
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    *,
+    variances: tuple[np.ndarray, np.ndarray],
+    covariance: np.ndarray,
+    t: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals of ratios of two estimates (Fieller 1954); NaN where the denominator is not clearly nonzero.
+
+    Args:
+        numerator, denominator: the estimates, of one shape.
+        variances: of the two.
+        covariance: of the two.
+        t: the quantile of Student's t for the level and the degrees of freedom.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_causalseg.statistics.mediation import fieller
+        >>> a, b, zero = np.array([1.0]), np.array([2.0]), np.zeros(1)
+        >>> ends = fieller(a, b, variances=(np.array([0.01]), zero), covariance=zero, t=np.array([2.0]))
+        >>> [round(float(end[0]), 6) for end in ends]
+        [0.4, 0.6]
+    """
+    of_numerator, of_denominator = variances
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = numerator / denominator
+        g = t**2 * of_denominator / denominator**2
+        shift = np.where(of_denominator > 0, g * covariance / of_denominator, 0.0)
+        shared = np.where(of_denominator > 0, covariance**2 / of_denominator, 0.0)
+        inside = of_numerator - 2 * ratio * covariance + ratio**2 * of_denominator - g * (of_numerator - shared)
+        half = t / np.abs(denominator) * np.sqrt(np.maximum(inside, 0.0))
+        # Nothing is known of a ratio whose denominator may be 0.
+        defined = (g < 1) & (denominator != 0)
+        lower, upper = (ratio - shift - half) / (1 - g), (ratio - shift + half) / (1 - g)
+    return np.where(defined, lower, np.nan), np.where(defined, upper, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMediation:
+    """Every unit's effect, split at one mediator; all parts are from the same donors.
+
+    Attributes:
+        name: of the mediator.
+        total: ``M(x) - M(do)``, the unit's average treatment effect.
+        indirect: ``M(x) - M(x; a := a(do))``: what travels through the mediator alone.
+        direct: ``M(x) - M(do; a := a(x))``: what goes around it.
+        interaction: total less indirect less direct: what takes both ways at once.
+        rest: total less indirect.
+    """
+
+    name: str
+    total: TreatmentEffectStatistics
+    indirect: TreatmentEffectStatistics
+    direct: TreatmentEffectStatistics
+    interaction: TreatmentEffectStatistics
+    rest: TreatmentEffectStatistics
+
+    def of_quantity(self, quantity: Quantity) -> TreatmentEffectStatistics:
+        """One of the four by its name."""
+        found: TreatmentEffectStatistics = getattr(self, quantity)
+        return found
+
+    @checked(level=FRACTION)
+    def share_mediated(self, level: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
+        """The share of the total effect that travels through the mediator, and the ends of its interval, each ``(N, U, *output_shape)``.
+
+        Indirect over total effect, with Fieller's interval (1954), which knows that both come from the same draws. A share lies outside of 0 to 1 where
+        what travels through the mediator and what goes around it have opposite signs. NaN where the total effect is not clearly nonzero: where its own
+        interval of this level holds 0.
+
+        Args:
+            level: coverage, in (0, 1).
+        """
+        indirect, total = self.indirect.effect.numpy(), self.total.effect.numpy()
+        a, b, c = (one.standard_error.numpy() ** 2 for one in (self.indirect, self.total, self.rest))
+        with np.errstate(invalid="ignore"):
+            covariance = np.clip((a + b - c) / 2, -np.sqrt(a * b), np.sqrt(a * b))
+            freedom = np.fmin(self.total.degrees_of_freedom.numpy(), self.indirect.degrees_of_freedom.numpy())
+            # Exact effects have no degrees of freedom, and need none.
+            t = np.where((a == 0) & (b == 0), 0.0, scipy_stats.t.ppf(0.5 + level / 2, freedom))
+            lower, upper = fieller(indirect, total, variances=(a, b), covariance=covariance, t=t)
+            share = np.where(np.isnan(lower), np.nan, indirect / total)
+        return torch.from_numpy(share), torch.from_numpy(lower), torch.from_numpy(upper)
+
+    @checked(level=FRACTION)
+    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
+        """One row per example, unit and output: the table of the total effect's statistics, with further columns.
+
+        These are ``layer``, and for each of ``indirect``, ``direct`` and ``interaction`` the effect, ``_standard_error``, ``_lower``, ``_upper`` and
+        ``_p_value``; then ``share_mediated`` with ``_lower`` and ``_upper``. The total effect is in ``effect``.
+        """
+        frame = self.total.to_dataframe(level)
+        frame.insert(0, "layer", self.name)
+        for quantity in ("indirect", "direct", "interaction"):
+            own = getattr(self, quantity).to_dataframe(level)
+            frame[quantity] = own["effect"]
+            for column in ("standard_error", "lower", "upper", "p_value"):
+                frame[f"{quantity}_{column}"] = own[column]
+        there = (self.total.status != Status.ABSENT).numpy().ravel()
+        for name, values in zip(("", "_lower", "_upper"), self.share_mediated(level)):
+            frame[f"share_mediated{name}"] = values.numpy().ravel()[there]
+        return frame
+
+
+class MediationStatistics(Mapping[str, LayerMediation]):
+    """Every unit's effect, split at each of several mediators: a mapping from their names to :class:`LayerMediation`.
+
+    Attributes:
+        total: the total effects, which are the same whatever they are split at.
+        layers: names of the mediators.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerMediation]) -> None:
+        self._layers = dict(layers)
+        self.layers = tuple(self._layers)
+        self.total = next(iter(self._layers.values())).total
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was computed."""
+        return self.total.settings
+
+    @property
+    def n_forwards(self) -> int:
+        """Images that went through the model, for whatever purpose."""
+        return self.total.n_forwards
+
+    def __getitem__(self, name: str) -> LayerMediation:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __repr__(self) -> str:
+        return f"MediationStatistics({', '.join(self.layers)}; {self.total!r})"
+
+    @checked(name=TEXT | integer())
+    def of_layer(self, name: str | int) -> LayerMediation:
+        """The effects split at one mediator, by its name or its number.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        if isinstance(name, str) and name in self._layers:
+            return self._layers[name]
+        if not isinstance(name, str) and -len(self.layers) <= name < len(self.layers):
+            return self._layers[self.layers[name]]
+        raise ValueError(f"name: expected one of {', '.join(map(repr, self.layers))}, got {shown(name)}")
+
+    @checked(level=FRACTION)
+    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
+        """The tables of all mediators, one below the other."""
+        return pd.concat([layer.to_dataframe(level) for layer in self._layers.values()], ignore_index=True)
