@@ -560,6 +560,11 @@ CALLS: dict[str, Callable[[World], Call]] = {
         )
         for name in ("sufficient_region", "necessary_region")
     },
+    "MediatedTreatmentEffect": lambda w: _call("attr", ccs.MediatedTreatmentEffect, forward_func=w.target, layers="0"),
+    "MediatedTreatmentEffect.attribute": lambda w: _call(
+        "attr", ccs.MediatedTreatmentEffect(w.target, "0").attribute, **w.arguments | {"n_draws": 2, "block_size": 4}
+    ),
+    "FrozenStatistics": lambda w: _call("attr", ccs.FrozenStatistics, layers="*", name="norms"),
     "JointTreatmentEffect": lambda w: _call("attr", ccs.JointTreatmentEffect, forward_func=total),
     "JointTreatmentEffect.attribute": lambda w: _call(
         "attr", ccs.JointTreatmentEffect(w.target).attribute, **w.arguments | {"n_draws": 4, "block_size": 4}

@@ -150,13 +150,13 @@ def errors(
     found, truth = _numpy(prediction), _numpy(reference)
     # A single image has three spatial axes at most.
     if found.shape == truth.shape and found.ndim <= 3:
-        return _error(found, truth, kind, rank, label)
+        return _error(found, truth, kind=kind, rank=rank, label=label)
     if found.ndim < 3 or truth.shape not in _shapes_of_truth(found.shape):
         expected = " or ".join(map(str, _shapes_of_truth(found.shape) if found.ndim > 3 else [found.shape]))
         raise ValueError(f"reference: expected the shape {expected}, as prediction is {found.shape}; got {truth.shape}")
     found = _labels_of("prediction", found, label)
     truth = _labels_of("reference", truth, label) if truth.ndim > found.ndim else truth.reshape(found.shape)
-    return torch.stack([_error(*pair, kind, rank, label) for pair in zip(found, truth)])[:, None]
+    return torch.stack([_error(*pair, kind=kind, rank=rank, label=label) for pair in zip(found, truth)])[:, None]
 
 
 @checked(label_map=array_of("real", may_be_empty=False), value=integer())
@@ -389,7 +389,7 @@ def _labels_of(name: str, masks: np.ndarray, label: int | None) -> np.ndarray:
     return np.asarray(masks.argmax(1))
 
 
-def _error(prediction: np.ndarray, reference: np.ndarray, kind: str, rank: int, label: int | None) -> Tensor:
+def _error(prediction: np.ndarray, reference: np.ndarray, *, kind: str, rank: int, label: int | None) -> Tensor:
     """One component of what differs between two label maps ``(*spatial)``."""
     if label is not None:
         prediction, reference = prediction == label, reference == label

@@ -208,14 +208,13 @@ def _estimate(options: Options, mediators: Sequence[Mediator]) -> tuple[Problem,
             goal = replace(goal, outputs=np.tile(goal.outputs, n) & looked_at)
         needed = np.tile(now.outputs.on_every_roi(), n) & looked_at if effort.shares_out else None
         outcome = run(
-            replace(now.plan, active=np.tile(now.plan.active, n)),
+            now.plan.in_aspects(n),
             mediated,
             np.tile(now.baseline, n),
             batch_size=now.batch_size,
             screening_threshold=effort.screening_threshold,
             goal=goal,
             needed=needed,
-            n_aspects=n,
             on_progress=now.forecast(goal, in_context=False).run,
         )
     found = [statistics_of(now, options, _column(outcome, place, k)) for place in range(n)]

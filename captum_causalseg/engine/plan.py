@@ -36,6 +36,8 @@ class Plan:
         with_noise: the last slot is no donor but the random state that a stochastic model meets.
         rankings: per row, the order of its candidates for designs that need one; ``None`` for rows whose donors could not be ranked, or
             that use all of them: these are drawn uniformly.
+        n_aspects: the outputs are so many aspects of the same scores, one after the other: an output is given up after the screening draws in all
+            of them or in none, so that they are from the same draws.
     """
 
     example: np.ndarray
@@ -51,6 +53,7 @@ class Plan:
     drains: int = 0
     with_noise: bool = False
     rankings: Sequence[Ranking | None] = ()
+    n_aspects: int = 1
 
     def __len__(self) -> int:
         return len(self.example)
@@ -69,6 +72,10 @@ class Plan:
     @property
     def _n_first(self) -> int:
         return self.n_draws if self.n_first is None else self.n_first
+
+    def in_aspects(self, n: int) -> "Plan":
+        """The same where so many aspects of each output are looked at."""
+        return replace(self, active=np.tile(self.active, n), n_aspects=n)
 
     def unranked(self) -> "Plan":
         """The same where no donors can be ranked: uniform draws, the same estimator."""

@@ -100,7 +100,6 @@ def run(
     screening_threshold: float,
     goal: Goal | None = None,
     needed: np.ndarray | None = None,
-    n_aspects: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Carry out a plan.
@@ -114,8 +113,6 @@ def run(
         goal: go on drawing until it is reached; ``None``: every row gets the plan's draws.
         needed: ``(N, K)``: the outputs whose errors say which rows get what an example's budget leaves after the plan's first sample; ``None``:
             nothing is shared out.
-        n_aspects: the outputs are so many aspects of the same scores, one after the other: an output is left after its screening draws in all of
-            them or in none, so that they are from the same draws.
         on_progress: called with the interventions done and the most that there will be.
 
     Raises:
@@ -125,7 +122,7 @@ def run(
     if needed is not None:
         loop.set_budget()
     if plan.screens:
-        loop.screen(screening_threshold, n_aspects)
+        loop.screen(screening_threshold)
     loop.sample(keep=goal is not None or needed is not None)
     if needed is not None:
         loop.share_out(needed)
@@ -166,7 +163,7 @@ class _Loop:
         """As many interventions are expected as all rows may take together."""
         self._budget = sum(self.plan.budget(row) for row in self._left())
 
-    def screen(self, threshold: float, n_aspects: int) -> None:
+    def screen(self, threshold: float) -> None:
         """The screening draws; rows and outputs that they do not move are finished."""
         active = np.flatnonzero(self._wanted.any(1)).tolist()
         self._expect(max(self._budget, sum(self.plan.design(row).end(1) for row in active)))
@@ -176,8 +173,8 @@ class _Loop:
             nonlocal saved
             rest = self.plan.design(row).end(1) - len(scored)
             # A drained bank leaves nothing to screen: the estimate is exact already.
-            still = (np.abs(scored[..., 0]).max(0) < threshold).reshape(n_aspects, -1).all(0)
-            screened = self._wanted[row] & np.tile(still, n_aspects) & (rest > 0)
+            still = (np.abs(scored[..., 0]).max(0) < threshold).reshape(self.plan.n_aspects, -1).all(0)
+            screened = self._wanted[row] & np.tile(still, self.plan.n_aspects) & (rest > 0)
             self.notes.alone.status[row, screened] = Status.SCREENED
             self._note(row, screened, scored)
             self._wanted[row] &= ~screened

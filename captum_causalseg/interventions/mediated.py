@@ -38,7 +38,7 @@ class MediatedEvaluator:
     """
 
     def __init__(self, base: InputEvaluator, mediators: Sequence[Mediator], observed: np.ndarray) -> None:
-        self._base, self._observed = base, torch.from_numpy(observed)
+        self._plain, self._observed = base, torch.from_numpy(observed)
         self._ports = list({id(port): port for mediator in mediators for port in mediator.ports}.values())
         places = {id(port): place for place, port in enumerate(self._ports)}
         self._ways = [_Way(mediator, base, [places[id(port)] for port in mediator.ports]) for mediator in mediators]
@@ -53,11 +53,11 @@ class MediatedEvaluator:
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """The scores without intervention, for each column."""
-        return self._base.observe(examples).tile(1, self.n_columns)
+        return self._plain.observe(examples).tile(1, self.n_columns)
 
     def baseline(self, examples: np.ndarray) -> Tensor:
         """The same, computed as those under interventions are."""
-        return self._base.baseline(examples).tile(1, self.n_columns)
+        return self._plain.baseline(examples).tile(1, self.n_columns)
 
     def __call__(self, interventions: Interventions) -> Tensor:
         """Scores ``(B, (1 + 4 L) K)``."""
@@ -70,10 +70,10 @@ class MediatedEvaluator:
         examples = interventions.example
         carried = Carried([module for way in self._ways for module in way.spared()])
         # Every run has copies of its own: a model may write into what it is given, and a module may return that.
-        inputs = self._base.intervened(interventions)
+        inputs = self._plain.intervened(interventions)
         with recorded(self._ports) as there, carried.kept():
-            answers = self._base.answered([x.clone() for x in inputs], examples)
-        total = self._base.scored(answers, examples)
+            answers = self._plain.answered([x.clone() for x in inputs], examples)
+        total = self._plain.scored(answers, examples)
         observed = self._observed[torch.from_numpy(examples)].to(total)
         here = [
             [torch.cat(slot) for slot in zip(*(self._natural[example][place] for example in examples.tolist()))]
@@ -81,20 +81,20 @@ class MediatedEvaluator:
         ]
         columns = [total]
         for way in self._ways:
-            indirect = self._base.scored(way.indirect(there, here, examples), examples)
-            direct = self._base.scored(way.direct(there, here, _Rows(inputs, examples), carried), examples)
+            indirect = self._plain.scored(way.indirect(there, here, examples), examples)
+            direct = self._plain.scored(way.direct(there, here, intervened=_Rows(inputs, examples), carried=carried), examples)
             columns += [indirect, direct, 2 * observed + total - indirect - direct, observed + total - indirect]
         return torch.cat(columns, 1)
 
     def _of_image(self, example: int) -> list[list[Tensor]]:
         one = np.array([example])
         with recorded(self._ports) as found:
-            self._base.answered(gather(self._base.site.inputs, one), one)
-        self._base.ledger.count("recording mediators", 1)
+            self._plain.answered(gather(self._plain.site.inputs, one), one)
+        self._plain.ledger.count("recording mediators", 1)
         return found
 
     def _most_rows(self, example: int) -> int:
-        if not self._base.takes_batches:
+        if not self._plain.takes_batches:
             return 1
         held = sum(tensor.numel() for tensors in self._natural[example] for tensor in tensors)
         held += sum(way.n_spared for way in self._ways)
@@ -128,7 +128,7 @@ class _Way:
     """
 
     def __init__(self, mediator: Mediator, base: InputEvaluator, places: Sequence[int]) -> None:
-        self.mediator, self._base, self._places = mediator, base, list(places)
+        self.mediator, self._plain, self._places = mediator, base, list(places)
         self._n_through = len(mediator.through)
         self._carries = True
         self._compared = False
@@ -159,19 +159,20 @@ class _Way:
         through, around = self._mine(there)[: self._n_through], self._mine(here)[self._n_through :]
         values = [*through, *around]
         self._sizes = [len(tensors) for tensors in values]
-        self._base.ledger.count("indirect", len(examples))
+        self._plain.ledger.count("indirect", len(examples))
         return self._replay.run([tensor for tensors in values for tensor in tensors], examples)
 
     def direct(
         self,
         there: Sequence[Sequence[Tensor]],
         here: Sequence[Sequence[Tensor]],
+        *,
         intervened: "_Rows",
         carried: Carried,
     ) -> Any:
         """Answers to the interventions, with what passes the mediator in the images as they are."""
         values = [*self._mine(here)[: self._n_through], *self._mine(there)[self._n_through :]]
-        self._base.ledger.count("direct", len(intervened.examples))
+        self._plain.ledger.count("direct", len(intervened.examples))
         modules = self.spared()
         if modules:
             found = self._carried(values, intervened, carried=carried, modules=modules)
@@ -189,7 +190,7 @@ class _Way:
         reason = None if carried.intact else "the model changes in place what it computed before"
         if reason is None and not self._compared:
             few = np.unique([0, len(intervened.examples) - 1])
-            self._base.ledger.count("replay compared", len(few))
+            self._plain.ledger.count("replay compared", len(few))
             rows = torch.from_numpy(few).to(found.device)
             plain = self._under([[tensor[rows] for tensor in tensors] for tensors in values], intervened.some(few))
             reason = disagreement(found[rows], plain)
@@ -197,7 +198,7 @@ class _Way:
         if reason is None:
             return found
         self._carries = False
-        self._base.ledger.disable("carrying", reason)
+        self._plain.ledger.disable("carrying", reason)
         return None
 
     def _on_image(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
@@ -206,11 +207,11 @@ class _Way:
             values.append(left[:size])
             left = left[size:]
         with passing(self.mediator.ports, values):
-            return self._base.answered(gather(self._base.site.inputs, examples), examples)
+            return self._plain.answered(gather(self._plain.site.inputs, examples), examples)
 
     def _under(self, values: Sequence[Sequence[Tensor]], intervened: "_Rows") -> Any:
         with passing(self.mediator.ports, values):
-            return self._base.answered([x.clone() for x in intervened.inputs], intervened.examples)
+            return self._plain.answered([x.clone() for x in intervened.inputs], intervened.examples)
 
     def _mine(self, values: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
         return [values[place] for place in self._places]

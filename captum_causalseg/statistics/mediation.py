@@ -68,6 +68,16 @@ class LayerMediation:
         direct: ``M(x) - M(do; a := a(x))``: what goes around it.
         interaction: total less indirect less direct: what takes both ways at once.
         rest: total less indirect.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import MediatedTreatmentEffect
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+        >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+        >>> layer = stats.of_layer("1")
+        >>> layer.name, layer.direct.effect.tolist()
+        ('1', [[[0.0], [0.0]]])
     """
 
     name: str
@@ -78,7 +88,17 @@ class LayerMediation:
     rest: TreatmentEffectStatistics
 
     def of_quantity(self, quantity: Quantity) -> TreatmentEffectStatistics:
-        """One of the four by its name."""
+        """One of the four by its name.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+            >>> stats["0"].of_quantity("indirect") is stats["0"].indirect
+            True
+        """
         found: TreatmentEffectStatistics = getattr(self, quantity)
         return found
 
@@ -92,6 +112,16 @@ class LayerMediation:
 
         Args:
             level: coverage, in (0, 1).
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+            >>> share, lower, upper = stats["0"].share_mediated()  # with one donor, effects are exact
+            >>> bool(share.nan_to_num(1.0).allclose(torch.ones_like(share)))
+            True
         """
         indirect, total = self.indirect.effect.numpy(), self.total.effect.numpy()
         a, b, c = (one.standard_error.numpy() ** 2 for one in (self.indirect, self.total, self.rest))
@@ -110,6 +140,15 @@ class LayerMediation:
 
         These are ``layer``, and for each of ``indirect``, ``direct`` and ``interaction`` the effect, ``_standard_error``, ``_lower``, ``_upper`` and
         ``_p_value``; then ``share_mediated`` with ``_lower`` and ``_upper``. The total effect is in ``effect``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+            >>> stats["0"].to_dataframe()["direct"].tolist()
+            [0.0, 0.0]
         """
         frame = self.total.to_dataframe(level)
         frame.insert(0, "layer", self.name)
@@ -130,6 +169,15 @@ class MediationStatistics(Mapping[str, LayerMediation]):
     Attributes:
         total: the total effects, which are the same whatever they are split at.
         layers: names of the mediators.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import MediatedTreatmentEffect
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+        >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+        >>> list(stats), stats.total.effect.shape
+        (['0', '1'], torch.Size([1, 2, 1]))
     """
 
     def __init__(self, layers: Mapping[str, LayerMediation]) -> None:
@@ -165,6 +213,15 @@ class MediationStatistics(Mapping[str, LayerMediation]):
 
         Raises:
             ValueError: there is none of that name.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+            >>> stats.of_layer("1") is stats.of_layer(1)
+            True
         """
         if isinstance(name, str) and name in self._layers:
             return self._layers[name]
@@ -174,5 +231,15 @@ class MediationStatistics(Mapping[str, LayerMediation]):
 
     @checked(level=FRACTION)
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
-        """The tables of all mediators, one below the other."""
+        """The tables of all mediators, one below the other.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+            >>> stats.to_dataframe()["layer"].tolist()
+            ['0', '0', '1', '1']
+        """
         return pd.concat([layer.to_dataframe(level) for layer in self._layers.values()], ignore_index=True)
