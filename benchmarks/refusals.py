@@ -60,6 +60,7 @@ LEFT_OUT = {
         "a protocol: the command line calls it with arguments of its own",
     ),
     "demo.load_brain_slices": "reads a whole brain",
+    "WindowedModel.mixes": "for who runs windows: takes what only the library has",
     **dict.fromkeys(
         (
             "WindowedModel.from_nnunet",

@@ -327,7 +327,7 @@ class WindowedModel(nn.Module):
     @property
     def is_watched(self) -> bool:
         """Whether hooks look at the result, or at modules inside the networks: they see all windows."""
-        return bool(self._forward_hooks) or any(True for _, module in self._modules_inside() for _ in _hooks_of(module))
+        return bool(_hooks_of(self)) or any(True for _, module in self._modules_inside() for _ in _hooks_of(module))
 
     def _modules_inside(self) -> Iterator[tuple[str, nn.Module]]:
         networks = (network for network in self.networks if isinstance(network, nn.Module))
