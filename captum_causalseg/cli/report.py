@@ -13,7 +13,9 @@ import torch
 from matplotlib.figure import Figure
 
 from captum_causalseg._version import __version__
+from captum_causalseg.attr.region import Region
 from captum_causalseg.cli.files import command_line
+from captum_causalseg.cli.found_regions import place_rows, region_rows, said_of
 from captum_causalseg.cli.job import Job
 from captum_causalseg.cli.page import picture, rendered
 from captum_causalseg.cli.results import (
@@ -40,7 +42,7 @@ from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
 from captum_causalseg.visualization import plot_profile
 
-__all__ = ["Further", "comparison_page", "components_page", "effects_page", "refutation_page"]
+__all__ = ["Further", "comparison_page", "components_page", "effects_page", "refutation_page", "region_page"]
 
 _OVERLAP = ("dice", "soft_dice", "iou", "soft_iou", "surface_dice")
 
@@ -159,6 +161,32 @@ def refutation_page(job: Job, report: RefutationReport, pictures: Mapping[str, F
             seconds,
             {f"Forward passes of one {forwarded(statistics.settings)}": report.n_forwards},
             settings=statistics.settings,
+        ),
+    )
+
+
+def region_page(job: Job, region: Region, figure: Figure, *, seconds: float) -> str:
+    """Of ``region``."""
+    case, metric = job.case, job.options.metric
+    question = "Which part is enough?" if region.kind == "sufficient" else "Which part is needed?"
+    return rendered(
+        "region.html",
+        title=f"{question} {case.name}".rstrip(),
+        about=case.described,
+        score=_score_of(job, score(region.observed_score)),
+        kind=region.kind,
+        said=said_of(region, metric),
+        picture=picture(figure),
+        noun=score_in_words(metric),
+        rows=region_rows(region),
+        grid=case.grids.in_words(),
+        axes=axes_in_words(case),
+        places=place_rows(case, region),
+        computed=_computed(
+            job.options,
+            seconds,
+            {f"Forward passes of one {forwarded(region.settings)}": region.n_forwards},
+            settings=region.settings,
         ),
     )
 

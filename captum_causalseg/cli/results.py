@@ -30,6 +30,7 @@ __all__ = [
     "forwarded",
     "number",
     "observed",
+    "place",
     "score",
     "score_in_words",
     "sign_words",
@@ -84,7 +85,7 @@ def strongest(case: CommandCase, options: argparse.Namespace, statistics: Treatm
             interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
             rows.append(
                 Strongest(
-                    kind=kind, place=_place(row, len(case.grids.shape)), effect=number(row["effect"], digits), interval=interval
+                    kind=kind, place=place(row, len(case.grids.shape)), effect=number(row["effect"], digits), interval=interval
                 )
             )
     return rows
@@ -149,7 +150,7 @@ def edge_rows(case: CommandCase, statistics: TreatmentEffectStatistics) -> list[
             for name in found.controls
         ]
         effect = number(row["effect"], digits)
-        rows.append((_place(row, len(case.grids.shape)), effect, *controls, "may be the joint" if row["edge_suspect"] else ""))
+        rows.append((place(row, len(case.grids.shape)), effect, *controls, "may be the joint" if row["edge_suspect"] else ""))
     return rows
 
 
@@ -282,7 +283,8 @@ def _digits(effects: pd.Series) -> int:
     return 4 if largest == 0 else int(np.clip(2 - np.floor(np.log10(largest)), 2, 9)) if not 1e-3 <= largest < 10 else 4
 
 
-def _place(row: Mapping[str, Any], axes: int) -> str:
+def place(row: Mapping[str, Any], axes: int) -> str:
+    """Where a unit is, from first to last index along each axis."""
     if any(row[f"start_{axis}"] < 0 for axis in range(axes)):
         return "in padding"
     return " x ".join(f"{row[f'start_{axis}']}-{row[f'stop_{axis}'] - 1}" for axis in range(axes))

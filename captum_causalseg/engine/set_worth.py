@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from captum_causalseg.engine.set_scores import SetScores
+from captum_causalseg.statistics.intervals import half_width
 
 __all__ = ["Kind", "Of", "SetWorth", "ShareAsked"]
 
@@ -56,8 +57,9 @@ class SetWorth:
 
     @property
     def has_whole(self) -> bool:
-        """Whether there is something to take shares of: its mean is more than two standard errors from 0."""
-        return bool(abs(self.whole.mean()) > max(self.scores.rounding, 2 * _error(self.whole)))
+        """Whether there is something to take shares of: the 95 % interval of its mean does not hold 0."""
+        half = float(half_width(_error(self.whole), self.scores.n_draws - 1, 0.95))
+        return bool(abs(self.whole.mean()) > max(self.scores.rounding, half))
 
     def replaced(self, sets: np.ndarray) -> np.ndarray:
         """Which units are replaced for the sake of these sets, ``(s, n)``."""

@@ -12,7 +12,7 @@ from captum_causalseg.cli import job as _cli_job
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("command", ["explain", "components", "compare", "refute"])
+@pytest.mark.parametrize("command", ["explain", "region", "components", "compare", "refute"])
 def test_the_commands_run_on_a_gpu(place, command):
     _, name = place
     more = ["--donors", "donors", "--label", "mask.png", "--device"]
@@ -50,7 +50,7 @@ def test_errors_of_the_program_are_not_blamed_on_the_user(place, monkeypatch, er
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("command", [None, "explain", "components", "compare", "refute", "demo"])
+@pytest.mark.parametrize("command", [None, "explain", "region", "components", "compare", "refute", "demo"])
 def test_help_fits_the_screen(command, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert status_of(["--help"] if command is None else [command, "--help"]) == 0

@@ -171,6 +171,9 @@ def test_a_model_of_several_classes_needs_one(place, capsys):
         ("components", ["--donors", "sizes"], r"--donors: the network's parts need donor images as large as the image"),
         ("components", ["--model", "MODULE:single"], r"--layers: the network is a single module and has no parts"),
         ("refute", ["--refuters", "placebo,nothing"], r"--refuters: there is no 'nothing'; expected some of placebo"),
+        ("region", ["--share", "2"], r"--share: expected a finite number of more than 0 and at most 1, got 2"),
+        ("region", ["--alternatives", "-1"], r"--alternatives: expected at least 0, got -1"),
+        ("region", ["--draws", "1"], r"--draws: expected at least 2, got 1"),
         ("compare", ["--donors", "rgb"], r"--donors: rgb/0.png holds 3 channel"),
     ],
 )

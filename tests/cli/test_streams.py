@@ -205,6 +205,7 @@ def commands(name, files):
     whole = [*picture, "--roi", files["mask"], "--units", "8", "--draws", "2", "--out", f"{PATIENT}/{FILE}-out"]
     return {
         "explain": on_picture(name, *whole, *weights, "--components", "*"),
+        "region": on_picture(name, *whole, *weights, "--kind", "necessary", command="region"),
         "components": on_picture(name, *whole, *weights, command="components"),
         "compare": on_picture(name, *whole, *weights, command="compare"),
         "refute": on_picture(name, *whole, *weights, "--refuters", "placebo", command="refute"),
@@ -217,14 +218,19 @@ def commands(name, files):
     ("command", "private"),
     [
         ("explain", False),
-        *((command, True) for command in ("explain", "components", "compare", "refute", "scan", "TorchScript")),
+        *((command, True) for command in ("explain", "region", "components", "compare", "refute", "scan", "TorchScript")),
     ],
 )
 def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place, capsys, monkeypatch, command, private):
     folder, name = place
     files = private_files(folder)
     titles = []
-    for module, plot in ((job, "plot_effects"), (modules, "plot_components"), (visualization, "plot_comparison")):
+    for module, plot in (
+        (job, "plot_effects"),
+        (modules, "plot_components"),
+        (visualization, "plot_comparison"),
+        (visualization, "plot_region"),
+    ):
         original = getattr(module, plot)
         monkeypatch.setattr(module, plot, lambda *a, _plot=original, **k: titles.append(k.get("title", "")) or _plot(*a, **k))
     assert cli.main([*commands(name, files)[command], *(["--private"] if private else [])]) == 0
@@ -240,7 +246,7 @@ def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place,
     assert any(FILE in title for title in titles) is not private
     # What the model is remains known.
     assert f"{name}:" in html or "TorchScript two.ts" in html
-    if command in ("explain", "components", "compare", "refute"):
+    if command in ("explain", "region", "components", "compare", "refute"):
         assert "--weights two.pt" in html
     printed = capsys.readouterr().out.splitlines()
     assert not any(FILE in line for line in printed[:-1]) or not private

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "cli/case_command": "cli/commands/test_explain",
     "cli/command": "cli/test_listing",
     "cli/commands/refute": "cli/test_report",
+    "cli/found_regions": "cli/commands/test_region",
     "cli/files": "cli/test_errors",
     "cli/job": "cli/commands/test_explain",
     "cli/model": "cli/commands/test_explain",
