@@ -198,7 +198,7 @@ class MediatedTreatmentEffect(PerturbationAttribution):
 
 def _estimate(options: Options, mediators: Sequence[Mediator]) -> tuple[Problem, MediationStatistics]:
     with running(options) as now:
-        base = _base(now)
+        base = _run_on_images(now)
         mediated = MediatedEvaluator(base, mediators, now.baseline)
         n, k = mediated.n_columns, now.baseline.shape[1]
         effort, goal = options.effort, goal_of(options.effort, now)
@@ -227,7 +227,7 @@ def _estimate(options: Options, mediators: Sequence[Mediator]) -> tuple[Problem,
     )
 
 
-def _base(now: Running) -> InputEvaluator:
+def _run_on_images(now: Running) -> InputEvaluator:
     """What runs the model on intervened inputs, one image or window per intervention."""
     evaluator = now.evaluator
     if evaluator.noise_population > 1:

@@ -229,7 +229,7 @@ class Carried:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = list({id(module): module for module in modules}.values())
+        self._carriers = list({id(module): module for module in modules}.values())
         self._returned: dict[int, tuple[nn.Module, Any, list[tuple[Tensor, int]]]] = {}
 
     @contextmanager
@@ -242,7 +242,7 @@ class Carried:
                 self._returned[id(module)] = module, returned, tensors
 
         with ExitStack() as hooks:
-            for module in self._modules:
+            for module in self._carriers:
                 hooks.callback(module.register_forward_hook(in_this_thread(after), prepend=True).remove)
             yield
         # What was written into is not what was returned.
