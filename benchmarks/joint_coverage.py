@@ -167,7 +167,7 @@ def rows(options: argparse.Namespace) -> list[str]:
 def main() -> None:
     made = parser(__doc__)
     made.set_defaults(repeats=400)
-    made.add_argument("--pairs", type=int, default=500, help="of the long run")
+    made.add_argument("--pairs", type=int, default=300, help="of the long run")
     options = start(made)
     lines = [
         "## Levels of joint effects",

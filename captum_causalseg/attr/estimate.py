@@ -15,8 +15,9 @@ from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.controls import Control, controlled
 from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.forecast import Forecast
+from captum_causalseg.attr.inputs_and_layers import prepare_inputs_and_layers
 from captum_causalseg.attr.layer import prepare_layer
-from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
+from captum_causalseg.attr.options import InputAndLayerUnits, InputUnits, LayerUnits, Options
 from captum_causalseg.attr.problem import Problem, prepare_inputs
 from captum_causalseg.attr.progress import Progress
 from captum_causalseg.attr.ranking import rank_donors
@@ -129,6 +130,8 @@ def prepare(options: Options) -> Problem:
     units = options.units
     if options.controls is not None and not options.return_statistics:
         raise ValueError(f"controls: {options.controls!r} is measured for the statistics; give return_statistics=True")
+    if isinstance(units, InputAndLayerUnits):
+        return prepare_inputs_and_layers(options, units)
     return prepare_layer(options, units) if isinstance(units, LayerUnits) else prepare_inputs(options, units)
 
 

@@ -13,7 +13,7 @@ from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.layout import UNIT_KINDS, UnitKind
 from captum_causalseg.target.scorer import Scorer
 
-__all__ = ["InputUnits", "LayerUnits", "Options"]
+__all__ = ["InputAndLayerUnits", "InputUnits", "LayerUnits", "Options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,15 @@ class LayerUnits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputAndLayerUnits:
+    """Units of the inputs, and units of layers, which are numbered on in the order of the layers."""
+
+    inputs: InputUnits
+    layers: tuple[LayerUnits, ...]
+    layer_baselines: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The arguments of ``attribute``, ``plan`` and their like, as the user gave them; nothing is checked yet.
 
@@ -65,7 +74,7 @@ class Options:
         forward_func: what is explained.
         inputs, additional_forward_args, target: likewise, as in Captum.
         baselines: what units are replaced by.
-        units: which parts, of the inputs or of a layer.
+        units: which parts, of the inputs, of a layer, or of both.
         effort: how donors are drawn; of no matter where none are.
         context: which other units are replaced as well when a unit is; ``None`` where that is no question.
         execution: how the model is run.
@@ -76,7 +85,7 @@ class Options:
 
     forward_func: Callable[..., Any]
     inputs: Any
-    units: InputUnits | LayerUnits
+    units: InputUnits | LayerUnits | InputAndLayerUnits
     baselines: Any = None
     additional_forward_args: Any = None
     target: TargetType = None

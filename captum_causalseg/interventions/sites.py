@@ -19,7 +19,7 @@ from captum_causalseg.interventions.frames import Frame, gather
 from captum_causalseg.interventions.recording import record, watched
 from captum_causalseg.layout import Layout
 
-__all__ = ["InputSite", "Layer", "LayersSite", "Site"]
+__all__ = ["InputSite", "InputsAndLayersSite", "Layer", "LayersSite", "Site"]
 
 Replace = Callable[[slice, Sequence[Tensor]], Sequence[Tensor]]
 """Which of a site's tensors a layer's are, and what they are in this run, to what they become."""
@@ -223,6 +223,16 @@ class LayersSite(Site):
         With ``where``, boolean tensors ``(B, ...)``, only these elements are replaced; all others are what they become in this very
         run, in a layer behind another one as well.
         """
+        return self.run_on(function, self.call(examples), tensors, where=where)
+
+    def run_on(
+        self,
+        function: Callable[..., Any],
+        call: Sequence[Any],
+        tensors: Sequence[Tensor],
+        where: Sequence[Tensor] | None = None,
+    ) -> Any:
+        """The same as :meth:`run` in another call than that of the inputs as they are."""
         by_device = self._scattered(tensors, where)
 
         def put(slots: slice, live: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -231,7 +241,7 @@ class LayersSite(Site):
                 return given[slots]
             return [torch.where(here, new, old) for here, new, old in zip(places[slots], given[slots], live)]
 
-        return self.edited(function, put, self.call(examples))
+        return self.edited(function, put, call)
 
     def edited(self, function: Callable[..., Any], edit: Replace, call: Sequence[Any]) -> Any:
         """What a function returns for a call in which the tensors of each layer become what ``edit`` makes of them."""
@@ -275,6 +285,61 @@ class LayersSite(Site):
             parts = torch.nn.parallel.scatter_gather.scatter(tuple(parts[0]), list(self.device_ids))
         n = len(tensors)
         return {part[0].device: (list(part[:n]), None if where is None else list(part[n:])) for part in parts}
+
+
+@dataclass(frozen=True, eq=False)
+class InputsAndLayersSite(Site):
+    """The inputs, and behind them what layers return: the inputs' tensors come first.
+
+    What of a layer is not replaced is what becomes of the replaced inputs there.
+
+    Args:
+        layers: at the same inputs.
+        arguments: as of :class:`Site`.
+    """
+
+    layers: LayersSite
+    arguments: tuple[Any, ...] = ()
+
+    is_tuple = True
+    frames = None
+    no_window = "parts of the image and of layers are replaced together"
+    no_support = no_window
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """See :attr:`Site.inputs`."""
+        return self.layers.inputs
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See :attr:`Site.tensors`."""
+        return (*self.inputs, *self.layers.tensors)
+
+    @property
+    def bypass(self) -> tuple[Tensor, ...]:
+        """See :attr:`Site.bypass`: all of the inputs is replaced as well."""
+        return ()
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        tensors: Sequence[Tensor],
+        examples: np.ndarray,
+        where: Sequence[Tensor] | None = None,
+    ) -> Any:
+        """See :meth:`LayersSite.run`; of the inputs all is replaced."""
+        n = len(self.inputs)
+        call = [*tensors[:n], *gather(self.arguments, examples)]
+        return self.layers.run_on(function, call, tensors[n:], where=None if where is None else where[n:])
+
+    def with_arguments(self, arguments: Sequence[Any]) -> "InputsAndLayersSite":
+        """See :meth:`Site.with_arguments`."""
+        return replace(self, arguments=tuple(arguments))
+
+    def cropped(self, window: Frame, spatial: torch.Size) -> None:
+        """See :meth:`Site.cropped`."""
+        return None
 
 
 def _visit(edit: Replace, slots: slice, layouts: Sequence[Layout | None]) -> Callable[[Any], Any]:

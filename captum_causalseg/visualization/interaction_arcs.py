@@ -1,9 +1,10 @@
-"""Pictures of interactions: arcs between the units of a pair, over the image."""
+"""Pictures of interactions: arcs between the units of a pair, over the image, and to components of the network, beside it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
@@ -43,10 +44,12 @@ def plot_interactions(
 ) -> Figure:
     """Arcs between units that stand in for each other (red) and that need each other (blue); the stronger the interaction, the thicker.
 
+    Components of the network are boxes on the right of the image.
+
     Of a volume, one slice is shown, through most of the region of interest (or the middle); arcs of all depths are drawn on it.
 
     Args:
-        table: what :func:`captum_causalseg.interaction_effects` returned, of units that are parts of the image.
+        table: what :func:`captum_causalseg.interaction_effects` returned, of units that are parts of the image, and of components.
         image: ``(N, C, H, W)`` or ``(N, C, H, W, D)``.
         roi: the region of interest, ``(H, W)`` or ``(H, W, D)``, outlined.
         example: which example of the batch.
@@ -83,15 +86,35 @@ def plot_interactions(
     axes = figure.subplots()
     background(axes, picture, title, outline=outline, fade=True)
     strongest = float(shown["interaction"].abs().max()) or 1.0
+    boxes = _boxes(axes, shown, picture.shape[:2])
     for row in shown[::-1].to_dict("records"):  # the strongest on top
-        ends = [(row[f"{name}_1"], row[f"{name}_0"]) for name in ("first", "second")]
+        ends = [boxes.get(row[name], (row[f"{name}_1"], row[f"{name}_0"])) for name in ("first", "second")]
         width = 0.8 + 4.2 * abs(row["interaction"]) / strongest
-        axes.add_patch(_arc(ends, _KINDS[row["kind"]], width=width))
-        axes.plot(*np.array(ends).T, "o", color=_KINDS[row["kind"]], markersize=4, markeredgecolor="white", markeredgewidth=0.6)
+        arc = _arc(ends, _KINDS[row["kind"]], width=width)
+        axes.add_patch(arc)
+        arc.set_clip_on(False)
+        places = [end for name, end in zip(("first", "second"), ends) if row[name] not in boxes]
+        if places:
+            axes.plot(
+                *np.array(places).T, "o", color=_KINDS[row["kind"]], markersize=4, markeredgecolor="white", markeredgewidth=0.6
+            )
     drawn = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
     handles = [Line2D([], [], color=_KINDS[kind], linewidth=3, label=_WORDS[kind]) for kind in drawn]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return literal(figure)
+
+
+def _boxes(axes: Axes, shown: pd.DataFrame, size: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Draw a box for each component, and say where arcs to it end (column, row)."""
+    names = list(dict.fromkeys(one for one in [*shown["first"], *shown["second"]] if isinstance(one, str)))
+    height, width = size
+    places = {}
+    for number, name in enumerate(names):
+        place = 1.08 * width, (number + 0.5) * height / len(names)
+        frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "0.35"}
+        axes.text(*place, name, ha="left", va="center", fontsize=8, bbox=frame, clip_on=False)
+        places[name] = place
+    return places
 
 
 def _arc(ends: Sequence[tuple[float, float]], color: str, *, width: float) -> FancyArrowPatch:

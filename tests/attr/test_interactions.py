@@ -93,9 +93,9 @@ def test_a_pair_that_cannot_reach_the_roi_interacts_by_nothing():
     [
         ({}, "pairs, top: give one of them, got neither"),
         ({"pairs": [(0, 1)], "top": 3}, "pairs, top: give one of them, got both"),
-        ({"pairs": [(0, 0)]}, "pairs: expected two different units, got 0 twice"),
+        ({"pairs": [(0, 0)]}, "pairs: expected two different units or components, got 0 twice"),
         ({"pairs": [(0, 9)]}, "pairs: there is no unit 9; the ids are 0 to 5"),
-        ({"pairs": [(0, 1, 2)]}, "pairs[0]: expected a pair of unit ids, got (0, 1, 2)"),
+        ({"pairs": [(0, 1, 2)]}, "pairs[0]: expected a pair of units or components, got (0, 1, 2)"),
         ({"top": 1}, "top: expected"),
         ({"pairs": [(0, 1)], "n_draws": 1}, "n_draws: expected"),
         (

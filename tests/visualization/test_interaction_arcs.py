@@ -57,3 +57,18 @@ def test_bad_arguments(change, message):
     image = torch.ones(1, 1, 8, 8)
     with pytest.raises((ValueError, TypeError), match=message):
         plot_interactions(**{"table": table_of(image), "image": image, **change})
+
+
+def test_components_are_boxes_beside_the_image():
+    image = torch.ones(1, 1, 8, 8)
+    units = table_of(image)
+    mixed = units.assign(second=["first.conv", "bottleneck[3]", "first.conv"], second_0=float("nan"), second_1=float("nan"))
+    axes = plot_interactions(mixed, image).axes[0]
+    boxes = {text.get_text(): text for text in axes.texts}
+    assert set(boxes) == {"first.conv", "bottleneck[3]"}
+    assert all(box.get_position()[0] > 8 and box.get_bbox_patch() is not None for box in boxes.values())
+    assert len({box.get_position()[1] for box in boxes.values()}) == 2
+    assert len(axes.patches) == 3
+    assert all(len(line.get_xydata()) == 1 for line in axes.lines), "a dot in the unit, none in the box"
+    ends = {tuple(arc._posA_posB[1]) for arc in axes.patches}
+    assert ends == {box.get_position() for box in boxes.values()}

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "interventions/axis_trace": "interventions/test_axes",
     "interventions/execution": "interventions/test_evaluator",
     "interventions/inputs": "interventions/test_evaluator",
+    "interventions/inputs_and_layers": "attr/test_inputs_and_layers",
     "interventions/ledger": "interventions/test_evaluator",
     "interventions/mediated": "attr/test_mediated_treatment_effect",
     "interventions/mediators": "attr/test_mediated_treatment_effect",
