@@ -5,7 +5,8 @@
 A square of a held-out brain slice (64 x 64, RoI 16 x 16, blocks of 8 x 8, 200 donors) and two networks: the demo's U-Net, and a small one with instance
 norm, trained here in some seconds; grey and white matter, hard and soft Dice. A long run of independent pairs of draws (a permutation and its reverse, or
 a set and its complement) gives the effects, and calls are simulated from its pairs: the library's own moments and statistics. ``--repeats``
-is the number of calls.
+is the number of calls. *held*: the share of 95 % intervals that hold the truth; *p <= 0.05*: of p-values where the effect is taken away; *half null*, *all null*: the false discovery rate
+of ``significant()`` at 0.05 with every second effect taken away, and with all (the chance that any unit is called significant); *found*: of the effects that are left, how many are.
 """
 
 import argparse
@@ -138,7 +139,7 @@ def judged(pairs: np.ndarray, n_draws: int, repeats: int) -> Line:
 
 def rows(options: argparse.Namespace) -> list[str]:
     lines = [
-        "| network | context | score | n | 95 % intervals | p <= 0.05 | half null | all null | found |",
+        "| network | context | score | n | held | p <= 0.05 | half null | all null | found |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     n_pairs = 20 if options.quick else options.pairs

@@ -52,7 +52,7 @@ _FEWEST_UNIFORM_DRAWS = 50
 _FEW_DRAWS = {
     "uniform": "%d uniform draws do not hold the level among many units: at 0.05, up to a quarter of the discoveries were false on trained "
     'networks; draw along a ranking (sampling="stratified", which takes a score with a gradient), make at least %d draws, or use up the bank',
-    "in context": "%d draws in a context do not hold the level among many units: at 0.05, up to a seventh of the discoveries were false on "
+    "in context": "%d draws in a context do not hold the level among many units: at 0.05, up to a tenth of the discoveries were false on "
     "trained networks; make at least %d draws",
 }
 _FEW_DRAWS["paper"] = _FEW_DRAWS["uniform"]
