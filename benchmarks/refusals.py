@@ -103,6 +103,7 @@ LEFT_OUT = {
                 "evaluation.planted.ShortcutCase",
                 "evaluation.planted.ShortcutExamples",
                 "cohort.CohortSummary",
+                "cohort.ComparisonSummary",
                 "demo.BrainSlices",
             ),
         ),
@@ -399,6 +400,17 @@ class World:
     @functools.cached_property
     def cohort_comparison(self) -> Any:
         return ccs.compare_cohort(**self.comparison_arguments | {"cases": self.cases, "columns": ["site"]})
+
+    @property
+    def comparison_table(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            [(k, name, "irof", k + n, "higher") for k in range(3) for n, name in enumerate("ab")],
+            columns=["case", "method", "metric", "value", "score_direction"],
+        )
+
+    @property
+    def comparison_summary(self) -> Any:
+        return ccs.summarize_comparison(self.comparison_table, "a")
 
     @functools.cached_property
     def summary(self) -> Any:
@@ -895,6 +907,11 @@ CALLS: dict[str, Callable[[World], Call]] = {
         "cohort", w.cohort_comparison.attributions, case="case 0", method="random"
     ),
     "compare_cohort": lambda w: _call("cohort", ccs.compare_cohort, **w.comparison_arguments),
+    "cohort.ComparisonSummary.plot": lambda w: _call("cohort", w.comparison_summary.plot, metric="irof"),
+    "cohort.plot_cohort_comparison": lambda w: _call(
+        "cohort", ccs.cohort.plot_cohort_comparison, summary=w.comparison_summary, metric="irof"
+    ),
+    "summarize_comparison": lambda w: _call("cohort", ccs.summarize_comparison, comparison=w.comparison_table),
     "cohort.plot_cohort_components": lambda w: _call(
         "cohort", ccs.cohort.plot_cohort_components, summary=w.summary_of_components
     ),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.region import Region
     from captum_causalseg.attr.region_search import necessary_region, sufficient_region
     from captum_causalseg.bundle import Bundle, load_bundle
-    from captum_causalseg.cohort import compare_cohort
+    from captum_causalseg.cohort import compare_cohort, summarize_comparison
     from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, NeighborBank, PatchBank, SameImage
     from captum_causalseg.evaluation.comparison import Comparison, compare
     from captum_causalseg.evaluation.donor_comparison import DonorComparison, compare_donors
@@ -86,6 +86,7 @@ __all__ = [
     "refute",
     "regions",
     "sufficient_region",
+    "summarize_comparison",
 ]
 
 # Where each public name comes from. It is imported when it is first asked for: `causalseg --help` waits for no torch.
@@ -130,6 +131,7 @@ _PLACES = {
     "perception_profile": "captum_causalseg.evaluation.profile",
     "refute": "captum_causalseg.evaluation.refute",
     "sufficient_region": "captum_causalseg.attr.region_search",
+    "summarize_comparison": "captum_causalseg.cohort",
 }
 
 
