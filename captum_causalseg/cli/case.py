@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_causalseg.cli.channels import find_modalities
 from captum_causalseg.cli.errors import InputError, naming, naming_arguments
 from captum_causalseg.cli.files import image_name, name_of_case, place_name, units_name
 from captum_causalseg.cli.grid import Grids
@@ -93,9 +94,15 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
             donors = PatchBank(folder, match=options.match, blend=_blend(options.blend))
     elif options.match is not None or options.blend:
         raise InputError(f"--{'blend' if options.match is None else 'match'}: it goes with --donors, whose images it changes")
+    words, parts = options.channels, options.units
+    if parts == "channel_block":
+        words, parts = ["each"] if words is None else words, None
+    with naming("--channels"):
+        modalities = find_modalities(words, preparation.channels, image.shape[1])
     with naming("--units"):
-        units = find_units(options.units, grids, roi)
-    size = f"{_size(grids)}, {image.shape[1]} channel(s)"
+        units = find_units(parts, grids, roi).of(modalities)
+    named = f" ({', '.join(preparation.channels)})" if len(preparation.channels) == image.shape[1] > 1 else ""
+    size = f"{_size(grids)}, {image.shape[1]} channel(s){named}"
     compared = (
         "the model's own prediction" if label is None else name_of_case(options, options.label, "a reference segmentation")
     )

@@ -221,7 +221,15 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="SIZE",
         help="edge of the blocks in the image file's pixels: 8, or 8x8x4 per axis; or a file of labels on the image's grid (default: as "
-        "many as make 8 pixels of the prepared image)",
+        "many as make 8 pixels of the prepared image); channel_block: these in each channel by itself, as with --channels each",
+    )
+    case.add_argument(
+        "--channels",
+        nargs="+",
+        metavar="NAME",
+        help="for images of several channels (modalities): each, to replace every part in each channel by itself, so that effects say what T1 "
+        "contributes there and what T2; or names (of the nnU-Net's data set or the bundle's metadata) or numbers, counted from 0, of those that "
+        "are replaced (default: all together)",
     )
     case.add_argument(
         "--metric",

@@ -72,5 +72,5 @@ def _is_file(name: str, value: Any) -> bool:
     if name == "roi":
         return box_of(value) is None and value.partition(":")[0] not in ("box", "point", "label", "boundary")
     if name == "units":
-        return not value.replace("x", "").isdecimal()
+        return value != "channel_block" and not value.replace("x", "").isdecimal()
     return name == "model" and (Path(value).is_file() or ":" not in value)

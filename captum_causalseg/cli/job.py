@@ -19,7 +19,7 @@ from captum_causalseg.visualization import plot_effects
 from captum_causalseg.writing.files import staged
 from captum_causalseg.writing.names import write_csv
 
-__all__ = ["Job", "effect_pictures", "results", "write_effects"]
+__all__ = ["EffectPictures", "Job", "effect_pictures", "results", "write_effects"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,25 @@ class Job:
         }
 
 
-def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Figure]:
-    """``effects``, with their standard errors, and ``intervals``, the ends of theirs, on the prepared image."""
+@dataclass(frozen=True)
+class EffectPictures:
+    """Effects on the prepared image, of a channel where channels are replaced by themselves.
+
+    Args:
+        file: where the effects are drawn.
+        modality: the channel's name; empty for all of the image.
+        effects: with their standard errors.
+        intervals: the ends of their intervals.
+    """
+
+    file: str
+    modality: str
+    effects: Figure
+    intervals: Figure
+
+
+def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> list[EffectPictures]:
+    """One, or one for each channel that is replaced by itself."""
     case, metric = job.case, job.options.metric
     drawn: dict[str, Any] = {
         "image": case.image.cpu(),
@@ -65,19 +82,30 @@ def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> dict[str
         "words": sign_words(metric),
         "spacing": case.grids.prepared_spacing,
     }
-    return {
-        "effects": plot_effects(**drawn, title=case.name),
-        "intervals": plot_effects(**drawn, panels=("lower", "upper")),
-    }
+    modalities, found = case.units.modalities, []
+    for channel, modality in modalities.shown:
+        title = ", ".join(part for part in (case.name, modality) if part)
+        found.append(
+            EffectPictures(
+                file=modalities.file_name("effects", channel, ".png"),
+                modality=modality,
+                effects=plot_effects(**drawn, title=title, channel=channel),
+                intervals=plot_effects(**drawn, title=modality, channel=channel, panels=("lower", "upper")),
+            )
+        )
+    return found
 
 
 def write_effects(job: Job, statistics: TreatmentEffectStatistics, folder: Path) -> None:
-    """``effects.csv``, ``statistics.npz`` and, for scans, ``effects.nii.gz``."""
+    """``effects.csv``, ``statistics.npz`` and, for scans, ``effects.nii.gz``, or a file for each channel that is replaced by itself."""
     case = job.case
     write_csv(case.units.in_own_voxels(statistics.to_dataframe()), folder / "effects.csv")
     statistics.save(folder / "statistics.npz")
     if case.grids.has_geometry:
-        save_map(folder / "effects.nii.gz", case.units.own_map(statistics, case.output, case.grids), like=case.grids.own)
+        modalities, found = case.units.modalities, case.units.own_map(statistics, case.output, case.grids)
+        for number, (channel, _) in enumerate(modalities.shown):
+            file = folder / modalities.file_name("effects", channel, ".nii.gz")
+            save_map(file, found if len(modalities.shown) == 1 else found[number], like=case.grids.own)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Places as the command line names them: the region of interest and the units, in the file's own voxels."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_causalseg import regions
 from captum_causalseg.cli.arguments import box_of
+from captum_causalseg.cli.channels import Modalities
 from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.preparation import Preparation
 from captum_causalseg.statistics import TreatmentEffectStatistics
@@ -31,15 +32,34 @@ class Units:
     Args:
         arguments: ``block_size`` or ``feature_mask``, as arguments of ``attribute``.
         described: what they are, in words; of a file, how many.
-        own: per voxel of the file, the id of its unit, -1 where the network is not shown it; ``None`` where the grids are the same.
+        own: per voxel of the file, the id of its part, -1 where the network is not shown it; ``None`` where the grids are the same.
+        modalities: in which channels of the image parts are replaced; a part in each of ``C`` channels is ``C`` units.
     """
 
     arguments: dict[str, Any]
     described: str
     own: Tensor | None = None
+    modalities: Modalities = field(default_factory=lambda: Modalities(None, ()))
+
+    def of(self, modalities: Modalities) -> "Units":
+        """The same parts in these channels."""
+        if modalities.asked is None:
+            return replace(self, modalities=modalities)
+        arguments = self.arguments | {"channels": modalities.asked}
+        described = f"{self.described}, {modalities.described}"
+        return replace(self, arguments=arguments, described=described, modalities=modalities)
+
+    @property
+    def per_part(self) -> int:
+        """How many units a part of the image is."""
+        return len(self.modalities.names) if self.modalities.asked == "each" else 1
 
     def in_own_voxels(self, table: pd.DataFrame) -> pd.DataFrame:
-        """A table of effects, its places in the file's own voxels: those that the network is shown; -1 for units in padding."""
+        """A table of effects, its places in the file's own voxels: those that the network is shown; -1 for units in padding.
+
+        Where channels are replaced by themselves, it says which.
+        """
+        table = self.modalities.named(table)
         if self.own is None:
             return table
         axes = range(self.own.ndim)
@@ -49,22 +69,35 @@ class Units:
             for number, box in enumerate(ndimage.find_objects(self.own.numpy() + 1))
             if box is not None
         }
-        places = pd.DataFrame.from_dict(rows, orient="index", columns=names).reindex(table["unit"]).fillna(-1).astype(int)
+        places = (
+            pd.DataFrame.from_dict(rows, orient="index", columns=names)
+            .reindex(table["unit"] // self.per_part)
+            .fillna(-1)
+            .astype(int)
+        )
         return table.assign(**{name: places[name].to_numpy() for name in names})
 
     def own_map(self, statistics: TreatmentEffectStatistics, output: int | None, grids: Grids) -> Tensor:
-        """Effects ``(*spatial)`` on the file's grid; NaN where they are not known."""
+        """Effects on the file's grid, ``(C, *spatial)`` where each channel is replaced by itself, else ``(*spatial)``; NaN where they are not known."""
         found = statistics.to_map("effect", output)
         assert isinstance(found, Tensor)  # one input, one map
-        # Every channel carries its unit's effect: one is enough.
-        carried = grids.to_own(found[0, 0], torch.nan)
-        if self.own is None:
-            return carried
+        maps = []
+        for channel, _ in self.modalities.shown:
+            # Every channel that is replaced carries its unit's effect: one is enough.
+            carried = grids.to_own(found[0, min(channel or 0, found.shape[1] - 1)], torch.nan)
+            maps.append(carried if self.own is None else self._with_outlines(carried, statistics, output, grids, channel))
+        return maps[0] if len(maps) == 1 else torch.stack(maps)
+
+    def _with_outlines(
+        self, carried: Tensor, statistics: TreatmentEffectStatistics, output: int | None, grids: Grids, channel: int | None
+    ) -> Tensor:
+        """A map on the file's grid, where units have their own outlines, not those of the prepared voxels that lie nearest."""
+        assert self.own is not None
         carried[~grids.kept()] = torch.nan
-        # Units have their own outlines there, not those of the prepared voxels that lie nearest.
-        index = torch.searchsorted(statistics.unit_ids, self.own).clamp_max(len(statistics.unit_ids) - 1)
+        ids = self.own if self.per_part == 1 else torch.where(self.own < 0, -1, self.own * self.per_part + (channel or 0))
+        index = torch.searchsorted(statistics.unit_ids, ids).clamp_max(len(statistics.unit_ids) - 1)
         effects = statistics.select(statistics.effect, output)[0]
-        return torch.where(statistics.unit_ids[index] == self.own, effects[index], carried)
+        return torch.where(statistics.unit_ids[index] == ids, effects[index], carried)
 
 
 def find_roi(

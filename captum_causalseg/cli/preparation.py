@@ -29,6 +29,11 @@ class Preparation(ABC):
         """Names of classes."""
         return {}
 
+    @property
+    def channels(self) -> Sequence[str]:
+        """Names of the image's channels; empty where they are not known."""
+        return ()
+
     def named(self, name: str, labels: Tensor) -> Tensor:
         """Where a class of :attr:`labels` is in a label map, boolean ``(*spatial)``."""
         return labels == self.labels[name]
@@ -111,6 +116,13 @@ class BundlePreparation(Preparation):
 
     whose = "the bundle"
 
+    @property
+    def channels(self) -> Sequence[str]:
+        """See :attr:`Preparation.channels`; as its metadata define them."""
+        inputs = self.bundle.network_data_format.get("inputs") or {}
+        found = (inputs.get(self.bundle.image_key) or {}).get("channel_def") or {}
+        return tuple(str(found[number]) for number in sorted(found, key=int))
+
     def image(self, files: Sequence[Path]) -> Any:
         """See :meth:`Preparation.image`."""
         prepared = self.bundle.prepare(files[0] if len(files) == 1 else list(files)).cpu()
@@ -139,6 +151,11 @@ class NnunetPreparation(Preparation):
     def labels(self) -> Mapping[str, int]:
         """See :attr:`Preparation.labels`."""
         return self.net.labels
+
+    @property
+    def channels(self) -> Sequence[str]:
+        """See :attr:`Preparation.channels`."""
+        return self.net.channels
 
     def image(self, files: Sequence[Path]) -> Any:
         """See :meth:`Preparation.image`."""

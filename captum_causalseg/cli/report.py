@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +16,7 @@ from captum_causalseg._version import __version__
 from captum_causalseg.attr.region import Region
 from captum_causalseg.cli.files import command_line
 from captum_causalseg.cli.found_regions import place_rows, region_rows, said_of
-from captum_causalseg.cli.job import Job
+from captum_causalseg.cli.job import EffectPictures, Job
 from captum_causalseg.cli.page import picture, rendered
 from captum_causalseg.cli.results import (
     axes_in_words,
@@ -28,6 +28,7 @@ from captum_causalseg.cli.results import (
     edge_rows,
     emptiness,
     forwarded,
+    modality_rows,
     observed,
     score,
     score_in_words,
@@ -40,6 +41,7 @@ from captum_causalseg.evaluation.profile import perception_profile
 from captum_causalseg.evaluation.refute import RefutationReport
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
+from captum_causalseg.target.scorer import as_scorer
 from captum_causalseg.visualization import plot_profile
 
 __all__ = ["Further", "comparison_page", "components_page", "effects_page", "refutation_page", "region_page"]
@@ -65,11 +67,13 @@ class Further:
 def effects_page(
     job: Job,
     statistics: TreatmentEffectStatistics,
+    *,
+    effects: Sequence[EffectPictures],
     pictures: Mapping[str, Figure],
     further: Further,
     seconds: float,
 ) -> str:
-    """Of ``explain``; ``pictures`` are ``effects``, ``intervals`` and, where these are there, ``components`` and ``donors``."""
+    """Of ``explain``; ``pictures`` are ``components`` and ``donors``, where these are there."""
     report = further.refutation
     forwards = statistics.n_forwards if report is None else report.n_forwards
     forwards += 0 if further.donors is None else further.donors.n_forwards
@@ -78,7 +82,7 @@ def effects_page(
         title=f"Why was it segmented this way? {job.case.name}".rstrip(),
         about=job.case.described,
         score=_score_of(job, observed(job.case, statistics)),
-        effects=_effects(job, statistics, pictures),
+        effects=_effects(job, statistics, effects),
         strongest=_strongest(job, statistics),
         profile=_profile(job, statistics),
         edge=_edge(job, statistics) if statistics.controls else None,
@@ -115,7 +119,7 @@ def components_page(job: Job, table: pd.DataFrame, figure: Figure, seconds: floa
     )
 
 
-def comparison_page(job: Job, comparison: Comparison, figure: Figure, seconds: float) -> str:
+def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Figure], seconds: float) -> str:
     """Of ``compare``."""
     wide = comparison.wide()
     directions = comparison.table.groupby("metric", sort=False)["score_direction"].first()
@@ -128,7 +132,8 @@ def comparison_page(job: Job, comparison: Comparison, figure: Figure, seconds: f
         [metric, better, *(_marked(wide[metric][method], best.get(metric) == method) for method in wide.index)]
         for metric, better in directions.items()
     ]
-    rows.append(["images through the model", "", *("" if pd.isna(n) else f"{n:.0f}" for n in wide["forwards"])])
+    through = "images" if as_scorer(job.case.target).windowed_model is None else "windows"
+    rows.append([f"{through} through the model", "", *("" if pd.isna(n) else f"{n:.0f}" for n in wide["forwards"])])
     rows.append(["seconds", "", *(f"{s:.1f}" for s in wide["seconds"])])
     raises, lowers = sign_words(job.options.metric)
     return rendered(
@@ -138,15 +143,15 @@ def comparison_page(job: Job, comparison: Comparison, figure: Figure, seconds: f
         raises=raises,
         lowers=lowers,
         what=_what(job.options.metric),
-        picture=picture(figure),
+        pictures=[picture(figure) for figure in figures],
         header=["score", "better", *wide.index],
         rows=rows,
         computed=_computed(job.options, seconds, {}, settings={}),
     )
 
 
-def refutation_page(job: Job, report: RefutationReport, pictures: Mapping[str, Figure], seconds: float) -> str:
-    """Of ``refute``; the pictures are ``effects`` and ``intervals``."""
+def refutation_page(job: Job, report: RefutationReport, pictures: Sequence[EffectPictures], seconds: float) -> str:
+    """Of ``refute``."""
     statistics = report.statistics
     return rendered(
         "refute.html",
@@ -204,14 +209,16 @@ def _score_of(job: Job, value: str) -> str:
     return f"{said}{scale}, compared with {against}."
 
 
-def _effects(job: Job, statistics: TreatmentEffectStatistics, pictures: Mapping[str, Figure]) -> dict[str, Any]:
+def _effects(job: Job, statistics: TreatmentEffectStatistics, pictures: Sequence[EffectPictures]) -> dict[str, Any]:
     return {
         "empty": emptiness(job.case, job.options, statistics),
         "has_direction": METRICS[job.options.metric].larger_is_better,
         "noun": _score_noun(job.options.metric),
         "context": context_in_words(statistics),
-        "effects": picture(pictures["effects"]),
-        "intervals": picture(pictures["intervals"]),
+        "modalities": modality_rows(job.case, statistics),
+        "pictures": [
+            {"modality": one.modality, "effects": picture(one.effects), "intervals": picture(one.intervals)} for one in pictures
+        ],
     }
 
 

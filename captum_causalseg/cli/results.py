@@ -28,6 +28,8 @@ __all__ = [
     "effects_text",
     "emptiness",
     "forwarded",
+    "modality_rows",
+    "modality_text",
     "number",
     "observed",
     "place",
@@ -89,6 +91,35 @@ def strongest(case: CommandCase, options: argparse.Namespace, statistics: Treatm
                 )
             )
     return rows
+
+
+def modality_rows(case: CommandCase, statistics: TreatmentEffectStatistics) -> list[tuple[str, ...]]:
+    """Where each channel is replaced by itself: its name, how many parts have an effect that is known, how many of these differ from 0, and the sums
+    of effects of either sign."""
+    if case.units.modalities.asked != "each":
+        return []
+    found = statistics.of_output(case.output)
+    there = found.status != Status.ABSENT
+    table = case.units.in_own_voxels(found.to_dataframe().assign(significant=found.significant(0.05)[there].numpy()))
+    known = table[table["effect"].notna()]
+    digits = _digits(known["effect"])
+    rows = []
+    for name in case.units.modalities.names:
+        mine = known[known["modality"] == name]
+        sums = (mine["effect"].clip(lower=0).sum(), mine["effect"].clip(upper=0).sum())
+        rows.append((name, str(len(mine)), str(int(mine["significant"].sum())), *(number(one, digits) for one in sums)))
+    return rows
+
+
+def modality_text(case: CommandCase, statistics: TreatmentEffectStatistics) -> list[str]:
+    """The same as lines of a table; none where channels are not replaced by themselves."""
+    rows = modality_rows(case, statistics)
+    if not rows:
+        return []
+    rows = [("channel", "parts", "differ from 0", "sum above 0", "sum below 0"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in rows]
+    return [*lines, ""]
 
 
 def context_in_words(statistics: TreatmentEffectStatistics) -> str | None:
@@ -235,6 +266,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]",
             *lines,
             "",
+            *modality_text(case, statistics),
             f"places: {case.grids.in_words()}",
             f"units: {counts(case, options, statistics)}",
             *context,
@@ -284,7 +316,8 @@ def _digits(effects: pd.Series) -> int:
 
 
 def place(row: Mapping[str, Any], axes: int) -> str:
-    """Where a unit is, from first to last index along each axis."""
+    """Where a unit is, from first to last index along each axis, and in which channel where it is in some only."""
+    modality = f"{row['modality']}: " if "modality" in row else ""
     if any(row[f"start_{axis}"] < 0 for axis in range(axes)):
-        return "in padding"
-    return " x ".join(f"{row[f'start_{axis}']}-{row[f'stop_{axis}'] - 1}" for axis in range(axes))
+        return f"{modality}in padding"
+    return modality + " x ".join(f"{row[f'start_{axis}']}-{row[f'stop_{axis}'] - 1}" for axis in range(axes))

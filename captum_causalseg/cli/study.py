@@ -41,6 +41,7 @@ _OF_A_STUDY = (
     "match",
     "blend",
     "units",
+    "channels",
     "metric",
     "controls",
 )
@@ -49,11 +50,11 @@ _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
 _FILES = ("bundle", "nnunet", "weights", "donors", "image", "label")
 _PERHAPS_FILES = ("model", "roi", "units")
 # Options that take several words.
-_OF_SEVERAL = ("fold",)
+_OF_SEVERAL = ("fold", "channels")
 # Columns of further files of an image, one per channel.
 _FURTHER = re.compile(r"image_([2-9]|[1-9]\d+)")
 # Entries of a prepared case that no column of a table can be called.
-_CASE, _ARGUMENTS = "_command_case", ("baselines", "feature_mask", "target")
+_CASE, _ARGUMENTS = "_command_case", ("baselines", "channels", "feature_mask", "target")
 
 
 def run_study(options: argparse.Namespace) -> tuple[str, int]:
@@ -123,6 +124,7 @@ class _Prepare:
             "image": image,
             "baselines": case.donors,
             "feature_mask": mask,
+            "channels": case.units.modalities.asked,
             "target": case.output,
             _CASE: case,
         }

@@ -29,6 +29,7 @@ def plot_comparison(
     columns: int = 4,
     title: str = "",
     words: tuple[str, str] = ("supports", "harms"),
+    channel: int | None = None,
 ) -> Figure:
     """The maps of several methods side by side, red supports and blue harms, each relative to its own largest value.
 
@@ -42,6 +43,7 @@ def plot_comparison(
         example: which example of the batch.
         columns: panels in a row.
         title: above the panels.
+        channel: which channel of the image is drawn, and whose part of the maps; by default maps are added up over the channels.
         words: what positive and negative values do; for a score without better and worse, ``("raises", "lowers")``.
 
     Returns:
@@ -61,7 +63,9 @@ def plot_comparison(
     integer(0, len(comparison.image) - 1)("example", example)
     roi = None if comparison.roi is None else comparison.roi[example]
     image = comparison.image[example].float()
-    picture = grayscale(plane(image, roi))
+    if channel is not None:
+        integer(0, len(image) - 1)("channel", channel)
+    picture = grayscale(plane(image, roi), channel)
     outline = None if roi is None else plane(roi[None], roi)[0].numpy()
     costs = comparison.table.groupby("method")[["forwards", "seconds"]].first()
     names = [name for name in comparison.attributions if name != CONTROL]
@@ -69,7 +73,8 @@ def plot_comparison(
     background(panels[0], picture, "Image and region of interest", outline=outline, fade=False)
     drawn = None
     for axes, name in zip(panels[1:], names):
-        found = first(comparison.attributions[name])[example].sum(0, keepdim=True)
+        maps = first(comparison.attributions[name])[example]
+        found = maps.sum(0, keepdim=True) if channel is None or len(maps) == 1 else maps[channel, None]
         values = plane(found, roi)[0].double().numpy()
         elsewhere = np.abs(values) if outline is None or outline.all() else np.abs(values[~outline])
         values = values / robust_maximum(elsewhere)

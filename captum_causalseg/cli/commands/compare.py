@@ -1,11 +1,13 @@
 """``causalseg compare``: this method beside others of Captum."""
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captum_causalseg.cli.case_command import CaseCommand
 
 if TYPE_CHECKING:
+    from captum_causalseg.cli.case import CommandCase
     from captum_causalseg.cli.job import Job
 
 __all__ = ["Compare"]
@@ -25,12 +27,22 @@ class Compare(CaseCommand):
         "--roi box:72,88+32 --donors training/ --out result",
     )
 
+    def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
+        """See :meth:`CaseCommand.check_case`."""
+        if case.units.modalities.asked not in (None, "each"):
+            from captum_causalseg.cli.errors import InputError
+
+            raise InputError(
+                "--channels: methods are compared on parts of the whole image, or of each channel by itself; give each, or leave it out"
+            )
+
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
         from captum.attr import FeatureAblation, IntegratedGradients
 
         from captum_causalseg import regions
         from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+        from captum_causalseg.attr.channels import of_channels
         from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.report import comparison_page
@@ -43,6 +55,9 @@ class Compare(CaseCommand):
         mask = case.units.arguments.get("feature_mask")
         if mask is None:
             mask = regions.grid(case.image.shape[2:], case.units.arguments["block_size"])[None, None]
+        modalities = case.units.modalities
+        if modalities.asked == "each":
+            mask = of_channels([mask], [case.image], "each")[0][0]
         effort = {"n_draws": options.draws, "precision": options.precision, "seed": options.seed}
         with naming_arguments():
             methods = {
@@ -59,12 +74,16 @@ class Compare(CaseCommand):
                 output=case.output,
                 seed=options.seed,
                 show_progress=True,
-                **case.units.arguments,
+                feature_mask=mask,
             )
         seconds = job.seconds()
         write_csv(comparison.table, folder / "comparison.csv")
-        picture = plot_comparison(comparison, title=case.name, columns=5, words=sign_words(options.metric))
-        picture.savefig(folder / "comparison.png", dpi=110)
-        (folder / "report.html").write_text(comparison_page(job, comparison, picture, seconds=seconds), encoding="utf-8")
+        pictures = []
+        for channel, modality in modalities.shown:
+            title = ", ".join(part for part in (case.name, modality) if part)
+            drawn: dict[str, Any] = {"title": title, "columns": 5, "words": sign_words(options.metric), "channel": channel}
+            pictures.append(plot_comparison(comparison, **drawn))
+            pictures[-1].savefig(folder / modalities.file_name("comparison", channel, ".png"), dpi=110)
+        (folder / "report.html").write_text(comparison_page(job, comparison, pictures, seconds=seconds), encoding="utf-8")
         said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}")
         return said

@@ -45,6 +45,13 @@ class Components(CaseCommand):
         """See :meth:`CaseCommand.add_effort`."""
         group.add_argument("--draws", type=positive, metavar="N", help="interventions per part (default: 20)")
 
+    def check(self, options: argparse.Namespace) -> None:
+        """See :meth:`CaseCommand.check`."""
+        if options.channels is not None or options.units == "channel_block":
+            from captum_causalseg.cli.errors import InputError
+
+            raise InputError("--channels: it is about parts of the image, and this command about parts of the network")
+
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check_case`."""
         from captum_causalseg.cli.modules import check_modules

@@ -118,8 +118,9 @@ class Explain(CaseCommand):
         if options.components is not None:
             components = component_table(job, options.components, "module", option="--components")
         seconds = job.seconds()
-        pictures = effect_pictures(job, statistics)
-        pictures["effects"].savefig(folder / "effects.png", dpi=110)
+        effects, pictures = effect_pictures(job, statistics), {}
+        for one in effects:
+            one.effects.savefig(folder / one.file, dpi=110)
         write_effects(job, statistics, folder)
         said = [effects_text(case, options, statistics, seconds=seconds)]
         if statistics.controls:
@@ -137,6 +138,6 @@ class Explain(CaseCommand):
             pictures["components"] = component_picture(job, components)
             said.append(components_text(components))
         further = Further(refutation=report, components=components, donors=donors)
-        page = effects_page(job, statistics, pictures=pictures, further=further, seconds=seconds)
+        page = effects_page(job, statistics, effects=effects, pictures=pictures, further=further, seconds=seconds)
         (folder / "report.html").write_text(page, encoding="utf-8")
         return "\n\n".join(said)

@@ -66,7 +66,8 @@ class Refute(CaseCommand):
         seconds = job.seconds()
         write_csv(report.to_dataframe(), folder / "refutation.csv")
         pictures = effect_pictures(job, report.statistics)
-        pictures["effects"].savefig(folder / "effects.png", dpi=110)
+        for one in pictures:
+            one.effects.savefig(folder / one.file, dpi=110)
         write_effects(job, report.statistics, folder)
         (folder / "report.html").write_text(refutation_page(job, report, pictures, seconds=seconds), encoding="utf-8")
         return str(report)
