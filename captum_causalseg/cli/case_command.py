@@ -42,6 +42,8 @@ class CaseCommand(Command):
     intent: ClassVar[str]
     example: ClassVar[tuple[str, ...]]
     when_interrupted = "nothing was written"
+    # Why `--channels` does not go with the command, where it does not.
+    without_channels: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -76,6 +78,8 @@ class CaseCommand(Command):
         if options.out.exists() and not options.out.is_dir():
             raise InputError(f"--out: {options.out} is a file, expected a folder")
         check_options(options)
+        if self.without_channels is not None and (options.channels is not None or options.units == "channel_block"):
+            raise InputError(f"--channels: {self.without_channels}")
         self.check(options)
         # Imported late: `--help`, and what is wrong with an option, should not wait for torch and MONAI.
         from captum_causalseg.cli.case import read_case

@@ -85,11 +85,15 @@ class Units:
         for channel, _ in self.modalities.shown:
             # Every channel that is replaced carries its unit's effect: one is enough.
             carried = grids.to_own(found[0, min(channel or 0, found.shape[1] - 1)], torch.nan)
-            maps.append(carried if self.own is None else self._with_outlines(carried, statistics, output, grids, channel))
+            maps.append(
+                carried
+                if self.own is None
+                else self._with_outlines(carried, statistics, output=output, grids=grids, channel=channel)
+            )
         return maps[0] if len(maps) == 1 else torch.stack(maps)
 
     def _with_outlines(
-        self, carried: Tensor, statistics: TreatmentEffectStatistics, output: int | None, grids: Grids, channel: int | None
+        self, carried: Tensor, statistics: TreatmentEffectStatistics, *, output: int | None, grids: Grids, channel: int | None
     ) -> Tensor:
         """A map on the file's grid, where units have their own outlines, not those of the prepared voxels that lie nearest."""
         assert self.own is not None

@@ -110,6 +110,7 @@ def test_comparing_and_refuting_channel_by_channel(color, tmp_path):
         ("explain", ["3"], "--channels: expected each, or some of 0..2, got '3'"),
         ("compare", ["0"], "--channels: methods are compared on parts of the whole image, or of each channel by itself"),
         ("components", ["each"], "--channels: it is about parts of the image"),
+        ("region", ["each"], "--channels: a region is found among parts of the image in all of its channels"),
     ],
 )
 def test_what_cannot_be_is_refused(color, capsys, command, words, said):

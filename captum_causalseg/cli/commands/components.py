@@ -28,6 +28,8 @@ class Components(CaseCommand):
         '--roi boundary:3 --layers "model.*" --out result',
     )
 
+    without_channels = "it is about parts of the image, and this command about parts of the network"
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
@@ -44,13 +46,6 @@ class Components(CaseCommand):
     def add_effort(self, group: argparse._ArgumentGroup) -> None:
         """See :meth:`CaseCommand.add_effort`."""
         group.add_argument("--draws", type=positive, metavar="N", help="interventions per part (default: 20)")
-
-    def check(self, options: argparse.Namespace) -> None:
-        """See :meth:`CaseCommand.check`."""
-        if options.channels is not None or options.units == "channel_block":
-            from captum_causalseg.cli.errors import InputError
-
-            raise InputError("--channels: it is about parts of the image, and this command about parts of the network")
 
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check_case`."""

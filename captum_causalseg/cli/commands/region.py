@@ -28,6 +28,8 @@ class RegionCommand(CaseCommand):
         "--roi label:1 --donors training/ --kind necessary --share 0.9",
     )
 
+    without_channels = "a region is found among parts of the image in all of its channels"
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
