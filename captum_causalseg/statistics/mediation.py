@@ -11,50 +11,13 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 from captum_causalseg._checks import FRACTION, TEXT, checked, integer, shown
+from captum_causalseg.statistics.ratios import fieller
 from captum_causalseg.statistics.status import Status
 from captum_causalseg.statistics.treatment_effect_statistics import TreatmentEffectStatistics
 
-__all__ = ["LayerMediation", "MediationStatistics", "Quantity", "fieller"]
+__all__ = ["LayerMediation", "MediationStatistics", "Quantity"]
 
 Quantity = Literal["total", "indirect", "direct", "interaction"]
-
-
-def fieller(
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-    *,
-    variances: tuple[np.ndarray, np.ndarray],
-    covariance: np.ndarray,
-    t: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the intervals of ratios of two estimates (Fieller 1954); NaN where the denominator is not clearly nonzero.
-
-    Args:
-        numerator, denominator: the estimates, of one shape.
-        variances: of the two.
-        covariance: of the two.
-        t: the quantile of Student's t for the level and the degrees of freedom.
-
-    Example:
-        >>> import numpy as np
-        >>> from captum_causalseg.statistics.mediation import fieller
-        >>> a, b, zero = np.array([1.0]), np.array([2.0]), np.zeros(1)
-        >>> ends = fieller(a, b, variances=(np.array([0.01]), zero), covariance=zero, t=np.array([2.0]))
-        >>> [round(float(end[0]), 6) for end in ends]
-        [0.4, 0.6]
-    """
-    of_numerator, of_denominator = variances
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = numerator / denominator
-        g = t**2 * of_denominator / denominator**2
-        shift = np.where(of_denominator > 0, g * covariance / of_denominator, 0.0)
-        shared = np.where(of_denominator > 0, covariance**2 / of_denominator, 0.0)
-        inside = of_numerator - 2 * ratio * covariance + ratio**2 * of_denominator - g * (of_numerator - shared)
-        half = t / np.abs(denominator) * np.sqrt(np.maximum(inside, 0.0))
-        # Nothing is known of a ratio whose denominator may be 0.
-        defined = (g < 1) & (denominator != 0)
-        lower, upper = (ratio - shift - half) / (1 - g), (ratio - shift + half) / (1 - g)
-    return np.where(defined, lower, np.nan), np.where(defined, upper, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +88,15 @@ class LayerMediation:
         """
         indirect, total = self.indirect.effect.numpy(), self.total.effect.numpy()
         a, b, c = (one.standard_error.numpy() ** 2 for one in (self.indirect, self.total, self.rest))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             covariance = np.clip((a + b - c) / 2, -np.sqrt(a * b), np.sqrt(a * b))
             freedom = np.fmin(self.total.degrees_of_freedom.numpy(), self.indirect.degrees_of_freedom.numpy())
             # Exact effects have no degrees of freedom, and need none.
             t = np.where((a == 0) & (b == 0), 0.0, scipy_stats.t.ppf(0.5 + level / 2, freedom))
-            lower, upper = fieller(indirect, total, variances=(a, b), covariance=covariance, t=t)
-            share = np.where(np.isnan(lower), np.nan, indirect / total)
+            share = indirect / total
+            rest = np.maximum(a - 2 * share * covariance + share**2 * b, 0.0)
+            ends = fieller(share, total, variances=(rest, b), covariance=covariance - share * b, t=t)
+            share, lower, upper = (np.where(np.isfinite(ends[0]), values, np.nan) for values in (share, *ends))
         return torch.from_numpy(share), torch.from_numpy(lower), torch.from_numpy(upper)
 
     @checked(level=FRACTION)

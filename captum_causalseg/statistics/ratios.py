@@ -1,9 +1,50 @@
-"""Ratios of two means over the same draws, with their intervals (Fieller 1954)."""
+"""Ratios of two estimates from the same draws, with their intervals (Fieller 1954)."""
 
 import numpy as np
 from scipy import stats as scipy_stats
 
-__all__ = ["ratio_interval"]
+__all__ = ["fieller", "ratio_interval"]
+
+
+def fieller(
+    ratio: np.ndarray,
+    denominator: np.ndarray,
+    *,
+    variances: tuple[np.ndarray, np.ndarray],
+    covariance: np.ndarray,
+    t: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals of ratios ``a / b``: all ``r`` for which ``a - r b`` is not told from 0.
+
+    They are found from the rest ``a - ratio b``, which is 0 where the ratio is the same in every draw; differences of large numbers would not be.
+
+    Args:
+        ratio: the estimates ``a / b``, of any shape.
+        denominator: the estimates ``b``.
+        variances: of the rests, and of the denominators.
+        covariance: of the two.
+        t: quantiles of Student's t for the level and the degrees of freedom.
+
+    Returns:
+        Unbounded, ``-inf`` and ``inf``, where the denominator is not told from 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_causalseg.statistics.ratios import fieller
+        >>> half, zero = np.array([0.5]), np.zeros(1)
+        >>> ends = fieller(half, np.array([2.0]), variances=(np.array([0.01]), zero), covariance=zero, t=np.array([2.0]))
+        >>> [round(float(end[0]), 6) for end in ends]
+        [0.4, 0.6]
+    """
+    of_rest, of_denominator = variances
+    room = denominator**2 - t**2 * of_denominator
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # With r = ratio + s: s^2 room + 2 s t^2 covariance - t^2 of_rest = 0.
+        middle = -(t**2) * covariance / room
+        half = np.sqrt(np.maximum(middle**2 + t**2 * of_rest / room, 0.0))
+        lower, upper = ratio + middle - half, ratio + middle + half
+    told = room > 0
+    return np.where(told, lower, -np.inf), np.where(told, upper, np.inf)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -26,20 +67,11 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, level: float 
         >>> round(lower, 3), round(upper, 3)  # that of the numerator, t_2 * 0.2 / sqrt(3) to either side, halved
         (0.252, 0.748)
     """
-    n = len(numerator)
-    a, b = float(np.mean(numerator)), float(np.mean(denominator))
-    if n < 2:
+    n, b = len(numerator), float(np.mean(denominator))
+    if n < 2 or b == 0:
         return -np.inf, np.inf
-    t = float(scipy_stats.t.ppf(0.5 + level / 2, n - 1))
-    # Of the residuals from the ratio itself, which are 0 where it is the same in every draw: differences of large numbers would not be.
-    if b == 0:
-        return -np.inf, np.inf
-    ratio = a / b
-    (v_rr, v_rb), (_, v_bb) = np.cov(np.stack([numerator - ratio * denominator, denominator])) / n
-    room = b * b - t * t * v_bb
-    if room <= 0:
-        return -np.inf, np.inf
-    # With r = ratio + s: s^2 (b^2 - t^2 v_bb) + 2 s t^2 v_rb - t^2 v_rr = 0.
-    middle = -t * t * v_rb / room
-    half = float(np.sqrt(max(middle * middle + t * t * v_rr / room, 0.0)))
-    return float(ratio + middle - half), float(ratio + middle + half)
+    ratio = float(np.mean(numerator)) / b
+    (of_rest, shared), (_, of_denominator) = np.cov(np.stack([numerator - ratio * denominator, denominator])) / n
+    t = scipy_stats.t.ppf(0.5 + level / 2, n - 1)
+    lower, upper = fieller(np.array(ratio), np.array(b), variances=(of_rest, of_denominator), covariance=shared, t=t)
+    return float(lower), float(upper)

@@ -1,58 +1,9 @@
-"""Shares of effects: Fieller's intervals against their definition, and their coverage."""
+"""Effects split at mediators: shares, tables, names."""
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats as scipy_stats
 
 from captum_causalseg import MediatedTreatmentEffect, PatchBank
-from captum_causalseg.statistics.mediation import fieller
-
-
-def test_the_ends_are_where_the_difference_is_just_not_clear():
-    """By definition the interval holds the ratios r for which numerator - r * denominator is not clearly nonzero."""
-    rng = np.random.default_rng(0)
-    n = 50
-    b, a = rng.uniform(2, 4, n), rng.normal(size=n)
-    half = rng.normal(size=(n, 2, 2)) * 0.4
-    covariances = half @ half.swapaxes(1, 2)
-    va, vb, cov, t = covariances[:, 0, 0], covariances[:, 1, 1], covariances[:, 0, 1], rng.uniform(1.5, 3, n)
-    lower, upper = fieller(a, b, variances=(va, vb), covariance=cov, t=t)
-    defined = t**2 * vb < b**2
-    assert 10 < defined.sum() < n
-    assert (np.isnan(lower) == ~defined).all()
-    for end in (lower, upper):
-        r = end[defined]
-        distance = np.abs(a[defined] - r * b[defined])
-        spread = np.sqrt((va - 2 * end * cov + end**2 * vb)[defined])
-        np.testing.assert_allclose(distance, t[defined] * spread, rtol=1e-6, atol=1e-9)
-    assert ((lower <= a / b) & (a / b <= upper))[defined].all()
-
-
-def test_exact_estimates_have_an_exact_ratio():
-    zero = np.zeros(1)
-    ends = fieller(np.array([1.0]), np.array([-4.0]), variances=(zero, zero), covariance=zero, t=zero)
-    assert [float(end[0]) for end in ends] == [-0.25, -0.25]
-    ends = fieller(np.array([1.0]), zero, variances=(zero, zero), covariance=zero, t=zero)
-    assert all(np.isnan(end).all() for end in ends)
-
-
-def test_intervals_of_ratios_hold_the_truth_as_often_as_they_say():
-    rng, n, draws, level = np.random.default_rng(1), 4000, 12, 0.9
-    samples = rng.multivariate_normal([0.6, 1.5], [[1.0, 0.7], [0.7, 1.0]], size=(n, draws))
-    means, covariances = samples.mean(1), np.array([np.cov(one.T) for one in samples]) / draws
-    t = np.full(n, scipy_stats.t.ppf(0.5 + level / 2, draws - 1))
-    lower, upper = fieller(
-        means[:, 0],
-        means[:, 1],
-        variances=(covariances[:, 0, 0], covariances[:, 1, 1]),
-        covariance=covariances[:, 0, 1],
-        t=t,
-    )
-    known = ~np.isnan(lower)
-    assert known.mean() > 0.99
-    held = ((lower <= 0.4) & (upper >= 0.4))[known].mean()
-    assert abs(held - level) <= 3 * np.sqrt(level * (1 - level) / n)
 
 
 class Both(torch.nn.Module):
