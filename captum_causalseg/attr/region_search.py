@@ -70,8 +70,8 @@ def sufficient_region(
 
     **Search.** Units are ranked by their joint effects (:class:`~captum_causalseg.JointTreatmentEffect`, 8 permutations) and taken in this order until the share is
     reached; those that turn out not to be needed are left out again, until none can be. ``beam`` adds sets that are grown unit by unit. Where there are at most 300
-    smaller sets, all of them are tried (``region.smallest``). A set has to reach the share by one standard error here, so that it hardly fails on other
-    donors. No search short of all sets finds the smallest one for certain.
+    smaller sets, all of them are tried (``region.smallest``). A set has to reach the share by one standard error here, so that it seldom fails on other
+    donors; one that falls short in each of the first quarter of the draws, and in their mean by three standard errors, is given up. No search short of all sets finds the smallest one for certain.
 
     **Judging.** The search has one half of the donor images (of a source without images, every other donor), and what is reported is measured with the other
     half, ``n_draws`` draws of a donor for each replaced unit. So that a region does *not* reach the share is a result (``region.reached``), not an

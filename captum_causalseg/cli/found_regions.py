@@ -116,13 +116,13 @@ def said_of(region: Region, metric: str) -> list[str]:
         )
     else:
         first = f"The region is replaced by donors, and all other parts of the image are kept. The {name} is then {region.score:.3f} on average"
-    whole = "the way from everything replaced to the image as it is" if region.share_of == "span" else f"the {name} itself"
+    whole = "the way from everything replaced to the image as it is," if region.share_of == "span" else f"this {name},"
     does = "kept" if region.kind == "sufficient" else "lost"
     said = [
         f"{first}; it is {region.observed_score:.3f} for the image as it is, and {region.replaced_score:.3f} with all of these parts replaced.",
     ]
     if not math.isnan(region.share_reached):
-        said.append(f"So {region.share_reached:.3f} of {whole} is {does}; {region.share:g} was asked for.")
+        said.append(f"Of {whole} {region.share_reached:.3f} is {does}; {region.share:g} was asked for.")
     if not region.reached:
         said.append(f"That is not reached: {region.reason}.")
     if region.smallest:

@@ -16,6 +16,7 @@ from captum_causalseg import (
     regions,
     sufficient_region,
 )
+from captum_causalseg.evaluation.planted import load_shortcut_case
 
 FACES = {"sufficient": sufficient_region, "necessary": necessary_region}
 SHAPES = {2: (2, 4), 3: (2, 2, 2)}
@@ -312,6 +313,17 @@ class TestOnModels:
         assert region.units == (1, 3)
         assert [mask.flatten().tolist() for mask in region.mask] == [[False, True, False], [True, False]]
         assert [one.shape for one in region.image] == [one.shape for one in inputs]
+
+
+def test_the_planted_shortcut_of_a_trained_network_is_in_both_regions():
+    """A letter in the corner decides whether it segments the lesion."""
+    pytest.importorskip("nilearn")
+    case = load_shortcut_case(0)
+    asked = {"block_size": 8, "n_draws": 4, "max_forwards": 512}
+    found = {kind: face(case.target(), case.images, case.donors, **asked) for kind, face in FACES.items()}
+    assert case.marker_unit in found["sufficient"].units
+    assert found["necessary"].units == (case.marker_unit,)
+    assert found["necessary"].reached
 
 
 class TestBudget:

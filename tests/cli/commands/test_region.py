@@ -38,7 +38,7 @@ def test_all_files_say_the_same_of_a_picture(place, capsys, kind):
         assert row.unit == row.start_0 // 4 * 8 + row.start_1 // 4
     assert np.array_equal(np.asarray(Image.open("out/mask.png")), expected)
     html = Path("out/report.html").read_text(encoding="utf-8")
-    assert f"{found['share_reached']:.3f} of the soft Dice itself is {'kept' if kind == 'sufficient' else 'lost'}" in html
+    assert f"Of this soft Dice, {found['share_reached']:.3f} is {'kept' if kind == 'sufficient' else 'lost'}; 0.7 was" in html
     said = capsys.readouterr().out
     assert f"{found['share_reached']:.3f} [" in said
     assert ("yes" in said) == found["reached"]
