@@ -85,6 +85,9 @@ class Kept:
         found: np.ndarray = (self._scores(sets) - self.none - SHARE * self.whole)[:, :n_draws] * np.sign(self.whole.mean())
         return found
 
+    def with_more_draws(self) -> None:
+        """There are no more."""
+
     def reach(self, sets: np.ndarray) -> np.ndarray:
         """By one standard error."""
         surplus = self.surplus(sets)

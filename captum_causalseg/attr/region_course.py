@@ -22,7 +22,7 @@ from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.joint import run_in_context
 from captum_causalseg.engine.set_scores import Budget, SetScores, SetsOfExample
 from captum_causalseg.engine.set_worth import SetWorth, ShareAsked
-from captum_causalseg.engine.smallest_set import Found, smallest_set
+from captum_causalseg.engine.smallest_set import Found, settled_set
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics.intervals import half_width
 from captum_causalseg.statistics.ratios import ratio_interval
@@ -37,6 +37,8 @@ _PER_UNIT = 100
 # What random numbers are for, besides those of joint effects: a third number of their seeds.
 _SEARCH, _JUDGE, _NOISE = 5, 6, 7
 _LEVEL = 0.95
+# A set that does not hold with more draws is searched for with them: with so many times the draws, at most.
+_MORE_DRAWS = 4
 _NO_WHOLE = "replacing all units does not clearly change the score"
 
 
@@ -209,7 +211,7 @@ class _Course:
         regions: list[_Judged] = []
         free = ~none
         while len(regions) <= search.alternatives and free.any():
-            found = smallest_set(to_search, to_search.sign * self.values[rows], free, beam=search.beam)
+            found = settled_set(to_search, to_search.sign * self.values[rows], free, beam=search.beam)
             chosen = free if found.chosen is None else found.chosen
             reason = None if found.chosen is not None else "not even all units together reach it"
             region = _judged(to_judge, found, chosen, reason=reason)
@@ -262,11 +264,12 @@ class _Course:
             budget=Budget(most),
             on_batch=self._count_judged if judging else self._count_searched,
         )
-        return SetWorth(scores, self.asked)
+        return SetWorth(scores, self.asked, self.search.n_draws)
 
     def _donors(self, rows: np.ndarray, *, judging: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Of these rows ``(d, n, slots)``, and random states ``(d,)``: those to search with or those to judge by."""
-        plan, n_draws = self.now.plan, self.search.n_draws
+        plan, n_judging = self.now.plan, self.search.n_draws
+        n_draws = n_judging if judging else _MORE_DRAWS * n_judging
         population = self._judge.populations(plan.example[rows], plan.unit[rows]) if judging else plan.population[rows]
         slots = population.shape[1] - plan.with_noise
         if not (population > 1).any():
@@ -278,8 +281,9 @@ class _Course:
         ]
         noise = None
         if plan.with_noise:
-            states = donors_in_rounds(np.random.default_rng((seed, 1, _NOISE)), [int(population[0, -1])], 2 * n_draws)[:, 0]
-            noise = states[n_draws:] if judging else states[:n_draws]
+            total = (_MORE_DRAWS + 1) * n_judging
+            states = donors_in_rounds(np.random.default_rng((seed, 1, _NOISE)), [int(population[0, -1])], total)[:, 0]
+            noise = states[-n_judging:] if judging else states[:-n_judging]
         return np.stack(donors, axis=1), noise
 
     def _count_searched(self, count: int) -> None:

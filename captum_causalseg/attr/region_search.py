@@ -71,7 +71,8 @@ def sufficient_region(
     **Search.** Units are ranked by their joint effects (:class:`~captum_causalseg.JointTreatmentEffect`, 8 permutations) and taken in this order until the share is
     reached; those that turn out not to be needed are left out again, until none can be. ``beam`` adds sets that are grown unit by unit. Where there are at most 300
     smaller sets, all of them are tried (``region.smallest``). A set has to reach the share by one standard error here, so that it seldom fails on other
-    donors; one that falls short in each of the first quarter of the draws, and in their mean by three standard errors, is given up. No search short of all sets finds the smallest one for certain.
+    donors; one that falls short in each of the first quarter of the draws, and in their mean by three standard errors, is given up. The set that is found is looked at
+    with as many draws again, in which its choice had no part; if it does not hold in them, they are searched with as well, with up to four times the draws. No search short of all sets finds the smallest one for certain.
 
     **Judging.** The search has one half of the donor images (of a source without images, every other donor), and what is reported is measured with the other
     half, ``n_draws`` draws of a donor for each replaced unit. So that a region does *not* reach the share is a result (``region.reached``), not an
@@ -87,7 +88,7 @@ def sufficient_region(
         output: which output, as Captum's ``target``; of a class and a RoI, the pair.
         alternatives: how many further regions to look for, disjoint from those before; it ends where no further one reaches the share.
         beam: how many sets of each size are grown; 1 for none. Each is extended by the ``8 * beam`` units that it lacks with the largest joint effects.
-        n_draws: of donors, for each set in the search, and again to judge; at least 2.
+        n_draws: of donors, for each set in the search (more where the set found does not hold), and again to judge; at least 2.
         max_forwards: interventions per image at most, ranking, search and judging together; by default 100 per unit, and what the least takes. A search that
             ends there returns what it has (``region.complete`` is false).
         seed: of the halves and of all draws.

@@ -44,22 +44,30 @@ class SetWorth:
     Args:
         scores: of the units' sets.
         asked: kept or lost, and of what.
+        n_draws: the first so many are looked at; by default all that there are.
     """
 
-    def __init__(self, scores: SetScores, asked: ShareAsked) -> None:
+    def __init__(self, scores: SetScores, asked: ShareAsked, n_draws: int | None = None) -> None:
         self.scores, self.asked = scores, asked
+        self.n_draws = scores.n_draws if n_draws is None else min(n_draws, scores.n_draws)
         n = len(scores.game.units)
-        self.all_replaced: np.ndarray = scores(np.ones((1, n), dtype=bool))[0]
+        self.all_replaced: np.ndarray = scores(np.ones((1, n), dtype=bool), self.n_draws)[0]
         """``(d,)``: the score with every unit replaced."""
-        self.whole: np.ndarray = scores.observed - (self.all_replaced if asked.of == "span" else np.zeros(scores.n_draws))
+        self.whole: np.ndarray = scores.observed - (self.all_replaced if asked.of == "span" else np.zeros(self.n_draws))
         """``(d,)``: what shares are of."""
         self.sign = float(np.sign(self.whole.mean()))
 
     @property
     def has_whole(self) -> bool:
         """Whether there is something to take shares of: the 95 % interval of its mean does not hold 0."""
-        half = float(half_width(_error(self.whole), self.scores.n_draws - 1, 0.95))
+        half = float(half_width(_error(self.whole), self.n_draws - 1, 0.95))
         return bool(abs(self.whole.mean()) > max(self.scores.rounding, half))
+
+    def with_more_draws(self) -> "SetWorth | None":
+        """The same looking at twice as many draws; ``None`` where there are no more."""
+        if self.n_draws == self.scores.n_draws:
+            return None
+        return SetWorth(self.scores, self.asked, 2 * self.n_draws)
 
     def replaced(self, sets: np.ndarray) -> np.ndarray:
         """Which units are replaced for the sake of these sets, ``(s, n)``."""
@@ -68,7 +76,7 @@ class SetWorth:
 
     def amounts(self, sets: np.ndarray, n_draws: int | None = None) -> np.ndarray:
         """What the sets ``(s, n)`` keep or take away, in the score's units, ``(s, d)``."""
-        found = self.scores(self.replaced(sets), n_draws)
+        found = self.scores(self.replaced(sets), self.n_draws if n_draws is None else min(n_draws, self.n_draws))
         amounts: np.ndarray = self.scores.observed - found
         if self.asked.kind == "sufficient":
             amounts = found - (self.all_replaced[: found.shape[1]] if self.asked.of == "span" else 0.0)
@@ -86,7 +94,7 @@ class SetWorth:
         Of many draws, a set is given up after a quarter of them if it falls short in each, and in their mean by three standard errors.
         """
         reached = np.ones(len(sets), dtype=bool)
-        first = self.scores.n_draws // 4
+        first = self.n_draws // 4
         if first >= _FEWEST_TO_GIVE_UP:
             surplus = self.surplus(sets, first)
             reached = ~((surplus < 0).all(1) & (surplus.mean(1) + 3 * _error(surplus) < -self.scores.rounding))

@@ -3,14 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from captum_causalseg.engine.set_scores import BudgetSpentError
 
-__all__ = ["Found", "Judged", "smallest_set"]
+__all__ = ["Found", "Judged", "settled_set", "smallest_set"]
 
 # All smaller sets are tried where there are no more of them.
 _FEW_SETS = 300
@@ -28,6 +28,9 @@ class Judged(Protocol):
 
     def surplus(self, sets: np.ndarray, n_draws: int | None = None) -> np.ndarray:
         """``(s, d)``: how far beyond the share they are in the first draws."""
+
+    def with_more_draws(self) -> "Judged | None":
+        """The same by twice as many draws, those at hand among them; ``None`` where there are no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,28 @@ def smallest_set(judge: Judged, values: np.ndarray, free: np.ndarray, *, beam: i
     except BudgetSpentError:
         search.complete = False
     return Found(search.best, complete=search.complete, smallest=search.smallest)
+
+
+def settled_set(judge: Judged, values: np.ndarray, free: np.ndarray, *, beam: int = 1) -> Found:
+    """The same as :func:`smallest_set`, of a set that goes on to reach the share with further draws.
+
+    Of very many sets, the smallest one that reaches a share is one that the draws at hand happen to favor. So it is looked at with as many draws again,
+    in which the choice had no part. If it does not reach the share in all of them, all of them are searched with, and so on.
+    """
+    found = smallest_set(judge, values, free, beam=beam)
+    while found.complete and found.chosen is not None:
+        try:
+            more = judge.with_more_draws()
+            if more is None or more.reach(found.chosen[None])[0]:
+                break
+        except BudgetSpentError:
+            return replace(found, complete=False)
+        judge = more
+        better = smallest_set(judge, values, free, beam=beam)
+        if better.chosen is None and not better.complete:
+            return replace(found, complete=False)
+        found = better
+    return found
 
 
 class _Search:

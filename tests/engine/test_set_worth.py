@@ -50,6 +50,17 @@ def test_a_set_that_falls_short_in_each_of_the_first_draws_gets_no_more():
     assert sum(game.batches) - before == 16
 
 
+def test_more_draws_are_the_first_and_others():
+    worth = SetWorth(scores_of(Game(), n_draws=8), ShareAsked("sufficient", 0.7), 2)
+    more = worth.with_more_draws()
+    most = more.with_more_draws()
+    assert [one.n_draws for one in (worth, more, most)] == [2, 4, 8]
+    assert most.with_more_draws() is None
+    for fewer, one in ((worth, more), (more, most)):
+        np.testing.assert_array_equal(fewer.surplus(SET), one.surplus(SET, fewer.n_draws))
+        np.testing.assert_array_equal(fewer.whole, one.whole[: fewer.n_draws])
+
+
 def test_a_score_that_grows_when_units_are_replaced():
     game = Game()
     game.left[:] = 2.0

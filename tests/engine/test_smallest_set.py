@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from captum_causalseg.engine.set_scores import BudgetSpentError
-from captum_causalseg.engine.smallest_set import smallest_set
+from captum_causalseg.engine.smallest_set import settled_set, smallest_set
 
 
 class Judge:
@@ -105,3 +105,40 @@ def test_where_the_budget_ends_the_best_that_is_known_is_returned():
         assert {0, 39} <= set(chosen)
     found, chosen = search(reaches, 40, values=values, most=0)
     assert (chosen, found.complete) == (None, False)
+
+
+class Favored(Judge):
+    """Judges by each of some draws what reaches: a set does if it does in all draws that are looked at."""
+
+    def __init__(self, of_draws, n_draws=1, most=10**9):
+        super().__init__(lambda chosen: all(one(chosen) for one in of_draws[:n_draws]), most)
+        self.of_draws, self.n_draws = of_draws, n_draws
+
+    def with_more_draws(self):
+        if self.n_draws >= len(self.of_draws):
+            return None
+        return Favored(self.of_draws, 2 * self.n_draws, self.most)
+
+
+def test_a_set_that_the_draws_favor_is_searched_for_with_more():
+    everyone, values = np.ones(30, bool), np.zeros(30)
+
+    def settled(*of_draws, **limits):
+        found = settled_set(Favored(of_draws, **limits), values, everyone)
+        return np.flatnonzero(found.chosen).tolist(), found.complete
+
+    assert settled(any_of([3]), any_of([3])) == ([3], True)
+    assert settled(any_of([3]), any_of([3, 4])) == ([3, 4], True)
+    # It holds in the next draw, and so no further ones are asked.
+    assert settled(any_of([3]), any_of([3]), any_of([5]), any_of([5])) == ([3], True)
+    assert settled(any_of([3]), any_of([3, 4]), any_of([3, 4, 5]), any_of([3, 4])) == ([3, 4, 5], True)
+
+
+def test_where_the_budget_ends_before_a_set_is_settled_that_is_said():
+    class Spent(Favored):
+        def with_more_draws(self):
+            raise BudgetSpentError
+
+    found = settled_set(Spent((any_of([3]),)), np.zeros(30), np.ones(30, bool))
+    assert np.flatnonzero(found.chosen).tolist() == [3]
+    assert not found.complete
