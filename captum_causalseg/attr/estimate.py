@@ -197,7 +197,7 @@ def running(options: Options) -> Iterator[Running]:
     """Within, interventions are made: before, everything is found out that is to be known; after, whether the model is as it was."""
     problem = prepare(options)
     n = problem.n_examples
-    with Progress(options.name, options.show_progress) as progress:
+    with Progress(f"{options.name} attribution", options.show_progress) as progress:
         with undisturbed(problem.scorer.function):
             prepared = _prepare(problem, options, _plan(problem, options), doing=progress.doing)
             plan, evaluator = prepared.plan, prepared.reach.evaluator

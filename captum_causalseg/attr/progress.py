@@ -15,12 +15,12 @@ class Progress:
     """A progress bar over forwards that never runs backwards, with a line before it that says how many there will be.
 
     Args:
-        name: of the method.
+        name: of what is done.
         shown: whether anything is shown at all.
     """
 
     def __init__(self, name: str, shown: bool) -> None:
-        self._name, self._most = f"{name} attribution", 0
+        self._name, self._most = name, 0
         seconds = _SECONDS_BETWEEN if _is_watched() else _SECONDS_BETWEEN_IN_FILES
         how: dict[str, Any] = {"mininterval": seconds, "maxinterval": seconds, "bar_format": "{desc} [{elapsed}]"}
         self._bar: Any = progress(desc=self._name, **how) if shown else None
@@ -40,7 +40,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(f"{self._name}: {what}")
 
-    def begin(self, made: int, *, most: int, noun: str, pace: float | None) -> None:
+    def begin(self, made: int, *, most: int, noun: str, pace: float | None, purpose: str = "") -> None:
         """Say what is to come.
 
         Args:
@@ -48,6 +48,7 @@ class Progress:
             most: at most so many are to come.
             noun: what they are.
             pace: measured seconds of one; ``None`` where none were measured.
+            purpose: of those to come, in words, where there are others besides.
         """
         if self._bar is None:
             return
@@ -55,7 +56,7 @@ class Progress:
         takes = "" if pace is None else f", about {duration(most * pace)}"
         # Not beside the bar: the line stays.
         self._bar.clear()
-        print(f"{self._name}: {made} {noun} so far, at most {most} to come{takes}", file=sys.stderr)
+        print(f"{self._name}: {made} {noun} so far, at most {most} to come{purpose and ' '}{purpose}{takes}", file=sys.stderr)
         self._bar.bar_format, self._bar.unit = None, f" {noun}"
         self._bar.set_description(self._name, refresh=False)
         self._bar.reset(total=most)

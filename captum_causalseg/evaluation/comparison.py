@@ -1,5 +1,6 @@
 """Several attribution methods on the same segmentation: one table, one picture."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_causalseg._captum import TargetType, progress
+from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import ANY, BOOLEAN, FUNCTION, NONE, SEED, TEXT, checked, integer, mapping, sequence
 from captum_causalseg.attr.exclusion import Exclude
-from captum_causalseg.evaluation.faithfulness import metric_names
+from captum_causalseg.attr.progress import Progress
+from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names
 from captum_causalseg.evaluation.question import CONTROL, Method, Question, check_method, mean_scores
 from captum_causalseg.evaluation.replacements import Attributions
 from captum_causalseg.target.outputs import first_image
@@ -135,7 +137,7 @@ def compare(
         metrics: names from :data:`captum_causalseg.evaluation.faithfulness.METRICS`; all by default.
         n_controls: number of random maps that are scored as well; a faithful map has to beat the mean of their scores. 0 for none.
         seed: of the split, the scores and the random map; methods have seeds of their own.
-        show_progress: a bar over the methods.
+        show_progress: say how many forwards the scores take at most, and about how long, and show a bar over them.
         faithfulness: further arguments of :class:`~captum_causalseg.evaluation.Faithfulness`, such as ``n_draws``.
 
     Raises:
@@ -176,30 +178,65 @@ def compare(
         faithfulness=faithfulness,
     )
     judge = question.judge()
-    bar = progress(desc="Comparing methods", total=len(methods)) if show_progress else None
     attributions: dict[str, Attributions] = {}
     rows = []
-    try:
-        for name, method in methods.items():
+    with Progress("Comparing methods", show_progress) as bar:
+        doing = _judged(bar, judge, chosen, n_maps=len(methods) + n_controls)
+        for place, (name, method) in enumerate(methods.items()):
+            doing(name, place)
             found = question.explained(method)
             attributions[name] = found.attributions
+            doing(f"scores of {name}", place)
             scores = judge.evaluate(found.attributions, chosen)
             scores.insert(0, "method", name)
             rows.append(scores.assign(forwards=found.forwards, seconds=found.seconds))
-            if bar is not None:
-                bar.update(1)
-    finally:
-        if bar is not None:
-            bar.close()
-    if n_controls:
-        maps = question.controls(n_controls)
-        attributions[CONTROL] = maps[0]
-        scores = mean_scores(judge, maps, chosen)
-        scores.insert(0, "method", CONTROL)
-        rows.append(scores.assign(forwards=0.0, seconds=0.0))
+        if n_controls:
+            doing("scores of random maps", len(methods))
+            maps = question.controls(n_controls)
+            attributions[CONTROL] = maps[0]
+            scores = mean_scores(judge, maps, chosen)
+            scores.insert(0, "method", CONTROL)
+            rows.append(scores.assign(forwards=0.0, seconds=0.0))
+        bar.finish()
     return Comparison(
         table=pd.concat(rows, ignore_index=True),
         attributions=attributions,
         image=first_image(inputs if isinstance(inputs, tuple) else (inputs,)).detach().cpu(),
         roi=judge.roi,
     )
+
+
+def _judged(bar: Progress, judge: Faithfulness, metrics: list[str], *, n_maps: int) -> Callable[[str, int], None]:
+    """Tell a progress bar what scores take; a function that is told what is being done, and how many maps have been scored."""
+    world, scored = judge.replacements, 0
+    if not bar.shown:
+        return lambda what, n_scored: None
+    pace = world.time()
+    # Leakage looks beyond the region, at all logits.
+    beyond = [name for name in metrics if name == "leakage"]
+
+    def most(n: int) -> int:
+        of_whole = judge.forecast(beyond, n_maps=n) if beyond and n else 0
+        every = judge.forecast(metrics, n_maps=n) if n else 0
+        return math.ceil((every - of_whole) * pace.near + of_whole * pace.whole)
+
+    before, total = world.n_forwards, most(n_maps)
+    bar.begin(
+        math.ceil(pace.near * world.n_examples),
+        most=total,
+        noun=pace.noun,
+        pace=pace.seconds,
+        purpose=f"for the scores of {n_maps} maps; what the methods take comes besides",
+    )
+
+    def advance() -> None:
+        made = round((world.n_forwards - before) * pace.near)
+        bar.advance(min(made, total), left=most(n_maps - scored))
+
+    def doing(what: str, n_scored: int) -> None:
+        nonlocal scored
+        scored = n_scored
+        bar.doing(what)
+
+    world.on_forwards = advance
+    return doing

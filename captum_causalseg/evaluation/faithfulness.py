@@ -404,9 +404,10 @@ class Faithfulness:
 
         def logits_of(images: Sequence[Tensor]) -> tuple[Any, tuple[Any, ...]]:
             given = (*images, *world.arguments)
-            world.n_forwards += self.n_examples
             with undisturbed(world.scorer.function):
-                return world.scorer.logits(*world.scorer.model_inputs(*given)), given
+                logits = world.scorer.logits(*world.scorer.model_inputs(*given))
+            world.count(self.n_examples)
+            return logits, given
 
         unchanged = logits_of(world.tensors)
         for draw in range(self.n_draws):

@@ -1,5 +1,8 @@
 """Images in which any set of units is replaced by natural donors at once, and the scores that they get."""
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,10 +17,11 @@ from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.frames import gather
 from captum_causalseg.interventions.paste import paste
+from captum_causalseg.interventions.windows import by_windows
 from captum_causalseg.statistics.unit_places import UnitPlaces
 from captum_causalseg.target.scores import checked_scores
 
-__all__ = ["Attributions", "Replacements"]
+__all__ = ["Attributions", "Pace", "Replacements"]
 
 Attributions = Tensor | tuple[Tensor, ...]
 _MAP = tensor_of("real")
@@ -40,6 +44,7 @@ class Replacements:
         unit_ids: ``(U,)``.
         replaceable: ``(N, U)``, boolean: units that may be replaced for this output's sake, and can reach its region.
         n_forwards: images that went through the model so far.
+        on_forwards: called when more did.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Replacements:
         self.rois, self.n_examples = problem.call.rois, problem.n_examples
         self.batch_size = problem.batch_size
         self.seed, self.n_forwards = seed, 0
+        self.on_forwards: Callable[[], None] = _nothing
         self._known: dict[tuple[int, int, bytes], float] = {}
         self.unit_ids: np.ndarray = problem.units.ids
         self._places = UnitPlaces(torch.from_numpy(problem.units.ids), problem.units.masks)
@@ -70,7 +76,7 @@ class Replacements:
         self.replaceable: np.ndarray = self._outputs.of_chosen(problem.treated_for(self._outputs))
         if support is not None:
             with undisturbed(self.scorer.function):
-                reach = find_reach(problem, problem.evaluator.localized())
+                reach = find_reach(problem, by_windows(problem.evaluator.localized()))
             self.replaceable &= self._outputs.of_chosen(self._outputs.of_rois(reach.reaches))
             self.n_forwards += problem.evaluator.ledger.forwards.total()
         numbers = [problem.evaluator.populations(*np.nonzero(self.replaceable))] * n_draws
@@ -134,8 +140,28 @@ class Replacements:
                 images = self.images(examples[rows], draws[rows], replaced[rows])
                 scores = self.scorer(*images, *gather(self.arguments, examples[rows]))
                 self._known |= dict(zip((keys[row] for row in rows.tolist()), self.pick(scores, examples[rows]).tolist()))
-        self.n_forwards += len(new)
+                self.count(len(rows))
         return np.array([self._known[key] for key in keys])
+
+    def count(self, n_images: int) -> None:
+        """So many more went through the model."""
+        self.n_forwards += n_images
+        self.on_forwards()
+
+    def time(self) -> "Pace":
+        """Score the images as they are, once more, to see what one takes."""
+        everyone, model = np.arange(self.n_examples), self.scorer.windowed_model
+        before, began = 0 if model is None else model.windows_run, time.perf_counter()
+        with undisturbed(self.scorer.function):
+            found = self.scorer(*gather(self.tensors, everyone), *gather(self.arguments, everyone))
+            self.pick(checked_scores(found, self.n_examples, None), everyone)  # on the CPU, so that a device has finished
+        seconds = time.perf_counter() - began
+        self.count(self.n_examples)
+        if model is None:
+            return Pace(seconds / self.n_examples)
+        windows = max(model.windows_run - before, 1)
+        of_all = len(model.layout(self._spatial)) * model.runs_per_window
+        return Pace(seconds / windows, near=windows / self.n_examples, whole=float(of_all), noun="windows")
 
     def pick(self, scores: Tensor, examples: np.ndarray) -> np.ndarray:
         """The output that is looked at, ``(B,)``, of scores ``(B, *output_shape)``."""
@@ -182,6 +208,27 @@ class Replacements:
         """``(B, C or 1, *spatial or ones)``, on the input's device: the units' values ``(B, U)`` where they lie."""
         painted = self._places.painted(slot, torch.from_numpy(values), torch.from_numpy(examples))
         return painted.to(self.tensors[slot].device)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What an image takes.
+
+    Args:
+        seconds: of one forward.
+        near: forwards of an image of which the score of the RoI is asked.
+        whole: of one of which all logits are.
+        noun: what a forward is.
+    """
+
+    seconds: float
+    near: float = 1.0
+    whole: float = 1.0
+    noun: str = "forward passes"
+
+
+def _nothing() -> None:
+    return
 
 
 def _picked(scores: Tensor, index: Tensor) -> np.ndarray:

@@ -32,8 +32,8 @@ def test_what_is_left_may_turn_out_less_but_never_more(every_change, capfd):
             bar.advance(made, left=left)
         bar.finish()
     said = capfd.readouterr().err
-    assert "Some attribution: thinking [" in said
-    assert "Some attribution: 7 windows so far, at most 100 to come, about 50 s\n" in said
+    assert "Some: thinking [" in said
+    assert "Some: 7 windows so far, at most 100 to come, about 50 s\n" in said
     counts = [(int(n), int(total)) for n, total in re.findall(r"\| (\d+)/(\d+) ", said)]
     assert counts[0] == (0, 100)
     assert counts[-1] == (55, 55)
@@ -45,7 +45,13 @@ def test_what_is_left_may_turn_out_less_but_never_more(every_change, capfd):
 def test_no_time_is_said_where_none_was_measured(capfd):
     with Progress("Some", True) as bar:
         bar.begin(7, most=100, noun="forward passes", pace=None)
-    assert "Some attribution: 7 forward passes so far, at most 100 to come\n" in capfd.readouterr().err
+    assert "Some: 7 forward passes so far, at most 100 to come\n" in capfd.readouterr().err
+
+
+def test_what_they_are_for_is_said_where_there_are_others(capfd):
+    with Progress("Some", True) as bar:
+        bar.begin(7, most=100, noun="windows", pace=1.0, purpose="for scores")
+    assert "Some: 7 windows so far, at most 100 to come for scores, about 100 s\n" in capfd.readouterr().err
 
 
 def test_nothing_is_shown_unless_it_is_asked_for(capfd):
@@ -67,4 +73,4 @@ def test_an_error_leaves_the_bar_where_it_was(every_change, capfd):
 
     with pytest.raises(ValueError, match="stop"):
         stop()
-    assert capfd.readouterr().err.strip().split("\r")[-1].startswith("Some attribution:  10%")
+    assert capfd.readouterr().err.strip().split("\r")[-1].startswith("Some:  10%")

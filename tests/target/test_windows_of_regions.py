@@ -1,6 +1,7 @@
 """A target in sliding windows runs those that touch its regions: the scores and gradients of all windows, to the bit."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 from window_cases import CONV, Local, pixels
 
-from captum_causalseg import PatchBank, SegmentationTarget, WindowedModel, regions
+from captum_causalseg import PatchBank, SegmentationTarget, WindowedModel, compare, regions
 from captum_causalseg.evaluation import Faithfulness
 from captum_causalseg.metrics import METRICS
 
@@ -260,3 +261,23 @@ def test_faithfulness_runs_the_windows_that_touch_the_region():
     assert tables[0].tolist() == tables[1].tolist()
     assert not tables[0].isna().any()
     assert counts[0] * 2 < counts[1]
+
+
+def test_what_comparing_takes_is_said_before_it_begins(capfd):
+    model, images = windowed(2, mirror_axes=(0,))
+    images = images[:1]
+    roi = two(images.shape[2:])[0]
+    target = SegmentationTarget.from_prediction(model, images, roi=roi, metric="soft_dice")
+    bank, maps = PatchBank(pixels(*images.shape[2:], count=4)), {"a": torch.randn(images.shape), "b": torch.randn(images.shape)}
+    options = {"output": 1, "block_size": 5, "metrics": ["irof", "mu fidelity", "leakage"], "n_controls": 1, "exclude": None}
+    before = seen(model)
+    compare(maps, target, images, bank, show_progress=True, faithfulness={"n_subsets": 5, "n_draws": 2}, **options)
+    said = re.search(
+        r"methods: (\d+) windows so far, at most (\d+) to come for the scores of 3 maps; what .* about", capfd.readouterr().err
+    )
+    each, whole = model.runs_per_window, len(model.layout(images.shape[2:])) * model.runs_per_window
+    assert int(said[1]) == each
+    # Three curves and a measure of leakage each, with two sets of donors; the subsets are shared.
+    assert int(said[2]) == 3 * 2 * 21 * each + 5 * each + 3 * (2 + 1) * whole
+    # Two scores of the image as it is come before.
+    assert 0.5 * int(said[2]) < seen(model) - before <= int(said[2]) + 2 * whole

@@ -58,7 +58,7 @@ class Compare(CaseCommand):
         modalities = case.units.modalities
         if modalities.asked == "each":
             mask = of_channels([mask], [case.image], "each")[0][0]
-        effort = {"n_draws": options.draws, "precision": options.precision, "seed": options.seed}
+        effort = {"n_draws": options.draws, "precision": options.precision, "seed": options.seed, "show_progress": True}
         with naming_arguments():
             methods = {
                 "treatment effects": (AverageTreatmentEffect(target), effort),
