@@ -58,6 +58,7 @@ class MediatedTreatmentEffect(PerturbationAttribution):
 
     **Cost.** Up to ``1 + 2 L`` forwards per draw for ``L`` mediators. What does not depend on the mediator is not computed again: the indirect run begins at
     the layer, the direct one has what the run under the intervention has made before it. ``settings["forwards"]`` counts each kind.
+    Of a stochastic model (a target with ``n_samples``) all runs of a draw meet the same random numbers, and nothing is left out.
 
     Args:
         forward_func: any forward function that Captum accepts, with one score or a fixed number of scores per example, around a torch module.
@@ -147,7 +148,7 @@ class MediatedTreatmentEffect(PerturbationAttribution):
             ``return_statistics`` a pair of them and the statistics.
 
         Raises:
-            TypeError, ValueError: an argument is not as described; a mediator is not called exactly once in a forward pass; the model is random, or a
+            TypeError, ValueError: an argument is not as described; a mediator is not called exactly once in a forward pass; the model is a
                 :class:`~captum_causalseg.WindowedModel`.
 
         Example:
@@ -230,10 +231,6 @@ def _estimate(options: Options, mediators: Sequence[Mediator]) -> tuple[Problem,
 def _run_on_images(now: Running) -> InputEvaluator:
     """What runs the model on intervened inputs, one image or window per intervention."""
     evaluator = now.evaluator
-    if evaluator.noise_population > 1:
-        raise ValueError(
-            "forward_func: the model is random, and mediated effects need every run of a draw to have the same activations"
-        )
     # Each group of RoIs would have mediators of its own.
     evaluator = evaluator.whole if isinstance(evaluator, GroupsEvaluator) else evaluator
     if not isinstance(evaluator, InputEvaluator):

@@ -289,7 +289,7 @@ class ModelEvaluator(ABC):
         new = sorted(set(pairs) - self._without.keys())
         if new:
             which, states = (np.array(column) for column in zip(*new))
-            found = self._sampled(gather(self.site.inputs, which), which, states)
+            found = self.sampled(gather(self.site.inputs, which), which, states)
             self._without.update(zip(new, found))
             self.ledger.count("the same noise, no intervention", len(new) * self.runs_each)
         if self.runs_each > 1:
@@ -305,7 +305,8 @@ class ModelEvaluator(ABC):
         self.ledger.count("observed again", len(examples))
         return self.observe(examples)
 
-    def _sampled(self, inputs: Sequence[Tensor], examples: np.ndarray, noise: np.ndarray) -> Tensor:
+    def sampled(self, inputs: Sequence[Tensor], examples: np.ndarray, noise: np.ndarray) -> Tensor:
+        """Scores ``(B, K)`` of a stochastic model for these inputs, each row with its own random numbers ``noise[b]``."""
         scores = self.scorer.sampled(noise.tolist(), *inputs, *gather(self.site.arguments, examples))
         return self._checked(scores, len(examples))
 

@@ -76,7 +76,7 @@ class InputEvaluator(ModelEvaluator):
         return answers if self.local is None else self.local.scores(answers, examples)
 
     def _intervened_with(self, noise: np.ndarray, interventions: Interventions) -> Tensor:
-        return self._sampled(self.intervened(interventions), interventions.example, noise)
+        return self.sampled(self.intervened(interventions), interventions.example, noise)
 
     def intervened(self, interventions: Interventions) -> list[Tensor]:
         """Inputs ``(B, C, *spatial)`` in which the interventions have been made, in memory that the next ones are made in."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.interventions.frames import gather
 from captum_causalseg.interventions.inputs import InputEvaluator
-from captum_causalseg.interventions.mediators import LayerPort, Mediator, passing, recorded
+from captum_causalseg.interventions.mediators import LayerPort, Mediator, answering, passing, recorded
 from captum_causalseg.interventions.replay import Carried, Replay, disagreement
 
 __all__ = ["QUANTITIES", "MediatedEvaluator"]
@@ -22,6 +22,8 @@ QUANTITIES = ("indirect", "direct", "interaction", "rest")
 # What passes the mediators of so many interventions, and what their modules return for further runs, is held at once: a quarter of a gigabyte in
 # single precision.
 _MOST_ELEMENTS = 2**26
+
+_Values = TypeVar("_Values")
 
 
 class MediatedEvaluator:
@@ -44,7 +46,8 @@ class MediatedEvaluator:
         self._ways = [_Way(mediator, base, [places[id(port)] for port in mediator.ports]) for mediator in mediators]
         # What passes the ports in each of the images as it is, (1, ...).
         # What cannot be a mediator is refused now.
-        self._natural = {example: self._of_image(example) for example in range(len(observed))}
+        images = range(len(observed)) if base.noise_population == 1 else ()
+        self._natural = {example: self._of_image(example) for example in images}
 
     @property
     def n_columns(self) -> int:
@@ -62,6 +65,8 @@ class MediatedEvaluator:
     def __call__(self, interventions: Interventions) -> Tensor:
         """Scores ``(B, (1 + 4 L) K)``."""
         n = len(interventions)
+        if self._plain.noise_population > 1:
+            return torch.cat([self._with_noise(interventions.rows(np.array([row]))) for row in range(n)])
         most = self._most_rows(int(interventions.example[0]))
         parts = [self._scores(interventions.rows(np.arange(first, min(first + most, n)))) for first in range(0, n, most)]
         return torch.cat(parts)
@@ -71,9 +76,9 @@ class MediatedEvaluator:
         carried = Carried([module for way in self._ways for module in way.spared()])
         # Every run has copies of its own: a model may write into what it is given, and a module may return that.
         inputs = self._plain.intervened(interventions)
-        with recorded(self._ports) as there, carried.kept():
+        with recorded(self._ports) as calls, carried.kept():
             answers = self._plain.answered([x.clone() for x in inputs], examples)
-        total = self._plain.scored(answers, examples)
+        total, there = self._plain.scored(answers, examples), [own[0] for own in calls]
         observed = self._observed[torch.from_numpy(examples)].to(total)
         here = [
             [torch.cat(slot) for slot in zip(*(self._natural[example][place] for example in examples.tolist()))]
@@ -83,7 +88,40 @@ class MediatedEvaluator:
         for way in self._ways:
             indirect = self._plain.scored(way.indirect(there, here, examples), examples)
             direct = self._plain.scored(way.direct(there, here, intervened=_Rows(inputs, examples), carried=carried), examples)
-            columns += [indirect, direct, 2 * observed + total - indirect - direct, observed + total - indirect]
+            columns += _aspects(observed, total, indirect=indirect, direct=direct)
+        return torch.cat(columns, 1)
+
+    def _with_noise(self, one: Interventions) -> Tensor:
+        """The same of a single row of a stochastic model: all runs meet the same random numbers, and what passes is put in answer by answer.
+
+        Scores are as far from the observed one as those of the run from that of the image as it is, with the same random numbers.
+        """
+        plain, n = self._plain, self._plain.runs_each
+        noise = np.zeros(1, dtype=np.int64) if one.noise is None else one.noise
+        image = gather(plain.site.inputs, one.example)
+        # Copies: the next interventions are made in the same memory.
+        changed = [x.clone() for x in plain.intervened(one)]
+
+        def run(inputs: Sequence[Tensor]) -> Tensor:
+            return plain.sampled([x.clone() for x in inputs], one.example, noise)
+
+        with recorded(self._ports, n) as here:
+            without = run(image)
+        with recorded(self._ports, n) as there:
+            under = run(changed)
+        plain.ledger.count("the same noise, no intervention", n)
+        plain.ledger.count("further samples", n - 1)
+        observed = self._observed[torch.from_numpy(one.example)].to(under)
+        columns = [total := observed - (without - under)]
+        for way in self._ways:
+            ports = way.mediator.ports
+            with answering(ports, way.mixed(there, here)):
+                indirect = observed - (without - run(image))
+            with answering(ports, way.mixed(here, there)):
+                direct = observed - (without - run(changed))
+            plain.ledger.count("indirect", n)
+            plain.ledger.count("direct", n)
+            columns += _aspects(observed, total, indirect=indirect, direct=direct)
         return torch.cat(columns, 1)
 
     def _of_image(self, example: int) -> list[list[Tensor]]:
@@ -91,7 +129,7 @@ class MediatedEvaluator:
         with recorded(self._ports) as found:
             self._plain.answered(gather(self._plain.site.inputs, one), one)
         self._plain.ledger.count("recording mediators", 1)
-        return found
+        return [calls[0] for calls in found]
 
     def _most_rows(self, example: int) -> int:
         if not self._plain.takes_batches:
@@ -156,8 +194,7 @@ class _Way:
 
     def indirect(self, there: Sequence[Sequence[Tensor]], here: Sequence[Sequence[Tensor]], examples: np.ndarray) -> Any:
         """Answers to the images as they are, with what passed the mediator under the interventions."""
-        through, around = self._mine(there)[: self._n_through], self._mine(here)[self._n_through :]
-        values = [*through, *around]
+        values = self.mixed(there, here)
         self._sizes = [len(tensors) for tensors in values]
         self._plain.ledger.count("indirect", len(examples))
         return self._replay.run([tensor for tensors in values for tensor in tensors], examples)
@@ -171,7 +208,7 @@ class _Way:
         carried: Carried,
     ) -> Any:
         """Answers to the interventions, with what passes the mediator in the images as they are."""
-        values = [*self._mine(here)[: self._n_through], *self._mine(there)[self._n_through :]]
+        values = self.mixed(here, there)
         self._plain.ledger.count("direct", len(intervened.examples))
         modules = self.spared()
         if modules:
@@ -213,5 +250,12 @@ class _Way:
         with passing(self.mediator.ports, values):
             return self._plain.answered([x.clone() for x in intervened.inputs], intervened.examples)
 
-    def _mine(self, values: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
-        return [values[place] for place in self._places]
+    def mixed(self, first: Sequence[_Values], second: Sequence[_Values]) -> list[_Values]:
+        """What passes at the mediator's ports: of the first run through it, of the second around it."""
+        n = self._n_through
+        return [*(first[place] for place in self._places[:n]), *(second[place] for place in self._places[n:])]
+
+
+def _aspects(observed: Tensor, total: Tensor, *, indirect: Tensor, direct: Tensor) -> list[Tensor]:
+    """The scores of the :data:`QUANTITIES`."""
+    return [indirect, direct, 2 * observed + total - indirect - direct, observed + total - indirect]

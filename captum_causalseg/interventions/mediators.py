@@ -1,5 +1,6 @@
 """Where an effect may pass on its way through a network: the tensors of a mediator, read in one run and put into another."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from captum_causalseg.interventions.activation import Activation
 from captum_causalseg.interventions.recording import watched
 
-__all__ = ["LayerPort", "Mediator", "Port", "StatisticsPort", "has_statistics", "passing", "recorded"]
+__all__ = ["LayerPort", "Mediator", "Port", "StatisticsPort", "answering", "has_statistics", "passing", "recorded"]
 
 Visit = Callable[[list[Tensor]], Sequence[Tensor] | None]
 """What passes a port in a call, to what is to pass instead; ``None``: the same."""
@@ -156,36 +157,42 @@ class Mediator:
 
 @contextmanager
 def passing(ports: Sequence[Port], values: Sequence[Sequence[Tensor]]) -> Iterator[None]:
-    """Within, these tensors pass at the ports."""
-    with ExitStack() as hooks:
-        for port, tensors in zip(ports, values, strict=True):
-            hooks.enter_context(port.passing(lambda live, tensors=tensors: tensors))  # type: ignore[misc]  # a default binds it
+    """Within, these tensors pass at the ports, in every call."""
+    with answering(ports, [[tensors] for tensors in values], each_time=True):
         yield
 
 
 @contextmanager
-def recorded(ports: Sequence[Port]) -> Iterator[list[list[Tensor]]]:
-    """Within, the model runs once; what passed at each of the ports is in the list afterward, in copies.
+def answering(ports: Sequence[Port], calls: Sequence[Sequence[Sequence[Tensor]]], *, each_time: bool = False) -> Iterator[None]:
+    """Within, these tensors pass at the ports, in the first call, the second, and so on; or in each call the same."""
+    with ExitStack() as hooks:
+        for port, own in zip(ports, calls, strict=True):
+            left = itertools.cycle(own) if each_time else iter(own)
+            hooks.enter_context(port.passing(lambda live, left=left: next(left)))  # type: ignore[misc]  # a default binds it
+        yield
+
+
+@contextmanager
+def recorded(ports: Sequence[Port], n_calls: int = 1) -> Iterator[list[list[list[Tensor]]]]:
+    """Within, the model gives so many answers; afterward the list holds what passed at each of the ports in each of them, in copies.
 
     Raises:
-        ValueError: a port's module was not called, or more than once.
+        ValueError: a port's module was not called once in an answer.
     """
-    found: list[list[Tensor]] = [[] for _ in ports]
-    calls = [0] * len(ports)
+    found: list[list[list[Tensor]]] = [[] for _ in ports]
 
     def visit(place: int, tensors: list[Tensor]) -> None:
         # Copies: what runs next may work in place.
-        found[place][:] = [tensor.detach().clone() for tensor in tensors]
-        calls[place] += 1
+        found[place].append([tensor.detach().clone() for tensor in tensors])
 
     with ExitStack() as hooks:
         for place, port in enumerate(ports):
             hooks.enter_context(port.passing(lambda live, place=place: visit(place, live)))  # type: ignore[misc]  # as above
         yield found
-    for port, count in zip(ports, calls):
-        if count != 1:
-            said = "is not called when the model runs" if not count else f"is called {count} times in one forward pass"
+    for port, calls in zip(ports, found):
+        if len(calls) != n_calls:
+            times = f"{len(calls)} times in one forward pass" if n_calls == 1 else f"{len(calls)} times in {n_calls} answers"
             raise ValueError(
-                f"layers: {type(port.module).__name__} {said}, so that no one activation of it could carry an effect; name the module "
-                "around it, or a copy that is called once"
+                f"layers: {type(port.module).__name__} is {'not called when the model runs' if not calls else f'called {times}'}, so that no one "
+                "activation of it could carry an effect; name the module around it, or a copy that is called once"
             )

@@ -370,11 +370,36 @@ def test_what_has_no_one_activation_is_refused():
     target = SegmentationTarget(model, roi=regions.box(size, start=2, size=4), reference=labels)
     with pytest.raises(ValueError, match=r"^layers: ReLU is called 2 times in one forward pass"):
         MediatedTreatmentEffect(target, "act").attribute(images, donors, target=1, block_size=4)
-    random = SegmentationTarget(
-        nn.Sequential(nn.Conv2d(1, 3, 1), nn.Dropout(0.5)),
-        roi=regions.box(size, start=2, size=4),
-        reference=labels,
-        n_samples=2,
+
+
+class Restless(TwoPaths):
+    def __init__(self):
+        super().__init__(2)
+        self.noise = nn.Dropout(0.3)
+
+    def forward(self, x):
+        return super().forward(self.noise(self.begin(x)))
+
+
+def test_all_runs_of_a_stochastic_model_meet_the_same_random_numbers():
+    torch.manual_seed(0)
+    model, size = Restless(), (12, 12)
+    model.begin = nn.Identity()
+    images, donors = torch.rand(2, 1, *size), torch.rand(5, 1, *size)
+    target = SegmentationTarget(model.train(), reference=torch.randint(0, 3, (2, *size)), metric="soft_dice", n_samples=2)
+    asked = {"target": 1, "block_size": 6, "n_draws": 3, "n_screening_draws": 0, "return_statistics": True}
+    _, plain = AverageTreatmentEffect(target).attribute(images, donors, **asked)
+    _, stats = MediatedTreatmentEffect(target, ["noise", "aside", ("deep", "skip"), "deep", "skip"]).attribute(
+        images, donors, **asked
     )
-    with pytest.raises(ValueError, match=r"^forward_func: the model is random, and"):
-        MediatedTreatmentEffect(random, "0").attribute(images, donors, target=1, block_size=4)
+    torch.testing.assert_close(stats.total.effect, plain.effect, atol=1e-6, rtol=0)
+    assert float(plain.effect.abs().max()) > 1e-3
+    for name in ("noise", "deep+skip"):
+        # With other random numbers, what goes around a cut would be noise.
+        torch.testing.assert_close(stats[name].indirect.effect, plain.effect, atol=1e-6, rtol=0)
+        assert (stats[name].direct.effect.abs() <= 1e-6).all()
+    assert (stats["aside"].indirect.effect.abs() <= 1e-6).all()
+    for one, other in (("deep", "skip"), ("skip", "deep")):
+        torch.testing.assert_close(stats[one].indirect.effect, stats[other].direct.effect, atol=1e-6, rtol=0)
+    forwards = stats.settings["forwards"]
+    assert forwards["indirect"] == forwards["direct"] == 5 * 2 * forwards["interventions"]
