@@ -263,6 +263,32 @@ class TestOnModels:
             assert one.score == pytest.approx(expected.score, abs=1e-5)
             assert one.mask.shape == (1, 1, 24, 24)
 
+    @pytest.mark.parametrize("support", ["always", None])
+    def test_one_of_several_regions_of_interest(self, support):
+        """They have a window each; of the other one, nothing is run."""
+        torch.manual_seed(1)
+        network, image, bank = Local(2).eval(), torch.rand(1, 1, 48, 48), PatchBank(torch.rand(8, 1, 48, 48) / 3)
+        rois = torch.zeros(2, 48, 48, dtype=torch.bool)
+        rois[0, 1:4, 1:4] = rois[1, -8:-4, -8:-4] = True
+        asked = {"block_size": 4, "n_draws": 6, "share": 0.8, "support": support}
+        both, alone = (
+            necessary_region(SegmentationTarget.from_prediction(network, image, roi=roi), image, bank, output=output, **asked)
+            for roi, output in ((rois, (1, 1)), (rois[1], 1))
+        )
+        assert both.units == alone.units
+        assert both.score == pytest.approx(alone.score, abs=1e-6)
+        if support == "always":
+            assert both.n_candidates == alone.n_candidates < 143
+            assert sum(both.settings["interventions"].values()) == sum(alone.settings["interventions"].values())
+
+    def test_progress_is_shown_and_nothing_is_left_behind(self, capfd):
+        target, image, bank = self.case()
+        state = torch.random.get_rng_state()
+        sufficient_region(target, image, bank, output=1, block_size=4, n_draws=4, show_progress=True)
+        assert "Sufficient region attribution: 100%" in capfd.readouterr().err
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert not target.model._forward_hooks
+
     def test_batches_do_not_matter(self):
         target, image, bank = self.case()
         asked = {"output": 1, "block_size": 4, "n_draws": 4, "beam": 2}
