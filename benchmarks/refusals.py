@@ -518,7 +518,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
         f"SegmentationTarget.{name}": functools.partial(
             lambda name, w: _call("target", _image_calls(w.target, name), inputs=w.image), name
         )
-        for name in ("answer", "forward", "logits", "model_inputs", "predict", "varies")
+        for name in ("answer", "forward", "logits", "logits_and_scores", "model_inputs", "predict", "varies")
     },
     "SegmentationTarget.sampled": lambda w: _call(
         "target", lambda noise, inputs: w.target.sampled(noise, inputs), noise=[0], inputs=w.image

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RANDOM_STATES", "in_this_thread", "modules_of", "undisturbed"]
+__all__ = ["RANDOM_STATES", "in_this_thread", "modules_of", "modules_within", "undisturbed"]
 
 # Frames that stand between a user and a warning.
 _OURS = ("captum_causalseg", "captum", "contextlib")
@@ -47,7 +47,7 @@ def undisturbed(forward_func: Callable[..., object], gradients: bool = False) ->
     Raises:
         RuntimeError: another thread has the same dropout on that has to be off here, or off that has to stay on.
     """
-    modules = modules_of(forward_func)
+    modules = modules_within(forward_func)
     # Of a segmentation target that samples, dropout that is in training mode is meant to be.
     random_on_purpose = getattr(forward_func, "keeps_dropout", False) is True
     stays = [random_on_purpose and isinstance(module, nn.modules.dropout._DropoutNd) for module in modules]
@@ -58,7 +58,12 @@ def undisturbed(forward_func: Callable[..., object], gradients: bool = False) ->
             UserWarning,
             stacklevel=_caller_level(),
         )
-    with _held(modules, stays), _random_states_kept(), _recording() if gradients else torch.no_grad():
+    with (
+        _known(forward_func, modules),
+        _held(modules, stays),
+        _random_states_kept(),
+        _recording() if gradients else torch.no_grad(),
+    ):
         yield
 
 
@@ -134,6 +139,26 @@ def _is_filled(cell: types.CellType) -> bool:
         return cell.cell_contents is not None
     except ValueError:  # not yet
         return False
+
+
+_WITHIN = threading.local()
+
+
+def modules_within(function: Any) -> list[nn.Module]:
+    """The modules of a function; where it is undisturbed already, those that it was found to have then."""
+    found: dict[int, tuple[Any, list[nn.Module]]] = getattr(_WITHIN, "found", {})
+    return found[id(function)][1] if id(function) in found else modules_of(function)
+
+
+@contextmanager
+def _known(function: Any, modules: list[nn.Module]) -> Iterator[None]:
+    """Within, this thread need not look for the function's modules again."""
+    before = getattr(_WITHIN, "found", {})
+    _WITHIN.found = before | {id(function): (function, modules)}
+    try:
+        yield
+    finally:
+        _WITHIN.found = before
 
 
 class _Hold:

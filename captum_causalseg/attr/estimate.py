@@ -195,35 +195,37 @@ class Running:
 @contextmanager
 def running(options: Options) -> Iterator[Running]:
     """Within, interventions are made: before, everything is found out that is to be known; after, whether the model is as it was."""
-    problem = prepare(options)
-    n = problem.n_examples
     with Progress(f"{options.name} attribution", options.show_progress) as progress:
-        with undisturbed(problem.scorer.function):
-            prepared = _prepare(problem, options, _plan(problem, options), doing=progress.doing)
-            plan, evaluator = prepared.plan, prepared.reach.evaluator
-            batch_size = _batch_size(problem, prepared.reach)
-            witness = _witness(plan, evaluator, batch_size)
-            if witness is not None:
-                progress.doing("looking whether answers can be compared")
-                witness.before()
-            # Differences between two ways of computing the same score are no effects: what is compared is computed alike.
-            baseline = prepared.observed
-            if evaluator.execution.differs:
-                baseline = observe(evaluator, n, as_intervened=True)
-                evaluator.note("observed again", n)
-            yield Running(
-                problem=problem,
-                plan=plan,
-                outputs=prepared.outputs,
-                reach=prepared.reach,
-                observed=prepared.observed,
-                baseline=baseline,
-                batch_size=batch_size,
-                progress=progress,
-                witness=witness,
-            )
-            if witness is not None:
-                witness.after()
+        # The modules of the function are looked for once.
+        with undisturbed(options.executed.function):
+            problem = prepare(options)
+            n = problem.n_examples
+            with undisturbed(problem.scorer.function):
+                prepared = _prepare(problem, options, _plan(problem, options), doing=progress.doing)
+                plan, evaluator = prepared.plan, prepared.reach.evaluator
+                batch_size = _batch_size(problem, prepared.reach)
+                witness = _witness(plan, evaluator, batch_size)
+                if witness is not None:
+                    progress.doing("looking whether answers can be compared")
+                    witness.before()
+                # Differences between two ways of computing the same score are no effects: what is compared is computed alike.
+                baseline = prepared.observed
+                if evaluator.execution.differs:
+                    baseline = observe(evaluator, n, as_intervened=True)
+                    evaluator.note("observed again", n)
+                yield Running(
+                    problem=problem,
+                    plan=plan,
+                    outputs=prepared.outputs,
+                    reach=prepared.reach,
+                    observed=prepared.observed,
+                    baseline=baseline,
+                    batch_size=batch_size,
+                    progress=progress,
+                    witness=witness,
+                )
+                if witness is not None:
+                    witness.after()
         progress.finish()
 
 
@@ -498,13 +500,25 @@ def _plan(problem: Problem, options: Options) -> Plan:
 
 def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness | None:
     """Who sees whether the model's answers can be compared; None where no interventions are made."""
-    active = np.flatnonzero(plan.active.any(1))
-    if not len(active) or not evaluator.execution.witnessed:
+    active = np.flatnonzero(plan.active.any(1)).tolist()
+    if not active:
         return None
-    row = int(active[0])
-    donors = plan.design(row).donors(COMPANY)
-    at_stake = sum(plan.first_draws(row) for row in active.tolist())
-    return Witness(evaluator, plan.interventions(np.full(len(donors), row), donors), batch_size, at_stake=at_stake)
+    at_stake = sum(plan.first_draws(row) for row in active)
+    evaluator.expect(at_stake)
+    if not evaluator.execution.witnessed:
+        return None
+    # Interventions on its first image that are made in the first batch, of different units where there are several.
+    rows, donors, stage = list[np.ndarray](), list[np.ndarray](), 0 if plan.screens else 1
+    for row in active:
+        if plan.example[row] != plan.example[active[0]] or sum(map(len, rows)) >= batch_size:
+            break
+        design = plan.design(row)
+        donors.append(design.donors(design.end(stage)))
+        rows.append(np.full(len(donors[-1]), row))
+    all_rows, all_donors = np.concatenate(rows)[:batch_size], np.concatenate(donors)[:batch_size]
+    chosen = np.unique(np.linspace(0, len(all_rows) - 1, COMPANY).astype(np.int64)[[0, 2, 1]], return_index=True)
+    some = chosen[0][np.argsort(chosen[1])]
+    return Witness(evaluator, plan.interventions(all_rows[some], all_donors[some]), batch_size, at_stake=at_stake)
 
 
 def _prepare(problem: Problem, options: Options, plan: Plan, *, doing: Callable[[str], None] = lambda what: None) -> _Prepared:
@@ -549,4 +563,4 @@ def _batch_size(problem: Problem, reach: Reach) -> int:
         return size  # each intervention is a few windows, which are run as the model runs them
     if reach.window is not None:
         size = max(size, min(size * math.prod(whole) // math.prod(reach.window), _MOST_PER_BATCH))
-    return problem.in_caches(size, reach.window or whole)
+    return int(min(problem.in_caches(size, reach.window or whole), reach.evaluator.at_once))

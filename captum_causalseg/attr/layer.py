@@ -24,7 +24,7 @@ from captum_causalseg._checks import (
 )
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.controls import Control, edge_controls
-from captum_causalseg.attr.layer_places import LayerPlace, Recorded, find_place
+from captum_causalseg.attr.layer_places import LayerPlace, Recorded, enough_of, find_place, named_modules
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, Problem, check_masks, common_settings, prepare_call
 from captum_causalseg.donors import ActivationBank, DonorSource, as_donor_source
@@ -32,7 +32,6 @@ from captum_causalseg.donors.fitted import fewest_elements
 from captum_causalseg.interventions.activation import channels_first
 from captum_causalseg.interventions.axes import Axes
 from captum_causalseg.interventions.layouts import (
-    Sighting,
     channels_first_by_type,
     follow,
     read_layout,
@@ -208,16 +207,12 @@ def _layouts(asked: LayerUnits, place: LayerPlace) -> tuple[Layout | None, ...]:
     if all(one is not None and (one.axes != "NLC" or one.grid is not None) for one in given) and units != "head":
         return tuple(given)
     run, model, layer, few = place.seen_by()
-    name, modules = _names(model, layer)
-
-    def enough(at: str, sighting: Sighting) -> bool:
-        # What comes after a layer need only tell where its own axes do not; of heads, it tells more.
-        if at != name or units == "head" or asked.at_input:
-            return False
-        return bool(sighting.returned) and all(read_layout(one, n_spatial) == Layout("NC*") for one in sighting.returned)
-
-    seen = follow(lambda: run(*few), few, modules, enough=enough)
-    place.ledger.count("layout", 1)
+    name, modules = named_modules(model, layer)
+    seen = place.sightings
+    if seen is None:
+        enough = enough_of(name, asked, n_spatial=n_spatial)
+        seen = follow(lambda: run(*few), few, modules if asked.by_heads else {name: layer}, enough=enough)
+        place.ledger.count("layout", 1)
     sighting = seen.get(name)
     axes: Sequence[Axes] = () if sighting is None else sighting.taken if asked.at_input else sighting.returned
     found: list[Layout | None] = []
@@ -238,13 +233,6 @@ def _given_layouts(asked: Any, n: int) -> tuple[Layout | None, ...]:
     if len(given) != n:
         raise ValueError(f"layout: expected one per tensor of the activation ({n}), got {len(given)}")
     return tuple(None if one == "auto" else one if isinstance(one, Layout) else Layout(one) for one in given)
-
-
-def _names(model: Callable[..., Any], layer: nn.Module) -> tuple[str, dict[str, nn.Module]]:
-    """The layer's name, and all modules of the model by theirs; of a function, whose model cannot be seen, the layer alone."""
-    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
-    name = next((name for name, module in modules.items() if module is layer), None)
-    return ("", {"": layer}) if name is None else (name, modules)
 
 
 def _default_masks(tensors: tuple[Tensor, ...], layouts: tuple[Layout | None, ...], asked: LayerUnits) -> list[Tensor]:

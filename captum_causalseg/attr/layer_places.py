@@ -2,7 +2,8 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -10,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_causalseg._state import modules_within
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call
 from captum_causalseg.interventions.activation import Activation
 from captum_causalseg.interventions.evaluator import Local, ModelEvaluator
-from captum_causalseg.interventions.layer import LayersEvaluator, StochasticLayersEvaluator
+from captum_causalseg.interventions.layer import LayersEvaluator, Recording, StochasticLayersEvaluator
+from captum_causalseg.interventions.layouts import Sighting, channels_first_by_type, following, read_layout
 from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.recording import record, record_one_by_one, record_together
+from captum_causalseg.interventions.replay import Journal
 from captum_causalseg.interventions.sites import Layer, LayersSite, Site
 from captum_causalseg.interventions.unit_donors import UnitDonors
 from captum_causalseg.interventions.window_layers import WindowLayersEvaluator, WindowLayersSite, answer_of, record_passes
@@ -24,7 +28,7 @@ from captum_causalseg.interventions.window_runs import WindowRuns
 from captum_causalseg.layout import Layout
 from captum_causalseg.target.windowed_model import WindowedModel
 
-__all__ = ["LayerPlace", "Recorded", "find_place"]
+__all__ = ["LayerPlace", "Recorded", "enough_of", "find_place", "may_be_unclear", "named_modules"]
 
 
 class Recorded(Protocol):
@@ -50,9 +54,11 @@ class LayerPlace(ABC):
         site: it; as it lies until :meth:`lay_out`.
         ledger: of the call.
         donors_at_once: donor images that are recorded at once; ``None`` for as many as their bank says.
+        sightings: what was seen of modules when the layer was; ``None`` where nobody looked.
     """
 
     site: Site
+    sightings: Mapping[str, Sighting] | None = None
     donors_at_once: int | None = None
 
     def __init__(self, options: Options, call: Call, asked: LayerUnits) -> None:
@@ -111,6 +117,32 @@ class LayerPlace(ABC):
         return self.site.tensors[self.site.shown]
 
 
+def named_modules(model: Callable[..., Any], layer: nn.Module) -> tuple[str, dict[str, nn.Module]]:
+    """The layer's name, and all modules of the model by theirs; of a function, whose model cannot be seen, the layer alone."""
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    name = next((name for name, module in modules.items() if module is layer), None)
+    return ("", {"": layer}) if name is None else (name, modules)
+
+
+def may_be_unclear(asked: LayerUnits) -> bool:
+    """Whether what a layer's axes mean may have to be seen from what the model does with it."""
+    given = asked.layout if isinstance(asked.layout, (tuple, list)) else (asked.layout,)
+    clear = all(isinstance(one, Layout) and (one.axes != "NLC" or one.grid is not None) for one in given)
+    return asked.by_heads or not (clear or channels_first_by_type(asked.layer))
+
+
+def enough_of(layer: str, asked: LayerUnits, n_spatial: int) -> Callable[[str, Sighting], bool]:
+    """When enough has been seen of a layer of this name."""
+
+    def enough(at: str, sighting: Sighting) -> bool:
+        # What comes after a layer need only tell where its own axes do not; of heads, it tells more.
+        if at != layer or asked.by_heads or asked.at_input:
+            return False
+        return bool(sighting.returned) and all(read_layout(one, n_spatial) == Layout("NC*") for one in sighting.returned)
+
+    return enough
+
+
 def find_place(options: Options, call: Call, asked: LayerUnits) -> LayerPlace:
     """See where the layer is."""
     windowed = call.scorer.windowed_model
@@ -134,15 +166,36 @@ class _InModel(LayerPlace):
         everything = _fresh(call.inputs + call.arguments)
         compared, self._is_stochastic = scorer.forwards_to_compare, scorer.is_stochastic(*everything)
         if self._is_stochastic:
-            self._observed = scorer(*everything)
+            self._recording = Recording(scorer(*everything))
             activation = record_one_by_one(scorer, asked.layer, scorer.model_inputs(*everything), **self._watch)
+        elif len(call.inputs[0]) > 1 or device_ids is not None:
+            activation, scores = record(scorer, asked.layer, everything, **self._watch)
+            self._recording = Recording(scores)
         else:
-            activation, self._observed = record(scorer, asked.layer, everything, **self._watch)
+            activation = self._record_one()
         activation.check(len(call.inputs[0]), "example")
         if compared:
             self.ledger.count("answers compared", compared)
         layer = Layer(asked.layer, activation, asked.at_input)
         self.site = LayersSite(layers=(layer,), inputs=call.inputs, arguments=call.arguments, device_ids=device_ids)
+
+    def _record_one(self) -> Activation:
+        """The activation of a single example, and all else that its one run tells."""
+        call, asked = self.call, self.asked
+        scorer, journal = call.scorer, Journal([(asked.layer, asked.at_input)])
+        with ExitStack() as watching, torch.inference_mode(False), torch.no_grad():
+            # Normal tensors, which tell whether they are written into.
+            everything = _fresh(call.inputs + call.arguments)
+            if may_be_unclear(asked):
+                name, modules = named_modules(scorer.model, asked.layer)
+                watched = modules if asked.by_heads else {name: asked.layer}
+                enough = enough_of(name, asked, n_spatial=len(call.spatial))
+                self.sightings = watching.enter_context(following(scorer.model_inputs(*everything), watched, enough))
+            watching.enter_context(journal.kept(modules_within(scorer.function)))
+            activation, (answers, scores) = record(scorer.answered, asked.layer, everything, **self._watch, apart=True)
+        memory = journal.memory(stub=True) if self._execution.replay else None
+        self._recording = Recording(torch.as_tensor(scores), answers if isinstance(answers, Tensor) else None, memory)
+        return activation
 
     def lay_out(self, layouts: Sequence[Layout | None]) -> None:
         """See :meth:`LayerPlace.lay_out`."""
@@ -182,7 +235,7 @@ class _InModel(LayerPlace):
         """See :meth:`LayerPlace.evaluator`."""
         kind = StochasticLayersEvaluator if self._is_stochastic else LayersEvaluator
         given = self.site, self.call.scorer, self._execution, unit_donors, self.ledger
-        return kind(*given, observed=self._observed)
+        return kind(*given, recording=self._recording)
 
     @property
     def _function(self) -> Callable[..., Any]:

@@ -52,6 +52,11 @@ class LayerUnits:
         return "layer_mask" if self.layer_mask is not None else self.kind
 
     @property
+    def by_heads(self) -> bool:
+        """Whether units are attention heads."""
+        return self.layer_mask is None and self.kind == "head"
+
+    @property
     def in_blocks(self) -> bool:
         """Whether units are blocks, which need a size."""
         return self.layer_mask is None and UNIT_KINDS[self.kind].in_blocks

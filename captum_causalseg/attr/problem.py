@@ -21,6 +21,7 @@ from captum_causalseg.attr.exclusion import find_exclusion
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.donors import BoundDonors, DonorSource, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
+from captum_causalseg.interventions.execution import FEWEST_ON_CPU
 from captum_causalseg.interventions.inputs import InputEvaluator
 from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.outputs import Outputs
@@ -35,8 +36,8 @@ __all__ = ["Call", "Problem", "check_masks", "common_settings", "donor_sources",
 DEFAULT_BLOCK_SIZE = 8
 # More pixels at once leave a CPU's caches, and memory is asked of the system anew for each operation: through a small U-Net, images of 512 x 512 take 85 ms
 # each two at a time and 162 ms in batches of 16, of 64 x 64 x 64 51 and 73 ms; windows of 80 x 80 take 1.47 ms in batches of so many pixels, 1.87 ms in four
-# times as many. One volume alone takes longer than two at once (192 ms).
-_MOST_PIXELS_ON_CPU, _FEWEST_ON_CPU = 2**18, 2
+# times as many.
+_MOST_PIXELS_ON_CPU = 2**18
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Problem:
         """Of so many images (or windows) of this shape, how many are best run at once: on a CPU, fewer of large ones."""
         if self.call.inputs[0].device.type != "cpu":
             return n
-        return min(n, max(_MOST_PIXELS_ON_CPU // math.prod(spatial), _FEWEST_ON_CPU))
+        return min(n, max(_MOST_PIXELS_ON_CPU // math.prod(spatial), FEWEST_ON_CPU))
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,16 @@ __all__ = ["AxisTrace"]
 
 
 class AxisTrace(TorchFunctionMode):
-    """Follows the functions that run inside of its context."""
+    """Follows the functions that run inside of its context.
+
+    Attributes:
+        watches: whether it does so, or lets them pass.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._known: Any = WeakTensorKeyDictionary()
+        self.watches = True
 
     def axes(self, tensor: Tensor) -> Axes:
         """The axes of a tensor; new ones if it was never seen."""
@@ -46,6 +51,8 @@ class AxisTrace(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not self.watches:
+            return func(*args, **kwargs)
         # relu_, __add__
         name = getattr(func, "__name__", "").strip("_")
         rule = RULES.get(name)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -136,9 +137,28 @@ class ModelEvaluator(ABC):
             return self._near(self.logits_of_inputs(gather(self.site.inputs, examples), examples))
         return self._near(checked_scores(self.scorer(*self.site.call(examples)), len(examples), self.output_shape))
 
+    def known_answer(self) -> Tensor | None:
+        """What :meth:`answers` are to a single input as it is, alone, ``(1, P)``, where that was seen when it was observed."""
+        return None
+
+    n_company = 1
+    """Beside how many interventions an image as it is had best be looked at, of few."""
+
+    n_spared = 0
+    """How many interventions took no forward, because they had been answered when the image was looked at."""
+
+    @property
+    def at_once(self) -> float:
+        """How many images are best run at once, where that is known of the model."""
+        return math.inf
+
+    def expect(self, n_interventions: int) -> None:
+        """So many interventions are to be made."""
+        return  # whoever can save more of many does something about it
+
     def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
         """What went through the model by purpose, for so many observed images and interventions; what else did is in the ledger."""
-        return {"observed": n_examples, "interventions": n_interventions}
+        return {"observed": n_examples, "interventions": n_interventions - self.n_spared}
 
     def forwards_each(self, interventions: Interventions) -> np.ndarray:
         """How many forwards each row may take, ``(B,)``; of a stochastic model as many without the intervention besides."""

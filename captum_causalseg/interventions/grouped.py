@@ -90,11 +90,21 @@ class GroupsEvaluator(ModelEvaluator):
 
     def forwards(self, n_examples: int, n_interventions: int) -> dict[str, int]:
         """See :meth:`ModelEvaluator.forwards`; an intervention that reaches two windows is two forwards."""
-        return {"observed": n_examples, "interventions": self._n_run["interventions"]}
+        return {"observed": n_examples, "interventions": self._n_run["interventions"] - self.n_spared}
 
     def forwards_each(self, interventions: Interventions) -> np.ndarray:
         """See :meth:`ModelEvaluator.forwards_each`."""
         return np.asarray(self._wanted(interventions).sum(1))
+
+    @property
+    def n_spared(self) -> int:  # type: ignore[override]
+        """See :attr:`ModelEvaluator.n_spared`."""
+        return sum(part.n_spared for part in self._parts)
+
+    def expect(self, n_interventions: int) -> None:
+        """See :meth:`ModelEvaluator.expect`; how many of them reach which window is not known."""
+        for part in self._parts:
+            part.expect(n_interventions)
 
     @property
     def most_checks(self) -> int:  # type: ignore[override]

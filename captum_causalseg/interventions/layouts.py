@@ -1,8 +1,8 @@
 """Which layout a layer's activation has, read from what the model does with it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from captum_causalseg.interventions.axes import Axes, channel_axes, composition,
 from captum_causalseg.interventions.axis_trace import AxisTrace
 from captum_causalseg.layout import Layout
 
-__all__ = ["Sighting", "channels_first_by_type", "follow", "read_layout", "unclear", "with_grid", "with_heads"]
+__all__ = ["Sighting", "channels_first_by_type", "follow", "following", "read_layout", "unclear", "with_grid", "with_heads"]
 
 # Modules that by definition take and return (N, C, *spatial).
 _CHANNELS_FIRST = (
@@ -60,6 +60,25 @@ def follow(
         modules: by name.
         enough: whether a module, by name, and what was seen of it tell all that is asked: what comes after it is not run then.
     """
+    with suppress(_Seen), torch.no_grad(), following(inputs, modules, enough, ends_run=True) as found:
+        run()
+    return found
+
+
+@contextmanager
+def following(
+    inputs: Sequence[Any],
+    modules: Mapping[str, nn.Module],
+    enough: Callable[[str, Sighting], bool] = lambda name, sighting: False,
+    *,
+    ends_run: bool = False,
+) -> Iterator[dict[str, Sighting]]:
+    """Within, the model runs on these very inputs, and what is seen of the modules is in the dictionary.
+
+    Args:
+        inputs, modules, enough: as of :func:`follow`.
+        ends_run: whether the run ends where enough has been seen, which leaves the context; if not, it goes on unwatched.
+    """
     trace = AxisTrace()
     found: dict[str, Sighting] = {}
 
@@ -71,9 +90,11 @@ def follow(
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def after(module: nn.Module, args: tuple[Any, ...], returned: Any) -> None:
-            found[name] = Sighting(axes(args if len(args) != 1 else args[0]), axes(returned))
-            if enough(name, found[name]):
-                raise _Seen
+            if trace.watches:
+                found[name] = Sighting(axes(args if len(args) != 1 else args[0]), axes(returned))
+                trace.watches = not enough(name, found[name])
+                if ends_run and not trace.watches:
+                    raise _Seen
 
         return after
 
@@ -83,14 +104,13 @@ def follow(
         if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
-        with suppress(_Seen), torch.no_grad(), trace:
+        with trace:
             for image in inputs:
                 trace.note_image(image)
-            run()
+            yield found
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
 def channels_first_by_type(layer: nn.Module) -> bool:

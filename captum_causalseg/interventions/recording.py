@@ -19,14 +19,16 @@ __all__ = ["record", "record_one_by_one", "record_together", "watched"]
 class _Visits:
     """What a layer returned (or took), call by call, one value per device that it ran on."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart: bool) -> None:
         self.values: dict[torch.device, list[Any]] = {}
+        self._apart = apart
 
-    def add(self, value: Any) -> None:
+    def add(self, value: Any) -> Any:
         found = Activation(value)
         # Copies: what runs next may work in place (ReLU(inplace=True)).
         kept = found.with_tensors([tensor.clone() for tensor in found.tensors])
         self.values.setdefault(found.tensors[0].device, []).append(kept)
+        return found.with_tensors([tensor.clone() for tensor in found.tensors]) if self._apart else None
 
 
 @contextmanager
@@ -71,15 +73,17 @@ def record(
     *,
     at_input: bool = False,
     device_ids: Sequence[int] | None = None,
+    apart: bool = False,
 ) -> tuple[Activation, Any]:
     """Run ``forward_func`` once; the layer's activation for the whole batch, and what the function returned.
 
-    Where the function runs the model image by image, the activation is put together from its calls.
+    Where the function runs the model image by image, the activation is put together from its calls. With ``apart``, what goes on from the layer is a
+    copy, so that tensors that follow from the layer are others than those that do not, where the layer hands on what it takes.
 
     Raises:
         ValueError: the layer is not called, or more than once: then there is no one activation to intervene on.
     """
-    (found,), returned = record_together(forward_func, [layer], inputs, at_input=at_input, device_ids=device_ids)
+    (found,), returned = record_together(forward_func, [layer], inputs, at_input=at_input, device_ids=device_ids, apart=apart)
     return found, returned
 
 
@@ -90,6 +94,7 @@ def record_together(
     *,
     at_input: bool = False,
     device_ids: Sequence[int] | None = None,
+    apart: bool = False,
 ) -> tuple[list[Activation], Any]:
     """The same for several layers, in one run."""
     for layer in layers:
@@ -97,7 +102,7 @@ def record_together(
             raise ValueError(
                 f"layer: {type(layer).__name__} cannot be intervened on: hooks do not run inside TorchScript; give the eager module"
             )
-    visits = [_Visits() for _ in layers]
+    visits = [_Visits(apart) for _ in layers]
     with torch.no_grad(), ExitStack() as hooks:
         for layer, seen in zip(layers, visits):
             hooks.enter_context(watched(layer, at_input, seen.add, any_thread=device_ids is not None))

@@ -29,7 +29,7 @@ class Witness:
     An effect is a difference between two answers of a model. If they differ for another reason than the intervention, all effects
     are wrong, and nothing in their spread shows it: a shift that is common to all draws of a unit has no variance between them. So
     the observed image is answered twice alone, and in a batch with interventions; all of this again when the interventions are
-    over. What a segmentation target is scored from is compared (the logits around the regions of interest), because a hard score
+    over. An answer that was seen when the image was observed counts. What a segmentation target is scored from is compared (the logits around the regions of interest), because a hard score
     hides what moves no pixel yet, and shows a last digit that moves one.
 
     Args:
@@ -46,7 +46,7 @@ class Witness:
     def __init__(self, evaluator: ModelEvaluator, company: Interventions, batch_size: int, *, at_stake: int) -> None:
         self._evaluator, self._batch_size = evaluator, batch_size
         self._thorough = at_stake >= _THOROUGH_FROM
-        self._company = company.rows(np.arange(len(company))[: COMPANY if self._thorough else 1])
+        self._company = company.rows(np.arange(len(company))[: COMPANY if self._thorough else evaluator.n_company])
         self._first_answer: Tensor | None = None
         self.n_forwards = 0
         """So many were made to look before the interventions; to look after them takes no more."""
@@ -56,7 +56,8 @@ class Witness:
     def before(self) -> None:
         """Look before the interventions."""
         made = self._made
-        self._first_answer = self._answer_alone()
+        known = self._evaluator.known_answer()
+        self._first_answer = self._answer_alone() if known is None else known
         if self._thorough or self._batch_size == 1:
             with self._timed():
                 again = self._answer_alone()
@@ -100,11 +101,15 @@ class Witness:
         return _counted(self._evaluator, self._evaluator.answers(interventions))
 
     def _answer_among_others(self) -> Tensor:
-        """The image's answers ``(b, P)`` at several places of a batch with interventions."""
-        places = np.arange(2 * len(self._company))
-        batch = self._company.rows(places // 2).emptied(places % 2 == 1)
+        """The image's answers ``(b, P)`` at several places of a batch with interventions, at one where there are few of these."""
+        n = len(self._company)
+        places = np.arange(2 * n if self._thorough else n + 1)
+        which, itself = (places // 2, places % 2 == 1) if self._thorough else (np.maximum(places - 1, 0), places == 1)
+        batch = self._company.rows(which).emptied(itself)
         size = min(self._batch_size, len(batch))
-        answers, self._batch_size = fitting(lambda count: self._answer(batch.rows(places[:count]))[1::2], size)
+        answers, size = fitting(lambda count: self._answer(batch.rows(places[:count]))[itself[:count]], size)
+        if size < len(batch):
+            self._batch_size = size
         return answers
 
     def _look_at_batches(self) -> None:

@@ -8,7 +8,7 @@ example is run again, these modules are not: they return what they returned, onc
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from captum_causalseg._state import in_this_thread, modules_of
 from captum_causalseg.interventions.ledger import Ledger
 
-__all__ = ["Carried", "HasLayers", "IsReplaced", "Replay", "disagreement"]
+__all__ = ["COMPARED", "Carried", "HasLayers", "IsReplaced", "Journal", "Memory", "Replay", "disagreement"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _Run = Callable[[Sequence[Tensor], np.ndarray, Sequence[Tensor] | None], Any]
 
 # So many rows are compared with the model itself. Where a batch does not save as many, the model is run as it is until twice as many would have been
 # saved.
-_COMPARED = 2
+COMPARED = 2
 # What is remembered of all images (or windows) takes at most half a gigabyte in single precision; those that come later are run whole.
 _MOST_ELEMENTS = 2**27
 # What a module may be given besides tensors: it holds none.
@@ -70,7 +70,11 @@ class Replay:
 
     Attributes:
         works: whether it is still in use.
+        at_stake: so many rows of an example are to be run, where that is known.
+        n_spared: so many rows were not run, for what the model returns was known.
     """
+
+    at_stake = n_spared = 0
 
     def __init__(
         self,
@@ -86,31 +90,54 @@ class Replay:
     ) -> None:
         self._site, self._function, self._batch, self._whole, self._ledger = site, function, batch, whole, ledger
         self.works, self._singly, self._most_elements = works, singly, _MOST_ELEMENTS // sharers
-        self._memories: dict[int, _Memory] = {}
+        self._memories: dict[int, Memory] = {}
 
-    def run(self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None = None) -> Any:
-        """What the function returns for the rows of the tensors, ``(B, ...)``, by whatever way saves most."""
+    def remember(self, example: int, memory: "Memory") -> None:
+        """What need not be computed again of the example, from a run of it as it is."""
+        if self.works:
+            self._memories[example] = self._fitting(memory)
+
+    def run(
+        self,
+        tensors: Sequence[Tensor],
+        examples: np.ndarray,
+        where: Sequence[Tensor] | None = None,
+        known: Mapping[int, Tensor] | None = None,
+    ) -> Any:
+        """What the function returns for the rows of the tensors, ``(B, ...)``, by whatever way saves most.
+
+        Args:
+            tensors, examples, where: as of :meth:`LayersSite.run`.
+            known: of some rows what the model itself has returned, which they are compared with where they are replayed.
+        """
+        known = known or {}
         if not self.works:
-            return self._whole(tensors, examples, where)
+            return self._rest(tensors, examples, where, known=known)
         parts, order = [], []
         which = np.unique(examples).tolist()
         if len(which) == 1:
-            return self._of_example(which[0], list(tensors), None if where is None else list(where))
+            return self._of_example(which[0], list(tensors), None if where is None else list(where), known=known)
         for example in which:
             rows = np.flatnonzero(examples == example)
             mine, here = (None if values is None else _rows(values, rows) for values in (tensors, where))
             assert mine is not None
-            parts.append(self._of_example(example, mine, here))
+            of_example = {place: known[row] for place, row in enumerate(rows.tolist()) if row in known}
+            parts.append(self._of_example(example, mine, here, known=of_example))
             order.append(rows)
         back = torch.as_tensor(np.argsort(np.concatenate(order)), device=parts[0].device)
         return torch.cat(parts)[back]
+
+    @property
+    def compared(self) -> bool:
+        """Whether it was seen to give what the model gives."""
+        return any(memory.compared for memory in self._memories.values())
 
     def most_checks(self, n_examples: int) -> int:
         """How many rows may still be run to record so many examples, and to compare them with the model itself."""
         if not self.works:
             return 0
-        known = [0 if memory.compared else _COMPARED for memory in self._memories.values()]
-        return int(sum(known) + (1 + _COMPARED) * (n_examples - len(known)))
+        known = [0 if memory.compared else COMPARED for memory in self._memories.values()]
+        return int(sum(known) + (1 + COMPARED) * (n_examples - len(known)))
 
     def spared(self) -> list[nn.Module]:
         """The modules that are not run again, in none of the examples so far."""
@@ -123,7 +150,23 @@ class Replay:
         """How many elements these returned for one example."""
         return max((memory.size for memory in self._memories.values()), default=0)
 
-    def _of_example(self, example: int, tensors: list[Tensor], where: list[Tensor] | None) -> Any:
+    def _rest(
+        self, tensors: Sequence[Tensor], examples: np.ndarray, where: Sequence[Tensor] | None, *, known: Mapping[int, Tensor]
+    ) -> Any:
+        """What the model itself returns, run where that is not known."""
+        if not known:
+            return self._whole(tensors, examples, where)
+        rows = np.setdiff1d(np.arange(len(examples)), list(known))
+        parts = [torch.stack(list(known.values()))]
+        if len(rows):
+            parts.append(self._whole(_rows(tensors, rows), examples[rows], None if where is None else _rows(where, rows)))
+        self.n_spared += len(known)
+        back = np.argsort(np.concatenate([list(known), rows]))
+        return torch.cat(parts)[torch.as_tensor(back, device=parts[0].device)]
+
+    def _of_example(
+        self, example: int, tensors: list[Tensor], where: list[Tensor] | None, *, known: Mapping[int, Tensor]
+    ) -> Any:
         n = len(tensors[0])
         memory = self._memories.get(example)
         if self.works and memory is None and n == 1:
@@ -132,29 +175,41 @@ class Replay:
             self._memories[example] = memory
             return found
         if not self.works or (n == 1 and not self._singly):
-            return self._whole(tensors, np.full(n, example), where)
+            return self._rest(tensors, np.full(n, example), where, known=known)
         if memory is None:
             one = np.zeros(1, dtype=np.int64)
             self._ledger.count("replay recorded", 1)
             _, memory = self._remembered(example, _rows(tensors, one), None if where is None else _rows(where, one))
             self._memories[example] = memory
         memory.owed += memory.share * n
-        if not memory.compared and memory.share * n < _COMPARED and memory.owed < 2 * _COMPARED:
-            return self._whole(tensors, np.full(n, example), where)
-        return self._replayed(example, memory, tensors, where=where)
+        pays = memory.share * max(n, self.at_stake) >= COMPARED or memory.owed >= 2 * COMPARED
+        if not memory.compared and not pays:
+            return self._rest(tensors, np.full(n, example), where, known=known)
+        return self._replayed(example, memory, tensors, where=where, known=known)
 
-    def _remembered(self, example: int, tensors: list[Tensor], where: list[Tensor] | None) -> tuple[Any, "_Memory"]:
+    def _remembered(self, example: int, tensors: list[Tensor], where: list[Tensor] | None) -> tuple[Any, "Memory"]:
         """What the whole model gives for one row, and what of it needs no second time."""
         with torch.inference_mode(False), torch.no_grad():
-            journal = _Journal(self._site)
+            journal = Journal([(layer.module, layer.at_input) for layer in self._site.layers])
             with journal.kept(modules_of(self._function)):
                 found = self._whole(tensors, np.array([example]), where)
             memory = journal.memory(stub=where is None)
-        if memory.size + sum(one.size for one in self._memories.values()) > self._most_elements:
-            memory = _Memory([], [], share=0.0)
-        return found, memory
+        return found, self._fitting(memory)
 
-    def _replayed(self, example: int, memory: "_Memory", tensors: list[Tensor], *, where: list[Tensor] | None) -> Any:
+    def _fitting(self, memory: "Memory") -> "Memory":
+        if memory.size + sum(one.size for one in self._memories.values()) > self._most_elements:
+            return Memory([], [], share=0.0)
+        return memory
+
+    def _replayed(
+        self,
+        example: int,
+        memory: "Memory",
+        tensors: list[Tensor],
+        *,
+        where: list[Tensor] | None,
+        known: Mapping[int, Tensor],
+    ) -> Any:
         n, found, reason = len(tensors[0]), None, "the model cannot be run without what it computed before"
         error: Exception | None = None
         # First without copies of what was returned, which some operations do not take.
@@ -175,28 +230,37 @@ class Replay:
             break
         if found is None:
             self._give_up(reason, error)
-            return self._whole(tensors, np.full(n, example), where)
+            return self._rest(tensors, np.full(n, example), where, known=known)
         if not memory.compared:
-            reason = self._differs(found, example, tensors, where=where) or ""
+            reason = self._differs(found, example, tensors, where=where, known=known) or ""
             if reason:
                 self._give_up(reason)
-                return self._whole(tensors, np.full(n, example), where)
+                return self._rest(tensors, np.full(n, example), where, known=known)
             memory.compared = True
         return found
 
-    def _differs(self, found: Any, example: int, tensors: list[Tensor], *, where: list[Tensor] | None) -> str | None:
+    def _differs(
+        self,
+        found: Any,
+        example: int,
+        tensors: list[Tensor],
+        *,
+        where: list[Tensor] | None,
+        known: Mapping[int, Tensor],
+    ) -> str | None:
         """Why the first batch does not agree with the whole model on a few of its rows."""
         if not isinstance(found, Tensor) or found.shape[:1] != tensors[0].shape[:1]:
             return "what replay gives has not one entry per intervention"
-        few = np.unique([0, len(tensors[0]) - 1])
-        self._ledger.count("replay compared", len(few))
-        alone = [np.array([row]) for row in few]
-        plain = torch.cat(
-            [
-                self._whole(_rows(tensors, row), np.array([example]), None if where is None else _rows(where, row))
-                for row in alone
-            ]
-        )
+        few, parts = np.unique([0, len(tensors[0]) - 1]), []
+        few = np.concatenate([list(known), np.setdiff1d(few, list(known))[: max(0, len(few) - len(known))]]).astype(np.int64)
+        if known:
+            parts.append(torch.stack(list(known.values())))
+        rest = few[len(known) :]
+        if len(rest):
+            self._ledger.count("replay compared", len(rest))
+            there = None if where is None else _rows(where, rest)
+            parts.append(self._whole(_rows(tensors, rest), np.full(len(rest), example), there))
+        plain = torch.cat(parts)
         chosen = found.index_select(0, torch.as_tensor(few, device=found.device))
         return disagreement(chosen, plain)
 
@@ -262,18 +326,20 @@ class Carried:
 
 
 @dataclass(eq=False)
-class _Memory:
+class Memory:
     """What modules returned in a run of one row.
 
     Args:
         returned: the modules that need not run again, and what they returned.
         versions: of all tensors in that.
         share: of the model's work, so much is theirs.
+        largest: so many elements has the largest tensor that the other modules return.
     """
 
     returned: list[tuple[nn.Module, Any]]
     versions: list[tuple[Tensor, int]]
     share: float
+    largest: int = 0
     owed: float = 0.0
     copies: bool = False
     compared: bool = False
@@ -313,11 +379,15 @@ class _Call:
         return other.began < self.began and self.ended < other.ended
 
 
-class _Journal:
-    """The calls of modules in one run of one row."""
+class Journal:
+    """The calls of modules in one run of one row.
 
-    def __init__(self, site: HasLayers) -> None:
-        self._site = site
+    Args:
+        layers: modules, and whether what they take is replaced instead of what they return.
+    """
+
+    def __init__(self, layers: Sequence[tuple[nn.Module, bool]]) -> None:
+        self._layers = {id(module): at_input for module, at_input in layers}
         self._calls: list[_Call] = []
         self._open: defaultdict[int, list[_Call]] = defaultdict(list)
         self._events = 0
@@ -344,7 +414,7 @@ class _Journal:
                         hooks.callback(handle.remove)
             yield
 
-    def memory(self, *, stub: bool) -> _Memory:
+    def memory(self, *, stub: bool) -> Memory:
         """What need not be computed again.
 
         Args:
@@ -353,7 +423,7 @@ class _Journal:
         times: defaultdict[int, int] = defaultdict(int)
         for call in self._calls:
             times[id(call.module)] += 1
-        layers = {id(layer.module): layer.at_input for layer in self._site.layers}
+        layers = self._layers
         replaced = [call.began if layers[id(call.module)] else call.ended for call in self._calls if id(call.module) in layers]
         first = min(replaced, default=-1)
         free: dict[int, int] = {}
@@ -372,11 +442,16 @@ class _Journal:
             if times[id(call.module)] == 1 and kept:
                 chosen = [other for other in chosen if not other.within(call)] + [call]
         work = [(call, _work(call)) for call in self._calls if not any(True for _ in call.module.children())]
-        spared = sum(cost for call, cost in work if any(call is one or call.within(one) for one in chosen))
-        return _Memory(
+
+        def replayed(call: _Call) -> bool:
+            return any(call is one or call.within(one) for one in chosen)
+
+        spared = sum(cost for call, cost in work if replayed(call))
+        return Memory(
             returned=[(call.module, call.returned) for call in chosen],
             versions=[pair for call in chosen for pair in call.tensors or ()],
             share=spared / max(sum(cost for _, cost in work), 1.0),
+            largest=max((t.numel() for call, _ in work if not replayed(call) for t, _ in call.tensors or ()), default=0),
         )
 
     def _next(self) -> int:

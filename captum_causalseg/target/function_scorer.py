@@ -38,6 +38,11 @@ class FunctionScorer(Scorer):
         """See :meth:`Scorer.logits`."""
         return self.function(*model_inputs)
 
+    def answered(self, *call: Any) -> tuple[Any, Any]:
+        """See :meth:`Scorer.answered`."""
+        scores = self(*call)
+        return scores, scores
+
     def answer(self, *model_inputs: Any) -> Any:
         """See :meth:`Scorer.answer`."""
         return self.function(*model_inputs)

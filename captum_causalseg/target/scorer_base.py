@@ -73,6 +73,10 @@ class Scorer(ABC):
         """What scores are made of: logits ``(N, C, *spatial)``, or the scores themselves."""
 
     @abstractmethod
+    def answered(self, *call: Any) -> tuple[Any, Any]:
+        """The :meth:`logits` of a call and their scores, of a model that is not stochastic."""
+
+    @abstractmethod
     def answer(self, *model_inputs: Any) -> Any:
         """The same from a single run of the model, however many samples there are."""
 

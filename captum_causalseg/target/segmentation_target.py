@@ -260,6 +260,21 @@ class SegmentationTarget(nn.Module):
         scores = self._shaped(self._score(logits, masks, truth, are_near=True))
         return self._refusing_gradient(scores, inputs, logits)
 
+    def logits_and_scores(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits ``(N, C, *spatial)`` and scores as of :meth:`forward`, from a single answer of the model.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget, regions
+            >>> target = SegmentationTarget(torch.nn.Conv2d(1, 2, 3, padding=1), roi=regions.box((8, 8), 2, 4), metric="logit_sum")
+            >>> images = torch.rand(2, 1, 8, 8)
+            >>> logits, scores = target.logits_and_scores(images)
+            >>> logits.shape, torch.equal(scores, target(images))
+            (torch.Size([2, 2, 8, 8]), True)
+        """
+        logits = self._logits(self.model_inputs(*inputs), self._masks_of_call(inputs)[2])
+        return logits, self.score(logits, *inputs)
+
     @property
     def keeps_dropout(self) -> bool:
         """Whether dropout that was left in training mode stays on: it is what makes the answers of an ensemble."""

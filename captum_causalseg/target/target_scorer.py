@@ -59,6 +59,10 @@ class TargetScorer(Scorer):
         """See :meth:`Scorer.logits`."""
         return self._target.logits(*model_inputs)
 
+    def answered(self, *call: Any) -> tuple[Tensor, Tensor]:
+        """See :meth:`Scorer.answered`."""
+        return self._target.logits_and_scores(*call)
+
     def answer(self, *model_inputs: Any) -> Tensor:
         """See :meth:`Scorer.answer`."""
         return self._target.answer(*model_inputs)

@@ -88,7 +88,7 @@ def expected(score, model, image, donors, mask, unit, layers):
 @pytest.mark.parametrize("support", ["auto", None])
 @pytest.mark.parametrize("d", [2, 3])
 def test_effects_equal_the_literal_loop(d, support, monkeypatch):
-    monkeypatch.setattr(replay, "_COMPARED", 0)  # whatever it saves
+    monkeypatch.setattr(replay, "COMPARED", 0)  # whatever it saves
     model, images, donors, labels, size = case(d, channels=2)
     rois = torch.stack([regions.box(size, start=2, size=3), regions.box(size, start=3, size=4)])
     target = SegmentationTarget(model, roi=rois, reference=labels, metric="soft_dice")
@@ -254,7 +254,7 @@ def test_frozen_statistics_split_what_is_near_from_what_is_everywhere(norm):
 
 
 def test_what_is_carried_on_is_not_computed_again(monkeypatch):
-    monkeypatch.setattr(replay, "_COMPARED", 0)
+    monkeypatch.setattr(replay, "COMPARED", 0)
     model, images, donors, labels, size = case(2, n=1)
     seen = dict.fromkeys(("skip", "deep", "out"), 0)
     for name in seen:
@@ -275,7 +275,7 @@ def test_what_is_carried_on_is_not_computed_again(monkeypatch):
     n, whole = forwards["interventions"], sum(forwards.values())
     assert seen["out"] <= whole
     assert whole - seen["skip"] >= 2 * n - 4 - 4 - forwards["replay compared"] > n
-    monkeypatch.setattr(replay, "_COMPARED", float("inf"))
+    monkeypatch.setattr(replay, "COMPARED", float("inf"))
     _, slow = MediatedTreatmentEffect(target, "deep").attribute(images, donors, **asked)
     for quantity in QUANTITIES:
         torch.testing.assert_close(

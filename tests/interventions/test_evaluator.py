@@ -13,7 +13,7 @@ from captum_causalseg.interventions import replay
 from captum_causalseg.interventions.execution import Execution, Part
 from captum_causalseg.interventions.frames import Frame
 from captum_causalseg.interventions.inputs import InputEvaluator
-from captum_causalseg.interventions.layer import LayersEvaluator
+from captum_causalseg.interventions.layer import LayersEvaluator, Recording
 from captum_causalseg.interventions.ledger import Ledger
 from captum_causalseg.interventions.sites import InputSite, LayersSite
 from captum_causalseg.interventions.unit_donors import UnitDonors
@@ -142,7 +142,9 @@ def layer_evaluator(d: int, n_layers: int, replayed: bool, norm: str = "batch"):
     banks = [torch.rand((3, *t.shape[1:]), generator=generator) for t in site.tensors]
     donors = tuple(as_donor_source(bank, tensor).bind(tensor) for bank, tensor in zip(banks, site.tensors))
     given = UnitDonors(units, donors)
-    evaluator = LayersEvaluator(site, as_scorer(target), Execution(replay=replayed), given, Ledger(), observed=observed)
+    evaluator = LayersEvaluator(
+        site, as_scorer(target), Execution(replay=replayed), given, Ledger(), recording=Recording(observed)
+    )
     return target, evaluator, units, donors, banks, x
 
 
@@ -175,7 +177,7 @@ def by_hooks(
 @pytest.mark.parametrize("n_layers", [1, 2])
 @pytest.mark.parametrize("replayed", [False, True])
 def test_sets_of_units_of_layers(d, n_layers, replayed, monkeypatch):
-    monkeypatch.setattr(replay, "_COMPARED", 0)  # whatever it saves
+    monkeypatch.setattr(replay, "COMPARED", 0)  # whatever it saves
     target, evaluator, units, donors, banks, x = layer_evaluator(d, n_layers, replayed)
     asked = random_sets(units, donors, 8, (2, 3, 1, 0))
     with torch.no_grad():

@@ -15,8 +15,8 @@ from captum_causalseg.interventions import replay
 @pytest.fixture
 def no_replay(monkeypatch):
     """Switch it off for the rest of a test: it never pays. Until then, it always does."""
-    monkeypatch.setattr(replay, "_COMPARED", 0)
-    return lambda: monkeypatch.setattr(replay, "_COMPARED", float("inf"))
+    monkeypatch.setattr(replay, "COMPARED", 0)
+    return lambda: monkeypatch.setattr(replay, "COMPARED", float("inf"))
 
 
 def both_ways(model: nn.Module, layer: nn.Module, no_replay, *, n: int = 1, **options) -> dict:
@@ -81,7 +81,52 @@ def test_upstream_of_the_layer_is_computed_once_per_image():
     assert seen["late"] == statistics.n_forwards
     # The batch with the observed image was replayed as well.
     assert seen["early"] <= whole
-    assert forwards["replay compared"] == 2
+    # It is compared with two interventions that the model had answered beside the observed image.
+    assert "replay compared" not in forwards
+    assert forwards["answered again"] == 3 + 1
+
+
+def test_what_the_model_answered_before_is_not_run_again(no_replay):
+    model, images, labels, donors, roi = case(2, n=1)
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
+    method = LayerAverageTreatmentEffect(target, model.early)
+    options = {"layer_baselines": donors, "target": 1, "n_draws": 6, "n_screening_draws": 0, "return_statistics": True, **PLAIN}
+    replayed, _ = method.attribute(images, **options)
+    no_replay()
+    seen = counting(model, "late")
+    found, statistics = method.attribute(images, **options)
+    forwards = statistics.settings["forwards"]
+    # Of 4 channels x 6 donors, two had been answered beside the observed image. Observed: in the run that recorded the layer.
+    assert forwards == {"observed": 1, "donors": 6, "answered again": 3 + 1, "interventions": 24 - 2}
+    assert seen["late"] == statistics.n_forwards == sum(forwards.values())
+    torch.testing.assert_close(found, replayed, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_hands_on_what_it_takes_is_none_that_nothing_follows_from(no_replay):
+    class HandsOn(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            early = self.layer(self.early(x))
+            return self.late(torch.cat([self.middle(early), early], 1))
+
+    _, images, labels, donors, roi = case(2, n=1)
+    model = HandsOn().eval()
+    seen = counting(model, "early", "middle")
+    target = SegmentationTarget(model, roi=roi, reference=labels, metric="soft_dice")
+    options = {"layer_baselines": donors, "target": 1, "n_draws": 6, "n_screening_draws": 0, "units": "layer", **PLAIN}
+    found, statistics = LayerAverageTreatmentEffect(target, model.layer).attribute(images, return_statistics=True, **options)
+    assert "replay" not in statistics.settings["disabled"]
+    assert seen["middle"] == statistics.n_forwards > seen["early"]
+    expected = (
+        target(images)[0, 1]
+        - torch.stack(
+            [target.score(model.late(torch.cat([model.middle(x), x], 1)), images)[0, 1] for x in model.early(donors).split(1)]
+        ).mean()
+    )
+    torch.testing.assert_close(found[0, 0, 0, 0], expected, rtol=1e-5, atol=1e-6)
 
 
 class Beside(nn.Module):
@@ -191,9 +236,9 @@ def test_models_that_cannot_be_replayed_are_run_whole_with_one_line_of_log(n, no
 
 def test_other_values_than_the_models_own_are_noticed(monkeypatch, caplog, no_replay):
     caplog.set_level("INFO")
-    expanded = replay._Memory.expanded
+    expanded = replay.Memory.expanded
     monkeypatch.setattr(
-        replay._Memory, "expanded", lambda self, n: [(module, value * 1.001) for module, value in expanded(self, n)]
+        replay.Memory, "expanded", lambda self, n: [(module, value * 1.001) for module, value in expanded(self, n)]
     )
     model = Net()
     settings = both_ways(model, model.middle, no_replay)

@@ -213,13 +213,13 @@ def test_with_and_without_replay_and_one_by_one(monkeypatch):
     model, images, donors, labels = case(2, n=2)
     target = SegmentationTarget(model, roi=regions.box((14, 12), start=3, size=4), reference=labels, metric="soft_dice")
     face = LayerAverageTreatmentEffect(target, model.network.early)
-    monkeypatch.setattr(replay, "_COMPARED", 0)  # whatever it saves
+    monkeypatch.setattr(replay, "COMPARED", 0)  # whatever it saves
     fast, stats = face.attribute(images, donors, **UNIFORM)
     assert "replay" not in stats.settings["disabled"]
     assert stats.settings["forwards"]["replay compared"] > 0
     alone = face.attribute(images, donors, **UNIFORM, perturbations_per_eval=1)[0]
 
-    monkeypatch.setattr(replay, "_COMPARED", float("inf"))
+    monkeypatch.setattr(replay, "COMPARED", float("inf"))
     slow, stats = face.attribute(images, donors, **UNIFORM)
     assert "replay compared" not in stats.settings["forwards"]
     for other in (slow, alone):
@@ -228,7 +228,7 @@ def test_with_and_without_replay_and_one_by_one(monkeypatch):
 
 
 def test_one_window_at_a_time_what_comes_before_the_layer_is_not_run_again(monkeypatch):
-    monkeypatch.setattr(replay, "_COMPARED", 0)
+    monkeypatch.setattr(replay, "COMPARED", 0)
     model, images, donors, labels = case(2, batch_size=1)
     runs = dict.fromkeys(("early", "late"), 0)
     for name in runs:
@@ -250,7 +250,7 @@ def test_one_window_at_a_time_what_comes_before_the_layer_is_not_run_again(monke
 
 def test_what_is_remembered_is_shared_by_all_passes(monkeypatch):
     model, images, _, _ = case(2, n_folds=2, mirror_axes=(0, 1))
-    monkeypatch.setattr(replay, "_COMPARED", 0)
+    monkeypatch.setattr(replay, "COMPARED", 0)
     sizes = {}
     for most in (2**27, 20_000):
         monkeypatch.setattr(replay, "_MOST_ELEMENTS", most)
