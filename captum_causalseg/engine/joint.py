@@ -197,7 +197,8 @@ class _Loop:
         found.n_draws[:] = n * self.context.per_trial
         found.status[:] = Status.ESTIMATED
         found.decision[:] = self._decision
-        found.population[:] = np.inf
+        # Donors come in rounds, each of all of them.
+        found.population[:] = self.plan.population[:, : -1 if self.plan.with_noise else None].prod(1)
         return found
 
     def _judge(self, goal: Goal, asked: np.ndarray, fresh: np.ndarray, looks: int) -> tuple[np.ndarray, np.ndarray]:

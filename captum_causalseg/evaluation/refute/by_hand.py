@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from captum_causalseg._captum import TargetType
 from captum_causalseg._state import in_this_thread, undisturbed
 from captum_causalseg.attr.estimate import Intervention
-from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.attr.problem import prepare_call
-from captum_causalseg.evaluation.refute.context import Explainer
+from captum_causalseg.evaluation.refute.context import Explainer, LayerExplainer
 from captum_causalseg.interventions.activation import Activation, channels_first
 from captum_causalseg.statistics import TreatmentEffectStatistics, target_index
 from captum_causalseg.target.scorer import Scorer
@@ -77,7 +76,7 @@ class ByHand:
         statistics: TreatmentEffectStatistics,
     ) -> None:
         self._call = RowOfCall(explainer.forward_func, inputs, arguments.get("additional_forward_args"))
-        self._layer: nn.Module | None = explainer.layer if isinstance(explainer, LayerAverageTreatmentEffect) else None
+        self._layer: nn.Module | None = explainer.layer if isinstance(explainer, LayerExplainer) else None
         self._at_input = bool(arguments.get("attribute_to_layer_input", False))
         self._autocast = arguments.get("autocast")
         self._layouts = statistics.layouts

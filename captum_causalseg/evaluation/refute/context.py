@@ -15,7 +15,9 @@ from captum_causalseg._captum import TargetType, format_additional_forward_args
 from captum_causalseg._checks import instance
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.estimate import Intervention
+from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
+from captum_causalseg.attr.layer_joint_treatment_effect import LayerJointTreatmentEffect
 from captum_causalseg.evaluation.refute.report import Refutation
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target.rounding import relative_tolerance
@@ -25,6 +27,8 @@ __all__ = [
     "CONTEXT",
     "FEWEST",
     "Explainer",
+    "JointExplainer",
+    "LayerExplainer",
     "RefutationContext",
     "Refuter",
     "as_reported",
@@ -39,7 +43,9 @@ __all__ = [
     "unit_name",
 ]
 
-Explainer = AverageTreatmentEffect | LayerAverageTreatmentEffect
+LayerExplainer = LayerAverageTreatmentEffect | LayerJointTreatmentEffect
+JointExplainer = JointTreatmentEffect | LayerJointTreatmentEffect
+Explainer = AverageTreatmentEffect | JointTreatmentEffect | LayerExplainer
 
 # Fewer units may agree by chance.
 FEWEST = 5
@@ -120,7 +126,7 @@ def attributed(
 ) -> TreatmentEffectStatistics:
     """The statistics of a call of ``attribute`` with these arguments, ``baselines`` among them whatever their name is there."""
     given = dict(arguments)
-    if isinstance(explainer, LayerAverageTreatmentEffect):
+    if isinstance(explainer, LayerExplainer):
         given["layer_baselines"] = given.pop("baselines")
     found: TreatmentEffectStatistics = explainer.attribute(inputs, target=target, return_statistics=True, **given)[1]
     return found
@@ -137,9 +143,10 @@ def as_reported(statistics: TreatmentEffectStatistics, target: TargetType) -> Tr
 def planned(
     explainer: Explainer, inputs: Tensor | tuple[Tensor, ...], target: TargetType, arguments: Mapping[str, Any]
 ) -> list[Intervention]:
-    """What ``plan`` says to the arguments of ``attribute``, of which it takes those that matter to it."""
+    """What ``plan`` says to the arguments of ``attribute``, of which it takes those that matter to it; joint effects have none."""
+    assert not isinstance(explainer, JointExplainer)
     given = dict(arguments)
-    if isinstance(explainer, LayerAverageTreatmentEffect):
+    if isinstance(explainer, LayerExplainer):
         given["layer_baselines"] = given.pop("baselines")
     taken = inspect.signature(explainer.plan).parameters
     return explainer.plan(inputs, target=target, **{name: value for name, value in given.items() if name in taken})
@@ -154,8 +161,8 @@ def copied(explainer: Explainer) -> tuple[Explainer, nn.Module] | str:
     model = copy.deepcopy(scorer.model, copies)
     twin = copy.copy(explainer)
     twin.forward_func = scorer.with_model(model).function
-    if isinstance(explainer, LayerAverageTreatmentEffect):
-        assert isinstance(twin, LayerAverageTreatmentEffect)
+    if isinstance(explainer, LayerExplainer):
+        assert isinstance(twin, LayerExplainer)
         if id(explainer.layer) not in copies:
             return "the layer is not found among the model's modules"
         twin.layer = copies[id(explainer.layer)]

@@ -12,7 +12,14 @@ from captum_causalseg._checks import checked
 from captum_causalseg.attr.estimate import Intervention
 from captum_causalseg.donors import BoundDonors
 from captum_causalseg.evaluation.refute.by_hand import ByHand
-from captum_causalseg.evaluation.refute.context import CONTEXT, RefutationContext, is_sampled, resolution, unit_name
+from captum_causalseg.evaluation.refute.context import (
+    CONTEXT,
+    JointExplainer,
+    RefutationContext,
+    is_sampled,
+    resolution,
+    unit_name,
+)
 from captum_causalseg.evaluation.refute.differences import p_values_of_difference, p_values_of_reported_errors
 from captum_causalseg.evaluation.refute.report import Refutation, inconclusive, verdict
 from captum_causalseg.statistics import TreatmentEffectStatistics, adjust_p_values
@@ -55,7 +62,7 @@ def crossed(context: RefutationContext) -> Refutation:
     model; nor standard errors that are too large.
 
     The statistic is the smallest p-value, times four; the threshold ``alpha``. Where donors cannot be ranked (no gradient) both are uniform,
-    and only the standard errors and the draws are tried by it. The cost: two estimates without screening (one, if the original had
+    and only the standard errors and the draws are tried by it. Inconclusive for joint effects. The cost: two estimates without screening (one, if the original had
     none), and two plans.
 
     Example:
@@ -66,6 +73,10 @@ def crossed(context: RefutationContext) -> Refutation:
         >>> refute(ate, case.images, case.donors, refuters=["crossed"], n_draws=8)["crossed"].verdict
         'pass'
     """
+    if isinstance(context.explainer, JointExplainer):
+        return inconclusive(
+            "crossed", context.alpha, 0, message="it is about single effects: in a context, donors are drawn in one way only"
+        )
     stratified, uniform, forwards = _both(context)
     difference = stratified.effect - uniform.effect
     p = p_values_of_difference(stratified, uniform, difference, resolution=resolution(context), of_population=False)

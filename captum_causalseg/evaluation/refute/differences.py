@@ -36,10 +36,7 @@ def p_values_of_difference(
     known = np.logical_and.reduce([np.isin(one.status.numpy(), usable) & (one.n_draws.numpy() > 0) for one in (first, second)])
     effects = np.maximum(first.effect.abs().numpy(), second.effect.abs().numpy())
     rounding = resolution * (first.observed_score.abs().numpy()[:, None] + effects)
-    factors = [
-        1 / one.n_draws.double().clamp_min(1).numpy() if of_population else one.variance_factor.numpy()
-        for one in (first, second)
-    ]
+    factors = [_of_population(one) if of_population else one.variance_factor.numpy() for one in (first, second)]
     shrunk = [_moderated(first, second), _moderated(second, first)]
     own = [(one.sample_variance.numpy(), one.variance_freedom.numpy()) for one in (first, second)]
     distance = difference.abs().numpy()
@@ -70,6 +67,14 @@ def p_values_of_reported_errors(first: TreatmentEffectStatistics, second: Treatm
     total = squares.sum(0)
     p = p_value((first.effect - second.effect).numpy(), np.sqrt(total), satterthwaite(squares, freedoms))
     return np.where(np.isfinite(total) & (total > 0), p, np.nan)
+
+
+def _of_population(one: TreatmentEffectStatistics) -> np.ndarray:
+    """The squared standard error over the variance, as a statement about the population that the donors are a sample of."""
+    if one.settings.get("sampling") != "in context":
+        return np.asarray(1 / one.n_draws.double().clamp_min(1).numpy())
+    # The variance is that of a pair of draws, and no donors are counted out of it.
+    return np.asarray(one.variance_factor.numpy())
 
 
 def _welch(

@@ -9,9 +9,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_causalseg._checks import checked, integer
-from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.evaluation.refute.by_hand import RowOfCall
-from captum_causalseg.evaluation.refute.context import CONTEXT, RefutationContext, as_reported, attributed, unit_name
+from captum_causalseg.evaluation.refute.context import (
+    CONTEXT,
+    JointExplainer,
+    LayerExplainer,
+    RefutationContext,
+    as_reported,
+    attributed,
+    unit_name,
+)
 from captum_causalseg.evaluation.refute.report import Refutation, inconclusive
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
@@ -32,7 +39,7 @@ def dose(context: RefutationContext, n_units: int = 3) -> Refutation:
 
     **It sees** nothing that is right or wrong for sure; it shows how much the size of the units has to do with the answer.
 
-    The statistic is the strongest unit's ratio of the larger unit's effect to its own; there is no threshold (NaN). Inconclusive for layers,
+    The statistic is the strongest unit's ratio of the larger unit's effect to its own; there is no threshold (NaN). Inconclusive for joint effects and for layers,
     where no effect is significant, and where donor images are smaller than the larger units. The cost: ``n_draws`` forwards and
     those that find the support, for each of the units.
 
@@ -48,7 +55,9 @@ def dose(context: RefutationContext, n_units: int = 3) -> Refutation:
         >>> refute(ate, case.images, 0.0, refuters=["dose"])["dose"].verdict
         'reported'
     """
-    if isinstance(context.explainer, LayerAverageTreatmentEffect):
+    if isinstance(context.explainer, JointExplainer):
+        return inconclusive("dose", np.nan, 0, message="it is about single effects: of a larger unit alone there is no context")
+    if isinstance(context.explainer, LayerExplainer):
         return inconclusive("dose", np.nan, 0, message="units of a layer have no surroundings in the image")
     statistics = context.statistics
     sizes = torch.where(statistics.significant(context.alpha), statistics.effect.abs(), 0.0).numpy()

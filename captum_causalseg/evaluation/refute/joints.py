@@ -6,9 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg._checks import checked
-from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
 from captum_causalseg.donors.patch_bank import PatchBank
-from captum_causalseg.evaluation.refute.context import CONTEXT, RefutationContext, largest_unit_name
+from captum_causalseg.evaluation.refute.context import CONTEXT, LayerExplainer, RefutationContext, largest_unit_name
 from captum_causalseg.evaluation.refute.differences import sign_changes
 from captum_causalseg.evaluation.refute.report import Refutation, inconclusive, verdict
 
@@ -42,7 +41,7 @@ def joints(context: RefutationContext) -> Refutation:
         >>> refute(ate, case.images, 0.3, refuters=["joints"])["joints"].message
         'there are no donor images to match (baselines=0.3)'
     """
-    if isinstance(context.explainer, LayerAverageTreatmentEffect):
+    if isinstance(context.explainer, LayerExplainer):
         return inconclusive("joints", _THRESHOLD, 0, message="donors of a layer have no joints in the image")
     given = context.baselines if isinstance(context.baselines, tuple) else (context.baselines,)
     matched = tuple(_matched(one) for one in given)

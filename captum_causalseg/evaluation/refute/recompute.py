@@ -12,6 +12,7 @@ from captum_causalseg.evaluation.refute.by_hand import ByHand
 from captum_causalseg.evaluation.refute.context import (
     CONTEXT,
     Explainer,
+    JointExplainer,
     RefutationContext,
     is_sampled,
     resolution,
@@ -55,7 +56,7 @@ def recompute(context: RefutationContext) -> Refutation:
 
     Passes if the largest difference is at most a hundredth of the largest of the effects by hand. A hundredth, for a hard score moves
     by whole pixels, one of which may flip by rounding between a window and the whole image; what is wrong is wrong by far more, for
-    all draws of a unit share it. The statistic is that ratio, the threshold 0.01. Inconclusive if no unit got its planned draws, and for
+    all draws of a unit share it. The statistic is that ratio, the threshold 0.01. Inconclusive if no unit got its planned draws, for joint effects, and for
     stochastic models (``n_samples``). The cost: for each of the 5 units, as many forwards as it has draws,
     and 2 more.
 
@@ -67,6 +68,10 @@ def recompute(context: RefutationContext) -> Refutation:
         >>> refute(ate, case.images, case.donors, refuters=["recompute"], n_draws=8)["recompute"].verdict
         'pass'
     """
+    if isinstance(context.explainer, JointExplainer):
+        return inconclusive(
+            "recompute", _THRESHOLD, 0, message="it is about single effects: joint ones have no plan of single interventions"
+        )
     if is_sampled(context):
         return inconclusive("recompute", _THRESHOLD, 0, message="the model is stochastic (n_samples)")
     statistics, spent = _of_the_plan(context)

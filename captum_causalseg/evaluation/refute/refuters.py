@@ -11,13 +11,17 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import FRACTION, NONE, SEED, TEXT, checked, instance, integer, sequence, shown
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
+from captum_causalseg.attr.layer_joint_treatment_effect import LayerJointTreatmentEffect
 from captum_causalseg.donors import SelfDonor
 from captum_causalseg.donors.split import donor_parts
 from captum_causalseg.evaluation.refute.context import (
     CONTEXT,
     FEWEST,
     Explainer,
+    JointExplainer,
+    LayerExplainer,
     RefutationContext,
     Refuter,
     as_reported,
@@ -32,7 +36,7 @@ from captum_causalseg.evaluation.refute.crossed import crossed
 from captum_causalseg.evaluation.refute.differences import p_values_of_difference
 from captum_causalseg.evaluation.refute.dose import dose
 from captum_causalseg.evaluation.refute.joints import joints
-from captum_causalseg.evaluation.refute.leaks import find_leak
+from captum_causalseg.evaluation.refute.leaks import Leak, find_leak
 from captum_causalseg.evaluation.refute.recompute import recompute
 from captum_causalseg.evaluation.refute.report import Refutation, RefutationReport, inconclusive, verdict
 from captum_causalseg.evaluation.refute.weights import random_weights
@@ -44,8 +48,10 @@ __all__ = ["REFUTERS", "other_seed", "placebo", "refute", "split_donors", "subse
 @checked(
     explainer=instance(
         AverageTreatmentEffect,
+        JointTreatmentEffect,
         LayerAverageTreatmentEffect,
-        expected="an AverageTreatmentEffect or a LayerAverageTreatmentEffect",
+        LayerJointTreatmentEffect,
+        expected="an AverageTreatmentEffect or a JointTreatmentEffect, or one of a layer",
     ),
     refuters=NONE | TEXT | sequence(TEXT, expected="a sequence of them"),
     alpha=FRACTION,
@@ -67,13 +73,15 @@ def refute(
     With all refuters this takes about ten times the forwards of the estimate alone.
 
     Args:
-        explainer: an :class:`~captum_causalseg.AverageTreatmentEffect` or
-            :class:`~captum_causalseg.LayerAverageTreatmentEffect`.
+        explainer: an :class:`~captum_causalseg.AverageTreatmentEffect`, a
+            :class:`~captum_causalseg.LayerAverageTreatmentEffect`, a :class:`~captum_causalseg.JointTreatmentEffect` or a
+            :class:`~captum_causalseg.LayerJointTreatmentEffect`.
         inputs: ``(N, C, *spatial)``, or a tuple of such tensors. Units of all examples are tested together.
         baselines: what units are replaced by: ``attribute``'s ``baselines``, or ``layer_baselines`` of a layer's explainer.
         target: which output's effects are tested, in all of Captum's forms.
-        refuters: names from :data:`REFUTERS`, in the order in which to run them; ``None`` is all but ``"joints"``. Each is described at its
-            function:
+        refuters: names from :data:`REFUTERS`, in the order in which to run them; ``None`` is all but ``"joints"``, and of joint effects those that
+            are about effects in a context: ``"placebo"`` (units replaced by themselves, in every context), ``"split"``, ``"subset"``, ``"seed"`` and
+            ``"weights"``; the others are inconclusive there, and say why. Each is described at its function:
 
             - ``"placebo"`` (:func:`placebo`): units that are replaced by themselves have no effect;
             - ``"recompute"`` (:func:`recompute`): a handful of effects by hand;
@@ -107,7 +115,8 @@ def refute(
         >>> report["placebo"].verdict, report["placebo"].statistic
         ('pass', 0.0)
     """
-    asked = [name for name in REFUTERS if name not in _ON_REQUEST]
+    on_request = _ON_REQUEST + (_SINGLE if isinstance(explainer, JointExplainer) else ())
+    asked = [name for name in REFUTERS if name not in on_request]
     names = asked if refuters is None else [refuters] if isinstance(refuters, str) else list(refuters)
     unknown = [name for name in names if name not in REFUTERS]
     if unknown or not names:
@@ -117,7 +126,7 @@ def refute(
     if "layer_baselines" in arguments:
         raise TypeError("layer_baselines: give them as baselines")
     if baselines is None:
-        baselines = explainer.layer_baselines if isinstance(explainer, LayerAverageTreatmentEffect) else explainer.baselines
+        baselines = explainer.layer_baselines if isinstance(explainer, LayerExplainer) else explainer.baselines
     given = {**arguments, "baselines": baselines, "seed": int(seed)}
     untouched = _untouched(explainer) if "recompute" in names else None
     statistics = attributed(explainer, inputs, target, arguments=given)
@@ -186,7 +195,7 @@ def placebo(context: RefutationContext) -> Refutation:
 def split_donors(context: RefutationContext) -> Refutation:
     """The donor images are split into two random halves, which must agree: an A/A test. And none may be of the explained image.
 
-    First up to 500 of the planned donors are looked for in the explained image, value by value: a donor that was cut from the very image
+    First (not of joint effects) up to 500 of the planned donors are looked for in the explained image, value by value: a donor that was cut from the very image
     is no other image content, and pulls effects toward 0. The explained image may be one of the bank's; then its donors may be drawn
     as often as its places are among all places, and no more. The test (Fisher's exact, at a fiftieth of ``alpha``) compares with how
     often patches of the image lie in it twice, which in images of 8 bits some do. Its p-value is the statistic if it fails.
@@ -224,12 +233,19 @@ def split_donors(context: RefutationContext) -> Refutation:
     halves = donor_parts(context.baselines, (0.5, 0.5), context.seed, least=2)
     if isinstance(halves, str):
         return inconclusive("split", context.alpha, 0, message=halves)
-    leak = find_leak(context)
+    # In a context no plan says which donors are taken: they are those of single effects.
+    leak = _NO_LEAK if isinstance(context.explainer, JointExplainer) else find_leak(context)
     level = context.alpha / 50
     if leak.p <= level:
         tested = (context.statistics.hypotheses & (context.statistics.n_draws > 0)).numpy()
         return verdict("split", False, leak.p, threshold=level, tested=tested, n_forwards=leak.n_forwards, message=leak.message)
-    plain = {"sampling": "uniform", "n_screening_draws": 0, "precision": None, "decide": None}
+    plain: dict[str, Any] = {"sampling": "uniform", "n_screening_draws": 0, "precision": None, "decide": None}
+    if isinstance(context.explainer, JointExplainer):
+        # Drawn again, a donor says nothing new of the images that it is one of.
+        once = _once(context)
+        if once < _FEWEST_IN_CONTEXT:
+            return inconclusive("split", context.alpha, leak.n_forwards, message=f"too few donors to split ({once} in a half)")
+        plain["n_draws"] = once
     first, second = (
         context.estimate(baselines=half, seed=context.seed + number, **plain) for number, half in enumerate(halves)
     )
@@ -362,6 +378,19 @@ REFUTERS: dict[str, Refuter] = {
 
 # What asks another question than the estimate answers.
 _ON_REQUEST = ("joints",)
+# What is about single effects, and their plan.
+_SINGLE = ("recompute", "crossed", "dose")
+_NO_LEAK = Leak(1.0, "", 0)
+_FEWEST_IN_CONTEXT = 4
+
+
+def _once(context: RefutationContext) -> int:
+    """How many draws of half of the donors there are in which no donor comes again, at most those of the original estimate; an even number."""
+    statistics = context.statistics
+    asked = statistics.hypotheses.numpy()
+    donors = statistics.population.numpy()[asked]
+    usual = int(statistics.settings["n_draws"])
+    return usual if not asked.any() else int(min(usual, donors.min() // 2) // 2 * 2)
 
 
 def _untouched(explainer: Explainer) -> Explainer | None:

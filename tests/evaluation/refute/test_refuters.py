@@ -12,7 +12,9 @@ from captum_causalseg import (
     ActivationBank,
     AverageTreatmentEffect,
     Constant,
+    JointTreatmentEffect,
     LayerAverageTreatmentEffect,
+    LayerJointTreatmentEffect,
     PatchBank,
     SameImage,
     SegmentationTarget,
@@ -268,3 +270,56 @@ def test_nothing_that_reaches_the_roi_is_nothing_to_test():
     report = refute(AverageTreatmentEffect(target), image, torch.rand(9, 1, 16, 16), 1, block_size=4, n_draws=5)
     assert {one.verdict for one in report.refutations} == {"inconclusive"}
     assert report["placebo"].message == "no unit can reach the RoI"
+
+
+SINGLE = ["recompute", "crossed", "dose"]
+"""What is about single effects."""
+
+
+@pytest.mark.parametrize("of_layer", [False, True], ids=["image", "layer"])
+@pytest.mark.parametrize("context", ["shapley", "banzhaf"])
+def test_joint_effects_are_tried_by_what_makes_sense_of_them(of_layer, context):
+    target, images, donors = case(2, metric="soft_dice")
+    options = {"n_draws": 24, "context": context} | ({} if of_layer else {"block_size": 4})
+    face = LayerJointTreatmentEffect(target, target.model[0]) if of_layer else JointTreatmentEffect(target)
+    report = refute(face, images, donors, 1, **options)
+    assert [one.name for one in report.refutations] == ["placebo", "split", "subset", "seed", "weights"]
+    assert report["placebo"].verdict == report["split"].verdict == report["seed"].verdict == "pass", str(report)
+    assert report["placebo"].statistic == 0
+    assert report.passed
+    assert report.statistics.settings["context"] == context
+    asked = refute(face, images, donors, 1, refuters=SINGLE, **options)
+    for one in asked.refutations:
+        assert one.verdict == "inconclusive"
+        assert one.message.startswith("it is about single effects: ")
+        assert one.n_forwards == 0
+
+
+def test_joint_effects_that_are_wrong_do_not_survive():
+    target, images, donors = case(2, metric="soft_dice")
+    options = {"n_draws": 16, "block_size": 4}
+    always = shifted(JointTreatmentEffect, 0.1, target)
+    assert refute(always, images, donors, 1, refuters=["placebo"], **options)["placebo"].verdict == "fail"
+
+    class TooSure(JointTreatmentEffect):
+        """Half of what it says is chance."""
+
+        def attribute(self, *given, seed=0, **options):
+            attribution, statistics = super().attribute(*given, seed=seed, **options)
+            noise = torch.randn(statistics.effect.shape[1], generator=torch.Generator().manual_seed(seed))
+            statistics.effect = statistics.effect + 10 * statistics.standard_error.nan_to_num().amax() * noise.double()[:, None]
+            return attribution, statistics
+
+    assert refute(TooSure(target), images, donors, 1, refuters=["seed"], **options)["seed"].verdict == "fail"
+
+
+def test_halves_of_a_small_bank_whose_donors_are_drawn_again_and_again_are_not_said_to_differ():
+    """Of few donors each draw is known well, but the halves are other donors."""
+    image, verdicts = torch.zeros(1, 1, 2, 4, dtype=torch.float64), []
+    for seed in range(12):
+        donors = torch.randn(12, 1, 2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        joint = JointTreatmentEffect(lambda x: x.flatten(1).sum(1))
+        report = refute(joint, image, donors, block_size=1, n_draws=60, support=None, seed=seed, refuters=["split"])
+        verdicts.append(report["split"].verdict)
+    assert verdicts.count("fail") <= 2
+    assert refute(joint, image, donors[:6], block_size=1, n_draws=60, refuters=["split"])["split"].verdict == "inconclusive"
