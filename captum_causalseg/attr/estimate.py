@@ -230,7 +230,15 @@ def running(options: Options) -> Iterator[Running]:
 
 
 def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
-    """Carry the interventions out and gather what they say."""
+    """Carry the interventions out and gather what they say.
+
+    Raises:
+        ValueError: effects in a context are asked for some of the units.
+    """
+    if options.joint is not None and options.execution.part != WHOLE:
+        raise ValueError(
+            "shards: contexts are made of all units of a case, which cannot be divided among workers; give shards=1"
+        )
     asked, options = options.effort, _of_parts(options)
     effort = options.effort
     with running(options) as now:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from captum_causalseg.cli.command import Command
 
-__all__ = ["Parser", "add_command", "amount", "box_of", "context", "positive"]
+__all__ = ["Parser", "add_command", "add_context", "amount", "box_of", "positive"]
 
 
 def add_command(subparsers: "argparse._SubParsersAction[Any]", command: Command) -> None:
@@ -48,7 +48,19 @@ def amount(text: str) -> float:
     return value
 
 
-def context(text: str) -> str | float:
+def add_context(parser: argparse.ArgumentParser) -> None:
+    """The option ``--context`` of commands that can take joint effects in the place of single ones."""
+    parser.add_argument(
+        "--context",
+        type=_context,
+        metavar="WHICH",
+        help="joint effects: how much of the score is owed to each part where parts stand in for each other or need each other. shapley: each part is "
+        "replaced after those that come before it in random orders; banzhaf: while each other part is replaced with probability 1/2; a number: with "
+        "that probability (default: all other parts stay as they are)",
+    )
+
+
+def _context(text: str) -> str | float:
     """``shapley``, ``banzhaf`` or a probability."""
     if text in ("shapley", "banzhaf"):
         return text

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CaseCommand", "check_options"]
 
 # Per unit; with a precision to reach, the most on the average.
-_DRAWS, _BUDGET = 20, 500
+_DRAWS, _JOINT_DRAWS, _BUDGET = 20, 50, 500
 _CASE = """\
 one model:   --bundle DIR (MONAI), --nnunet DIR, --model FILE.ts (TorchScript),
              or --model package.module:factory --weights FILE
@@ -64,7 +64,7 @@ class CaseCommand(Command):
             "--draws",
             type=positive,
             metavar="N",
-            help="interventions per unit; with --precision, the most per unit on average (default: 20; with --precision 500)",
+            help="interventions per unit; with --precision, the most per unit on average (default: 20, of joint effects 50; with --precision 500)",
         )
         group.add_argument(
             "--precision",
@@ -121,7 +121,8 @@ def check_options(options: argparse.Namespace) -> None:
     if precision is not None and not 0 < precision < math.inf:
         raise InputError(f"--precision: expected a positive number, got {precision:g}")
     if options.draws is None:
-        options.draws = _DRAWS if precision is None else _BUDGET
+        usual = _JOINT_DRAWS if vars(options).get("context") else _DRAWS
+        options.draws = usual if precision is None else _BUDGET
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

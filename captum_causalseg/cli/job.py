@@ -10,16 +10,19 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.results import score_in_words, sign_words
 from captum_causalseg.images import save_map
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.visualization import plot_effects
 from captum_causalseg.writing.files import staged
 from captum_causalseg.writing.names import write_csv
 
-__all__ = ["EffectPictures", "Job", "effect_pictures", "results", "write_effects"]
+__all__ = ["EffectPictures", "Job", "effect_pictures", "explainer_in", "explainer_of", "results", "write_effects"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,22 @@ class Job:
             "show_progress": True,
             **self.case.units.arguments,
         }
+
+
+def explainer_of(job: Job) -> tuple[AverageTreatmentEffect | JointTreatmentEffect, dict[str, Any]]:
+    """Whose effects are asked for, single or joint ones, and the arguments of ``attribute`` besides the image, its donors and the output."""
+    target, effort = job.case.target, job.effort()
+    if job.options.context is None:
+        return AverageTreatmentEffect(target), effort
+    return explainer_in(job.options.context, target, effort)
+
+
+def explainer_in(
+    context: str | float, target: SegmentationTarget, effort: dict[str, Any]
+) -> tuple[JointTreatmentEffect, dict[str, Any]]:
+    """Who explains in a context, and what the effort of single effects is there."""
+    kept = {name: value for name, value in effort.items() if context == 0 or name != "n_screening_draws"}
+    return JointTreatmentEffect(target), {**kept, "context": context}
 
 
 @dataclass(frozen=True)

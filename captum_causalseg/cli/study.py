@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from captum_causalseg import regions
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.cli.arguments import Parser, add_command
 from captum_causalseg.cli.case import CommandCase, read_case
 from captum_causalseg.cli.case_command import check_options
@@ -45,7 +46,7 @@ _OF_A_STUDY = (
     "metric",
     "controls",
 )
-_EFFORT = ("draws", "precision", "seed")
+_EFFORT = ("draws", "precision", "seed", "context")
 _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
 _FILES = ("bundle", "nnunet", "weights", "donors", "image", "label")
 _PERHAPS_FILES = ("model", "roi", "units")
@@ -145,6 +146,12 @@ def _write_map(path: Path, case: Mapping[str, Any], statistics: TreatmentEffectS
 def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, options: argparse.Namespace) -> Cohort:
     effort = study.of({"image": "-", "roi": "-"})
     more: dict[str, Any] = {} if effort.controls is None else {"controls": effort.controls}
+    if effort.context and options.shards > 1:
+        raise InputError(
+            "--shards: the contexts of joint effects are made of all units of a case, which cannot be divided among workers"
+        )
+    if effort.context is not None:
+        more["context"] = effort.context
     if options.ray is not None:
         more |= {
             "engine": "ray",
@@ -157,7 +164,7 @@ def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, opt
         return explain_cohort(
             cases,
             _make_target,
-            method=AverageTreatmentEffect,
+            method=AverageTreatmentEffect if effort.context is None else JointTreatmentEffect,
             out=options.out,
             load_model=_Load(study),
             prepare=_Prepare(study),

@@ -171,6 +171,10 @@ def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequenc
     if attribute is None:
         return  # a function that makes the explainer: it is seen when the first case is explained
     known = [*inspect.signature(attribute).parameters]
+    if shards > 1 and "context" in known and arguments.get("context", "shapley") != 0:
+        raise ValueError(
+            "shards: contexts are made of all units of a case, which cannot be divided among workers; give shards=1"
+        )
     if method is component_effects:
         known.append("target")
     elif "return_statistics" not in known:

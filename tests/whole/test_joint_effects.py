@@ -206,6 +206,16 @@ def test_a_cohort(tmp_path):
         )
         assert torch.equal(stats.effect.nan_to_num(), expected.effect.nan_to_num())
         assert stats.settings["context"] == "banzhaf"
+    with pytest.raises(ValueError, match="shards: contexts are made of all units"):
+        explain_cohort(
+            make_cases(3),
+            make_target,
+            method=JointTreatmentEffect,
+            out=tmp_path / "parts",
+            load_model=load_model,
+            shards=2,
+            **settings,
+        )
     with pytest.raises(ValueError, match="context"):
         explain_cohort(
             make_cases(3),

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captum_causalseg.cli.arguments import add_context
 from captum_causalseg.cli.case_command import CaseCommand
 
 if TYPE_CHECKING:
@@ -19,13 +20,18 @@ class Compare(CaseCommand):
     name = "compare"
     help = "this method beside others of Captum, scored for faithfulness"
     intent = (
-        "Explain the same segmentation with treatment effects, their first-order estimate, integrated gradients and feature "
+        "Explain the same segmentation with treatment effects (with --context, joint ones besides), their first-order estimate, integrated gradients and feature "
         "ablation, and score how faithful each is to the model. Writes report.html, comparison.csv and comparison.png."
     )
     example = (
         "causalseg compare --model net.ts --image picture.png --label mask.png",
         "--roi box:72,88+32 --donors training/ --out result",
     )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """See :meth:`Command.add_arguments`."""
+        super().add_arguments(parser)
+        add_context(parser)
 
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check_case`."""
@@ -45,6 +51,7 @@ class Compare(CaseCommand):
         from captum_causalseg.attr.channels import of_channels
         from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
         from captum_causalseg.cli.errors import naming_arguments
+        from captum_causalseg.cli.job import explainer_in
         from captum_causalseg.cli.report import comparison_page
         from captum_causalseg.cli.results import sign_words
         from captum_causalseg.evaluation.comparison import compare
@@ -59,9 +66,15 @@ class Compare(CaseCommand):
         if modalities.asked == "each":
             mask = of_channels([mask], [case.image], "each")[0][0]
         effort = {"n_draws": options.draws, "precision": options.precision, "seed": options.seed, "show_progress": True}
+        joint = (
+            {}
+            if options.context is None
+            else {f"joint effects, {options.context}": explainer_in(options.context, target, effort)}
+        )
         with naming_arguments():
             methods = {
                 "treatment effects": (AverageTreatmentEffect(target), effort),
+                **joint,
                 "gradient treatment effects": GradientTreatmentEffect(target),
                 "integrated gradients": (IntegratedGradients(target.surrogate()), {"internal_batch_size": 4}),
                 "feature ablation": (FeatureAblation(target), {"feature_mask": mask.to(case.image.device)}),

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captum_causalseg.cli.arguments import context
+from captum_causalseg.cli.arguments import add_context
 from captum_causalseg.cli.case_command import CaseCommand
 
 if TYPE_CHECKING:
@@ -31,14 +31,7 @@ class Explain(CaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
-        parser.add_argument(
-            "--context",
-            type=context,
-            metavar="WHICH",
-            help="joint effects: how much of the score is owed to each part where parts stand in for each other or need each other. shapley: each part is "
-            "replaced after those that come before it in random orders; banzhaf: while each other part is replaced with probability 1/2; a number: with "
-            "that probability (default: all other parts stay as they are)",
-        )
+        add_context(parser)
         parser.add_argument("--refute", action="store_true", help="also try to refute the effects (about ten times the work)")
         parser.add_argument(
             "--components",
@@ -66,7 +59,6 @@ class Explain(CaseCommand):
         from captum_causalseg.cli.errors import InputError
 
         for name, given in (
-            ("--refute", options.refute),
             ("--controls", options.controls),
             ("--compare-donors", options.compare_donors),
         ):
@@ -86,11 +78,9 @@ class Explain(CaseCommand):
 
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
-        from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
-        from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
         from captum_causalseg.cli.donors import compared_donors, donors_picture
         from captum_causalseg.cli.errors import naming_arguments
-        from captum_causalseg.cli.job import effect_pictures, write_effects
+        from captum_causalseg.cli.job import effect_pictures, explainer_of, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
         from captum_causalseg.cli.report import Further, effects_page
         from captum_causalseg.cli.results import components_text, edge_text, effects_text
@@ -98,21 +88,17 @@ class Explain(CaseCommand):
         from captum_causalseg.writing.names import write_csv
 
         case, options = job.case, job.options
-        arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **job.effort()}
-        if options.context is None:
+        explainer, effort = explainer_of(job)
+        arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **effort}
+        if options.controls is not None:
             arguments["controls"] = options.controls
         report = components = donors = None
         with naming_arguments():
             if options.refute:
-                report = refute(AverageTreatmentEffect(case.target), **arguments)
+                report = refute(explainer, **arguments)
                 statistics = report.statistics
-            elif options.context is None:
-                _, statistics = AverageTreatmentEffect(case.target).attribute(**arguments, return_statistics=True)
             else:
-                if options.context != 0:
-                    arguments.pop("n_screening_draws")
-                joint = JointTreatmentEffect(case.target)
-                _, statistics = joint.attribute(**arguments, context=options.context, return_statistics=True)
+                _, statistics = explainer.attribute(**arguments, return_statistics=True)
             if options.compare_donors:
                 donors = compared_donors(job)
         if options.components is not None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captum_causalseg.cli.arguments import add_context
 from captum_causalseg.cli.case_command import CaseCommand
 from captum_causalseg.cli.errors import InputError
 
@@ -30,10 +31,11 @@ class Refute(CaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
+        add_context(parser)
         parser.add_argument(
             "--refuters",
             metavar="NAME,...",
-            help="which: placebo, recompute, split, subset, seed, crossed, joints, dose, weights (default: all but joints)",
+            help="which: placebo, recompute, split, subset, seed, crossed, joints, dose, weights (default: all but joints, and with --context those that are about effects in a context)",
         )
 
     def check(self, options: argparse.Namespace) -> None:
@@ -46,22 +48,22 @@ class Refute(CaseCommand):
 
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
-        from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
         from captum_causalseg.cli.errors import naming_arguments
-        from captum_causalseg.cli.job import effect_pictures, write_effects
+        from captum_causalseg.cli.job import effect_pictures, explainer_of, write_effects
         from captum_causalseg.cli.report import refutation_page
         from captum_causalseg.evaluation.refute import refute
         from captum_causalseg.writing.names import write_csv
 
         case = job.case
+        explainer, effort = explainer_of(job)
         with naming_arguments():
             report = refute(
-                AverageTreatmentEffect(case.target),
+                explainer,
                 case.image,
                 baselines=case.donors,
                 target=case.output,
                 refuters=_names(job.options),
-                **job.effort(),
+                **effort,
             )
         seconds = job.seconds()
         write_csv(report.to_dataframe(), folder / "refutation.csv")

@@ -58,6 +58,16 @@ def test_a_study_may_ask_for_controls(place):
     assert "edge_shifted_lower" in cohort.units(["a"])
 
 
+def test_a_study_may_ask_for_joint_effects(place, capsys):
+    folder, name = place
+    write_study(folder, name, "id,image\na,image.png\n", context="shapley", metric="soft_dice")
+    assert status_of(line()) == 0
+    assert Cohort("study").statistics("a").settings["context"] == "shapley"
+    # A part of the units would have contexts of its own.
+    assert status_of(["cohort", "--cases", "cases.csv", "--config", "study.yaml", "--out", "other", "--shards", "2"]) == 2
+    assert "--shards: the contexts of joint effects are made of all units of a case" in capsys.readouterr().err
+
+
 def test_scans_get_their_maps_on_their_own_grid(place):
     folder, name = place
     write_study(

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from command_line import on_picture
 
-from captum_causalseg import cli
+from captum_causalseg import TreatmentEffectStatistics, cli
 
 
 @pytest.mark.parametrize("command", ["compare", "refute"])
@@ -44,3 +44,17 @@ def test_the_legend_of_the_comparison_explains_every_score_as_it_is_computed(pla
     # |change outside| / (|change outside| + |change inside|), the strongest tenth replaced: not about attributions at all.
     assert "share of the second in both" in legend["leakage"]
     assert "tenth of the parts with the largest attributions is replaced" in legend["leakage"]
+
+
+def test_joint_effects_are_compared_with_single_ones_and_refuted(place):
+    folder, name = place
+    more = ["--weights", "two.pt", "--donors", "donors", "--label", "mask.png", "--units", "8", "--context", "banzhaf"]
+    assert cli.main(on_picture(name, *more, command="compare")) == 0
+    methods = pd.read_csv("out/comparison.csv")["method"].unique().tolist()
+    assert methods[:2] == ["treatment effects", "joint effects, banzhaf"]
+    assert cli.main(on_picture(name, *more, "--refuters", "placebo,dose", command="refute")) == 0
+    assert TreatmentEffectStatistics.load("out/statistics.npz").settings["context"] == "banzhaf"
+    assert pd.read_csv("out/refutation.csv")["verdict"].tolist() == ["pass", "inconclusive"]
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"The effects are\s+joint, of each unit while each other one is replaced as well", page)
+    assert cli.main(on_picture(name, *more, "--draws", "2", command="refute")) == 2

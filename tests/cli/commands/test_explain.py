@@ -354,15 +354,39 @@ def test_joint_effects(quick, capsys, context):
     assert words in page
 
 
+def test_joint_effects_are_refuted_by_what_makes_sense_of_them(quick):
+    _, name = quick
+    given = [
+        "--weights",
+        "two.pt",
+        "--label",
+        "mask.png",
+        "--donors",
+        "donors",
+        "--units",
+        "8",
+        "--context",
+        "shapley",
+        "--refute",
+    ]
+    assert cli.main(on_picture(name, *given)) == 0
+    assert pd.read_csv("out/refutation.csv")["name"].tolist() == ["placebo", "split", "subset", "seed", "weights"]
+
+
+@pytest.mark.parametrize(("given", "draws"), [([], 50), (["--context", "0"], 20)])
+def test_joint_effects_have_draws_of_their_own_by_default(quick, given, draws):
+    _, name = quick
+    arguments = on_picture(name, "--weights", "two.pt", "--label", "mask.png", "--units", "8", "--context", "banzhaf", *given)
+    del arguments[arguments.index("--draws") : arguments.index("--draws") + 2]
+    assert cli.main(arguments) == 0
+    assert TreatmentEffectStatistics.load("out/statistics.npz").settings["n_draws"] == draws
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--context", "owen"], "argument --context: expected shapley, banzhaf or a number from 0 to 1, got 'owen'"),
         (["--context", "1.5"], "argument --context: expected shapley, banzhaf or a number from 0 to 1, got '1.5'"),
-        (
-            ["--context", "shapley", "--refute"],
-            "--refute: it is about effects of single parts; give --context or --refute, not both",
-        ),
         (["--context", "shapley", "--controls", "edge"], "--controls: it is about effects of single parts"),
         (["--context", "shapley", "--draws", "2"], "--draws: expected at least 4, two antithetic pairs, got 2"),
         (["--context", "banzhaf", "--draws", "5"], "--draws: expected an even number"),
