@@ -126,6 +126,7 @@ def main() -> None:
     made.add_argument("--picture", type=Path)
     made.add_argument("--label", type=Path)
     made.add_argument("--patches", type=Path)
+    made.add_argument("--block", type=int, default=8)
     made.add_argument("--cases", nargs="+", default=["demo", "shortcut", "picture"])
     made.add_argument("--draws", nargs="+", type=int, default=[6, 10])
     made.add_argument("--seeds", type=int, default=3)
@@ -133,7 +134,6 @@ def main() -> None:
     given = (options.picture, options.label, options.patches)
     if any(given) and not all(given):
         made.error("--picture, --label and --patches go together")
-    options.block = 8
     lines = [
         "## Single and joint effects at equal forwards",
         "",
@@ -144,7 +144,12 @@ def main() -> None:
     for job in jobs(given if all(given) else None):
         if job.name in options.cases:
             found = list(rows(job, options))
-            lines += [f"**{job.title}** ({found[0].units} units in reach)", "", *table(found), ""]
+            lines += [
+                f"**{job.title}** ({found[0].units} blocks of {options.block} x {options.block} in reach)",
+                "",
+                *table(found),
+                "",
+            ]
             say("\n".join(lines[-len(table(found)) - 3 :]))
     publish([*lines, machine(options)], options)
 

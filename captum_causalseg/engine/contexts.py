@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from captum_causalseg._checks import ArgumentTypeError, Check
+from captum_causalseg._checks import ArgumentTypeError, Check, misfit
 from captum_causalseg.engine.draws import without_replacement
 
 __all__ = [
@@ -191,11 +191,17 @@ class Drawn(Context):
 
     Args:
         draw: ``(generator, unit_ids (n,)) -> boolean (n,)``, the units that are replaced; each unit's own entry does not matter.
+
+    Raises:
+        TypeError: the function cannot be called with these.
     """
 
     per_trial = 1
 
     def __init__(self, draw: DrawOthers) -> None:
+        reason = misfit(draw, 2)
+        if reason is not None:
+            raise ArgumentTypeError(f"context: the function cannot be called with a random generator and unit ids: {reason}")
         self.draw, self.in_words = draw, getattr(draw, "__qualname__", type(draw).__name__)
 
     def trial(self, places: np.ndarray, units: Units) -> Trial:

@@ -115,3 +115,8 @@ def test_donors_come_in_rounds_and_the_first_do_not_depend_on_how_many():
     for n in range(11):
         assert (donors_in_rounds(np.random.default_rng(3), [2, 2], n) == drawn[:n]).all()
     assert (drawn[:4] == without_replacement(np.random.default_rng(3), [2, 2], 4)).all()
+
+
+def test_a_function_of_other_arguments_is_refused_before_anything_is_run():
+    with pytest.raises(TypeError, match=r"context: the function cannot be called with a random generator and unit ids: "):
+        context_of(lambda generator: generator.random() < 0.5)

@@ -8,6 +8,8 @@ import torch
 from profile_cases import EXCLUDED, SCREENED, make, row
 from scipy import stats as scipy_stats
 
+from captum_causalseg import JointTreatmentEffect
+from captum_causalseg.evaluation.planted import planted_case
 from captum_causalseg.evaluation.profile import perception_profile, profile_of_map
 
 
@@ -168,3 +170,17 @@ def test_bad_input_of_radius(arguments, message):
     statistics, roi = row([0.1, -0.2, 9.0, 0.4, 0.0])
     with pytest.raises(ValueError, match=message):
         perception_profile(statistics, roi).radius(**arguments)
+
+
+def test_joint_effects_add_up_over_distances_to_what_the_score_loses():
+    """Of Shapley values, those of all distances are together the score less that with everything replaced."""
+    case = planted_case((32, 32), roi_size=8)
+    _, stats = JointTreatmentEffect(case.target()).attribute(
+        case.images, case.donors, n_draws=12, block_size=8, return_statistics=True
+    )
+    profile = perception_profile(stats, case.roi)
+    assert len(profile.units) + profile.n_outside == int((~stats.effect[0].isnan()).sum())
+    near = profile.by_distance
+    lost = float((near["supporting_mass"] - near["harming_mass"]).sum())
+    assert lost == pytest.approx(float(stats.effect[0].nansum()), abs=1e-9)
+    assert profile.counts["supporting"] >= 2
