@@ -28,6 +28,7 @@ from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.interventions.axes import Axes, projected
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.layouts import Sighting, follow, read_layout, with_grid, with_heads
+from captum_causalseg.interventions.reach import ImageSearch
 from captum_causalseg.interventions.window_geometry import WindowGeometry
 from captum_causalseg.interventions.window_layers import answer_of
 from captum_causalseg.layout import Layout, UnitKind
@@ -85,7 +86,7 @@ def component_effects(
         output: which output of the target, as Captum's ``target`` argument; needed if there are several.
         additional_forward_args, n_draws, n_screening_draws, screening_threshold, support, perturbations_per_eval: as in
             :meth:`LayerAverageTreatmentEffect.attribute`: up to ``2 * n_draws`` donors (of whole modules at least 64)
-            are all used, and effects are exact.
+            are all used, and effects are exact. Which part of the image reaches the RoI is searched once for all modules.
         seed: likewise; every module has draws of its own, which depend on its name.
         show_progress: show a progress bar over the modules.
         layout: what the axes of the activations mean, as in :meth:`LayerAverageTreatmentEffect.attribute`: one for all modules, or a
@@ -128,6 +129,7 @@ def component_effects(
             left_out[name] = str(reason)
     rows = []
     observed: Tensor | None = None
+    images = ImageSearch()
     banks = _banks(baselines, inputs, {name: chosen[name] for name in found}, watched=watched, at_input=level == "head")
     for place, name in enumerate(_shown(found, show_progress)):
         options = Options(
@@ -149,6 +151,7 @@ def component_effects(
             # The model is the same in all of them: the first and the last look at it, and the observed scores between must agree.
             execution=Execution(perturbations_per_eval=perturbations_per_eval, witnessed=place in (0, len(found) - 1)),
             return_statistics=True,
+            images=images,
         )
         with renamed(layer_baselines="baselines", target="output"):
             _, statistics = estimate(options)

@@ -552,7 +552,8 @@ def _prepare(problem: Problem, options: Options, plan: Plan, *, doing: Callable[
         at_stake = int(sum(max(plan.first_draws(row), min(plan.total(row), effort.n_draws)) for row in range(len(plan))))
         if options.joint is not None:
             at_stake = effort.n_draws * len(plan)
-        reach = find_reach(problem, evaluator, at_stake=None if effort.support == "always" else at_stake)
+        most = None if effort.support == "always" else at_stake
+        reach = find_reach(problem, evaluator, images=options.images, at_stake=most)
     active = problem.treated_for(outputs) & outputs.of_rois(reach.reaches)
     plan = replace(plan, active=active[plan.example, plan.unit])
     if plan.scheme.design.needs_ranking:

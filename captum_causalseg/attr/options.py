@@ -10,6 +10,7 @@ from captum_causalseg._captum import TargetType
 from captum_causalseg.attr.effort import Effort
 from captum_causalseg.engine.contexts import Context
 from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.interventions.reach import ImageSearch
 from captum_causalseg.layout import UNIT_KINDS, UnitKind
 from captum_causalseg.target.scorer import Scorer
 
@@ -86,6 +87,7 @@ class Options:
         name: of the method, for progress bars and the log.
         show_progress, return_statistics: what is shown and returned besides.
         controls: which controls are measured besides; they are in the statistics.
+        images: what calls about other layers of the model have found out about the same images.
     """
 
     forward_func: Callable[..., Any]
@@ -101,6 +103,7 @@ class Options:
     show_progress: bool = False
     return_statistics: bool = False
     controls: Literal["edge"] | None = None
+    images: ImageSearch | None = None
 
     @property
     def joint(self) -> Context | None:

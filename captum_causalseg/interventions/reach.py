@@ -17,7 +17,7 @@ from captum_causalseg.interventions.support import Support, arrives_from, find_s
 from captum_causalseg.interventions.units import Units
 from captum_causalseg.interventions.window import find_window
 
-__all__ = ["Reach", "most_forwards", "probe", "saved_at_best", "too_dear"]
+__all__ = ["ImageSearch", "Reach", "most_forwards", "probe", "saved_at_best", "too_dear"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,30 @@ class Reach:
         return None if window is None else window.size
 
 
-def most_forwards(whole: ModelEvaluator) -> int:
-    """How many images :func:`probe` may run, from shapes alone."""
+class ImageSearch:
+    """What of the images can reach the regions of interest, whatever layer is replaced: one search for many layers of a model.
+
+    Attributes:
+        found: ``None`` before the first search.
+    """
+
+    found: Support | None = None
+
+    def run(self, whole: ModelEvaluator, batch_size: int) -> Support:
+        """What is found; the ledger of who comes first is told how many images that takes."""
+        if self.found is None:
+            assert whole.local is not None
+            rois = whole.local.scores.rois.cpu()
+            self.found = find_support(whole.logits_of_inputs, whole.site.bypass, rois, batch_size=batch_size)
+            whole.ledger.count("support", self.found.n_forwards)
+        return self.found
+
+
+def most_forwards(whole: ModelEvaluator, images: ImageSearch) -> int:
+    """How many images :func:`probe` may run, from shapes alone and from what is known of the images."""
     site = whole.site
     window = 0 if site.no_window is not None else _TRIALS_OF_WINDOW * len(site.inputs[0])
-    searched = [site.tensors] + ([site.bypass] if site.bypass and site.no_window is None else [])
+    searched = [site.tensors] + ([site.bypass] if site.bypass and site.no_window is None and images.found is None else [])
     return window + sum(most_probes(tensors) for tensors in searched)
 
 
@@ -87,7 +106,12 @@ def too_dear(cost: int, saved: int, at_stake: int) -> str:
 
 
 def probe(
-    whole: ModelEvaluator, stand_ins: Sequence[Sequence[Tensor]], batch_size: int, *, at_stake: int | None = None
+    whole: ModelEvaluator,
+    stand_ins: Sequence[Sequence[Tensor]],
+    batch_size: int,
+    *,
+    images: ImageSearch,
+    at_stake: int | None = None,
 ) -> Reach:
     """Probe the model; the ledger is told how many images that takes.
 
@@ -95,6 +119,7 @@ def probe(
         whole: the evaluator on whole images, which scores logits locally.
         stand_ins: natural replacements of the site's tensors, which must leave the RoI as it is outside the support.
         batch_size: images per forward.
+        images: of layers, what is known of the images.
         at_stake: so many interventions are planned; if in crops of large images the support went up to the edges, whole images are searched only
             where that takes no more forwards. ``None``: they are, anyway.
     """
@@ -118,9 +143,7 @@ def probe(
     supports: list[tuple[Support, Sequence[Tensor]]] = [(found, site.tensors)]
     if site.bypass:
         # Besides the activation, the image must be there where it goes past the layer.
-        images = find_support(whole.logits_of_inputs, site.bypass, rois.cpu(), batch_size=batch_size)
-        ledger.count("support", images.n_forwards)
-        supports.append((images, site.bypass))
+        supports.append((images.run(whole, batch_size), site.bypass))
     needed = _needed(rois, supports, whole.unit_donors.units.n_examples)
     if needed is None:
         return Reach(reaches, whole)

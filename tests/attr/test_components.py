@@ -11,6 +11,7 @@ from captum_causalseg import (
     LayerAverageTreatmentEffect,
     SegmentationTarget,
     WindowedModel,
+    causal_support,
     component_effects,
     regions,
 )
@@ -298,3 +299,33 @@ def test_the_support_is_searched_where_it_can_pay():
         assert found.settings["window"] is not None
         assert found.settings["forwards"]["support"] + found.settings["forwards"]["window"] <= 100
     assert few.effect.shape == always.effect.shape
+
+
+def test_what_of_the_image_reaches_the_roi_is_searched_once_for_all_modules():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 2, 3, padding=1)).eval()
+    images, donors = torch.rand(1, 1, 64, 64), torch.rand(3, 1, 64, 64)
+    target = SegmentationTarget.from_prediction(model, images, roi=regions.box((64, 64), start=24, size=8), metric="soft_dice")
+    runs = 0
+
+    def count(module, args):
+        nonlocal runs
+        runs += len(args[0])
+
+    def effects(*layers: str):
+        table = component_effects(target, images, list(layers), donors, output=1, support="always", level="channel")
+        return table.sort_values(["module", "channel"]).set_index("module")
+
+    alone = effects("1")
+    with_handle = model.register_forward_pre_hook(count)
+    both = effects("0", "1")
+    with_handle.remove()
+    np.testing.assert_allclose(both.loc["1", "effect"], alone.loc["1", "effect"], rtol=1e-5, atol=1e-7)
+    at_first, later, by_itself = (
+        int(table.loc[name, "forwards"].iloc[0]) for table, name in ((both, "0"), (both, "1"), (alone, "1"))
+    )
+    # One pass tells how modules are called; donors are run once, and counted at the first.
+    assert at_first + later == runs - 1
+    search = int(causal_support(target, images).n_forwards)
+    assert search > 30
+    assert by_itself - later - len(donors) == pytest.approx(search, abs=4), "the looks at the model are those of two modules"
