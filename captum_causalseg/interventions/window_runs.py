@@ -114,9 +114,9 @@ class WindowRuns:
 
         return self.model.mixes(self.touching[0], weighted)
 
-    def cut(self, examples: np.ndarray, windows: np.ndarray, images: Tensor | None = None) -> Tensor:
-        """Of each of these examples of the images (or of others) one window, ``(J, C, *size)``, a tensor of its own."""
-        return self.layout.cut(self.image if images is None else images, examples, windows)
+    def cut(self, examples: np.ndarray, windows: np.ndarray) -> Tensor:
+        """Of each of these examples one window, ``(J, C, *size)``, a tensor of its own."""
+        return self.layout.cut(self.image, examples, windows)
 
     def arguments(self, examples: np.ndarray) -> list[Any]:
         """What the network is given besides windows of these examples."""
@@ -229,9 +229,9 @@ class WindowRuns:
             for batch in self.batches(len(run)):
                 some = [run[job] for job in batch]
                 rows, windows = (np.array(column) for column in zip(*((row, window) for row, window, _, _ in some)))
-                found = checkpoint(answer, rows, windows, use_reentrant=False)
-                for index, (row, window, inside, _) in enumerate(some):
-                    parts[row, window] = [weighted[index][(slice(None), *inside)] for weighted in found]
+                insides = [inside for _, _, inside, _ in some]
+                found = checkpoint(self._cut_out, answer, rows, windows, insides, use_reentrant=False)
+                parts |= dict(zip(zip(rows.tolist(), windows.tolist()), found))
             for row, window, _, there in jobs:
                 # The others are beside the regions.
                 mine = parts.get((row, window)) or self.kept[int(examples[row]), window][g]
@@ -240,6 +240,12 @@ class WindowRuns:
                     total[place].add_(part.to(total.device))
             logits.append(self.model.fused(totals, self._count(group, examples)))
         return self._joined(self.twins, logits, examples)
+
+    @staticmethod
+    def _cut_out(answer: Answer, rows: np.ndarray, windows: np.ndarray, insides: list[Box]) -> list[list[Tensor]]:
+        """For each window the common part of each network's weighted logits, of which copies are held and not the whole windows."""
+        found = answer(rows, windows)
+        return [[weighted[index][(slice(None), *inside)].clone() for weighted in found] for index, inside in enumerate(insides)]
 
     @functools.cached_property
     def kept(self) -> Parts:

@@ -146,8 +146,12 @@ class WindowsEvaluator(ByWindows, InputEvaluator):
         if runs.twins is None:
             return super().scores_with_gradient(tensors, examples)
 
+        # Once: the gradient of every window would be as large as the images.
+        part = runs.layout.around(np.flatnonzero(runs.touching[examples].any(0)))
+        near = tensors[0][(slice(None), slice(None), *part)]
+
         def answer(rows: np.ndarray, windows: np.ndarray) -> list[Tensor]:
-            return runs.weighted(runs.cut(rows, windows, tensors[0]), examples[rows], purpose="gradient")
+            return runs.weighted(runs.layout.cut(near, rows, windows, part=part), examples[rows], purpose="gradient")
 
         return runs.scores_with_gradient(examples, answer)
 

@@ -120,11 +120,19 @@ class WindowLayout:
             if part is not None
         ]
 
-    def cut(self, images: Tensor, examples: np.ndarray, windows: np.ndarray) -> Tensor:
-        """Of each of these examples of ``(N, C, *spatial)`` one window, ``(B, C, *size)``, a tensor of its own."""
-        return torch.cat(
-            [images[(slice(n, n + 1), slice(None), *self.box(w))] for n, w in zip(examples.tolist(), windows.tolist())]
-        )
+    def around(self, windows: np.ndarray) -> Box:
+        """The box around these windows."""
+        starts = self.starts[windows]
+        return box_at(starts.min(0).tolist(), (starts.max(0) - starts.min(0) + self.size).tolist())
+
+    def cut(self, images: Tensor, examples: np.ndarray, windows: np.ndarray, *, part: Box | None = None) -> Tensor:
+        """Of each of these examples of ``(N, C, *spatial)`` one window, ``(B, C, *size)``, a tensor of its own.
+
+        With ``part``, images are cut to that box already: the gradient of each window is as large as what it is cut from.
+        """
+        corner = [0] * len(self.size) if part is None else [side.start for side in part]
+        boxes = [seen_from(corner, self.box(window)) for window in windows.tolist()]
+        return torch.cat([images[(slice(n, n + 1), slice(None), *box)] for n, box in zip(examples.tolist(), boxes)])
 
     def padded(self, windows: Tensor) -> Tensor:
         """``(B, C, *size)`` to what the network sees, ``(B, C, *patch_size)``."""

@@ -254,10 +254,17 @@ class WindowedModel(nn.Module):
         box, run = self._needed(images, args, layout, rois=rois)
         places = {window: (inside, there) for window, inside, there in layout.parts(box)}
         examples, windows = np.nonzero(run)
+        # Once: the gradient of every window would be as large as the images.
+        around_windows = layout.around(windows)
+        near = images[(slice(None), slice(None), *around_windows)]
         totals: list[Tensor] = []
         for begin in range(0, len(windows), self.batch_size):
             batch = slice(begin, begin + self.batch_size)
-            for k, part in enumerate(self._weighted_of(images, args, layout, where=(examples[batch], windows[batch]))):
+            for k, part in enumerate(
+                self._weighted_of(
+                    images, args, layout, where=(examples[batch], windows[batch]), cut_from=(near, around_windows)
+                )
+            ):
                 if len(totals) <= k:
                     totals.append(torch.zeros((len(images), part.shape[1], *size_of(box)), dtype=dtype, device=device))
                 for row, (example, window) in enumerate(zip(examples[batch].tolist(), windows[batch].tolist())):
@@ -269,10 +276,18 @@ class WindowedModel(nn.Module):
         return self.fused(totals, layout.count(dtype)[box].to(device))
 
     def _weighted_of(
-        self, images: Tensor, args: Sequence[Any], layout: WindowLayout, *, where: tuple[np.ndarray, np.ndarray]
+        self,
+        images: Tensor,
+        args: Sequence[Any],
+        layout: WindowLayout,
+        *,
+        where: tuple[np.ndarray, np.ndarray],
+        cut_from: tuple[Tensor, Box | None],
     ) -> list[Tensor]:
-        """See :meth:`weighted`; of these examples and windows."""
-        return self.weighted(layout.cut(images, *where), layout, self.arguments(args, where[0], images))
+        """See :meth:`weighted`; of these examples and windows, cut from that box of the images (``None``: from the images)."""
+        examples, windows = where
+        cut = layout.cut(cut_from[0], examples, windows, part=cut_from[1])
+        return self.weighted(cut, layout, self.arguments(args, examples, images))
 
     def _needed(
         self, images: Tensor, args: Sequence[Any], layout: WindowLayout, *, rois: Tensor | None
@@ -297,7 +312,7 @@ class WindowedModel(nn.Module):
         if self._latest.mixes is None:
 
             def weighted(windows: np.ndarray) -> list[Tensor]:
-                return self._weighted_of(images, args, layout, where=(np.zeros_like(windows), windows))
+                return self._weighted_of(images, args, layout, where=(np.zeros_like(windows), windows), cut_from=(images, None))
 
             self._latest.mixes = self.mixes(run[0], weighted)
         return self._latest.mixes
