@@ -1,11 +1,11 @@
 """Is the planted cause in the region, and how small is a region that keeps the score, beside MiSuRe at the same share?
 
-    python benchmarks/regions.py [--cases 12] [--data FOLDER] [--pictures 6] [--block 32] [--write docs/benchmarks/regions.md]
+    python benchmarks/regions.py [--cases 12] [--data FOLDER] [--pictures 6] [--block 16] [--write docs/benchmarks/regions.md]
 
 *Shortcut*: held-out slices of ``evaluation.planted``, where a letter in the corner decides whether the network segments the lesion. Sufficient and necessary
 regions of 8 x 8 blocks, 16 draws; does the letter's block lie in them, and what else?
 
-*Skin*, with ``--data``: pictures of ``skin.py`` and its trained networks, one region of interest each, 32 x 32 at the left end of the lesion's outline; the score is the Dice
+*Skin*, with ``--data``: pictures of ``skin.py`` and its trained networks, cut to 128 x 128 around one region of interest each, 32 x 32 at the left end of the lesion's outline; the score is the Dice
 with the network's own prediction, which MiSuRe is about, too. A set of blocks is *kept*, with the blocks that touch the region of interest; all others are replaced by *natural donors* (places of other
 pictures) or by *zeros*. It has to keep 95 % of the span, by one standard error over the donors that are searched with. Of each method, blocks are taken in
 its order until they do:
@@ -43,7 +43,7 @@ from captum_causalseg.evaluation.replacements import Replacements
 from captum_causalseg.interventions.execution import Execution
 
 SHARE, ROI, N_SEARCH, N_JUDGE = 0.95, 32, 8, 32
-LEAST_SPAN = 0.1
+LEAST_SPAN, EDGE = 0.1, 128
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,10 @@ def pictures(options: argparse.Namespace, bank: PatchBank) -> list[Picture]:
 def _picture(network: nn.Module, test: skin.Pictures, index: int, block: int) -> Picture:
     rows, columns = np.nonzero(test.lesions[index].numpy())
     at = int(columns.argmin())
-    shape = tuple(test.images.shape[2:])
-    corner = [int(np.clip(c - ROI // 2, 0, n - ROI)) for c, n in zip((rows[at], columns[at]), shape)]
-    roi = regions.box(shape, corner, ROI)
-    image = test.images[index : index + 1]
+    place, shape = (rows[at], columns[at]), tuple(test.images.shape[2:])
+    corner = [int(np.clip(c - EDGE // 2, 0, n - EDGE)) for c, n in zip(place, shape)]
+    image = test.images[index : index + 1, :, corner[0] : corner[0] + EDGE, corner[1] : corner[1] + EDGE].contiguous()
+    roi = regions.box((EDGE, EDGE), [int(np.clip(c - k - ROI // 2, 0, EDGE - ROI)) for c, k in zip(place, corner)], ROI)
     target = SegmentationTarget.from_prediction(network, image, roi=roi, metric="dice")
     return Picture(test.names[index], image, target, roi, block)
 
@@ -260,12 +260,12 @@ def main() -> None:
     made.add_argument("--cases", type=int, default=12, help="of the shortcut; 0 for none")
     made.add_argument("--network", default="instance norm", choices=skin.NETWORKS)
     made.add_argument("--pictures", type=int, default=6)
-    made.add_argument("--block", type=int, default=32)
+    made.add_argument("--block", type=int, default=16)
     options = start(made)
     if options.data is not None and not skin.has_data(options.data):
         made.error(f"--data: expected a folder that holds {skin.ARCHIVE}, got {options.data}")
     if options.quick:
-        options.cases, options.pictures, options.block = 1, 2, 64
+        options.cases, options.pictures, options.block = 1, 2, 32
     lines = ["## Regions", "", machine(options), ""]
     if options.cases:
         lines += [f"The planted shortcut, {options.cases} held-out slices:", "", *shortcut_table(shortcuts(options.cases)), ""]
@@ -274,7 +274,7 @@ def main() -> None:
         cases = pictures(options, bank)
         rows = pd.DataFrame([row for case in cases for kind in ("natural", "zeros") for row in compared(case, bank, kind)])
         lines += [
-            f"{len(cases)} test pictures of skin lesions, a U-Net ({options.network}), blocks of {options.block} x {options.block}, at least {SHARE:g} of the span; "
+            f"{len(cases)} test pictures of skin lesions, {EDGE} x {EDGE}, a U-Net ({options.network}), blocks of {options.block} x {options.block}, at least {SHARE:g} of the span; "
             "means with 95 % intervals over the pictures. A backward pass counts as two forwards.",
             "",
             *table(rows),
