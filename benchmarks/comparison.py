@@ -4,7 +4,7 @@
 
 The demo's brain, the planted shortcut, and, where its files are given, a picture with its mask, such as the paper's (a small network is
 fitted to it). Units are 8 x 8 blocks outside the region of interest, the score is the hard Dice of the explained class; methods
-draw donors from one half of the bank, the scores are computed with the other. Times are of this machine as it was.
+draw donors from one half of the bank, the scores are computed with the other. Times are of this machine as it was. Joint effects: ``equal_forwards.py``.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/equal_forwards.py --threads 1 [--write docs/benchmarks/equal_forwards.md --picture FILE --label FILE --patches FILE]
 
-Hard Dice of the explained class, blocks of 8 x 8 pixels outside the region of interest. One half of the donors is for the effects, the other
+Hard Dice of the explained class, blocks of 8 x 8 pixels (or larger: ``--block``) outside the region of interest. One half of the donors is for the effects, the other
 for judging them (``Faithfulness``; all maps with the same draws). Single effects (``AverageTreatmentEffect`` without screening, ranked donors) and joint ones
 (``JointTreatmentEffect``) get the same number of draws per unit, which cost the same number of forwards, once for each seed.
 """
