@@ -813,7 +813,8 @@ CALLS: dict[str, Callable[[World], Call]] = {
             lambda name, w: _call("evaluation", getattr(w.judge, name), attributions=_seeded(1, 1, SIZE, SIZE)), name
         )
         for name in (
-            *("correlation", "deletion", "evaluate", "infidelity", "insertion", "irof", "leakage", "unit_attributions"),
+            *("correlation", "deletion", "evaluate", "infidelity", "insertion", "irof", "leakage", "retention"),
+            "unit_attributions",
         )
     },
     "evaluation.FaithfulnessMetric": lambda w: _call(
@@ -828,6 +829,24 @@ CALLS: dict[str, Callable[[World], Call]] = {
         source="x",
     ),
     "evaluation.Faithfulness.forecast": lambda w: _call("evaluation", w.judge.forecast, metrics=["irof"]),
+    **{
+        f"evaluation.{name}": functools.partial(
+            lambda name, w: _call(
+                "evaluation",
+                getattr(ccs.evaluation, name),
+                judge=w.judge,
+                attributions=_seeded(1, 1, SIZE, SIZE),
+            ),
+            name,
+        )
+        for name in ("attribution_score", "road", "sensitivity_n")
+    },
+    "evaluation.max_sensitivity": lambda w: _call(
+        "evaluation", ccs.evaluation.max_sensitivity, explain=random_map, inputs=w.image, n_perturbations=2
+    ),
+    "evaluation.map_agreement": lambda w: _call(
+        "evaluation", ccs.evaluation.map_agreement, maps=[_seeded(1, 1, SIZE, SIZE, seed=k) for k in range(2)]
+    ),
     "evaluation.roi_kind": lambda w: _call("evaluation", ccs.evaluation.roi_kind, prediction=w.roi, reference=w.roi, roi=w.roi),
     "evaluation.influence_matrix": lambda w: _call(
         "evaluation", profile.influence_matrix, statistics=w.statistics_of_rois, target=1

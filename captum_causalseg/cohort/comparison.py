@@ -23,7 +23,7 @@ from captum_causalseg.cohort.fingerprint import described
 from captum_causalseg.cohort.folder import Cohort, arrow
 from captum_causalseg.cohort.study import CASES, RESERVED, Engine, asked_of_cases, is_dataset, run_study
 from captum_causalseg.cohort.worker import Recipe
-from captum_causalseg.evaluation.faithfulness import METRICS, metric_names
+from captum_causalseg.evaluation.faithfulness import metric_names, metric_of
 from captum_causalseg.evaluation.question import CONTROL, Question
 from captum_causalseg.evaluation.replacements import Attributions
 from captum_causalseg.writing.files import written_whole
@@ -220,7 +220,9 @@ def compare_cohort(
         cases, make_target, load_model, prepare, id_key, image_key, columns: as of :func:`captum_causalseg.cohort.explain_cohort`. Cases are gone through several times:
             what can be gone through only once, such as a generator, is held in memory.
         out: the folder.
-        metrics: names from :data:`captum_causalseg.evaluation.faithfulness.METRICS`; all by default.
+        metrics: names from :data:`captum_causalseg.evaluation.faithfulness.METRICS`, all by default, and
+            :data:`~captum_causalseg.evaluation.faithfulness.ON_REQUEST`. ``"irof, soft"`` is judged by the
+            differentiable twin of the target's metric, and so is every other.
         n_controls: number of random maps of each case that are judged as well, under the name ``"random (control)"``; the mean of their scores is kept. 0 for none.
         faithfulness: further arguments of :class:`~captum_causalseg.evaluation.Faithfulness`, such as ``n_draws``.
         engine, resume, errors, num_workers, num_cpus, num_gpus, address, show_progress: as of
@@ -359,9 +361,10 @@ def _judging(
     arguments: Mapping[str, Any],
     n_controls: int,
 ) -> _Step:
-    chosen = tuple(METRICS[metric] for metric in metrics)
+    chosen = tuple(metric_of(metric) for metric in metrics)
     is_control = name == CONTROL
-    work = JudgeCase(name, chosen, None if is_control else folder / _MAPS / _name_of(name), n_controls if is_control else 0)
+    maps = None if is_control else folder / _MAPS / _name_of(name)
+    work = JudgeCase(name, chosen, maps=maps, n_controls=n_controls if is_control else 0)
     place = folder / _SCORES / _name_of(name) / hashlib.sha256("\n".join(metrics).encode()).hexdigest()[:16]
     own = recipe(work=work, arguments=arguments, folder=place)
     functions = {metric.name: described(metric.function, f"metrics[{metric.name!r}]") for metric in chosen}
@@ -373,11 +376,8 @@ def _groups(folder: Path, metrics: Sequence[str]) -> list[list[str]]:
     """Metrics that are judged together: as they were in earlier calls, and all that are new."""
     groups = [list(study.study["arguments"]["metrics"]) for study in _studies(folder)]
     groups = [group for group in groups if {*group} & {*metrics}]
-    unknown = sorted({name for group in groups for name in group} - {*METRICS})
-    if unknown:
-        raise ValueError(
-            f"metrics: an earlier call judged by {', '.join(map(repr, unknown))} too, which must be registered again"
-        )
+    for group in groups:
+        metric_names(group)  # metrics of one's own that an earlier call judged by have to be registered again
     known = {name for group in groups for name in group}
     new = [name for name in metrics if name not in known]
     return [*groups, *([new] if new else [])]

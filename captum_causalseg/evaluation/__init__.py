@@ -5,6 +5,7 @@ Models and images with known causes are in :mod:`captum_causalseg.evaluation.pla
 
 from captum_causalseg.evaluation.comparison import Comparison, compare
 from captum_causalseg.evaluation.faithfulness import Curve, Faithfulness, FaithfulnessMetric
+from captum_causalseg.evaluation.imputation import road
 from captum_causalseg.evaluation.influence import InfluenceMatrix, influence_matrix
 from captum_causalseg.evaluation.kinds_of_rois import roi_kind
 from captum_causalseg.evaluation.profile import (
@@ -15,6 +16,9 @@ from captum_causalseg.evaluation.profile import (
     profile_of_map,
 )
 from captum_causalseg.evaluation.refute import Refutation, RefutationReport, refute
+from captum_causalseg.evaluation.retained import attribution_score
+from captum_causalseg.evaluation.robustness import map_agreement, max_sensitivity
+from captum_causalseg.evaluation.subset_sizes import sensitivity_n
 
 __all__ = [
     "BackgroundEffect",
@@ -26,11 +30,16 @@ __all__ = [
     "PerceptionProfile",
     "Refutation",
     "RefutationReport",
+    "attribution_score",
     "background_effect",
     "compare",
     "influence_matrix",
+    "map_agreement",
+    "max_sensitivity",
     "perception_profile",
     "profile_of_map",
     "refute",
+    "road",
     "roi_kind",
+    "sensitivity_n",
 ]

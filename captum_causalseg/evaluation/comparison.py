@@ -134,7 +134,9 @@ def compare(
         feature_mask: units that are replaced to score the maps.
         block_size: or blocks.
         exclude: units that are never replaced.
-        metrics: names from :data:`captum_causalseg.evaluation.faithfulness.METRICS`; all by default.
+        metrics: names from :data:`captum_causalseg.evaluation.faithfulness.METRICS`, all by default, and
+            :data:`~captum_causalseg.evaluation.faithfulness.ON_REQUEST`. ``"irof, soft"`` is judged by the
+            differentiable twin of the target's metric, and so is every other.
         n_controls: number of random maps that are scored as well; a faithful map has to beat the mean of their scores. 0 for none.
         seed: of the split, the scores and the random map; methods have seeds of their own.
         show_progress: say how many forwards the scores take at most, and about how long, and show a bar over them.

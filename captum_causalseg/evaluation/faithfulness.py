@@ -9,8 +9,8 @@ interest, removing what harms it should raise it. A map without a negative value
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -39,13 +39,15 @@ from captum_causalseg._checks import (
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
-from captum_causalseg.evaluation.judging_cost import MEASUREMENTS, Effort, forecast
+from captum_causalseg.evaluation.judging_cost import MEASUREMENTS, SOFT, Effort, forecast
 from captum_causalseg.evaluation.replacements import Attributions, Replacements
 from captum_causalseg.interventions.execution import Execution
+from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["METRICS", "Curve", "Faithfulness", "FaithfulnessMetric", "register"]
 
 Order = Literal["supporting", "harming"]
+Kind = Literal["deletion", "insertion", "retention"]
 _ORDER = one_of("supporting", "harming")
 
 
@@ -150,6 +152,25 @@ class Faithfulness:
         seed: int = 0,
         support: Literal["auto"] | None = "auto",
     ) -> None:
+        self._twin: Faithfulness | None = None
+        self._options: dict[str, Any] = {
+            "inputs": inputs,
+            "baselines": baselines,
+            "target": target,
+            "additional_forward_args": additional_forward_args,
+            "feature_mask": feature_mask,
+            "block_size": block_size,
+            "exclude": exclude,
+            "n_draws": n_draws,
+            "n_steps": n_steps,
+            "n_subsets": n_subsets,
+            "subset_share": subset_share,
+            "leakage_share": leakage_share,
+            "perturbations_per_eval": perturbations_per_eval,
+            "seed": seed,
+            "support": support,
+        }
+        self._forward_func = forward_func
         self._world = Replacements(
             Options(
                 forward_func=forward_func,
@@ -178,7 +199,36 @@ class Faithfulness:
     @property
     def n_forwards(self) -> int:
         """Images that went through the model so far."""
-        return self._world.n_forwards
+        twin = 0 if self._twin is None or self._twin is self else self._twin.n_forwards
+        return self._world.n_forwards + twin
+
+    @property
+    def soft(self) -> "Faithfulness":
+        """The same judge by the differentiable twin of the target's metric (soft Dice for Dice): hard ones cannot move where the model is sure.
+
+        Itself, where the metric is its own twin. ``"irof, soft"``, and likewise of every other metric, is the name of what it finds.
+
+        Raises:
+            ValueError: the metric has no twin.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import SegmentationTarget, regions
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> model, image = torch.nn.Conv2d(1, 2, 9, padding=4), torch.rand(1, 1, 32, 32)
+            >>> target = SegmentationTarget.from_prediction(model, image, roi=regions.box((32, 32), start=12, size=8))
+            >>> judge = Faithfulness(target, image, torch.rand(4, 1, 32, 32), target=1, block_size=8)
+            >>> judge.evaluate(image, ["irof", "irof, soft"])["metric"].tolist(), bool(judge.soft.observed[0] < 1)
+            (['irof', 'irof, soft'], True)
+        """
+        if self._twin is None:
+            scorer = as_scorer(self._forward_func)
+            if not scorer.knows_model:
+                raise ValueError("metrics: a plain function has no soft version; give a SegmentationTarget")
+            twin = scorer.surrogate().function
+            same = scorer.metric_settings().get("metric") == as_scorer(twin).metric_settings().get("metric")
+            self._twin = self if same else Faithfulness(twin, **self._options)
+        return self._twin
 
     @checked(metrics=NONE | sequence(TEXT), n_maps=integer(1))
     def forecast(self, metrics: list[str] | None = None, *, n_maps: int = 1) -> int:
@@ -196,7 +246,7 @@ class Faithfulness:
             >>> expected, 0 < faithfulness.n_forwards - before <= expected
             (441, True)
         """
-        chosen = (METRICS[name].measurements or () for name in metric_names(metrics))
+        chosen = (metric_of(name).measurements or () for name in metric_names(metrics))
         return forecast((one for measurements in chosen for one in measurements), self._effort, n_maps)
 
     @property
@@ -235,18 +285,18 @@ class Faithfulness:
 
     @checked(metrics=NONE | sequence(TEXT))
     def evaluate(self, attributions: Attributions, metrics: list[str] | None = None) -> pd.DataFrame:
-        """Every metric (or those named) of a map: one row per example and metric.
+        """Every metric of :data:`METRICS` (or those named) of a map: one row per example and metric.
 
         Columns: ``example``, ``metric``, ``value``, ``score_direction`` (``"higher"`` or ``"lower"`` is better) and ``source``. A metric that has nothing
         to say about this map is NaN.
 
         Args:
             attributions: like ``inputs``; one channel may stand for all.
-            metrics: names from :data:`METRICS`.
+            metrics: names from :data:`METRICS` and :data:`ON_REQUEST`; with ``", soft"`` behind it, by :attr:`soft`.
         """
         rows = []
         for name in metric_names(metrics):
-            metric = METRICS[name]
+            metric = metric_of(name)
             for example, value in enumerate(metric.function(self, attributions)):
                 rows.append((example, name, float(value), metric.score_direction, metric.source))
         return pd.DataFrame(rows, columns=["example", "metric", "value", "score_direction", "source"])
@@ -286,6 +336,23 @@ class Faithfulness:
             True
         """
         return self._curve(attributions, order, "insertion")
+
+    def retention(self, attributions: Attributions) -> Curve:
+        """The score when only the highest units are left as they are, and all others are replaced: the paper's attribution score.
+
+        In equal steps from no unit to all; units that are never replaced, such as those of the region of interest, are there throughout. **Larger** is better. The same images as of
+        :meth:`insertion`, by share of the units kept, not denser at the beginning.
+
+        Example:
+            >>> from captum_causalseg.evaluation import Faithfulness
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)  # whose true effects are known
+            >>> faithfulness = Faithfulness(case.target(), case.images, case.donors, block_size=8, n_steps=4)
+            >>> right, wrong = (faithfulness.retention(sign * case.effects_of_map()) for sign in (1, -1))
+            >>> bool(right.area[0] > wrong.area[0]), bool(right.score[0, -1] == faithfulness.observed[0])
+            (True, True)
+        """
+        return self._curve(attributions, "supporting", "retention")
 
     def irof(self, attributions: Attributions) -> np.ndarray:
         """Iterative removal of features ``(N,)``: area over the deletion curve relative to the observed score, larger is better.
@@ -428,15 +495,15 @@ class Faithfulness:
         mean: np.ndarray = np.where(count > 0, np.nansum(found, 0) / np.maximum(count, 1), np.nan)
         return mean
 
-    def _curve(self, attributions: Attributions, order: Order, kind: Literal["deletion", "insertion"]) -> Curve:
+    def _curve(self, attributions: Attributions, order: Order, kind: Kind) -> Curve:
         units = self.unit_attributions(attributions)
         key = kind, order, units.tobytes()
         if key not in self._curves:
             self._curves[key] = self._measured_curve(units, order, kind)
         return self._curves[key]
 
-    def _measured_curve(self, units: np.ndarray, order: Order, kind: str) -> Curve:
-        fraction = np.linspace(0, 1, self.n_steps + 1) ** 2
+    def _measured_curve(self, units: np.ndarray, order: Order, kind: Kind) -> Curve:
+        fraction = np.linspace(0, 1, self.n_steps + 1) ** (1 if kind == "retention" else 2)
         shape = self.n_draws, self.n_examples, len(fraction)
         draws, examples = (axis.ravel() for axis in np.indices(shape)[:2])
         replaced = np.zeros((*shape, units.shape[1]), dtype=bool)
@@ -528,12 +595,14 @@ class FaithfulnessMetric:
             function=FUNCTION,
             score_direction=one_of("higher", "lower"),
             source=TEXT,
-            measurements=NONE | sequence(one_of(*MEASUREMENTS)),
+            measurements=NONE | sequence(one_of(*MEASUREMENTS, *(f"{name}{SOFT}" for name in MEASUREMENTS))),
         )
 
 
 METRICS: dict[str, FaithfulnessMetric] = {}
-"""By name; :func:`register` adds to it."""
+"""By name, what maps are judged by unless something else is asked; :func:`register` adds to it."""
+ON_REQUEST: dict[str, FaithfulnessMetric] = {}
+"""By name, further metrics, which cost more: judged by only where they are named."""
 
 
 def register(
@@ -542,11 +611,14 @@ def register(
     score_direction: Literal["higher", "lower"],
     source: str,
     measurements: Sequence[str] | None = None,
+    *,
+    on_request: bool = False,
 ) -> None:
     """Add your own metric to the table :data:`METRICS`; its name must not be taken.
 
     Args:
         name, function, score_direction, source, measurements: as of :class:`FaithfulnessMetric`.
+        on_request: add it to :data:`ON_REQUEST` instead.
 
     Example:
         >>> import numpy as np
@@ -560,18 +632,35 @@ def register(
     """
     needs = None if measurements is None else tuple(measurements)
     metric = FaithfulnessMetric(name, function, score_direction=score_direction, source=source, measurements=needs)
-    if name in METRICS:
+    if name in METRICS or name in ON_REQUEST:
         raise ValueError(f"name: {name!r} is taken")
-    METRICS[name] = metric
+    (ON_REQUEST if on_request else METRICS)[name] = metric
 
 
 def metric_names(metrics: Sequence[str] | None) -> list[str]:
     """The metrics asked for, all by default; refused where one is not in the table."""
     names = list(METRICS) if metrics is None else list(metrics)
-    unknown = [name for name in names if name not in METRICS]
+    known = METRICS | ON_REQUEST
+    unknown = [name for name in names if name not in known and name.removesuffix(SOFT) not in known]
     if unknown:
-        raise ValueError(f"metrics: expected names from {list(METRICS)}, got {shown(unknown)}")
+        raise ValueError(f"metrics: expected names from {list(known)}, got {shown(unknown)}")
     return names
+
+
+def metric_of(name: str) -> FaithfulnessMetric:
+    """A metric by its name, as of :func:`metric_names`."""
+    known = METRICS | ON_REQUEST
+    if name in known:
+        return known[name]
+    hard = known[name.removesuffix(SOFT)]
+    needs = None if hard.measurements is None else tuple(f"{one}{SOFT}" for one in hard.measurements)
+    return replace(hard, name=name, function=partial(_softly, hard.function), measurements=needs)
+
+
+def _softly(
+    function: Callable[[Faithfulness, Attributions], np.ndarray], judge: Faithfulness, attributions: Attributions
+) -> np.ndarray:
+    return function(judge.soft, attributions)
 
 
 _CURVES = "Petsiuk et al. 2018 (arXiv 1806.07421), with donors and signs"

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["MEASUREMENTS", "Effort", "Measurement", "forecast"]
+__all__ = ["MEASUREMENTS", "SHARES", "SOFT", "Effort", "Measurement", "forecast", "subsets_of_a_size"]
+
+
+SOFT = ", soft"
+"""Behind the name of a metric or a measurement: by the differentiable twin of the score."""
+SHARES = (0.2, 0.4, 0.6, 0.8)
+"""Of the units, where only a few shares are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,11 @@ class Measurement:
     of_map: bool = True
 
 
+def subsets_of_a_size(n_subsets: int, n_sizes: int) -> int:
+    """Of so many subsets, how many each size gets; three are the fewest that have a correlation."""
+    return max(3, n_subsets // n_sizes)
+
+
 def _curve(effort: Effort) -> int:
     return effort.n_draws * (effort.n_steps + 1)
 
@@ -48,6 +59,11 @@ MEASUREMENTS: dict[str, Measurement] = {
     "deletion, harming": Measurement(_curve),
     "insertion, supporting": Measurement(_curve),
     "insertion, harming": Measurement(_curve),
+    "retention": Measurement(_curve),
+    "imputation": Measurement(lambda effort: len(SHARES) + 1),
+    "subsets of many sizes": Measurement(
+        lambda effort: len(SHARES) * subsets_of_a_size(effort.n_subsets, len(SHARES)), of_map=False
+    ),
     "subsets": Measurement(lambda effort: effort.n_subsets, of_map=False),
     "leakage": Measurement(lambda effort: effort.n_draws + 1),
 }
@@ -62,5 +78,5 @@ def forecast(measurements: Iterable[str], effort: Effort, n_maps: int = 1) -> in
         >>> forecast(["deletion, supporting", "subsets", "subsets"], Effort(n_draws=2, n_steps=4, n_subsets=10), n_maps=3)
         40
     """
-    chosen = [MEASUREMENTS[name] for name in dict.fromkeys(measurements)]
+    chosen = [MEASUREMENTS[name.removesuffix(SOFT)] for name in dict.fromkeys(measurements)]
     return effort.n_examples * sum(one.forwards(effort) * (n_maps if one.of_map else 1) for one in chosen)

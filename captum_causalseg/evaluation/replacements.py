@@ -1,7 +1,7 @@
 """Images in which any set of units is replaced by natural donors at once, and the scores that they get."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -162,6 +162,22 @@ class Replacements:
         windows = max(model.windows_run - before, 1)
         of_all = len(model.layout(self._spatial)) * model.runs_per_window
         return Pace(seconds / windows, near=windows / self.n_examples, whole=float(of_all), noun="windows")
+
+    def where(self, slot: int, chosen: np.ndarray, examples: np.ndarray) -> Tensor:
+        """``(B, C or 1, *spatial or ones)``, boolean: the elements of an input that lie in the units ``chosen`` ``(B, U)``."""
+        return self._on(slot, chosen, examples)
+
+    def scores_of(self, images: Sequence[Tensor], examples: np.ndarray) -> np.ndarray:
+        """The scores ``(B,)`` of images made elsewhere, per input ``(B, C, *spatial)``."""
+        found = np.empty(len(examples))
+        with undisturbed(self.scorer.function):
+            for start in range(0, len(examples), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                given = [image[part] for image in images]
+                scores = self.scorer(*given, *gather(self.arguments, examples[part]))
+                found[part] = self.pick(scores, examples[part])
+                self.count(len(examples[part]))
+        return found
 
     def pick(self, scores: Tensor, examples: np.ndarray) -> np.ndarray:
         """The output that is looked at, ``(B,)``, of scores ``(B, *output_shape)``."""
