@@ -154,7 +154,8 @@ class _DonorFolder(Sequence[Tensor]):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
         own = {file.resolve() for file in explained}
-        self._cases = [files for files in preparation.cases(folder) if own.isdisjoint(file.resolve() for file in files)]
+        cases = preparation.cases(folder, len(explained))
+        self._cases = [files for files in cases if own.isdisjoint(file.resolve() for file in files)]
         if not self._cases:
             raise ValueError(f"there is no image in {folder} but the explained one")
         self._preparation, self._channels = preparation, channels

@@ -206,7 +206,8 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         "--donors",
         type=Path,
         metavar="DIR",
-        help="folder of image files to cut donors from, of which the explained image is none (default: the image itself)",
+        help="folder of images to cut donors from, of which the explained image is none; where an image has several files, a folder for each image, or names that end "
+        "in numbers (case_0000, case_0001) (default: the image itself)",
     )
     case.add_argument(
         "--match",

@@ -1,5 +1,6 @@
 """How image files become what the network is shown: as a bundle or an nnU-Net prepares them, or as they are."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +51,15 @@ class Preparation(ABC):
     def grids(self, files: Sequence[Path], prepared: Any) -> Grids:
         """The files' own grid and the prepared one."""
 
-    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
-        """The images of a folder, each by its files."""
+    def cases(self, folder: Path, n_files: int = 1) -> list[tuple[Path, ...]]:
+        """The images of a folder, each by its files.
+
+        Args:
+            folder: of files; of images of several files a folder for each, or all of them, told apart by the numbers that their names end in.
+            n_files: of one image.
+        """
+        if n_files > 1:
+            return _cases_of_several(folder, n_files)
         found = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
         # Folders are DICOM series, where there are no files beside them.
         files = [file for file in found if file.is_file()] or found
@@ -62,6 +70,31 @@ class Preparation(ABC):
     def reference(self, labels: Tensor) -> Tensor:
         """A label map ``(*spatial)`` as the model's target takes it."""
         return labels
+
+
+def _cases_of_several(folder: Path, n_files: int) -> list[tuple[Path, ...]]:
+    found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    groups: dict[Path, list[tuple[int, Path]]] = {}
+    for entry in found:
+        if entry.is_dir():
+            files = sorted(file for file in entry.iterdir() if not file.name.startswith("."))
+            groups[entry] = list(enumerate(files))
+        elif any(other.is_dir() for other in found):
+            raise ValueError(f"expected a folder for each image, or files alone, got both in {folder}")
+        else:
+            name = re.fullmatch(r"(.+)_(\d+)((?:\.[A-Za-z]\w*)+)", entry.name)
+            if name is None:
+                raise ValueError(
+                    f"expected {n_files} files of each image, in a folder of its own or with names that end in numbers, such as case_0000.nii.gz "
+                    f"and case_0001.nii.gz, got {entry.name}"
+                )
+            groups.setdefault(folder / name[1], []).append((int(name[2]), entry))
+    if not groups:
+        raise ValueError(f"there is no file in {folder}")
+    for case, numbered in groups.items():
+        if len(numbered) != n_files:
+            raise ValueError(f"expected {n_files} files of each image, as the explained one has, got {len(numbered)} of {case}")
+    return [tuple(file for _, file in sorted(numbered)) for numbered in groups.values()]
 
 
 def _checked_axes(image: Any, files: Sequence[Path], dims: int | None, who: str) -> Any:
@@ -181,8 +214,8 @@ class NnunetPreparation(Preparation):
         """See :meth:`Preparation.named`; regions hold several labels."""
         return self.net.masks(labels)[self.net.labels[name]] if self.net.has_regions else super().named(name, labels)
 
-    def cases(self, folder: Path) -> list[tuple[Path, ...]]:
-        """See :meth:`Preparation.cases`."""
+    def cases(self, folder: Path, n_files: int = 1) -> list[tuple[Path, ...]]:
+        """See :meth:`Preparation.cases`; files of an image are found by nnU-Net's names."""
         return self.net.cases_in(folder)
 
     def reference(self, labels: Tensor) -> Tensor:

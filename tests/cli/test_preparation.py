@@ -58,3 +58,27 @@ def test_the_images_of_a_folder(files):
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match=r"there is no file in .*empty"):
         FilePreparation("none", None).cases(folder / "empty")
+
+
+def test_the_images_of_a_folder_where_an_image_has_several_files(tmp_path):
+    preparation = FilePreparation("none", None)
+    for name in ("b_0001.nii.gz", "b_0000.nii.gz", "a_10.nii.gz", "a_9.nii.gz", ".hidden"):
+        (tmp_path / name).touch()
+    names = [[file.name for file in case] for case in preparation.cases(tmp_path, 2)]
+    assert names == [["a_9.nii.gz", "a_10.nii.gz"], ["b_0000.nii.gz", "b_0001.nii.gz"]]
+    folders = tmp_path / "folders"
+    for case in ("x", "y"):
+        (folders / case).mkdir(parents=True)
+        for channel in ("t2.nii", "t1.nii"):
+            (folders / case / channel).touch()
+    assert preparation.cases(folders, 2) == [tuple(folders / case / f"t{n}.nii" for n in (1, 2)) for case in ("x", "y")]
+    (folders / "y" / "t3.nii").touch()
+    with pytest.raises(ValueError, match=r"expected 2 files of each image, as the explained one has, got 3 of .*y$"):
+        preparation.cases(folders, 2)
+    (tmp_path / "plain.nii").touch()
+    with pytest.raises(ValueError, match=r"expected a folder for each image, or files alone"):
+        preparation.cases(tmp_path, 2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "plain.nii").touch()
+    with pytest.raises(ValueError, match=r"such as case_0000\.nii\.gz and case_0001\.nii\.gz, got plain\.nii"):
+        preparation.cases(tmp_path / "other", 2)
