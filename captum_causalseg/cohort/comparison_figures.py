@@ -99,8 +99,8 @@ def _means(axes: Axes, means: pd.DataFrame, summary: ComparisonSummary) -> None:
         color = _OURS if row["method"] == summary.against else _OTHERS
         axes.plot([row["lower"], row["upper"]], [place, place], color=color, linewidth=2)
         axes.plot(row["mean"], place, "o", color=color, markersize=6)
-        n = f"n={row['n_cases']}" + (f", {row['n_missing']} silent" if row["n_missing"] else "")
-        axes.annotate(n, (1, place), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="0.45")
+        n = f"n={row['n_cases']}" + (f"\n{row['n_missing']} silent" if row["n_missing"] else "")
+        axes.annotate(n, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7, color="0.45")
     _methods(axes, means["method"].tolist())
     axes.set_xlabel("mean over cases", fontsize=9)
 
@@ -115,8 +115,8 @@ def _differences(axes: Axes, found: pd.DataFrame, names: list[str], *, summary: 
         axes.plot(ends, [place, place], color=_OTHERS, linewidth=2)
         face = _OTHERS if significant else "white"
         axes.plot(sign * row["difference"], place, "o", color=_OTHERS, markerfacecolor=face, markersize=6)
-        won = f"better in {100 * row['win_rate']:.0f} % of {row['n_pairs']}"
-        axes.annotate(won, (1, place), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="0.45")
+        won = f"better in\n{100 * row['win_rate']:.0f} % of {row['n_pairs']}"
+        axes.annotate(won, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7, color="0.45")
     axes.axvline(0, color=_OURS, linewidth=0.9)
     _methods(axes, names)
     axes.set_yticklabels([])
@@ -156,9 +156,9 @@ def _ranked(axes: Axes, ranks: pd.DataFrame, summary: ComparisonSummary) -> None
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
     p_value = ranks["p_friedman"].iloc[0]
-    tested = "" if np.isnan(p_value) else f", Friedman p = {p_value:.2g}"
-    apart = "" if np.isnan(critical) else f"; critical difference {critical:.2f}"
-    axes.set_xlabel(f"rank (1 is best), {n} cases{tested}{apart}", fontsize=9)
+    said = [] if np.isnan(p_value) else [f"Friedman p = {p_value:.2g}"]
+    said += [] if np.isnan(critical) else [f"critical difference {critical:.2f}"]
+    axes.set_xlabel("\n".join(filter(None, (f"rank (1 is best), {n} cases", ", ".join(said)))), fontsize=9)
 
 
 def _cliques(ranks: np.ndarray, critical: float) -> list[tuple[float, float]]:

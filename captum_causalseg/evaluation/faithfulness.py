@@ -405,7 +405,7 @@ class Faithfulness:
         """Captum's ``infidelity`` ``(N,)`` with random subsets of units replaced by donors as perturbations, smaller is better.
 
         The perturbation is 1 where a unit is replaced, and its product with the map is the sum of the units' attributions; ``normalize=True``, so that neither the map's scale nor its sign counts. In squared units of
-        the score.
+        the score. NaN where no subset changes the score: then every map would be without a fault.
 
         Example:
             >>> import torch
@@ -445,6 +445,7 @@ class Faithfulness:
             normalize=True,
         )
         found: np.ndarray = values.double().cpu().numpy().reshape(self.n_examples)
+        found[(self._subset_changes == 0).all(1)] = np.nan
         return found
 
     def leakage(self, attributions: Attributions) -> np.ndarray:

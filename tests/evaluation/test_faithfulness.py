@@ -421,3 +421,14 @@ def test_what_was_segmented_is_that_of_the_explained_class():
     whole = target.predict(images)
     assert torch.equal(prediction, torch.stack([whole[0, 2], whole[1, 1]]))
     assert judge(Additive(), ones()).replacements.segmented() is None
+
+
+def test_a_score_that_no_subset_changes_says_nothing_of_infidelity():
+    """Every map would have 0, the best there is."""
+
+    def forward(x: Tensor) -> Tensor:
+        return 5 + 0 * x.flatten(1).sum(1)
+
+    f = judge(forward, ones(), n_subsets=6)
+    assert np.isnan(f.infidelity(painted(EFFECTS))).all()
+    assert not np.isnan(judge(Additive(), ones(), n_subsets=6).infidelity(painted(EFFECTS))).any()
