@@ -115,7 +115,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/joint_coverage.py --threads 1 --write docs/benchmarks/joint_coverage.md
 	$(BIN)/python benchmarks/equal_forwards.py --threads 1 --write docs/benchmarks/equal_forwards.md
 	$(if $(DATA),$(BIN)/python benchmarks/joint_effects.py --threads 1 --data "$(DATA)" --write docs/benchmarks/joint_effects.md)
-	$(BIN)/python benchmarks/regions.py --threads 1 --cases 6 --pictures 4 $(if $(DATA),--data "$(DATA)" --write docs/benchmarks/regions.md)
+	$(BIN)/python benchmarks/regions.py --threads 1 --cases 6 --network "batch norm" --pictures 3 $(if $(DATA),--data "$(DATA)" --write docs/benchmarks/regions.md)
 	$(BIN)/python benchmarks/refusals.py --threads 1 --write docs/benchmarks/refusals.md
 	$(BIN)/python examples/model_study.py --write docs
 	$(BIN)/python benchmarks/layer_effects.py
