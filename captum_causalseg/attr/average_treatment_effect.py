@@ -11,7 +11,7 @@ from captum_causalseg._checks import FUNCTION, NONE, checked, instance
 from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.controls import CONTROLS, Controls
 from captum_causalseg.attr.effort import DRAWS, EFFORT, OPEN_DRAWS, Effort, draws_of
-from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
+from captum_causalseg.attr.estimate import PlannedInterventions, answer, estimate, interventions
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.attr.parts import InParts
@@ -110,7 +110,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         controls: Controls = None,
         channels: Channels = None,
         units: UnitKind = "block",
-        allocation: Literal["needed", "equal"] = "equal",
+        allocation: Literal["needed", "equal"] = "needed",
     ) -> Any:
         """Estimate every unit's average treatment effect.
 
@@ -127,9 +127,9 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             block_size: edge of the block units in pixels, one number or one per spatial axis (for inputs that need different
                 ones, a tuple of such tuples, one per input); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
                 shorter. Inputs without spatial axes have every feature as a unit.
-            n_draws: interventions per unit, the screening draws included, by default 12; with ``allocation="needed"`` their mean over the example's units, at most (see
-                ``allocation``). If a bank has no more donors, all are used, and the effect is exact. With ``precision`` or ``decide``, a
-                budget, by default 50: the average per unit over all units.
+            n_draws: interventions per unit, the screening draws included, by default 12. From 12 on they go where they are needed (``allocation``): then this
+                is their mean over the example's units, at most. If a bank has no more donors, all are used, and the effect is exact. With ``precision`` or
+                ``decide``, a budget, by default 50: the average per unit over all units.
             n_screening_draws: how many draws are made first, to decide whether the others are made.
             screening_threshold: the other draws of a unit are made if one of these moves the score by at least this, in the score's units.
             sampling: ``"stratified"``: donors are ranked by their first-order effect on the target's output (one backward pass
@@ -183,7 +183,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 the units, at most. It depends on nothing but the example itself. Because draws are looked at, effects have a small bias (in the
                 documentation's page on coverage), and intervals are a little wider. ``"equal"``: every unit has ``n_draws``. So it is,
                 whatever is said here, with fewer than 12 draws, with at least half as many screening draws, with ``precision`` or ``decide``
-                (which share out draws by themselves), with a scheme of your own, and where units are explained in parts, by several
+                (which share out draws by themselves), with uniform draws (also where there is no gradient: intervals of the fewest would hold the
+                truth too rarely), with a scheme of your own, and where units are explained in parts, by several
                 processes; ``settings["allocation"]`` says which it was.
             channels: ``"each"``: every channel of a unit (a modality, such as T1 or T2) is a unit by itself, replaced while the others stay:
                 unit ``u`` becomes ``u * C + c``, and the table has a column ``channel``. Numbers: only these channels are replaced, together,
@@ -260,17 +261,18 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         seed: int | Sequence[int] = 0,
         channels: Channels = None,
         units: UnitKind = "block",
-        allocation: Literal["needed", "equal"] = "equal",
+        allocation: Literal["needed", "equal"] = "needed",
         statistics: TreatmentEffectStatistics | None = None,
-    ) -> list[Intervention]:
+    ) -> PlannedInterventions:
         """The interventions that :meth:`attribute` makes with these arguments when nothing is screened out.
 
         Each names the example, the unit, the number of the draw, its weight in the estimate, and, for every input that the unit
         reaches into, the donor image and the place in it. With uniform draws and without support, the model is not run.
 
-        Which units get the other half of the draws (``allocation="needed"``, from 12 draws on) shows only when the first half is scored: what is
-        planned is the first half, with its weights. With the ``statistics`` that :meth:`attribute` returned to the same arguments, it
-        is what was done: every unit's draws, further ones included, screened units' no more than the screening draws.
+        **From 12 draws on, this is half of them.** Which units get the other half (``allocation``) shows only when the first one is scored: what is
+        planned is the first half, with its weights, and ``unassigned`` counts the draws that are missing. All of them are there with
+        ``allocation="equal"``; and with the ``statistics`` that :meth:`attribute` returned to the same arguments: then it is what was done, every
+        unit's draws, further ones included, screened units' no more than the screening draws.
 
         Example:
             >>> from captum_causalseg import AverageTreatmentEffect
@@ -282,6 +284,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
             60
             >>> plan[0].unit, plan[0].draw, plan[0].weight
             (0, 0, 0.25)
+            >>> print(ate.plan(case.images, case.donors, n_draws=12, support=None))
+            90 interventions; 90 more are shared out when these are scored: give allocation="equal", or the statistics of attribute
         """
         return interventions(
             Options(

@@ -146,6 +146,7 @@ def component_effects(
                 screening_threshold=screening_threshold,
                 seed=_seed_of(name, seed),
                 sampling="stratified",
+                allocation="equal",
                 support=support,
             ),
             # The model is the same in all of them: the first and the last look at it, and the observed scores between must agree.

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,6 +46,7 @@ from captum_causalseg.statistics.slopes import SlopeSums
 
 __all__ = [
     "Intervention",
+    "PlannedInterventions",
     "Running",
     "answer",
     "estimate",
@@ -112,6 +113,39 @@ class Intervention:
         return tuple(
             _read(source, self.example, piece=piece, number=number)
             for (source, piece), number in zip(self.sources, self.numbers)
+        )
+
+
+class PlannedInterventions(list[Intervention]):
+    """What ``plan`` returns: a list of interventions that knows whether it is complete.
+
+    Args:
+        interventions: those that are known.
+        unassigned: how many more will be made, at most, of which it shows only when these are scored which units they go to. Then the weights of a
+            unit's draws change as well. 0 if all are here.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import AverageTreatmentEffect, PatchBank
+        >>> ate, bank = AverageTreatmentEffect(lambda image: image.amax((1, 2, 3))), PatchBank(torch.rand(50, 1, 16, 16))
+        >>> half, whole = (
+        ...     ate.plan(torch.rand(1, 1, 16, 16), bank, block_size=8, n_draws=12, allocation=allocation)
+        ...     for allocation in ("needed", "equal")
+        ... )
+        >>> len(half), half.unassigned, len(whole), whole.unassigned  # four blocks, twelve draws each
+        (24, 24, 48, 0)
+    """
+
+    def __init__(self, interventions: Iterable[Intervention] = (), *, unassigned: int = 0) -> None:
+        super().__init__(interventions)
+        self.unassigned = unassigned
+
+    def __repr__(self) -> str:
+        if not self.unassigned:
+            return f"{len(self)} interventions"
+        return (
+            f"{len(self)} interventions; {self.unassigned} more are shared out when these are scored: "
+            'give allocation="equal", or the statistics of attribute'
         )
 
 
@@ -239,17 +273,16 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
         raise ValueError(
             "shards: contexts are made of all units of a case, which cannot be divided among workers; give shards=1"
         )
-    asked, options = options.effort, _of_parts(options)
     effort = options.effort
     with running(options) as now:
         problem, plan, evaluator = now.problem, now.plan, now.evaluator
-        if effort is not asked:
+        if effort.shares_out and options.execution.part != WHOLE:
             evaluator.ledger.disable("allocation", "units are explained in parts, which do not know of each other's errors")
         goal = goal_of(effort, now)
         forecast = now.forecast(goal, in_context=options.joint is not None, controls=problem.controls)
         how: dict[str, Any] = {"batch_size": now.batch_size, "goal": goal, "on_progress": forecast.run}
         if options.joint is None:
-            needed = now.outputs.on_every_roi() if effort.shares_out else None
+            needed = now.outputs.on_every_roi() if plan.shares_out else None
             outcome = run(plan, evaluator, now.baseline, screening_threshold=effort.screening_threshold, needed=needed, **how)
         else:
             outcome = run_in_context(plan, options.joint, evaluator, observed=now.baseline, treated=now.treated, **how)
@@ -318,6 +351,7 @@ def statistics_of(
         | {
             "n_screening_draws": plan.n_screening_draws if plan.screens else 0,
             "sampling": plan.scheme.name,
+            "allocation": "needed" if plan.shares_out else "equal",
             "support": None if "support" in ledger.disabled else effort.support,
             "batch_size": outcome.batch_size,
             "window": None if now.reach.window is None else list(now.reach.window),
@@ -378,20 +412,20 @@ def _control_of_all_units(plan: Plan, rows: UnitMoments, effects: UnitMoments) -
     return control
 
 
-def interventions(options: Options, statistics: TreatmentEffectStatistics | None = None) -> list[Intervention]:
+def interventions(options: Options, statistics: TreatmentEffectStatistics | None = None) -> PlannedInterventions:
     """All interventions that would be made if no unit were screened out, before errors are looked at; or, by their statistics, those that were."""
-    problem, options = prepare(options), _of_parts(options)
-    effort = options.effort
+    problem, effort = prepare(options), options.effort
     with undisturbed(problem.scorer.function):
         plan = _plan(problem, options)
         if plan.scheme.design.needs_ranking or effort.support is not None:
             plan = _prepare(problem, options, plan).plan
     made = None if statistics is None else _made(problem, statistics)
-    planned = []
+    planned = PlannedInterventions()
     for row in np.flatnonzero(plan.active.any(1)).tolist():
         example, unit = int(plan.example[row]), int(plan.unit[row])
         pieces = problem.units.pieces(example, unit)
         design = plan.design(row)
+        planned.unassigned += plan.budget(row) - plan.first_draws(row) if made is None else 0
         stage = 1 if made is None else _stage_of(design, int(made[example, unit]), int(problem.units.ids[unit]))
         numbers = problem.evaluator.unit_donors.spread(design.donors(design.end(stage))).tolist()
         for draw, (weight, number) in enumerate(zip(design.selection(stage).weights.tolist(), numbers)):
@@ -435,13 +469,6 @@ def _stage_of(design: Design, n_draws: int, unit: int) -> int:
         f"statistics: unit {unit} has {n_draws} draws in them, which it does not come to here; give the arguments that they were made "
         "with, without precision and decide"
     )
-
-
-def _of_parts(options: Options) -> Options:
-    """A part of the units cannot know where draws are needed in the others: all get as many."""
-    if options.execution.part == WHOLE or not options.effort.shares_out:
-        return options
-    return replace(options, effort=replace(options.effort, allocation="equal"))
 
 
 def _read(source: BoundDonors, example: int, *, piece: Piece, number: int) -> Tensor:
@@ -490,6 +517,8 @@ def _plan(problem: Problem, options: Options) -> Plan:
     if len(seeds) not in (1, problem.n_examples):
         raise ValueError(f"seed: expected one, or one per example ({problem.n_examples}), got {len(seeds)}")
     example, unit = np.nonzero(problem.treated() & options.execution.part.units(len(problem.units)))
+    # A part of the units cannot know where draws are needed in the others, and one unit alone gets them all.
+    shares_out = effort.shares_out and options.execution.part == WHOLE and np.bincount(example).max(initial=0) > 1
     return Plan(
         example=example,
         unit=unit,
@@ -497,7 +526,7 @@ def _plan(problem: Problem, options: Options) -> Plan:
         population=problem.evaluator.populations(example, unit),
         active=np.ones((len(example), 1), dtype=bool),
         n_draws=effort.n_draws if effort.shares_out else effort.n_first,
-        n_first=effort.n_first if effort.shares_out else None,
+        n_first=effort.n_first if shares_out else None,
         n_screening_draws=effort.n_screening_draws,
         seed=seeds,
         sampling="paper" if effort.paper else effort.sampling,

@@ -65,7 +65,7 @@ class Forecast:
         rows, most, each = np.flatnonzero(self._plan.active.any(1)), total, self._forwards_each()
         self._dearest = int(each.max())
         # Who gets the draws that go where they are needed is not known yet.
-        if self._budget or self._in_context or self._plan.n_first is not None:
+        if self._budget or self._in_context or self._plan.shares_out:
             most *= self._dearest
         else:
             most = sum(self._plan.design(row).end(1) * cost for row, cost in zip(rows.tolist(), each.tolist()))

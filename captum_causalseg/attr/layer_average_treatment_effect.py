@@ -9,7 +9,7 @@ from captum_causalseg._captum import LayerAttribution, PerturbationAttribution, 
 from captum_causalseg._checks import NONE, checked, instance
 from captum_causalseg.attr.controls import CONTROLS, Controls
 from captum_causalseg.attr.effort import EFFORT, LAYER_DRAWS, OPEN_DRAWS, Effort, draws_of
-from captum_causalseg.attr.estimate import Intervention, answer, estimate, interventions
+from captum_causalseg.attr.estimate import PlannedInterventions, answer, estimate, interventions
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.parts import InParts
@@ -93,7 +93,7 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         alpha: float = 0.05,
         layout: Layouts = "auto",
         controls: Controls = None,
-        allocation: Literal["needed", "equal"] = "equal",
+        allocation: Literal["needed", "equal"] = "needed",
     ) -> Any:
         """Estimate the average treatment effect of every unit of the layer.
 
@@ -213,12 +213,13 @@ class LayerAverageTreatmentEffect(InParts, LayerAttribution, PerturbationAttribu
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
         layout: Layouts = "auto",
-        allocation: Literal["needed", "equal"] = "equal",
+        allocation: Literal["needed", "equal"] = "needed",
         statistics: TreatmentEffectStatistics | None = None,
-    ) -> list[Intervention]:
+    ) -> PlannedInterventions:
         """The interventions that :meth:`attribute` makes when nothing is screened out; runs the model to see the activation.
 
-        ``allocation`` and ``statistics`` are those of :meth:`AverageTreatmentEffect.plan`.
+        From 12 draws on these are half of them, and ``unassigned`` says how many are missing, unless ``allocation`` or ``statistics`` says otherwise: see
+        :meth:`AverageTreatmentEffect.plan`.
 
         Example:
             >>> import torch

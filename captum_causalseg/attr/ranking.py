@@ -52,7 +52,7 @@ def rank_donors(
     rankings: list[Ranking | None] = [None] * len(plan)
     if not len(wanted):
         return rankings, 0
-    m = max(_CANDIDATES, _PER_DRAW * effort.n_draws)
+    m, most_draws = max(_CANDIDATES, _PER_DRAW * effort.n_draws), max(plan.most_draws, effort.most_draws)
     n_images = 0
     for example in np.unique(plan.example[wanted]).tolist():
         gradients = _gradients(problem, evaluator, example, outputs=outputs[example])
@@ -65,7 +65,7 @@ def rank_donors(
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[begin : begin + _ROWS_AT_ONCE]
             for row, effects in zip(some, _first_order(problem, plan, rows=some, m=m, gradients=gradients)):
-                rankings[row] = plan.ranked(row, effects, outputs=outputs[example], most_draws=effort.most_draws)
+                rankings[row] = plan.ranked(row, effects, outputs=outputs[example], most_draws=most_draws)
     return rankings, n_images
 
 

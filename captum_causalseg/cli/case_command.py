@@ -72,6 +72,12 @@ class CaseCommand(Command):
             metavar="X",
             help="continue until the half-width of every 95 %% interval is at most X, in the score's units",
         )
+        group.add_argument(
+            "--allocation",
+            choices=("needed", "equal"),
+            help="needed: from 12 draws on, half of them go to the units that are known the least, and --draws is their mean; equal: every unit has as many "
+            "(default: needed)",
+        )
 
     def run(self, options: argparse.Namespace) -> tuple[str, int]:
         """See :meth:`Command.run`."""

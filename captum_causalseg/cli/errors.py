@@ -19,6 +19,7 @@ _OPTION_OF = {
     "block_size": "--units",
     "feature_mask": "--units",
     "n_draws": "--draws",
+    "allocation": "--allocation",
     "precision": "--precision",
     "target": "--class",
     "output": "--class",

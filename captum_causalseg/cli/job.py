@@ -52,6 +52,7 @@ class Job:
             "precision": options.precision,
             "seed": options.seed,
             "show_progress": True,
+            **({} if options.allocation is None else {"allocation": options.allocation}),
             **self.case.units.arguments,
         }
 

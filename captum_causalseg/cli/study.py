@@ -46,7 +46,7 @@ _OF_A_STUDY = (
     "metric",
     "controls",
 )
-_EFFORT = ("draws", "precision", "seed", "context")
+_EFFORT = ("draws", "precision", "allocation", "seed", "context")
 _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
 _FILES = ("bundle", "nnunet", "weights", "donors", "image", "label")
 _PERHAPS_FILES = ("model", "roi", "units")
@@ -145,7 +145,7 @@ def _write_map(path: Path, case: Mapping[str, Any], statistics: TreatmentEffectS
 
 def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, options: argparse.Namespace) -> Cohort:
     effort = study.of({"image": "-", "roi": "-"})
-    more: dict[str, Any] = {} if effort.controls is None else {"controls": effort.controls}
+    more = {name: getattr(effort, name) for name in ("controls", "allocation") if getattr(effort, name) is not None}
     if effort.context and options.shards > 1:
         raise InputError(
             "--shards: the contexts of joint effects are made of all units of a case, which cannot be divided among workers"

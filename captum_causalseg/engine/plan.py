@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from captum_causalseg.engine.allocation import ROUNDS
 from captum_causalseg.engine.design import Design, UniformDesign
 from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.ranking import Ranking
@@ -28,7 +29,8 @@ class Plan:
         population: ``(M, slots)`` number of donors per slot; 1 where the unit does not reach into the slot.
         active: ``(M, K)`` for which outputs the row's effect is wanted.
         n_draws: interventions per row, the screening draws included (for ``"paper"`` they come on top).
-        n_first: of them, those that are made before it is looked where the others are needed; ``None``: all, every row has as many.
+        n_first: of them, those that are made before it is looked where the others are needed; ``None``: all, every row has as many, and nothing is
+            shared out.
         n_screening_draws: how many of them come first and decide whether the rest is needed; 0 for no screening.
         seed: one for all, or one per example.
         sampling: ``"uniform"``, ``"stratified"``, ``"paper"`` or another :class:`~captum_causalseg.engine.sampling.SamplingScheme`.
@@ -59,6 +61,16 @@ class Plan:
         return len(self.example)
 
     @property
+    def shares_out(self) -> bool:
+        """Whether a part of the draws goes where they are needed."""
+        return self.n_first is not None
+
+    @property
+    def most_draws(self) -> int:
+        """Interventions that a row can come to, where no goal says otherwise."""
+        return self.n_draws if self.n_first is None else self.n_first * 2**ROUNDS
+
+    @property
     def screens(self) -> bool:
         """Whether there is a screening round at all."""
         on_top = not self.scheme.design.keeps_screening_draws
@@ -78,9 +90,9 @@ class Plan:
         return replace(self, active=np.tile(self.active, n), n_aspects=n)
 
     def unranked(self) -> "Plan":
-        """The same where no donors can be ranked: uniform draws, the same estimator."""
+        """The same where no donors can be ranked: uniform draws, as many for each row, the same estimator."""
         uniform: Sampling = "uniform" if self.sampling == "stratified" else SamplingScheme(UniformDesign, self.scheme.estimator)
-        return replace(self, sampling=uniform, rankings=())
+        return replace(self, sampling=uniform, rankings=(), n_first=None)
 
     def interventions(self, rows: np.ndarray, draws: np.ndarray, outputs: np.ndarray | None = None) -> Interventions:
         """Draws ``(B, slots)`` of rows ``(B,)`` as an evaluator takes them, for the sake of some outputs ``(B, K)`` or of all."""

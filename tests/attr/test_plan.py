@@ -50,12 +50,11 @@ def uneven():
     return differences, differences + (scale + 0.1) * generator.normal(size=(6, 200))
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
-def test_with_statistics_a_plan_is_what_was_done(sampling):
+def test_with_statistics_a_plan_is_what_was_done():
     differences, predicted = uneven()
     forward, image, numbers = look_up(differences, predicted)
     ate = AverageTreatmentEffect(forward)
-    options = {"block_size": 1, "n_draws": 14, "sampling": sampling, "allocation": "needed"}
+    options = {"block_size": 1, "n_draws": 14}
     _, stats = ate.attribute(image, numbers, return_statistics=True, **options)
     assert stats.settings["allocation"] == "needed"
     assert stats.settings["n_draws"] == 14
@@ -64,9 +63,15 @@ def test_with_statistics_a_plan_is_what_was_done(sampling):
     assert int(stats.status[0, 0]) == Status.SCREENED
     assert max(draws) >= 28
     assert sum(draws) <= 6 * 14
-    first = collections.Counter(step.unit for step in ate.plan(image, numbers, **options))
-    assert first == dict.fromkeys(range(6), 7)
+    half = ate.plan(image, numbers, **options)
+    assert collections.Counter(step.unit for step in half) == dict.fromkeys(range(6), 7)
+    assert half.unassigned == 6 * 7
+    assert repr(half) == (
+        '42 interventions; 42 more are shared out when these are scored: give allocation="equal", or the statistics of attribute'
+    )
     planned = ate.plan(image, numbers, statistics=stats, **options)
+    assert planned.unassigned == 0
+    assert repr(planned) == f"{sum(draws)} interventions"
     assert [collections.Counter(step.unit for step in planned)[unit] for unit in range(6)] == draws
     for unit in range(6):
         steps = [step for step in planned if step.unit == unit]
@@ -82,19 +87,33 @@ def test_with_statistics_a_plan_is_what_was_done(sampling):
         ate.plan(image, numbers, statistics=stats, feature_mask=torch.zeros(1, 1, 6, dtype=torch.long))
 
 
+EQUAL = (
+    {"allocation": "equal"},
+    {"n_draws": 11},
+    {"n_screening_draws": 7},
+    {"precision": 0.5},
+    {"decide": 0.5},
+    {"sampling": "uniform"},
+    {"feature_mask": torch.zeros(1, 1, 6, dtype=torch.long)},
+)
+
+
 def test_draws_are_shared_out_where_that_is_right_and_settings_say_so():
     differences, predicted = uneven()
     forward, image, numbers = look_up(differences, predicted)
     ate = AverageTreatmentEffect(forward)
 
     def settings(explainer=ate, **options):
-        options = {"n_draws": 14, "allocation": "needed", "block_size": 1} | options
+        options = {"n_draws": 14, "block_size": None if "feature_mask" in options else 1} | options
         _, stats = explainer.attribute(image, numbers, return_statistics=True, **options)
         return stats.settings
 
     assert settings()["allocation"] == settings(n_screening_draws=20)["allocation"] == "needed"
-    for options in ({"allocation": "equal"}, {"n_draws": 11}, {"n_screening_draws": 7}, {"precision": 0.5}, {"decide": 0.5}):
-        assert settings(**options)["allocation"] == "equal"
+    assert settings(n_draws=None)["allocation"] == settings(n_draws=12)["allocation"] == "needed"
+    for options in EQUAL:
+        assert settings(**options)["allocation"] == "equal", options
+    # Without a gradient, draws are uniform.
+    assert settings(AverageTreatmentEffect(lambda values: forward(values).detach()))["allocation"] == "equal"
     part = settings(ate.only(Part(0, 2)))
     assert part["allocation"] == "equal"
     assert part["disabled"]["allocation"] == "units are explained in parts, which do not know of each other's errors"
@@ -107,7 +126,29 @@ def test_a_bank_of_up_to_n_draws_donors_is_used_up_and_its_effects_are_exact():
     differences, predicted = uneven()
     forward, image, numbers = look_up(differences[:, :14], predicted[:, :14])
     _, stats = AverageTreatmentEffect(forward).attribute(
-        image, numbers, block_size=1, n_draws=14, n_screening_draws=0, allocation="needed", return_statistics=True
+        image, numbers, block_size=1, n_draws=14, n_screening_draws=0, return_statistics=True
     )
     assert (stats.n_draws == 14).all()
     assert (stats.standard_error == 0).all()
+
+
+@pytest.mark.parametrize("options", EQUAL[:3] + EQUAL[5:])
+def test_where_draws_are_equal_a_plan_is_complete(options):
+    differences, predicted = uneven()
+    forward, image, numbers = look_up(differences, predicted)
+    options = {"n_draws": 14, "block_size": None if "feature_mask" in options else 1} | options
+    planned = AverageTreatmentEffect(forward).plan(image, numbers, **options)
+    units = {step.unit for step in planned}
+    assert collections.Counter(step.unit for step in planned) == dict.fromkeys(units, options["n_draws"])
+    assert planned.unassigned == 0
+
+
+def test_a_layer_shares_out_its_draws_too_and_its_plan_says_how_many_are_missing():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.Flatten(), torch.nn.Linear(48, 1)).eval()
+    layer, image, donors = LayerAverageTreatmentEffect(model, model[0]), torch.rand(1, 1, 6, 6), torch.rand(40, 1, 6, 6)
+    _, stats = layer.attribute(image, donors, n_draws=12, return_statistics=True)
+    assert stats.settings["allocation"] == "needed"
+    half, whole = (layer.plan(image, donors, n_draws=12, allocation=allocation) for allocation in ("needed", "equal"))
+    assert (len(half), half.unassigned, len(whole), whole.unassigned) == (18, 18, 36, 0)
+    # Of the usual 32 draws, twice as many donors are all used.
+    assert layer.plan(image, donors).unassigned == 0

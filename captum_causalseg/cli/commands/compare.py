@@ -66,6 +66,7 @@ class Compare(CaseCommand):
         if modalities.asked == "each":
             mask = of_channels([mask], [case.image], "each")[0][0]
         effort = {"n_draws": options.draws, "precision": options.precision, "seed": options.seed, "show_progress": True}
+        effort |= {} if options.allocation is None else {"allocation": options.allocation}
         joint = (
             {}
             if options.context is None

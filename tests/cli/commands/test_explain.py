@@ -339,6 +339,14 @@ def test_what_does_not_go_with_donors(place, capsys, more, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(("given", "found"), [([], "needed"), (["--allocation", "equal"], "equal")])
+def test_draws_go_where_they_are_needed_or_every_unit_has_as_many(place, given, found):
+    _, name = place
+    given = ["--donors", "donors", "--units", "8", "--draws", "12", *given]
+    assert cli.main(on_picture(name, "--weights", "two.pt", *given)) == 0
+    assert TreatmentEffectStatistics.load("out/statistics.npz").settings["allocation"] == found
+
+
 @pytest.mark.parametrize("context", ["shapley", "banzhaf", "0.25"])
 def test_joint_effects(quick, capsys, context):
     folder, name = quick
@@ -390,6 +398,7 @@ def test_joint_effects_have_draws_of_their_own_by_default(quick, given, draws):
         (["--context", "shapley", "--controls", "edge"], "--controls: it is about effects of single parts"),
         (["--context", "shapley", "--draws", "2"], "--draws: expected at least 4, two antithetic pairs, got 2"),
         (["--context", "banzhaf", "--draws", "5"], "--draws: expected an even number"),
+        (["--context", "banzhaf", "--allocation", "needed"], "--allocation: only for the plain effect (context=0)"),
     ],
 )
 def test_what_joint_effects_do_not_go_with(place, capsys, given, message):
