@@ -103,9 +103,12 @@ def line(case: str, tables: tuple[Table, ...], sampling: str, n_draws: int, leas
             bias = np.sqrt(max(0.0, (error.mean(0) ** 2 - chance).mean()))
             of = {name: f"{held[:, group].mean():.3f}" if group.any() else "none" for name, group in groups.items()}
             discoveries = np.mean([false_discoveries(one, table, "fdr_bh", every=2)[:, k].mean() for one, table in pairs])
+            ratio, of_moved = (
+                np.sqrt((standard[:, which] ** 2).mean() / (error[:, which] ** 2).mean()) for which in (..., groups["alive"])
+            )
             lines.append(
                 f"| {case}, {NAMES[metric]} | {sampling} | {n_draws} | {way} | {held[:, groups['alive']].size} | {100 * size:.4f} | {size / usual:.2f} "
-                f"| {bias / size:.2f} | {of['alive']} | {of['rare']} | {of['skewed']} | {np.sqrt((standard**2).mean()) / size:.2f} "
+                f"| {bias / size:.2f} | {of['alive']} | {of['rare']} | {of['skewed']} | {ratio:.2f} | {of_moved:.2f} "
                 f"| {discoveries:.3f} | {draws.mean():.1f} ({draws.min()} to {draws.max()}) |"
             )
     return lines
@@ -129,10 +132,12 @@ def main() -> None:
         '`allocation="needed"` against `"equal"`, within the same budget. Errors: root mean square over units and seeds, in Dice points of 100, and in parts of',
         "that with equal draws; *bias*: that of looking, root mean square over units, in parts of the rms error; shares of 95 % intervals that hold the",
         "truth, of the units that any donor moves, of those that fewer than 20 % of the donors move (*rare*), and of the *skewed* ones; *FDR*: the share of",
-        "false ones among the units called significant at 0.05 when the effect of every second unit is taken away.",
+        "false ones among the units called significant at 0.05 when the effect of every second unit is taken away. *se / error*: rms standard error over rms",
+        "error, of all units and of those that any donor moves: a unit that none moves has no error, and its few draws cannot tell it from one that flips rarely.",
+        "`attribute` shares out stratified draws only; the lines with uniform ones say why.",
         "",
-        "| case | sampling | n_draws | allocation | trials | rms error | of equal | bias | intervals | rare | skewed | se / error | FDR | draws |",
-        "|" + "---|" * 14,
+        "| case | sampling | n_draws | allocation | trials | rms error | of equal | bias | intervals | rare | skewed | se / error | of units that move | FDR | draws |",
+        "|" + "---|" * 15,
     ]
     for case, tables in tables_of(options).items():
         for n_draws in DRAWS[case]:

@@ -128,7 +128,7 @@ def run(
         loop.share_out(needed)
     if goal is not None:
         loop.pursue(goal)
-    moments = loop.notes.moments(chosen_by_errors=goal is not None or needed is not None)
+    moments = loop.notes.moments(chosen_by_errors=goal is not None)
     return Outcome(observed, moments, n_forwards=loop.done, batch_size=loop.batch_size, slope_sums=loop.notes.sums)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from captum_causalseg import Status
 from captum_causalseg.engine.allocation import ROUNDS, Prospect, chosen, relative_squares
+from captum_causalseg.engine.goal import half_widths
 from captum_causalseg.engine.run import run
 from captum_causalseg.statistics.moderation import moderate
 
@@ -105,6 +106,10 @@ def test_neither_batches_nor_other_examples_decide_who_gets_draws(sampling):
     whole = outcome(64, [0, 1])
     assert (whole.status == Status.SCREENED).any()
     assert whole.n_draws.max() >= 24
+    # Intervals take a row's own variance, and only tests of many rows the one that is small by luck less often.
+    smaller = whole.sample_variance < whole.test_variance
+    assert smaller[whole.n_draws >= 12].any() == (sampling == "stratified")
+    assert not smaller[whole.n_draws < 12].any()
     for other in (outcome(1, [0, 1]), outcome(7, [0, 1]), outcome(64, [0]), outcome(64, [1])):
         there = ~np.isnan(other.effect)
         for name in ("effect", "n_draws", "sample_variance", "test_variance", "variance_factor"):
@@ -201,7 +206,7 @@ def test_a_stage_goes_where_a_draw_lowers_the_squared_error_most():
 
 
 def sides(n_draws, sampling, seeds):
-    """On a table of skewed effects: mean squared errors of equal and of needed draws, and the squared bias of the latter."""
+    """On a table of skewed effects: errors ``(S, U)`` of equal and of needed draws, and the latter's standard errors and half-widths."""
     units, donors = 12, 300
     scale = np.geomspace(0.02, 1, units)[:, None]
     values = generator(2).exponential(size=(units, donors)) * scale
@@ -219,18 +224,21 @@ def sides(n_draws, sampling, seeds):
             ]
             plan = replace(plan, rankings=ranked)
         evaluator = Table(differences, observed)
-        found = run(plan, evaluator, observed, batch_size=10**6, screening_threshold=0, needed=needed).moments.effect
-        return found[:, 0].reshape(seeds, units) - values.mean(1)
+        found = run(plan, evaluator, observed, batch_size=10**6, screening_threshold=0, needed=needed).moments
+        standard, half = half_widths(plan.example, found, 0.95)
+        return [one[:, 0].reshape(seeds, units) for one in (found.effect - values.mean(1)[plan.unit, None], standard, half)]
 
-    equal = errors(None)
-    needed = errors(np.ones((seeds, 1), bool), n_first=n_draws // 2)
-    # What the mean of so many seeds is off by chance is no bias.
-    bias = np.maximum(needed.mean(0) ** 2 - needed.var(0, ddof=1) / seeds, 0)
-    return (equal**2).mean(), (needed**2).mean(), bias.mean()
+    return errors(None)[0], *errors(np.ones((seeds, 1), bool), n_first=n_draws // 2)
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "stratified"])
-def test_errors_fall_and_looking_biases_by_little(sampling):
-    equal, needed, bias = sides(16, sampling, seeds=80)
-    assert needed < 0.8 * equal
-    assert bias < 0.15**2 * needed
+def test_errors_fall_looking_biases_by_little_and_intervals_are_as_wide_as_errors_want_them(sampling):
+    seeds = 80
+    equal, needed, standard, half = sides(16, sampling, seeds=seeds)
+    square = (needed**2).mean()
+    assert square < 0.8 * (equal**2).mean()
+    # What the mean of so many seeds is off by chance is no bias.
+    bias = np.maximum(needed.mean(0) ** 2 - needed.var(0, ddof=1) / seeds, 0)
+    assert bias.mean() < 0.15**2 * square
+    assert (np.abs(needed) <= half).mean() > 0.92
+    assert 0.8**2 < (standard**2).mean() / square < 1.2**2
