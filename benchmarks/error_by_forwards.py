@@ -3,7 +3,7 @@
     python benchmarks/error_by_forwards.py [--quick] [--threads 2] [--repeats 40] [--write FILE] [--cache DIR]
 
 The scores of all interventions are known (see ``cases.py``), so that a run is simulated by drawing from them, with the very
-draws that the library makes: the last line compares some effects with those that it returns. The error is the root
+draws that the library makes, as many for every unit (``allocation="equal"``): the last line compares some effects with those that it returns. The error is the root
 mean square over units (those that reach the region of interest) and seeds, in Dice points of 100; forwards are the interventions on
 these units. "paper" is 3 screening draws and so many others; it also spends 3 draws on every other block, which only the dashed
 line of the picture has. What the library spends besides, once per image (finding the support, ranking), is printed.
@@ -13,20 +13,21 @@ paper does) against those from both ends and the middle of the ranking.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from allocation import LookedUp
 from cases import BLOCK, LABEL, Case, Exhaustive, cases, exhaustive, machine, parser, picture_folder, publish, start
 from paper_loop import N_SCREENING, THRESHOLD, simulated
 
 from captum_causalseg import AverageTreatmentEffect
+from captum_causalseg.attr.effort import Effort
 from captum_causalseg.engine.design import Design, StratifiedDesign, UniformDesign
-from captum_causalseg.engine.estimator import StratifiedEstimator
-from captum_causalseg.engine.notes import Notes
-from captum_causalseg.engine.ranking import Ranking
-from captum_causalseg.engine.sample import Sample
+from captum_causalseg.engine.plan import Plan
+from captum_causalseg.engine.run import run
 
 SCREENED_OF = (12, 50)
 DRAWS = (4, 6, 8, 12, 20, 32, 50, 100, 200)
@@ -61,25 +62,34 @@ class Simulator:
         self.predicted = predicted_effects(case)[known.reachable]
         self.effects = self.differences.mean(1)
 
-    def ours(self, n_draws: int, n_screening: int, sampling: str) -> Simulation:
-        """``AverageTreatmentEffect`` with these arguments."""
+    def ours(self, n_draws: int, n_screening: int, sampling: str, allocation: str = "equal") -> Simulation:
+        """``AverageTreatmentEffect`` with these arguments: the library's own loop on known scores."""
+        effort = Effort(n_draws=n_draws, n_screening_draws=n_screening, sampling=sampling, allocation=allocation)
+        units, donors = self.predicted.shape
+        observed, one = np.zeros((1, 1)), np.ones(1, dtype=bool)
 
-        def run(seed: int) -> tuple[np.ndarray, np.ndarray]:
-            units, donors = self.predicted.shape
-            notes = Notes(np.zeros(units, dtype=int), np.full(units, float(donors)), n_outputs=1)
-            forwards = np.zeros(units, dtype=int)
-            for u in range(units):
-                design = self.design(u, seed, n_draws, n_screening, sampling)
-                n = design.end(1)
-                values = self.differences[u, design.donors(n)[:, 0]][:, None]
-                first = values[: design.end(0)]
-                screened = n_screening > 0 and np.abs(first).max() < THRESHOLD and n > len(first)
-                sample = Sample(first, design.selection(0)) if screened else self.sample(u, design, values)
-                notes.write(u, StratifiedEstimator().estimate(sample), which=np.ones(1, dtype=bool))
-                forwards[u] = len(first) if screened else n
-            return notes.moments().effect[:, 0], forwards
+        def simulated(seed: int) -> tuple[np.ndarray, np.ndarray]:
+            plan = Plan(
+                example=np.zeros(units, dtype=np.int64),
+                unit=np.arange(units),
+                key=self.ids,
+                population=np.full((units, 1), donors),
+                active=np.ones((units, 1), dtype=bool),
+                n_draws=n_draws,
+                n_first=effort.n_first if effort.shares_out else None,
+                n_screening_draws=n_screening,
+                seed=(seed,),
+                sampling=sampling,
+            )
+            if sampling == "stratified":
+                ranked = [plan.ranked(u, self.predicted[u], outputs=one, most_draws=plan.most_draws) for u in range(units)]
+                plan = dataclasses.replace(plan, rankings=ranked)
+            needed = np.ones((1, 1), dtype=bool) if plan.shares_out else None
+            options = {"batch_size": 10**6, "screening_threshold": THRESHOLD, "needed": needed}
+            found = run(plan, LookedUp(self.differences[..., None]), observed, **options).moments
+            return found.effect[:, 0], found.n_draws[:, 0]
 
-        return run
+        return simulated
 
     def paper(self, n_fine: int) -> Simulation:
         """The paper's loop."""
@@ -90,15 +100,6 @@ class Simulator:
         found = [run(seed) for seed in range(seeds)]
         squares = [np.mean((effects - self.effects) ** 2) for effects, _ in found]
         return 100 * float(np.sqrt(np.mean(squares))), float(np.mean([forwards.sum() for _, forwards in found]))
-
-    def sample(self, u: int, design: Design, values: np.ndarray) -> Sample:
-        """All draws of a unit, and what is predicted of its donors where they are ranked."""
-        selection, predicted = design.selection(1), self.predicted[u]
-        if selection.strata is None:
-            return Sample(values, selection)
-        outputs, order = np.ones(1, dtype=bool), np.argsort(predicted, kind="stable")
-        ranking = Ranking.of(predicted, order, design=design, outputs=outputs, most_draws=len(values))
-        return Sample(values, selection, first_order=ranking.first_order)
 
     def design(self, u: int, seed: int, n_draws: int, n_screening: int, sampling: str) -> Design:
         """That which the library makes for a unit: it seeds them with the seed and the unit's id."""
@@ -190,6 +191,7 @@ def agreement(case: Case, simulator: Simulator) -> str:
             n_draws=n_draws,
             n_screening_draws=n_screening,
             sampling=sampling,
+            allocation="equal",
             seed=7,
             return_statistics=True,
         )

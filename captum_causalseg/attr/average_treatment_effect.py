@@ -41,7 +41,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
     compute the RoI, only that part is run (``support``). Donors are ranked by a first-order estimate of their effect and drawn from
     the whole ranking (``sampling``). Neither is an approximation.
 
-    The estimate is unbiased if nothing is screened out. Screening misses rare effects: a block that moves the score in 20 % of the
+    The estimate is unbiased if nothing is screened out and all units have as many draws; draws that go where they are needed, as they do from 12 on
+    (``allocation``), bias it by little. Screening misses rare effects: a block that moves the score in 20 % of the
     draws moves it in none of three screening draws with probability ``0.8**3`` = 51 %. Its effect is then the mean of those three,
     which is 0; its status is SCREENED, and its interval stays wide. ``n_screening_draws=0`` turns screening off.
 
@@ -128,7 +129,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 ones, a tuple of such tuples, one per input); edge remainders are units of their own. By default 8, the paper's, or the image's edge if that is
                 shorter. Inputs without spatial axes have every feature as a unit.
             n_draws: interventions per unit, the screening draws included, by default 12. From 12 on they go where they are needed (``allocation``): then this
-                is their mean over the example's units, at most. If a bank has no more donors, all are used, and the effect is exact. With ``precision`` or
+                is their mean over the example's units that are not screened out, at most. If a bank has no more donors, all are used, and the effect is exact. With ``precision`` or
                 ``decide``, a budget, by default 50: the average per unit over all units.
             n_screening_draws: how many draws are made first, to decide whether the others are made.
             screening_threshold: the other draws of a unit are made if one of these moves the score by at least this, in the score's units.
@@ -179,8 +180,8 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 in 2D, 24 in 3D.
             allocation: ``"needed"``: from 12 draws on, half of an example's draws are spread evenly over its units, and the others go where they lower
                 the squared errors the most, summed over the target's outputs, each relative to its mean: units' draws are doubled, up to
-                three times. What units do not need (screened out, or the bank is used up) the others get, so that ``n_draws`` is the mean over
-                the units, at most. It depends on nothing but the example itself. Because draws are looked at, effects have a small bias (in the
+                three times. It costs no more than equal draws: what units do not need (screened out, or the bank is used up) is saved, and
+                ``n_draws`` is the mean over the others, at most. It depends on nothing but the example itself. Because draws are looked at, effects have a small bias (in the
                 documentation's page on coverage), and intervals are a little wider. ``"equal"``: every unit has ``n_draws``. So it is,
                 whatever is said here, with fewer than 12 draws, with at least half as many screening draws, with ``precision`` or ``decide``
                 (which share out draws by themselves), with uniform draws (also where there is no gradient: intervals of the fewest would hold the

@@ -276,13 +276,14 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     effort = options.effort
     with running(options) as now:
         problem, plan, evaluator = now.problem, now.plan, now.evaluator
+        shares_out = plan.unassigned() > 0
         if effort.shares_out and options.execution.part != WHOLE:
             evaluator.ledger.disable("allocation", "units are explained in parts, which do not know of each other's errors")
         goal = goal_of(effort, now)
         forecast = now.forecast(goal, in_context=options.joint is not None, controls=problem.controls)
         how: dict[str, Any] = {"batch_size": now.batch_size, "goal": goal, "on_progress": forecast.run}
         if options.joint is None:
-            needed = now.outputs.on_every_roi() if plan.shares_out else None
+            needed = now.outputs.on_every_roi() if shares_out else None
             outcome = run(plan, evaluator, now.baseline, screening_threshold=effort.screening_threshold, needed=needed, **how)
         else:
             outcome = run_in_context(plan, options.joint, evaluator, observed=now.baseline, treated=now.treated, **how)
@@ -351,7 +352,7 @@ def statistics_of(
         | {
             "n_screening_draws": plan.n_screening_draws if plan.screens else 0,
             "sampling": plan.scheme.name,
-            "allocation": "needed" if plan.shares_out else "equal",
+            "allocation": "needed" if shares_out else "equal",
             "support": None if "support" in ledger.disabled else effort.support,
             "batch_size": outcome.batch_size,
             "window": None if now.reach.window is None else list(now.reach.window),
@@ -420,12 +421,11 @@ def interventions(options: Options, statistics: TreatmentEffectStatistics | None
         if plan.scheme.design.needs_ranking or effort.support is not None:
             plan = _prepare(problem, options, plan).plan
     made = None if statistics is None else _made(problem, statistics)
-    planned = PlannedInterventions()
+    planned = PlannedInterventions(unassigned=plan.unassigned() if statistics is None else 0)
     for row in np.flatnonzero(plan.active.any(1)).tolist():
         example, unit = int(plan.example[row]), int(plan.unit[row])
         pieces = problem.units.pieces(example, unit)
         design = plan.design(row)
-        planned.unassigned += plan.budget(row) - plan.first_draws(row) if made is None else 0
         stage = 1 if made is None else _stage_of(design, int(made[example, unit]), int(problem.units.ids[unit]))
         numbers = problem.evaluator.unit_donors.spread(design.donors(design.end(stage))).tolist()
         for draw, (weight, number) in enumerate(zip(design.selection(stage).weights.tolist(), numbers)):
@@ -540,7 +540,7 @@ def _witness(plan: Plan, evaluator: ModelEvaluator, batch_size: int) -> Witness 
     active = np.flatnonzero(plan.active.any(1)).tolist()
     if not active:
         return None
-    at_stake = sum(plan.first_draws(row) for row in active)
+    at_stake = plan.unassigned() + sum(plan.first_draws(row) for row in active)
     evaluator.expect(at_stake)
     if not evaluator.execution.witnessed:
         return None

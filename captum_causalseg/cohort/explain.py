@@ -88,8 +88,8 @@ def explain_cohort(
         nifti: write ``effects.nii.gz`` for each case, on its image's grid; or a function of a path, the case and its statistics that
             writes it.
         shards: into how many parts the units of each case are cut, to be explained by different workers: for volumes so large that
-            one worker would take too long. The effects are the same; each part determines anew what can reach the region of
-            interest. Not with ``precision`` or ``decide``, whose budget is shared among units.
+            one worker would take too long. The effects are those of the undivided case with ``allocation="equal"``; each part determines anew
+            what can reach the region of interest. Not with ``precision`` or ``decide``, whose budget is shared among units.
         errors: ``"record"``: a case that fails is recorded with its error, and the others continue; ``"raise"``: stop at the first.
         num_workers: how many actors; by default as many as fit on the cluster.
         num_cpus, num_gpus: what each actor reserves; ``num_gpus`` may be a fraction, several actors then share one. Each actor runs

@@ -114,8 +114,14 @@ class Plan:
         return int(total) if total <= max(self.drains, self.n_draws) else self._n_first
 
     def budget(self, row: int) -> int:
-        """How many interventions the row adds to what its example's rows may take together."""
-        return max(self.n_draws, self.first_draws(row))
+        """How many interventions the row adds to what its example's rows may take together: those that it would have if all had as many."""
+        return max(self.first_draws(row), int(min(self.total(row), self.n_draws)))
+
+    def unassigned(self) -> int:
+        """How many interventions are made after the first sample, at most, of which it shows only then which rows they go to."""
+        if not self.shares_out:
+            return 0
+        return sum(self.budget(row) - self.first_draws(row) for row in np.flatnonzero(self.active.any(1)).tolist())
 
     def design(self, row: int) -> Design:
         """The row's donors."""

@@ -111,16 +111,14 @@ def run(
         batch_size: interventions per call of the evaluator; halved whenever memory runs out.
         screening_threshold: a row and output whose screening draws all move the score by less than this is left there.
         goal: go on drawing until it is reached; ``None``: every row gets the plan's draws.
-        needed: ``(N, K)``: the outputs whose errors say which rows get what an example's budget leaves after the plan's first sample; ``None``:
-            nothing is shared out.
+        needed: ``(N, K)``: the outputs whose errors say which rows get what an example's budget leaves after the plan's first sample; what rows
+            save that are given up after their screening draws is saved. ``None``: nothing is shared out.
         on_progress: called with the interventions done and the most that there will be.
 
     Raises:
         ValueError: a score is not finite.
     """
-    loop = _Loop(plan=plan, evaluator=evaluator, observed=observed, batch_size=batch_size, on_progress=on_progress)
-    if needed is not None:
-        loop.set_budget()
+    loop = _Loop(plan, evaluator, observed, batch_size=batch_size, shares_out=needed is not None, on_progress=on_progress)
     if plan.screens:
         loop.screen(screening_threshold)
     loop.sample(keep=goal is not None or needed is not None)
@@ -143,13 +141,14 @@ class _Loop:
         evaluator: Evaluator,
         observed: np.ndarray,
         batch_size: int,
+        shares_out: bool,
         on_progress: Callable[[int, int], None],
     ) -> None:
         self.plan, self.evaluator, self.observed = plan, evaluator, observed
         self.batch_size = batch_size
         self.done = 0
         self._total = 0
-        self._budget = 0
+        self._shares_out = shares_out
         self._on_progress = on_progress
         self._wanted = plan.active.copy()
         self._resolution = 0.0
@@ -159,14 +158,10 @@ class _Loop:
         self._stage = dict.fromkeys(range(len(plan)), 0)
         self.notes = Notes(plan.example, np.array([plan.total(row) for row in range(len(plan))]), observed.shape[1])
 
-    def set_budget(self) -> None:
-        """As many interventions are expected as all rows may take together."""
-        self._budget = sum(self.plan.budget(row) for row in self._left())
-
     def screen(self, threshold: float) -> None:
         """The screening draws; rows and outputs that they do not move are finished."""
         active = np.flatnonzero(self._wanted.any(1)).tolist()
-        self._expect(max(self._budget, sum(self.plan.design(row).end(1) for row in active)))
+        self._expect(sum(map(self._expected, active)))
         saved = 0
 
         def finished(row: int, scored: np.ndarray) -> None:
@@ -181,16 +176,16 @@ class _Loop:
             if self._wanted[row].any():
                 self._scored[row] = scored
             else:
-                saved += rest
+                saved += self._expected(row) - len(scored)
 
         self._carry_out([(row, 0, self.plan.design(row).end(0)) for row in active], finished)
-        self._expect(max(self._budget, self._total - saved))
+        self._expect(self._total - saved)
 
     def sample(self, keep: bool) -> None:
         """The first sample of every row that is left."""
         jobs = [(row, len(self._scored.get(row, ())), self.plan.design(row).end(1)) for row in self._left()]
         if not self.plan.screens:
-            self._expect(max(self._budget, sum(stop for _, _, stop in jobs)))
+            self._expect(sum(self._expected(row) for row, _, _ in jobs))
         self._carry_out(jobs, partial(self._sampled, keep=keep))
 
     def share_out(self, outputs: np.ndarray) -> None:
@@ -198,7 +193,7 @@ class _Loop:
         plan, left = self.plan, self._left()
         asked = outputs[plan.example] & self._wanted
         spare = np.zeros(len(self.observed), dtype=np.int64)
-        for row in np.flatnonzero(plan.active.any(1)).tolist():
+        for row in left:
             spare[plan.example[row]] += plan.budget(row) - plan.design(row).end(self._stage[row])
         for rounds in range(ROUNDS, 0, -1):
             found = self.notes.moments()
@@ -215,6 +210,10 @@ class _Loop:
                 break
             self._carry_out(jobs, partial(self._sampled, keep=True))
         self._expect(self.done)
+
+    def _expected(self, row: int) -> int:
+        """Interventions of a row that is not given up, as far as they are expected before errors are looked at."""
+        return self.plan.budget(row) if self._shares_out else self.plan.design(row).end(1)
 
     def _prospect(self, row: int, square: float) -> Prospect:
         design, stage = self.plan.design(row), self._stage[row]

@@ -130,6 +130,18 @@ def test_a_bank_of_up_to_n_draws_donors_is_used_up_and_its_effects_are_exact():
     )
     assert (stats.n_draws == 14).all()
     assert (stats.standard_error == 0).all()
+    assert stats.settings["allocation"] == "equal"
+    assert AverageTreatmentEffect(forward).plan(image, numbers, block_size=1, n_draws=20).unassigned == 0
+
+
+def test_no_more_draws_are_unassigned_than_there_are_donors():
+    differences, predicted = uneven()
+    forward, image, numbers = look_up(differences[:, :15], predicted[:, :15])
+    # Seven of fifteen donors each, and seven more for every unit: the eighth is left of none.
+    planned = AverageTreatmentEffect(forward).plan(image, numbers, block_size=1, n_draws=14)
+    assert (len(planned), planned.unassigned) == (6 * 7, 6 * 7)
+    planned = AverageTreatmentEffect(forward).plan(image, 0.0, block_size=1)
+    assert (len(planned), planned.unassigned) == (6, 0)
 
 
 @pytest.mark.parametrize("options", EQUAL[:3] + EQUAL[5:])

@@ -80,7 +80,8 @@ def test_the_simulated_draws_are_those_of_attribute(n_spatial, n_draws, sampling
     first_order = table.first_order if sampling == "stratified" else None
     simulated = draw(table.differences, first_order, n_draws, range(2))
     for k in range(len(METRICS)):
-        real = attributed(table.differences[..., k], first_order, range(2), n_draws=n_draws, n_screening_draws=0)
+        options = {"n_draws": n_draws, "n_screening_draws": 0, "allocation": "equal"}
+        real = attributed(table.differences[..., k], first_order, range(2), **options)
         for name in ("effect", "standard_error", "degrees_of_freedom"):
             values = torch.cat([getattr(run, name) for run in real])
             torch.testing.assert_close(getattr(simulated, name)[..., k], values, rtol=1e-9, atol=1e-15)

@@ -106,8 +106,13 @@ class RefutationContext:
         return as_reported(found, self.target)
 
     def plan(self, **changed: Any) -> list[Intervention]:
-        """The interventions of the original estimate, had no unit been screened out; arguments as of :meth:`estimate`."""
+        """The interventions of the original estimate, had no unit been screened out; arguments as of :meth:`estimate`.
+
+        Without its statistics, every unit has as many: what is planned is judged, and half of it would say less.
+        """
         changed = {"seed": self.seed, "baselines": self.baselines} | changed
+        if changed.get("statistics") is None:
+            changed["allocation"] = "equal"
         return planned(self.explainer, self.inputs, self.target, arguments={**self.arguments, **changed})
 
     @property
