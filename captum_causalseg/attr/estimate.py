@@ -276,14 +276,13 @@ def estimate(options: Options) -> tuple[Problem, TreatmentEffectStatistics]:
     effort = options.effort
     with running(options) as now:
         problem, plan, evaluator = now.problem, now.plan, now.evaluator
-        shares_out = plan.unassigned() > 0
         if effort.shares_out and options.execution.part != WHOLE:
             evaluator.ledger.disable("allocation", "units are explained in parts, which do not know of each other's errors")
         goal = goal_of(effort, now)
         forecast = now.forecast(goal, in_context=options.joint is not None, controls=problem.controls)
         how: dict[str, Any] = {"batch_size": now.batch_size, "goal": goal, "on_progress": forecast.run}
         if options.joint is None:
-            needed = now.outputs.on_every_roi() if shares_out else None
+            needed = now.outputs.on_every_roi() if plan.unassigned() else None
             outcome = run(plan, evaluator, now.baseline, screening_threshold=effort.screening_threshold, needed=needed, **how)
         else:
             outcome = run_in_context(plan, options.joint, evaluator, observed=now.baseline, treated=now.treated, **how)
@@ -352,7 +351,7 @@ def statistics_of(
         | {
             "n_screening_draws": plan.n_screening_draws if plan.screens else 0,
             "sampling": plan.scheme.name,
-            "allocation": "needed" if shares_out else "equal",
+            "allocation": "needed" if plan.unassigned() else "equal",
             "support": None if "support" in ledger.disabled else effort.support,
             "batch_size": outcome.batch_size,
             "window": None if now.reach.window is None else list(now.reach.window),

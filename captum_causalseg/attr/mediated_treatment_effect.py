@@ -137,7 +137,8 @@ class MediatedTreatmentEffect(PerturbationAttribution):
             inputs, baselines, target, additional_forward_args, feature_mask, block_size: as in :meth:`AverageTreatmentEffect.attribute`.
             n_draws, n_screening_draws, screening_threshold, sampling, support, exclude: likewise. All quantities of a unit come from the same
                 draws; a unit is left after its screening draws only if none of them moved.
-            perturbations_per_eval, seed, show_progress, memory_format, channels, units, allocation: likewise.
+            perturbations_per_eval, seed, show_progress, memory_format, channels, units: likewise.
+            allocation: likewise, but where nothing is said, every unit has as many draws: they would go where the sum of all quantities' errors is large.
             quantity: which one is returned as the attribution: ``"indirect"``, ``"direct"``, ``"interaction"`` or ``"total"``.
             layer: of which mediator, by name or number; by default the first.
             return_statistics: return :class:`~captum_causalseg.statistics.mediation.MediationStatistics` as well: all quantities of all mediators.
@@ -207,7 +208,7 @@ def _estimate(options: Options, mediators: Sequence[Mediator]) -> tuple[Problem,
         looked_at = np.repeat([True] + [True, True, False, False] * len(mediators), k)
         if goal is not None:
             goal = replace(goal, outputs=np.tile(goal.outputs, n) & looked_at)
-        needed = np.tile(now.outputs.on_every_roi(), n) & looked_at if effort.shares_out else None
+        needed = np.tile(now.outputs.on_every_roi(), n) & looked_at if now.plan.unassigned() else None
         outcome = run(
             now.plan.in_aspects(n),
             mediated,

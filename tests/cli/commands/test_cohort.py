@@ -98,15 +98,19 @@ def test_an_image_in_several_files_is_explained_as_by_itself(place, capsys):
     for name, volume in zip(("t1", "t2"), volumes):
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / f"{name}.nii.gz")
     (folder / "cases.csv").write_text("id,image,image_2,age\na,t1.nii.gz,t2.nii.gz,50\nb,t1.nii.gz,,60\n")
-    (folder / "study.yaml").write_text("bundle: two\nroi: box:0,0,0+2\nunits: 4\ndraws: 3\nmetric: soft_dice\n")
+    (folder / "study.yaml").write_text(
+        "bundle: two\nroi: box:0,0,0+2\nunits: 4\ndraws: 12\nallocation: equal\nmetric: soft_dice\n"
+    )
     assert status_of(line()) == 1
     assert "1 of 2 cases finished" in (said := capsys.readouterr().out)
     assert "  b: InputError: --image: " in said  # one channel of two
     cohort = Cohort("study")
     assert cohort.cases()["age"].tolist() == ["50", "60"]
     words = ["explain", "--bundle", "two", "--image", "t1.nii.gz", "t2.nii.gz", "--roi", "box:0,0,0+2", "--units", "4"]
-    assert status_of([*words, "--draws", "3", "--metric", "soft_dice", "--out", "out"]) == 0
+    words += ["--draws", "12", "--allocation", "equal", "--metric", "soft_dice", "--out", "out"]
+    assert status_of(words) == 0
     alone = TreatmentEffectStatistics.load("out/statistics.npz").effect
+    assert cohort.statistics("a").settings["allocation"] == "equal"
     assert torch.equal(cohort.statistics("a").effect.nan_to_num(7.0), alone.nan_to_num(7.0))
 
 
