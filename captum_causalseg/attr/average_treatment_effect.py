@@ -182,7 +182,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 the squared errors the most, summed over the target's outputs, each relative to its mean: units' draws are doubled, up to
                 three times. It costs no more than equal draws: what units do not need (screened out, or the bank is used up) is saved, and
                 ``n_draws`` is the mean over the others, at most. It depends on nothing but the example itself. Because draws are looked at, effects have a small bias (in the
-                documentation's page on coverage), and intervals are a little wider. ``"equal"``: every unit has ``n_draws``. So it is,
+                documentation's page on coverage). ``"equal"``: every unit has ``n_draws``. So it is,
                 whatever is said here, with fewer than 12 draws, with at least half as many screening draws, with ``precision`` or ``decide``
                 (which share out draws by themselves), with uniform draws (also where there is no gradient: intervals of the fewest would hold the
                 truth too rarely), with a scheme of your own, and where units are explained in parts, by several

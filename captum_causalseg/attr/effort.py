@@ -86,8 +86,8 @@ class Effort:
         """Whether half of the draws go where they are needed.
 
         Not where there are few, or as many screening draws as half of them; not where a goal says which units are drawn on; and only where donors are
-        ranked, by the library's own way: a scheme of one's own may have no further stages, and 95 % intervals of uniform draws would hold as little as 0.91 of
-        skewed effects (``benchmarks/allocation.py``). Where they turn out to have
+        ranked, by the library's own way: a scheme of one's own may have no further stages, and 95 % intervals of uniform draws would hold 0.91 of
+        skewed effects where those of equal draws hold 0.93 (``benchmarks/allocation.py``). Where they turn out to have
         no ranks, all get as many (:meth:`~captum_causalseg.engine.plan.Plan.unranked`).
         """
         plain = not self.has_goal and not self.paper and self.sampling == "stratified"
