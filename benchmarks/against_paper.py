@@ -1,6 +1,6 @@
 """This library, with its defaults, against the paper's protocol: time, and error against exhaustive truth.
 
-    python benchmarks/against_paper.py [--quick] [--threads 2] [--repeats 2] [--write FILE] [--cache DIR]
+    python benchmarks/against_paper.py [--quick] [--threads 2] [--repeats 2] [--only NETWORK ...] [--write FILE] [--cache DIR]
 
 The same network, image, region of interest, blocks, donors and score for both (see ``cases.py``). The paper's loop is that of
 ``paper_loop.py``: block by block, 3 donors, then 50; it scores nothing but the region of interest. Ours is ``attribute`` with its defaults. Both are
@@ -105,7 +105,9 @@ def attributed(case: Case, known: Exhaustive, runs: Runs, seed: int) -> np.ndarr
 
 
 def main() -> None:
-    options = start(parser(__doc__))
+    made = parser(__doc__)
+    made.add_argument("--only", nargs="+", choices=sorted(WANTED), default=[], metavar="NETWORK", help="not all three")
+    options = start(made)
     repeats = options.repeats or (1 if options.quick else 2)
     lines = ["## Against the paper's protocol", "", machine(options), ""]
     lines += [
@@ -117,7 +119,7 @@ def main() -> None:
         "|" + "---|" * 16,
     ]
     notes = []
-    for case in cases(options):
+    for case in cases(options, *options.only):
         known = exhaustive(case, options)
         expected = expect(Simulator(case, known), len(case.units), 3 if options.quick else 30)
         paper, ours, off = race(case, known, repeats)
