@@ -530,27 +530,17 @@ class Faithfulness:
 
     def _ranked(self, units: np.ndarray, order: Order, draw: int) -> Iterator[np.ndarray]:
         """Per example, its replaceable units in this order; equal ones in a random order, the same for every map."""
-        sign, ties = -1 if order == "supporting" else 1, self._ties[draw]
-        for n in range(self.n_examples):
-            allowed = np.flatnonzero(self.replaceable[n])
-            yield allowed[np.lexsort((ties[allowed], sign * units[n, allowed]))]
+        return self._world.ranked(units, -1 if order == "supporting" else 1, self._ties[draw])
 
     @cached_property
     def _ties(self) -> np.ndarray:
         """``(D, U)``: random numbers that order equal units."""
-        return self._random(2, self.n_draws)
-
-    def _random(self, purpose: int, count: int) -> np.ndarray:
-        """``(count, U)`` random numbers, for each unit by its id: whatever other units there are, they are the same."""
-        numbers = np.ones((count, self.replaceable.shape[1]))
-        for u in np.flatnonzero(self.replaceable.any(0)):
-            numbers[:, u] = np.random.default_rng((self.seed, purpose, int(self._world.unit_ids[u]))).random(count)
-        return numbers
+        return self._world.random_numbers(2, self.n_draws)
 
     @cached_property
     def _subsets(self) -> np.ndarray:
         """``(N, S, U)``, boolean: random subsets of the replaceable units, alike for examples with the same ones."""
-        keys = np.where(self.replaceable[:, None], self._random(1, self.n_subsets), np.inf)
+        keys = np.where(self.replaceable[:, None], self._world.random_numbers(1, self.n_subsets), np.inf)
         sizes: np.ndarray = np.maximum(1, np.round(self._subset_share * self.replaceable.sum(1)))
         chosen: np.ndarray = keys.argsort(2).argsort(2) < sizes[:, None, None]
         return chosen

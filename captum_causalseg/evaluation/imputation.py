@@ -19,6 +19,8 @@ __all__ = ["impute", "road"]
 # Of an image's range, as in the paper for images in [0, 1].
 _NOISE = 0.01
 _PURPOSE = 9
+# As curves order equal units.
+_TIES = 2
 # Elements of the band of a matrix up to which it is factorized.
 _LARGEST = 2**26
 
@@ -98,7 +100,7 @@ def road(judge: Faithfulness, attributions: Attributions) -> np.ndarray:
     if any(tensor.ndim < 3 for tensor in world.tensors):
         return np.full(judge.n_examples, np.nan)
     found = np.full(judge.n_examples, np.nan)
-    for example, ranked in enumerate(judge._ranked(units, "supporting", 0)):
+    for example, ranked in enumerate(world.ranked(units, -1, world.random_numbers(_TIES, 1)[0])):
         if not (units[example, ranked] > 0).any():
             continue
         counts = [round(share * len(ranked)) for share in (*SHARES, 1.0)]

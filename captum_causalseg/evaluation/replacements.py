@@ -1,7 +1,7 @@
 """Images in which any set of units is replaced by natural donors at once, and the scores that they get."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -162,6 +162,19 @@ class Replacements:
         windows = max(model.windows_run - before, 1)
         of_all = len(model.layout(self._spatial)) * model.runs_per_window
         return Pace(seconds / windows, near=windows / self.n_examples, whole=float(of_all), noun="windows")
+
+    def ranked(self, units: np.ndarray, sign: int, ties: np.ndarray) -> Iterator[np.ndarray]:
+        """Per example, its replaceable units by ascending ``sign * units``; equal ones by ``ties`` ``(U,)``."""
+        for n in range(self.n_examples):
+            allowed = np.flatnonzero(self.replaceable[n])
+            yield allowed[np.lexsort((ties[allowed], sign * units[n, allowed]))]
+
+    def random_numbers(self, purpose: int, count: int) -> np.ndarray:
+        """``(count, U)`` random numbers, for each unit by its id: whatever other units there are, they are the same."""
+        numbers = np.ones((count, self.replaceable.shape[1]))
+        for u in np.flatnonzero(self.replaceable.any(0)):
+            numbers[:, u] = np.random.default_rng((self.seed, purpose, int(self.unit_ids[u]))).random(count)
+        return numbers
 
     def where(self, slot: int, chosen: np.ndarray, examples: np.ndarray) -> Tensor:
         """``(B, C or 1, *spatial or ones)``, boolean: the elements of an input that lie in the units ``chosen`` ``(B, U)``."""

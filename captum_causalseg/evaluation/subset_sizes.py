@@ -43,7 +43,7 @@ def sensitivity_n(judge: Faithfulness, attributions: Attributions, shares: Seque
     n, count = judge.n_examples, subsets_of_a_size(judge.n_subsets, len(shares))
     found = np.full((len(shares), n), np.nan)
     for place, share in enumerate(shares):
-        keys = np.where(judge.replaceable[:, None], judge._random(_PURPOSE + place, count), np.inf)
+        keys = np.where(judge.replaceable[:, None], judge.replacements.random_numbers(_PURPOSE + place, count), np.inf)
         sizes = np.maximum(1, np.round(share * judge.replaceable.sum(1)))
         chosen: np.ndarray = (keys.argsort(2).argsort(2) < sizes[:, None, None]) & judge.replaceable[:, None]
         examples, subsets = (axis.ravel() for axis in np.indices((n, count)))

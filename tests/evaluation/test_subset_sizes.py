@@ -41,7 +41,7 @@ def test_it_is_the_mean_over_sizes_of_correlations_by_hand():
     maps = noise.repeat_interleave(2, 0).repeat_interleave(2, 1)[None, None]
     by_size = []
     for place, share in enumerate(SHARES):
-        order = judge._random(3 + place, 5).argsort(1)
+        order = judge.replacements.random_numbers(3 + place, 5).argsort(1)
         claimed, change = [], []
         for row in order:
             gone = row[: round(share * 16)]
