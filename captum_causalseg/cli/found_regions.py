@@ -96,13 +96,14 @@ def regions_text(job: Job, region: Region, *, seconds: float) -> str:
         f"{case.name}: {options.metric} in {place_name(options)} is {score(region.observed_score)}".removeprefix(": ")
         + f", {score(region.replaced_score)} with all {region.n_candidates} units replaced",
         "",
-        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
-        "",
-        *([f"units of the first region, {axes_in_words(case)}", *(f"  {one}" for one in found), ""] if found else []),
-        f"places: {case.grids.in_words()}",
-        *([] if region.complete else ["the search ended at --max-forwards: there may be a smaller region"]),
-        f"{region.n_forwards} forward passes of one {forwarded(region.settings)}, {seconds:.1f} s",
     ]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows] + [""]
+    if found:
+        lines += [f"units of the first region, {axes_in_words(case)}", *(f"  {one}" for one in found), ""]
+    lines.append(f"places: {case.grids.in_words()}")
+    if not region.complete:
+        lines.append("the search ended at --max-forwards: there may be a smaller region")
+    lines.append(f"{region.n_forwards} forward passes of one {forwarded(region.settings)}, {seconds:.1f} s")
     return "\n".join(lines)
 
 
