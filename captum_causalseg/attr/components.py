@@ -14,15 +14,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg._captum import TargetType, progress
+from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import NONE, TEXT, checked, instance, mapping, no_module, one_of, renamed, sequence
 from captum_causalseg._state import in_this_thread, undisturbed
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import estimate
+from captum_causalseg.attr.forecast import ModulesForecast
 from captum_causalseg.attr.layer import LAYOUT, are_images
 from captum_causalseg.attr.layer_average_treatment_effect import LayerBaselines
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call, prepare_call
+from captum_causalseg.attr.progress import Progress
 from captum_causalseg.donors import ActivationBank
 from captum_causalseg.donors.any_source import AnySource
 from captum_causalseg.interventions.axes import Axes, projected
@@ -88,7 +90,7 @@ def component_effects(
             :meth:`LayerAverageTreatmentEffect.attribute`: up to ``2 * n_draws`` donors (of whole modules at least 64)
             are all used, and effects are exact. Which part of the image reaches the RoI is searched once for all modules.
         seed: likewise; every module has draws of its own, which depend on its name.
-        show_progress: show a progress bar over the modules.
+        show_progress: say after the first module how many forwards (or windows) the others take at most and about how long, and show a bar over them.
         layout: what the axes of the activations mean, as in :meth:`LayerAverageTreatmentEffect.attribute`: one for all modules, or a
             mapping from names (with wildcards) to one. Modules for which ``"auto"`` cannot tell are left out of the other levels than
             ``"module"``.
@@ -131,46 +133,56 @@ def component_effects(
     observed: Tensor | None = None
     images = ImageSearch()
     banks = _banks(baselines, inputs, {name: chosen[name] for name in found}, watched=watched, at_input=level == "head")
-    for place, name in enumerate(_shown(found, show_progress)):
-        options = Options(
-            name="Component effects",
-            forward_func=target,
-            inputs=inputs,
-            baselines=banks[name].pop() if name in banks else baselines,
-            target=output,
-            additional_forward_args=additional_forward_args,
-            units=LayerUnits(layer=chosen[name], at_input=level == "head", kind=_UNITS[level], layout=found[name]),
-            effort=Effort(
-                n_draws=n_draws,
-                n_screening_draws=n_screening_draws,
-                screening_threshold=screening_threshold,
-                seed=_seed_of(name, seed),
-                sampling="stratified",
-                allocation="equal",
-                support=support,
-            ),
-            # The model is the same in all of them: the first and the last look at it, and the observed scores between must agree.
-            execution=Execution(perturbations_per_eval=perturbations_per_eval, witnessed=place in (0, len(found) - 1)),
-            return_statistics=True,
-            images=images,
-        )
-        with renamed(layer_baselines="baselines", target="output"):
-            _, statistics = estimate(options)
-            table = statistics.of_output(output).to_dataframe().rename(columns={"unit": level})
-        observed = statistics.observed_score if observed is None else observed
-        _refuse_drift(observed, statistics.observed_score, name)
-        if level == "token":
-            table["special"] = table["token"].isin(_special_tokens(statistics))
-        named = ", ".join("" if one is None else one.axes for one in statistics.layouts)
-        rows.append(
-            table.assign(
-                module=name,
-                type=type(chosen[name]).__name__,
-                order=watched.visits[name].order,
-                layout=named,
-                forwards=statistics.n_forwards,
+    n_examples = len(inputs[0]) if isinstance(inputs, tuple) else len(inputs)
+    most = {
+        name: n_examples * _most_draws(_n_units(layouts, level, watched.seen[name]), n_draws, _n_donors(baselines))
+        for name, layouts in found.items()
+    }
+    with Progress("Component effects", show_progress) as shown:
+        forecast = ModulesForecast(shown, most)
+        for place, name in enumerate(found):
+            forecast.begin(name)
+            options = Options(
+                name="Component effects",
+                forward_func=target,
+                inputs=inputs,
+                baselines=banks[name].pop() if name in banks else baselines,
+                target=output,
+                additional_forward_args=additional_forward_args,
+                units=LayerUnits(layer=chosen[name], at_input=level == "head", kind=_UNITS[level], layout=found[name]),
+                effort=Effort(
+                    n_draws=n_draws,
+                    n_screening_draws=n_screening_draws,
+                    screening_threshold=screening_threshold,
+                    seed=_seed_of(name, seed),
+                    sampling="stratified",
+                    allocation="equal",
+                    support=support,
+                ),
+                # The model is the same in all of them: the first and the last look at it, and the observed scores between must agree.
+                execution=Execution(perturbations_per_eval=perturbations_per_eval, witnessed=place in (0, len(found) - 1)),
+                return_statistics=True,
+                images=images,
             )
-        )
+            with renamed(layer_baselines="baselines", target="output"):
+                _, statistics = estimate(options)
+                forecast.done(name, statistics)
+                table = statistics.of_output(output).to_dataframe().rename(columns={"unit": level})
+            observed = statistics.observed_score if observed is None else observed
+            _refuse_drift(observed, statistics.observed_score, name)
+            if level == "token":
+                table["special"] = table["token"].isin(_special_tokens(statistics))
+            named = ", ".join("" if one is None else one.axes for one in statistics.layouts)
+            rows.append(
+                table.assign(
+                    module=name,
+                    type=type(chosen[name]).__name__,
+                    order=watched.visits[name].order,
+                    layout=named,
+                    forwards=statistics.n_forwards,
+                )
+            )
+        shown.finish()
     if left_out:
         logger.info("component_effects: left out %d module(s): %s", len(left_out), left_out)
     if not rows:
@@ -455,6 +467,27 @@ def _layouts(name: str, level: str, asked: Any, watched: _Watched) -> tuple[str 
     return tuple(found)
 
 
+def _n_units(layouts: Sequence[str | Layout], level: str, sighting: Sighting) -> int:
+    """How many units a module has; of several tensors, no unit spans two."""
+    if level == "module":
+        return 1
+    shapes = [[axis.length for axis in axes] for axes in (sighting.taken if level == "head" else sighting.returned)]
+    return sum(layout.n_units(_UNITS[level], shape) for layout, shape in zip(layouts, shapes) if isinstance(layout, Layout))
+
+
+def _most_draws(n_units: int, n_draws: int, n_donors: float) -> int:
+    """How many interventions so many units may have: a bank that is not much larger than they take is used up."""
+    return int(n_units * min(n_donors, max(n_draws, Effort(n_draws=n_draws).drains(n_units))))
+
+
+def _n_donors(baselines: Any) -> float:
+    """How many donors a unit has, as far as that is known before."""
+    if baselines is None or isinstance(baselines, (int, float)):
+        return 1
+    in_place = isinstance(baselines, ActivationBank) and baselines.placement == "aligned"
+    return len(baselines) if in_place or (isinstance(baselines, Tensor) and baselines.ndim) else math.inf
+
+
 def _special_tokens(statistics: TreatmentEffectStatistics) -> list[int]:
     """Ids of the tokens that lie on no grid; of several tensors they are numbered on."""
     found, first = [], 0
@@ -485,7 +518,3 @@ def _parts(visits: dict[str, _Visit]) -> dict[str, str]:
         return first if first == last else f"{first}-{last}"
 
     return {name: parts(visit) for name, visit in visits.items()}
-
-
-def _shown(names: Mapping[str, Any], show_progress: bool) -> Any:
-    return progress(list(names), desc="Component effects", total=len(names)) if show_progress else list(names)

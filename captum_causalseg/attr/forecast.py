@@ -1,5 +1,6 @@
-"""How many forwards a plan takes at most, before it is carried out and while it is."""
+"""How many forwards plans take at most, before they are carried out and while they are."""
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,8 +12,9 @@ from captum_causalseg.engine.interventions import Interventions
 from captum_causalseg.engine.plan import Plan
 from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.repeatability import Witness
+from captum_causalseg.statistics import TreatmentEffectStatistics
 
-__all__ = ["Forecast"]
+__all__ = ["Forecast", "ModulesForecast"]
 
 
 class Forecast:
@@ -92,3 +94,43 @@ class Forecast:
         evaluator = self._evaluator
         n = len(evaluator.site.inputs[0])
         return sum(evaluator.forwards(n, self._done).values()) + evaluator.ledger.forwards.total() - self._before
+
+
+class ModulesForecast:
+    """Tells a progress bar how many forwards there are at most of modules that are explained one after the other, once the first of them is done.
+
+    What the first took besides its interventions is what each of the others takes at most: what they have in common is found out there.
+
+    Args:
+        progress: that is told.
+        most: how many interventions each module may have, by its name, in the order in which they come.
+    """
+
+    def __init__(self, progress: Progress, most: Mapping[str, int]) -> None:
+        self._progress, self._left = progress, dict(most)
+        self._began, self._made, self._first, self._besides, self._each = time.monotonic(), 0, 0, 0, 1
+
+    def begin(self, name: str) -> None:
+        """A module is being explained."""
+        if not self._progress.has_begun:
+            self._progress.doing(f"{name}, the first of {len(self._left)} modules")
+
+    def done(self, name: str, statistics: TreatmentEffectStatistics) -> None:
+        """A module has been explained."""
+        if not self._progress.shown:
+            return
+        del self._left[name]
+        made = statistics.n_forwards
+        interventions = int(statistics.n_draws.reshape(*statistics.n_draws.shape[:2], -1).amax(2).sum())
+        # Of a sliding window, an intervention takes a forward per window that touches the region.
+        self._each = max([self._each, *statistics.settings.get("windows", {}).get("touching", ())])
+        self._besides = max(self._besides, made - interventions * self._each)
+        self._made += made
+        left = sum(self._each * most + self._besides for most in self._left.values())
+        if self._progress.has_begun:
+            self._progress.advance(self._made - self._first, left=left)
+        elif left:
+            self._first = self._made
+            noun = "windows" if "windows" in statistics.settings else "forward passes"
+            pace = (time.monotonic() - self._began) / max(made, 1)
+            self._progress.begin(made, most=left, noun=noun, pace=pace, purpose=f"for {len(self._left)} further modules")

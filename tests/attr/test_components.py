@@ -1,5 +1,7 @@
 """The table of a network's components."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -171,10 +173,23 @@ def test_bad_arguments_are_explained():
         component_effects(SegmentationTarget(lambda x: x, metric="volume"), images)
 
 
-def test_progress_is_over_the_modules(capsys):
+@pytest.mark.parametrize("level", ["module", "channel"])
+def test_after_the_first_module_it_is_said_how_many_forwards_the_others_take_at_most(level, capsys):
     _, target, images, donors = unet()
-    component_effects(target, images, "model.0*", donors, output=1, n_draws=2, show_progress=True)
-    assert "Component effects: 100%" in capsys.readouterr().err
+    table = component_effects(target, images, "model.*", donors, level, output=1, n_draws=2, show_progress=True)
+    # With as many donors as are used up, so that all of them are.
+    said = capsys.readouterr().err
+    made, most, modules = map(
+        int,
+        re.search(
+            r"Component effects: (\d+) forward passes so far, at most (\d+) to come for (\d+) further modules, about", said
+        ).groups(),
+    )
+    forwards = table.groupby(["order", "module"])["forwards"].first()
+    assert modules == len(forwards) - 1
+    assert made in forwards.to_list()
+    assert forwards.sum() - made <= most <= 3 * (forwards.sum() - made) + 40 * modules
+    assert "Component effects: 100%" in said
 
 
 def test_scripted_modules_are_left_out():
