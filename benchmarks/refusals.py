@@ -60,6 +60,7 @@ LEFT_OUT = {
         "a protocol: the command line calls it with arguments of its own",
     ),
     "demo.load_brain_slices": "reads a whole brain",
+    "SegmentationTarget.logits_and_scores": "for who runs layers: takes what forward has taken",
     "WindowedModel.mixes": "for who runs windows: takes what only the library has",
     **dict.fromkeys(
         (
@@ -518,7 +519,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
         f"SegmentationTarget.{name}": functools.partial(
             lambda name, w: _call("target", _image_calls(w.target, name), inputs=w.image), name
         )
-        for name in ("answer", "forward", "logits", "logits_and_scores", "model_inputs", "predict", "varies")
+        for name in ("answer", "forward", "logits", "model_inputs", "predict", "varies")
     },
     "SegmentationTarget.sampled": lambda w: _call(
         "target", lambda noise, inputs: w.target.sampled(noise, inputs), noise=[0], inputs=w.image

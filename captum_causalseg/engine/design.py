@@ -20,6 +20,7 @@ known better, further stages that each about double the sample. A new sampling s
     ([4, 8, 16], (4, 1), [0.25, 0.25, 0.25, 0.25])
 """
 
+import copy
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -69,6 +70,8 @@ class Design(ABC):
 
     def generator(self) -> np.random.Generator:
         """The row's generator as it was in the beginning, so that a sequence can be drawn again."""
+        if type(self._generator) is not np.random.Generator:
+            return copy.deepcopy(self._generator)  # another kind may hold more than its bits
         bits = self._generator.bit_generator
         # A deep copy of a generator takes ten times as long.
         again = type(bits)(0)

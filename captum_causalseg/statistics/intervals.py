@@ -4,7 +4,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
-__all__ = ["half_width", "p_value", "p_value_above", "satterthwaite"]
+__all__ = ["half_width", "p_value", "p_value_above", "quantile", "satterthwaite"]
+
+
+def quantile(freedom: ArrayLike, level: float) -> np.ndarray:
+    """How many standard errors two-sided t-intervals reach to either side, ``t_freedom(1/2 + level/2)``.
+
+    Args:
+        freedom: degrees of freedom, of any shape.
+        level: coverage, in (0, 1).
+
+    Example:
+        >>> from captum_causalseg.statistics.intervals import quantile
+        >>> float(quantile(10, 0.95).round(3))
+        2.228
+    """
+    found: np.ndarray = np.asarray(scipy_stats.t.ppf(0.5 + level / 2, freedom))
+    return found
 
 
 def half_width(standard_error: ArrayLike, freedom: ArrayLike, level: float) -> np.ndarray:
@@ -22,7 +38,7 @@ def half_width(standard_error: ArrayLike, freedom: ArrayLike, level: float) -> n
     """
     error = np.asarray(standard_error, dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        return np.where(error == 0, 0.0, scipy_stats.t.ppf(0.5 + level / 2, freedom) * error)
+        return np.where(error == 0, 0.0, quantile(freedom, level) * error)
 
 
 def p_value(estimate: ArrayLike, standard_error: ArrayLike, freedom: ArrayLike) -> np.ndarray:

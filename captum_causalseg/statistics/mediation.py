@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats as scipy_stats
 from torch import Tensor
 
 from captum_causalseg._checks import FRACTION, TEXT, checked, integer, shown
+from captum_causalseg.statistics.intervals import quantile
 from captum_causalseg.statistics.ratios import fieller
 from captum_causalseg.statistics.status import Status
 from captum_causalseg.statistics.treatment_effect_statistics import TreatmentEffectStatistics
@@ -92,7 +92,7 @@ class LayerMediation:
             covariance = np.clip((a + b - c) / 2, -np.sqrt(a * b), np.sqrt(a * b))
             freedom = np.fmin(self.total.degrees_of_freedom.numpy(), self.indirect.degrees_of_freedom.numpy())
             # Exact effects have no degrees of freedom, and need none.
-            t = np.where((a == 0) & (b == 0), 0.0, scipy_stats.t.ppf(0.5 + level / 2, freedom))
+            t = np.where((a == 0) & (b == 0), 0.0, quantile(freedom, level))
             share = indirect / total
             rest = np.maximum(a - 2 * share * covariance + share**2 * b, 0.0)
             ends = fieller(share, total, variances=(rest, b), covariance=covariance - share * b, t=t)

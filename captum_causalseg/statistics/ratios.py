@@ -1,7 +1,8 @@
 """Ratios of two estimates from the same draws, with their intervals (Fieller 1954)."""
 
 import numpy as np
-from scipy import stats as scipy_stats
+
+from captum_causalseg.statistics.intervals import quantile
 
 __all__ = ["fieller", "ratio_interval"]
 
@@ -72,6 +73,6 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, level: float 
         return -np.inf, np.inf
     ratio = float(np.mean(numerator)) / b
     (of_rest, shared), (_, of_denominator) = np.cov(np.stack([numerator - ratio * denominator, denominator])) / n
-    t = scipy_stats.t.ppf(0.5 + level / 2, n - 1)
+    t = quantile(n - 1, level)
     lower, upper = fieller(np.array(ratio), np.array(b), variances=(of_rest, of_denominator), covariance=shared, t=t)
     return float(lower), float(upper)

@@ -52,8 +52,8 @@ def test_a_bank_is_recorded_once_per_layer_until_the_weights_change():
         if i == 1:
             with torch.no_grad():
                 model.early.weight.mul_(1.5)
-    # The observed image answered again, what replay says compared on two rows.
-    always = 1 + 5 + 4 + 2
+    # Observed once, while the layer is recorded; five channels; answered again, which checks what replay says as well.
+    always = 1 + 5 + 4
     # That the model takes several images is known from the donors, where they are recorded, and tried on two where they are not.
     assert forwards == [always + 6, always + 2, always + 6]
     assert calls.count(4) == 2

@@ -44,8 +44,8 @@ def test_the_protocol_on_the_papers_picture_has_the_papers_numbers():
     assert 1 + 1008 * 3 < stats.n_forwards <= 1 + 1008 * 53
     draws = stats.n_draws[stats.status == Status.ESTIMATED]
     assert (draws == 50).all()
-    # Fifteen: the observed image, answered again alone and among others.
-    assert stats.n_forwards == 1 + 1008 * 3 + 50 * len(draws) + 15
+    # Eleven: the observed image, answered again alone and among others, four at a time.
+    assert stats.n_forwards == 1 + 1008 * 3 + 50 * len(draws) + 11
     heatmap = PdCR.to_paper_heatmap(attr)
     assert heatmap.shape == (256, 256)
     far = np.ones((256, 256), bool)

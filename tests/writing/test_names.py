@@ -18,7 +18,7 @@ from picture_cases import case, statistics_of
 from torch import nn
 
 import captum_causalseg
-from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, interaction_effects, visualization
+from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, interaction_effects, sufficient_region, visualization
 from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.evaluation.comparison import Comparison
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
@@ -80,6 +80,12 @@ def profile():
     return visualization.plot_profile(perception_profile(statistics, roi), ODD, ODD)
 
 
+def region():
+    largest = nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(1))
+    found = sufficient_region(largest, torch.ones(1, 1, 8, 8), 0.0, block_size=4)
+    return visualization.plot_region(torch.ones(1, 1, 8, 8), found, title=ODD)
+
+
 def interactions():
     largest = nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(1))
     table = interaction_effects(largest, torch.ones(1, 1, 8, 8), 0.0, top=2, block_size=4, n_draws=2)
@@ -97,6 +103,7 @@ PICTURES = {
     "plot_convergence": convergence,
     "plot_influence": influence,
     "plot_interactions": interactions,
+    "plot_region": region,
 }
 
 

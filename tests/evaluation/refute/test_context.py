@@ -86,7 +86,11 @@ def test_refuters_of_ones_own(monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"explainer": nn.Flatten()}, TypeError, "explainer: expected an AverageTreatmentEffect or a Layer.*, got Flatten"),
+        (
+            {"explainer": nn.Flatten()},
+            TypeError,
+            "explainer: expected an AverageTreatmentEffect or a Joint.*, or one of a layer, got Flatten",
+        ),
         ({"refuters": ["placebos"]}, ValueError, r"refuters: expected some of \['crossed', .*\], got \['placebos'\]"),
         ({"refuters": []}, ValueError, r"refuters: expected some of .*, got \[\]"),
         ({"alpha": 0.0}, ValueError, "alpha: expected a number between 0 and 1, got 0.0"),
