@@ -1,4 +1,4 @@
-"""The levels and skip connections of U-Nets, as mediators: MONAI's networks, nnU-Net's, segmentation_models_pytorch's.
+"""The levels and skip connections of U-Nets, as mediators: MONAI's networks and nnU-Net's.
 
 Level ``k`` is all that passes ``k`` halvings of the resolution or more, as it comes back up; the deepest is the bottleneck. Skip ``k`` is what goes over
 to the decoder at level ``k``, 0 at full resolution.
@@ -12,15 +12,8 @@ from captum_causalseg.interventions.mediators import LayerPort, Mediator
 
 __all__ = ["levels_and_skips"]
 
-# Blocks of decoders that are given what comes from below and what comes over, in this order. By name: the packages need not be there.
-_MERGES = {
-    ("monai", "UpCat"),
-    ("monai", "UnetrUpBlock"),
-    ("monai", "UnetUpBlock"),
-    ("monai", "UpTransition"),
-    ("segmentation_models_pytorch", "DecoderBlock"),
-    ("segmentation_models_pytorch", "UnetDecoderBlock"),
-}
+# MONAI's blocks of decoders that are given what comes from below and what comes over, in this order.
+_MERGES = ("UpCat", "UnetrUpBlock", "UnetUpBlock", "UpTransition")
 
 _Pair = tuple[tuple[LayerPort, ...], tuple[LayerPort, ...], tuple[LayerPort, ...]]
 """Of one joint of decoder and encoder: what comes from below, what comes over, and what has to stay as it is for that."""
@@ -40,6 +33,7 @@ def levels_and_skips(model: nn.Module) -> tuple[list[Mediator], list[Mediator]]:
 
 
 def _is(module: nn.Module, package: str, name: str) -> bool:
+    """Known by its name: the package need not be there."""
     return type(module).__name__ == name and type(module).__module__.split(".")[0] == package
 
 
@@ -85,6 +79,6 @@ def _seg_res_net(model: nn.Module) -> Iterator[_Pair]:
 
 def _merges(model: nn.Module) -> Iterator[_Pair]:
     """Decoders as a list of blocks, the deepest first."""
-    blocks = [module for module in model.modules() if (type(module).__module__.split(".")[0], type(module).__name__) in _MERGES]
+    blocks = [module for module in model.modules() if any(_is(module, "monai", name) for name in _MERGES)]
     for block in reversed(blocks):
         yield (LayerPort(block, True, (0,)),), (LayerPort(block, True, (1,)),), ()

@@ -29,7 +29,7 @@ class LayerMediation:
         total: ``M(x) - M(do)``, the unit's average treatment effect.
         indirect: ``M(x) - M(x; a := a(do))``: what travels through the mediator alone.
         direct: ``M(x) - M(do; a := a(x))``: what goes around it.
-        interaction: total less indirect less direct: what takes both ways at once.
+        interaction: total less indirect less direct (to the rounding of the scores): what takes both ways at once.
         rest: total less indirect.
 
     Example:

@@ -14,10 +14,13 @@ from captum_causalseg import (
     Status,
     regions,
 )
+from captum_causalseg.engine.scores import ROUNDING
 from captum_causalseg.interventions import replay
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 QUANTITIES = ("total", "indirect", "direct", "interaction")
+# Differences of scores up to so much are none: an interaction that is not more in any draw is exactly 0.
+ROUNDED = ROUNDING * torch.finfo(torch.float32).eps
 # All donors of a small bank, each once: effects are exact, and a loop over the bank gives the same.
 DRAIN = {"n_draws": 5, "n_screening_draws": 0, "sampling": "uniform", "return_statistics": True}
 
@@ -127,7 +130,7 @@ def test_the_total_effect_is_the_plain_one_on_the_same_draws(d):
         torch.testing.assert_close(getattr(stats.total, name), getattr(plain, name), atol=1e-6, rtol=0, equal_nan=True)
     for layer in stats.values():
         parts = layer.indirect.effect + layer.direct.effect + layer.interaction.effect
-        torch.testing.assert_close(parts, plain.effect, atol=1e-6, rtol=0, equal_nan=True)
+        torch.testing.assert_close(parts, plain.effect, atol=ROUNDED, rtol=0, equal_nan=True)
         torch.testing.assert_close(layer.rest.effect, plain.effect - layer.indirect.effect, atol=1e-6, rtol=0, equal_nan=True)
         # All from the same draws.
         assert (layer.indirect.n_draws == plain.n_draws).all()
@@ -189,6 +192,47 @@ def test_known_ways_by_formula(d, both):
             torch.testing.assert_close(found, value.mean().expand(found.shape), atol=1e-4 * whole, rtol=0)
     if not both:
         assert float(stats["deep"].interaction.effect.abs().max()) <= 1e-6
+
+
+def test_ways_that_cancel_are_not_screened_out():
+    """The total effect of every draw is 0, while as much goes through each of the ways."""
+    model = Known(2, 1.0, -1.0, 0.0)
+    image, donors = torch.ones(1, 1, 4, 4), torch.rand(40, 1, 4, 4)
+    _, stats = MediatedTreatmentEffect(model, ["first", "second"]).attribute(
+        image, donors, block_size=2, n_draws=8, return_statistics=True
+    )
+    for quantity in QUANTITIES:
+        for layer in stats.values():
+            assert (layer.of_quantity(quantity).status == Status.ESTIMATED).all()
+            assert (layer.of_quantity(quantity).n_draws == 8).all()
+    assert (stats.total.effect.abs() <= 1e-6).all()
+    assert (stats["first"].indirect.effect > 1.0).all()
+    torch.testing.assert_close(stats["second"].indirect.effect, -stats["first"].indirect.effect, atol=1e-5, rtol=0)
+    # Of a total that is not told from 0 no share can be given.
+    assert stats["first"].share_mediated()[0].isnan().all()
+
+
+def test_draws_where_they_are_needed_are_the_same_for_all_quantities():
+    model, images, _, labels, size = case(2)
+    target = SegmentationTarget(model, roi=regions.box(size, start=4, size=4), reference=labels, metric="soft_dice")
+    _, stats = MediatedTreatmentEffect(target, ["deep", "skip"]).attribute(
+        images,
+        torch.rand(60, 1, *size),
+        target=1,
+        block_size=2,
+        exclude=None,
+        n_draws=12,
+        allocation="needed",
+        return_statistics=True,
+    )
+    assert stats.settings["allocation"] == "needed"
+    drawn = stats.total.n_draws[..., 1]
+    assert len(drawn[stats.total.status[..., 1] == Status.ESTIMATED].unique()) > 1
+    for layer in stats.values():
+        for quantity in QUANTITIES:
+            assert (layer.of_quantity(quantity).n_draws[..., 1] == drawn).all()
+        parts = layer.indirect.effect + layer.direct.effect + layer.interaction.effect
+        torch.testing.assert_close(parts, stats.total.effect, atol=ROUNDED, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -346,7 +390,7 @@ def test_intervals_hold_the_truth():
     [
         ("dep", r"^layers: no module is named 'dep'; did you mean deep"),
         (["deep", "deep"], r"^layers: \['deep'\] named more than once"),
-        ("levels", "^layers: 'levels' are known of U-Nets"),
+        ("levels", "^layers: 'levels' are known of the U-Nets of MONAI and nnU-Net"),
         (FrozenStatistics(), "^layers: the model has no norm over space"),
         (nn.ReLU(), "^layers: this ReLU is no module of the model"),
         ([], "^layers: expected a module, a name"),
