@@ -44,9 +44,34 @@ from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
 from captum_causalseg.target.scorer import as_scorer
 from captum_causalseg.visualization import plot_profile
 
-__all__ = ["Further", "comparison_page", "components_page", "effects_page", "refutation_page", "region_page"]
+__all__ = ["Further", "Section", "comparison_page", "components_page", "effects_page", "refutation_page", "region_page"]
 
 _OVERLAP = ("dice", "soft_dice", "iou", "soft_iou", "surface_dice")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a report that a command fills itself: sentences, a figure and a table, of which any may be left out.
+
+    Args:
+        title: its heading.
+        sentences: paragraphs of plain text, before the figure.
+        figure: a picture.
+        alternative: what the picture shows, for those who cannot see it.
+        header: of the table's columns; the first one's cells stand on the left.
+        rows: of the table, as text.
+        text: numbers of further columns that hold text rather than numbers.
+        notes: paragraphs after the table.
+    """
+
+    title: str
+    sentences: Sequence[str] = ()
+    figure: Figure | None = None
+    alternative: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    text: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -57,11 +82,13 @@ class Further:
         refutation: attempts to refute the effects.
         components: effects of the network's parts, as a table.
         donors: the effects with other kinds of donors.
+        sections: of other commands, after the components.
     """
 
     refutation: RefutationReport | None = None
     components: pd.DataFrame | None = None
     donors: DonorComparison | None = None
+    sections: Sequence[Section] = ()
 
 
 def effects_page(
@@ -88,6 +115,7 @@ def effects_page(
         edge=_edge(job, statistics) if statistics.controls else None,
         donors=None if further.donors is None else _donors(further.donors, pictures["donors"]),
         components=None if further.components is None else _components(job, pictures["components"]),
+        sections=[_section(one) for one in further.sections],
         refutation=None if report is None else _refutation(report),
         computed=_computed(
             job.options,
@@ -287,6 +315,10 @@ def _donors(comparison: DonorComparison, figure: Figure) -> dict[str, Any]:
         if row.first == table["first"].iloc[0]
     ]
     return {"conclusion": comparison.conclusion, "rows": rows, "picture": picture(figure)}
+
+
+def _section(section: Section) -> dict[str, Any]:
+    return vars(section) | {"picture": None if section.figure is None else picture(section.figure)}
 
 
 def _refutation(report: RefutationReport) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reports of one page."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from command_line import on_picture
+from matplotlib.figure import Figure
 
 from captum_causalseg import TreatmentEffectStatistics, cli, metrics
 from captum_causalseg.cli import job as _cli_job
+from captum_causalseg.cli import report
 from captum_causalseg.evaluation.refute import REFUTERS
 from captum_causalseg.visualization import plot_effects
 
@@ -105,3 +108,22 @@ def test_the_report_fits_a_phone_and_a_desk(place, width):
     found = re.search(r"<title>width (\d+)</title>", shown)
     assert found is not None, shown[:500]
     assert int(found[1]) <= width
+
+
+def test_sections_of_other_commands_stand_in_the_report_as_they_were_handed_over(quick, monkeypatch):
+    folder, name = quick
+    handed = report.Section(
+        "Ways <through> it",
+        sentences=["By & by."],
+        figure=Figure(),
+        alternative="The ways",
+        header=("way", "effect"),
+        rows=[("skip", "+0.1")],
+        notes=["That is all."],
+    )
+    monkeypatch.setattr(report, "Further", functools.partial(report.Further, sections=(handed,)))
+    assert cli.main(on_picture(name)) == 0
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    section = html[html.index("<h2>Ways &lt;through&gt; it</h2>") :].partition("</section>")[0]
+    for said in ("<p>By &amp; by.</p>", 'alt="The ways"', "<td>skip</td><td>+0.1</td>", "<p>That is all.</p>"):
+        assert said in section
