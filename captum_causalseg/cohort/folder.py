@@ -93,7 +93,7 @@ class Cohort:
         return f"Cohort({', '.join(counts) or 'nothing finished'})"
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The manifest: per case, its id and latest line, in the order in which cases first came to an end.
+        """The manifest: per case, its id and latest line, in the order in which the cases were given, whichever came to its end first.
 
         A last line that a kill cut off counts as not written: that case is done again.
 
@@ -119,7 +119,8 @@ class Cohort:
         except FileNotFoundError:
             return {}
         if self._read[0] != (state.st_size, state.st_mtime_ns):
-            self._read = (state.st_size, state.st_mtime_ns), read_manifest(path)
+            records = sorted(read_manifest(path).items(), key=lambda one: one[1]["position"])
+            self._read = (state.st_size, state.st_mtime_ns), dict(records)
         return dict(self._read[1])
 
     def verify(self) -> pd.DataFrame:
@@ -185,8 +186,7 @@ class Cohort:
             >>> study.cases()[["id", "state", "n_units"]].values.tolist()
             [['a', 'finished', 16]]
         """
-        rows = sorted(self.records().values(), key=lambda record: record["position"])
-        return table_of_cases(rows, self.study.get("columns", []))
+        return table_of_cases(list(self.records().values()), self.study.get("columns", []))
 
     @checked(cases=NONE | sequence(TEXT), columns=NONE | sequence(TEXT), asked=BOOLEAN)
     def units(

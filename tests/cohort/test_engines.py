@@ -16,6 +16,9 @@ from captum_causalseg.cohort import Cohort, CohortError
 
 ray = pytest.importorskip("ray")
 
+# A worker takes seconds to start.
+ONE = {"num_workers": 1}
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -62,7 +65,7 @@ def test_parts_go_to_both(tmp_path, cluster, here):
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path, cluster, here):
-    there = study(tmp_path / "s", engine="ray", make_target=Deadly(tmp_path, "case/1"))
+    there = study(tmp_path / "s", engine="ray", make_target=Deadly(tmp_path, "case/1"), **ONE)
     assert (tmp_path / "was-here").exists()
     assert repr(there) == "Cohort(5 finished)"
     assert contents(there.folder) == contents(here.folder)
@@ -70,7 +73,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, cluster, here):
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_case_that_kills_every_worker_fails_alone(tmp_path, cluster, shards):
-    there = study(tmp_path / "s", 3, engine="ray", make_target=Deadly(tmp_path, "case/1", always=True), shards=shards)
+    there = study(tmp_path / "s", 3, engine="ray", make_target=Deadly(tmp_path, "case/1", always=True), shards=shards, **ONE)
     table = there.cases()
     assert table["state"].tolist() == ["finished", "failed", "finished"]
     assert "its worker died 3 times" in table["error"][1]
@@ -86,12 +89,12 @@ def breaks(case, model):
 
 def test_what_fails_on_the_cluster(tmp_path, cluster):
     with pytest.raises(RuntimeError, match=r"load_model: OSError: weights.pt: no such file"):
-        study(tmp_path / "a", 2, engine="ray", load_model=broken_model)
-    there = study(tmp_path / "b", 2, engine="ray", make_target=breaks)
+        study(tmp_path / "a", 2, engine="ray", load_model=broken_model, **ONE)
+    there = study(tmp_path / "b", 2, engine="ray", make_target=breaks, **ONE)
     assert there.cases()["error"].tolist() == ["RuntimeError: case/0 is broken", "RuntimeError: case/1 is broken"]
     assert "in breaks" in (tmp_path / "b" / "errors" / "case%2F0.txt").read_text()
     with pytest.raises(CohortError, match="is broken"):
-        study(tmp_path / "b", 2, engine="ray", make_target=breaks, errors="raise")
+        study(tmp_path / "b", 2, engine="ray", make_target=breaks, errors="raise", **ONE)
     with pytest.raises(ValueError, match="num_gpus: a worker asks for 1, the cluster has 0 GPU in all"):
         study(tmp_path / "c", 2, engine="ray", num_gpus=1)
 

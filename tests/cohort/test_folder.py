@@ -274,6 +274,16 @@ def test_folders_of_the_first_version_can_be_read(tmp_path):
         Cohort(tmp_path / "s")
 
 
+def test_tables_are_in_the_order_of_the_cases_whichever_was_finished_first(tmp_path):
+    cohort = study(tmp_path / "s", 3)
+    manifest = tmp_path / "s" / "manifest.jsonl"
+    manifest.write_text("".join(reversed(manifest.read_text().splitlines(keepends=True))))
+    again = Cohort(tmp_path / "s")
+    assert [*again.records()] == ["case/0", "case/1", "case/2"]
+    pd.testing.assert_frame_equal(again.units(), cohort.units())
+    pd.testing.assert_frame_equal(again.cases(), cohort.cases())
+
+
 def test_a_volume_that_was_just_mounted_is_empty(tmp_path):
     for name in ("lost+found", ".snapshot"):
         (tmp_path / name).mkdir()
