@@ -17,7 +17,7 @@ WHEEL_ENV := .venv-wheel
 # nnU-Net brings some thirty packages and torchvision.
 NNUNET := .venv-nnunet
 
-.PHONY: bench check clean coverage demo docs hooks install lint test test-captum-oldest test-lowest test-nnunet test-wheel wheel
+.PHONY: bench check clean coverage demo docs hooks install lint test test-captum-oldest test-lowest test-nnunet test-wheel wheel viewer
 
 install: $(INSTALLED)
 
@@ -120,6 +120,12 @@ bench: $(INSTALLED)
 	$(BIN)/python examples/model_study.py --write docs
 	$(BIN)/python benchmarks/layer_effects.py
 	$(BIN)/python benchmarks/gradient_effects.py
+
+# The viewer of volumes that reports hold, from npm; the licenses of what is in it are beside it, in niivue.LICENSE.txt.
+NIIVUE := 0.69.0
+viewer:
+	folder="$$(mktemp -d)" && cd "$$folder" && npm pack --silent @niivue/niivue@$(NIIVUE) && tar xzf *.tgz \
+		&& gzip -9nc package/dist/niivue.umd.js > "$(CURDIR)/captum_causalseg/cli/pages/niivue.umd.js.gz" && rm -r "$$folder"
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

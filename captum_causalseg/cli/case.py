@@ -34,6 +34,8 @@ class CommandCase:
         target: scores of the region of interest.
         roi: boolean ``(*spatial)``, on the prepared grid.
         output: the class that is explained; ``None`` for a model with one output.
+        prediction: where the model sees that class, boolean ``(*spatial)``, on the prepared grid.
+        reference: where the reference has it; ``None`` without one.
         donors: what units are replaced by.
         donor_images: the donor images, read when asked for; ``None`` without a folder.
         units: what is replaced.
@@ -46,6 +48,8 @@ class CommandCase:
     target: SegmentationTarget
     roi: Tensor
     output: int | None
+    prediction: Tensor
+    reference: Tensor | None
     donors: DonorSource
     donor_images: "Sequence[Tensor] | None"
     units: Units
@@ -86,6 +90,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         target = model.make_target(roi=roi, reference=truth, metric=options.metric).to(model.device)
         with torch.no_grad():
             target(image)
+            predicted, expected = target.segmentations(image)
     donors: DonorSource = SameImage()
     folder = None
     if options.donors is not None:
@@ -128,6 +133,8 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         target=target,
         roi=roi,
         output=output,
+        prediction=predicted[0, output or 0].cpu(),
+        reference=None if reference is None or expected is None else expected[0, output or 0].cpu(),
         donors=donors,
         donor_images=folder,
         units=units,

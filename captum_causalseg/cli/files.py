@@ -8,7 +8,7 @@ from typing import Any
 from captum_causalseg.cli.arguments import box_of
 from captum_causalseg.writing.names import printable
 
-__all__ = ["command_line", "image_name", "name_of", "name_of_case", "place_name", "units_name"]
+__all__ = ["command_line", "image_name", "is_file_of", "name_of", "name_of_case", "place_name", "units_name"]
 
 # Options that may hold a patient's name; the others name models and their parts.
 _OF_A_PATIENT = ("image", "label", "donors", "roi", "units", "out")
@@ -32,14 +32,14 @@ def image_name(options: argparse.Namespace) -> str:
 
 def place_name(options: argparse.Namespace) -> str:
     """What ``--roi`` says, a file without its folder; with ``--private`` without its name, too."""
-    if not _is_file("roi", options.roi):
+    if not is_file_of("roi", options.roi):
         return str(options.roi)
     return name_of_case(options, options.roi, "a mask")
 
 
 def units_name(options: argparse.Namespace) -> str:
     """Where the units of ``--units`` come from if it is a file, else nothing."""
-    if options.units is None or not _is_file("units", options.units):
+    if options.units is None or not is_file_of("units", options.units):
         return ""
     return f"those of {name_of_case(options, options.units, 'a file')},"
 
@@ -60,12 +60,12 @@ def command_line(options: argparse.Namespace) -> str:
 def _value(name: str, value: Any, private: bool) -> str:
     if isinstance(value, list):
         return " ".join(_value(name, one, private) for one in value)
-    if not _is_file(name, value):
+    if not is_file_of(name, value):
         return shlex.quote(printable(str(value)))
     return name.upper() if private and name in _OF_A_PATIENT else shlex.quote(name_of(value))
 
 
-def _is_file(name: str, value: Any) -> bool:
+def is_file_of(name: str, value: Any) -> bool:
     """Whether this option's value is a file or folder, of those that may also be something else."""
     if isinstance(value, Path):
         return True

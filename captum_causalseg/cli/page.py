@@ -1,18 +1,23 @@
-"""Pages of HTML: no script, no file beside them, readable on a phone. What they say stands in ``pages/``."""
+"""Pages of HTML: no file beside them, no network, readable on a phone and on paper. What they say stands in ``pages/``."""
 
 import base64
 import functools
 import io
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from captum_causalseg._version import __version__
 from captum_causalseg.writing.names import encodable
 
-__all__ = ["Picture", "picture", "rendered"]
+__all__ = ["Picture", "packed_asset", "picture", "rendered", "text_asset"]
+
+# Stands for what is known when the page is finished. No text of a user can hold it, as its brackets are escaped there.
+_SIZE = "<!--size-->"
 
 # At least and at most, on the screen.
 _PIXELS_PER_INCH = (47, 78)
@@ -49,7 +54,18 @@ def rendered(name: str, **values: Any) -> str:
         name: of its template.
         **values: what the template asks for. Texts are plain: what means something in HTML is escaped.
     """
-    return _environment().get_template(name).render(values)
+    page = _environment().get_template(name).render(values, version=__version__, size_mark=Markup(_SIZE))
+    return page.replace(_SIZE, f"{len(page.encode()) / 1e6:.1f} MB")
+
+
+def text_asset(name: str) -> str:
+    """A file of ``pages/`` that pages hold as it is, such as a script."""
+    return files("captum_causalseg.cli").joinpath("pages", name).read_text(encoding="utf-8")
+
+
+def packed_asset(name: str) -> str:
+    """A compressed file of ``pages/``, in base 64."""
+    return base64.b64encode(files("captum_causalseg.cli").joinpath("pages", name).read_bytes()).decode("ascii")
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 """The reports of the commands, each one page of HTML: what their templates in ``pages/`` are filled with."""
 
 import argparse
+import datetime
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,16 +10,28 @@ from importlib.metadata import version
 from typing import Any
 
 import captum
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 from captum_causalseg._version import __version__
 from captum_causalseg.attr.region import Region
-from captum_causalseg.cli.files import command_line
+from captum_causalseg.cli.digests import digest_rows
+from captum_causalseg.cli.files import command_line, place_name
+from captum_causalseg.cli.findings import (
+    direction_rows,
+    directions_of,
+    found_in_words,
+    length_unit,
+    not_done,
+    profile_of,
+    unit_rows,
+    unit_table,
+)
 from captum_causalseg.cli.found_regions import place_rows, region_rows, said_of
 from captum_causalseg.cli.job import EffectPictures, Job
-from captum_causalseg.cli.page import picture, rendered
+from captum_causalseg.cli.page import packed_asset, picture, rendered, text_asset
 from captum_causalseg.cli.results import (
     axes_in_words,
     components_rows,
@@ -33,11 +47,11 @@ from captum_causalseg.cli.results import (
     score,
     score_in_words,
     sign_words,
-    strongest,
 )
+from captum_causalseg.cli.segmentation import segmentation_rows, segmentation_said
+from captum_causalseg.cli.viewer import viewer_of
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
-from captum_causalseg.evaluation.profile import perception_profile
 from captum_causalseg.evaluation.refute import RefutationReport
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
@@ -101,28 +115,38 @@ def effects_page(
     seconds: float,
 ) -> str:
     """Of ``explain``; ``pictures`` are ``components`` and ``donors``, where these are there."""
-    report = further.refutation
+    report, options = further.refutation, job.options
     forwards = statistics.n_forwards if report is None else report.n_forwards
     forwards += 0 if further.donors is None else further.donors.n_forwards
+    table = unit_table(job, statistics)
+    counted: dict[str, object] = {f"Forward passes of one {forwarded(statistics.settings)}": forwards}
+    computed = _computed(options, seconds, counted, settings=statistics.settings)
+    filled: dict[str, Any] = {
+        "segmentation": _segmentation(job),
+        "effects": _effects(job, statistics, effects),
+        "strongest": _strongest(job, statistics, table),
+        "profile": _profile(job, statistics),
+        "edge": _edge(job, statistics) if statistics.controls else None,
+        "donors": None if further.donors is None else _donors(further.donors, pictures["donors"]),
+        "components": None if further.components is None else _components(job, pictures["components"]),
+        "sections": [_section(one) for one in further.sections],
+        "refutation": None if report is None else _refutation(report),
+    }
     return rendered(
         "explain.html",
         title=f"Why was it segmented this way? {job.case.name}".rstrip(),
         about=job.case.described,
+        question=_question(job),
+        answer=found_in_words(job, table),
         score=_score_of(job, observed(job.case, statistics)),
-        effects=_effects(job, statistics, effects),
-        strongest=_strongest(job, statistics),
-        profile=_profile(job, statistics),
-        edge=_edge(job, statistics) if statistics.controls else None,
-        donors=None if further.donors is None else _donors(further.donors, pictures["donors"]),
-        components=None if further.components is None else _components(job, pictures["components"]),
-        sections=[_section(one) for one in further.sections],
-        refutation=None if report is None else _refutation(report),
-        computed=_computed(
-            job.options,
-            seconds,
-            {f"Forward passes of one {forwarded(statistics.settings)}": forwards},
-            settings=statistics.settings,
+        contents=_contents(filled),
+        not_done=not_done(
+            job, statistics, {name for name in ("refutation", "components", "donors") if filled[name] is not None}
         ),
+        command=computed.pop("Command"),
+        files=digest_rows(options),
+        computed=computed,
+        **filled,
     )
 
 
@@ -188,7 +212,7 @@ def refutation_page(job: Job, report: RefutationReport, pictures: Sequence[Effec
         score=_score_of(job, observed(job.case, statistics)),
         refutation=_refutation(report),
         effects=_effects(job, statistics, pictures),
-        strongest=_strongest(job, statistics),
+        strongest=_strongest(job, statistics, unit_table(job, statistics)),
         computed=_computed(
             job.options,
             seconds,
@@ -237,8 +261,46 @@ def _score_of(job: Job, value: str) -> str:
     return f"{said}{scale}, compared with {against}."
 
 
+def _question(job: Job) -> str:
+    """In one sentence."""
+    case, options = job.case, job.options
+    name = case.described["Class"].partition(",")[0]
+    which = "" if case.output is None else f" class {name.partition(' of ')[0]}" if name[:1].isdigit() else f" {name}"
+    image = "this image" if options.private else case.name
+    return f"Which parts of {image} made the model segment{which or ' it'} in {place_name(options)} as it did?"
+
+
+def _contents(filled: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The sections that there are: their names in links, and what they are called there."""
+    first = [
+        ("question", "Question"),
+        ("segmentation", "Segmentation"),
+        ("map", "Map"),
+        ("strongest", "Strongest parts"),
+        ("distance", "How far"),
+    ]
+    asked = [
+        ("edge", "joint", "Joints"),
+        ("donors", "donors", "Other donors"),
+        ("components", "components", "Parts of the network"),
+    ]
+    chosen = [(link, title) for name, link, title in asked if filled[name] is not None]
+    chosen += [(f"further-{number}", one["title"]) for number, one in enumerate(filled["sections"])]
+    chosen += [("refutation", "Refutation")] if filled["refutation"] is not None else []
+    return first + chosen + [("not-done", "Not done"), ("cite", "Cite"), ("reproduce", "Reproduce")]
+
+
+def _segmentation(job: Job) -> dict[str, Any]:
+    header, rows = segmentation_rows(job.case)
+    return {"said": segmentation_said(job.case), "picture": None, "alternative": "", "header": header, "rows": rows}
+
+
 def _effects(job: Job, statistics: TreatmentEffectStatistics, pictures: Sequence[EffectPictures]) -> dict[str, Any]:
+    view = viewer_of(job, statistics)
     return {
+        "viewer": view,
+        "script": text_asset("viewer.js"),
+        "niivue": packed_asset("niivue.umd.js.gz") if view.volume else "",
         "empty": emptiness(job.case, job.options, statistics),
         "has_direction": METRICS[job.options.metric].larger_is_better,
         "noun": _score_noun(job.options.metric),
@@ -250,15 +312,23 @@ def _effects(job: Job, statistics: TreatmentEffectStatistics, pictures: Sequence
     }
 
 
-def _strongest(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any]:
-    rows = strongest(job.case, job.options, statistics)
-    styles = dict(zip(sign_words(job.options.metric), ("supports", "harms")))
+def _strongest(job: Job, statistics: TreatmentEffectStatistics, table: pd.DataFrame) -> dict[str, Any]:
+    metric = job.options.metric
     return {
         "grid": job.case.grids.in_words(),
-        "axes": axes_in_words(job.case),
-        "noun": _score_noun(job.options.metric),
-        "rows": [(row.kind, row.place, row.effect, row.interval) for row in rows],
-        "styles": [styles[row.kind] for row in rows],
+        "directions": directions_of(job.case).said,
+        "what": _what(metric),
+        "words": sign_words(metric),
+        "colored": True,
+        "header": [
+            axes_in_words(job.case),
+            "distance",
+            f"direction, in {length_unit(job.case).split(' of ')[0]}",
+            f"effect on {_score_noun(metric)}",
+            "95 % interval",
+            "adjusted p",
+        ],
+        "rows": unit_rows(job, table),
         "counts": counts(job.case, job.options, statistics),
     }
 
@@ -275,22 +345,19 @@ def _edge(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any]:
 def _profile(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any] | None:
     """How far away effects are; ``None`` where there is no unit whose distance says something."""
     case, metric = job.case, job.options.metric
-    if not bool(statistics.select(statistics.hypotheses, case.output).any()):
+    profile = profile_of(job, statistics)
+    if profile is None:
         return None
-    spacing = case.grids.prepared_spacing
-    unit = f"{case.grids.noun} of the prepared image" if case.grids.differ else case.grids.noun
-    straight: dict[str, Any] = {}
-    if spacing is not None:
-        unit, straight = "mm", {"spacing": spacing, "length_unit": "mm", "metric": "euclidean"}
-    profile = perception_profile(statistics, case.roi, case.output, **straight)
     background = profile.background
     beside = "" if background is None or background.effect == 0 else str(background).replace("b", "B", 1)
     return {
         "half": f"{profile.radius(0.5):.4g}" if profile.mass > 0 else None,
         "most": f"{profile.radius(0.9):.4g}" if profile.mass > 0 else None,
-        "unit": unit,
-        "straight": bool(straight),
+        "unit": length_unit(case),
+        "straight": case.grids.prepared_spacing is not None,
         "background": beside,
+        "directions": direction_rows(case, profile) if profile.mass > 0 else [],
+        "directions_of": directions_of(case).said,
         "picture": picture(plot_profile(profile, score_name=score_in_words(metric), words=sign_words(metric))),
     }
 
@@ -330,10 +397,11 @@ def _computed(
 ) -> dict[str, object]:
     versions = {"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}
     # Not asked of the module, which takes seconds to import.
-    versions |= {"monai": version("monai")}
+    versions |= {"monai": version("monai"), "numpy": np.__version__, "python": platform.python_version()}
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     rest = {name: value for name, value in settings.items() if name != "versions"}
     in_words = _in_words({"seed": options.seed} | rest | {"versions": versions})
-    return {"Command": command_line(options), **facts, "Seconds": f"{seconds:.1f}", **in_words}
+    return {"Command": command_line(options), **facts, "Seconds": f"{seconds:.1f}", "Date": now, **in_words}
 
 
 def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ __all__ = [
     "components_text",
     "context_in_words",
     "counts",
+    "digits_for",
     "edge_in_words",
     "edge_names",
     "edge_rows",
@@ -80,7 +81,7 @@ def strongest(case: CommandCase, options: argparse.Namespace, statistics: Treatm
     """The strongest units of either sign."""
     table = case.units.in_own_voxels(statistics.of_output(case.output).to_dataframe())
     table = table[table["effect"].notna()].sort_values("effect", kind="stable")
-    digits = _digits(table["effect"])
+    digits = digits_for(table["effect"])
     rows = []
     for kind, found in zip(sign_words(options.metric), (table[table["effect"] > 0][::-1], table[table["effect"] < 0])):
         for row in found.head(_STRONGEST).to_dict("records"):
@@ -102,7 +103,7 @@ def modality_rows(case: CommandCase, statistics: TreatmentEffectStatistics) -> l
     there = found.status != Status.ABSENT
     table = case.units.in_own_voxels(found.to_dataframe().assign(significant=found.significant(0.05)[there].numpy()))
     known = table[table["effect"].notna()]
-    digits = _digits(known["effect"])
+    digits = digits_for(known["effect"])
     rows = []
     for name in case.units.modalities.names:
         mine = known[known["modality"] == name]
@@ -171,7 +172,7 @@ def edge_rows(case: CommandCase, statistics: TreatmentEffectStatistics) -> list[
     )
     table = table[table["significant"]]
     table = table.iloc[table["effect"].abs().argsort(kind="stable")[::-1]]
-    digits = _digits(table["effect"])
+    digits = digits_for(table["effect"])
     rows: list[tuple[str, ...]] = []
     for row in table.head(2 * _STRONGEST).to_dict("records"):
         controls = [
@@ -289,7 +290,7 @@ def chains(table: pd.DataFrame) -> pd.DataFrame:
 
 def components_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
     """The strongest parts: name, type, part, effect, interval."""
-    digits = _digits(table["effect"])
+    digits = digits_for(table["effect"])
     rows: list[tuple[str, ...]] = []
     for row in chains(table).head(_MOST_ROWS).to_dict("records"):
         name = name_of(row)
@@ -309,7 +310,7 @@ def components_text(table: pd.DataFrame) -> str:
     return "\n".join(said)
 
 
-def _digits(effects: pd.Series) -> int:
+def digits_for(effects: pd.Series) -> int:
     """Behind the point: four, more where effects are small, fewer where they are large."""
     largest = float(np.nanmax(np.abs(effects.to_numpy(dtype=float)), initial=0))
     return 4 if largest == 0 else int(np.clip(2 - np.floor(np.log10(largest)), 2, 9)) if not 1e-3 <= largest < 10 else 4

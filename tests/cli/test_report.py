@@ -1,9 +1,11 @@
 """Reports of one page."""
 
 import functools
+import gzip
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -127,3 +129,18 @@ def test_sections_of_other_commands_stand_in_the_report_as_they_were_handed_over
     section = html[html.index("<h2>Ways &lt;through&gt; it</h2>") :].partition("</section>")[0]
     for said in ("<p>By &amp; by.</p>", 'alt="The ways"', "<td>skip</td><td>+0.1</td>", "<p>That is all.</p>"):
         assert said in section
+
+
+def test_the_viewer_of_volumes_is_the_version_that_is_named():
+    root = Path(__file__).parents[2]
+    version = re.search(r"^NIIVUE := (\S+)", (root / "Makefile").read_text(), re.MULTILINE)[1]
+    pages = root / "captum_causalseg" / "cli" / "pages"
+    assert f'"{version}"' in gzip.decompress((pages / "niivue.umd.js.gz").read_bytes()).decode()
+    assert f"NiiVue {version}" in (pages / "niivue.LICENSE.txt").read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_large_it_is(quick):
+    folder, name = quick
+    assert cli.main(on_picture(name)) == 0
+    page = folder / "out" / "report.html"
+    assert f"One file of {page.stat().st_size / 1e6:.1f} MB" in page.read_text(encoding="utf-8")
