@@ -61,6 +61,11 @@ LEFT_OUT = {
     ),
     "demo.load_brain_slices": "reads a whole brain",
     "SegmentationTarget.logits_and_scores": "for who runs layers: takes what forward has taken",
+    **dict.fromkeys(
+        ("donors.MovedPrompts.chosen", "donors.MovedPrompts.split"),
+        "as of DonorSource, which is in the catalog: no images to split",
+    ),
+    "donors.MovedPrompts.bind_places": "for who explains prompts: takes what only the library has",
     "WindowedModel.mixes": "for who runs windows: takes what only the library has",
     **dict.fromkeys(
         (
@@ -336,6 +341,16 @@ class World:
         arguments = {"baselines": self.donors, "output": 1, "pairs": [(0, 1)], "block_size": 4, "n_draws": 2, "exclude": None}
         return ccs.interaction_effects(self.target, self.image, **arguments)
 
+    @property
+    def of_clicks(self) -> ccs.PromptTreatmentEffect:
+        return ccs.PromptTreatmentEffect(total, maps=[1])
+
+    @property
+    def clicked(self) -> Tensor:
+        clicks = torch.zeros_like(self.image)
+        clicks[..., 2, 2] = 1.0
+        return torch.cat([self.image, clicks], 1)
+
     @functools.cached_property
     def region(self) -> ccs.Region:
         found: ccs.Region = ccs.sufficient_region(self.target, self.image, self.donors, output=1, block_size=4, n_draws=2)
@@ -583,6 +598,14 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "JointTreatmentEffect.attribute": lambda w: _call(
         "attr", ccs.JointTreatmentEffect(w.target).attribute, **w.arguments | {"n_draws": 4, "block_size": 4}
     ),
+    "PromptTreatmentEffect": lambda w: _call("attr", ccs.PromptTreatmentEffect, forward_func=total),
+    "PromptTreatmentEffect.attribute": lambda w: _call("attr", w.of_clicks.attribute, inputs=w.clicked),
+    "PromptTreatmentEffect.interactions": lambda w: _call(
+        "attr", w.of_clicks.interactions, inputs=w.clicked, baselines=0.0, pairs=[(0, 0)], block_size=4, exclude=None, n_draws=2
+    ),
+    "PromptTreatmentEffect.table": lambda w: _call(
+        "attr", w.of_clicks.table, statistics=w.of_clicks.attribute(w.clicked, return_statistics=True)[1]
+    ),
     "LayerJointTreatmentEffect": lambda w: _call(
         "attr", ccs.LayerJointTreatmentEffect, forward_func=w.target, layer=w.network[0]
     ),
@@ -641,6 +664,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "PatchBank.from_dataset": lambda w: _call("donors", PatchBank.from_dataset, dataset=list(w.donors)),
     "PatchBank.from_folder": lambda w: _call("donors", PatchBank.from_folder, folder=w._picture.parent, pattern="*.png"),
     "PatchBank.fitted": lambda w: _call("donors", PatchBank(w.donors).fitted),
+    "donors.MovedPrompts": lambda w: _call("donors", ccs.donors.MovedPrompts, radius=3),
     "NeighborBank": lambda w: _call("donors", ccs.NeighborBank, images=w.donors, k=3),
     "NeighborBank.bind": lambda w: _call("donors", ccs.NeighborBank(w.donors, k=3).bind, images=w.image),
     "ActivationBank.split": lambda w: _call("donors", ccs.ActivationBank(w.donors).split, parts=2, seed=0),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from captum_causalseg.attr.mediated_treatment_effect import MediatedTreatmentEffect
     from captum_causalseg.attr.mediator_names import FrozenStatistics
     from captum_causalseg.attr.pdcr import PdCR
+    from captum_causalseg.attr.prompt_treatment_effect import PromptTreatmentEffect
     from captum_causalseg.attr.region import Region
     from captum_causalseg.attr.region_search import necessary_region, sufficient_region
     from captum_causalseg.bundle import Bundle, load_bundle
@@ -61,6 +62,7 @@ __all__ = [
     "PatchBank",
     "PdCR",
     "PerceptionProfile",
+    "PromptTreatmentEffect",
     "RefutationReport",
     "Region",
     "SameImage",
@@ -112,6 +114,7 @@ _PLACES = {
     "PatchBank": "captum_causalseg.donors",
     "PdCR": "captum_causalseg.attr.pdcr",
     "PerceptionProfile": "captum_causalseg.evaluation.profile",
+    "PromptTreatmentEffect": "captum_causalseg.attr.prompt_treatment_effect",
     "RefutationReport": "captum_causalseg.evaluation.refute",
     "Region": "captum_causalseg.attr.region",
     "SameImage": "captum_causalseg.donors",

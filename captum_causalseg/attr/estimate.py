@@ -17,9 +17,10 @@ from captum_causalseg.attr.effort import Effort
 from captum_causalseg.attr.forecast import Forecast
 from captum_causalseg.attr.inputs_and_layers import prepare_inputs_and_layers
 from captum_causalseg.attr.layer import prepare_layer
-from captum_causalseg.attr.options import InputAndLayerUnits, InputUnits, LayerUnits, Options
+from captum_causalseg.attr.options import InputAndLayerUnits, InputUnits, LayerUnits, Options, PromptUnits
 from captum_causalseg.attr.problem import Problem, prepare_inputs
 from captum_causalseg.attr.progress import Progress
+from captum_causalseg.attr.prompts import prepare_prompts
 from captum_causalseg.attr.ranking import rank_donors
 from captum_causalseg.attr.reach import find_reach
 from captum_causalseg.donors import BoundDonors
@@ -166,6 +167,8 @@ def prepare(options: Options) -> Problem:
         raise ValueError(f"controls: {options.controls!r} is measured for the statistics; give return_statistics=True")
     if isinstance(units, InputAndLayerUnits):
         return prepare_inputs_and_layers(options, units)
+    if isinstance(units, PromptUnits):
+        return prepare_prompts(options, units)
     return prepare_layer(options, units) if isinstance(units, LayerUnits) else prepare_inputs(options, units)
 
 
@@ -529,7 +532,7 @@ def _plan(problem: Problem, options: Options) -> Plan:
         n_screening_draws=effort.n_screening_draws,
         seed=seeds,
         sampling="paper" if effort.paper else effort.sampling,
-        drains=effort.drains(len(problem.units)) if isinstance(options.units, LayerUnits) else 0,
+        drains=effort.drains(len(problem.units)) if isinstance(options.units, (LayerUnits, PromptUnits)) else 0,
         with_noise=problem.evaluator.noise_population > 1,
     )
 

@@ -19,15 +19,12 @@ from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.layer import LAYOUT, are_images
 from captum_causalseg.attr.layer_average_treatment_effect import LayerBaselines
 from captum_causalseg.attr.options import InputAndLayerUnits, InputUnits, LayerUnits, Options
+from captum_causalseg.attr.pair_table import asked_pairs, pair_table
 from captum_causalseg.engine.contexts import Shapley
-from captum_causalseg.engine.pairs import PairOutcome, run_pairs
+from captum_causalseg.engine.pairs import run_pairs
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.sites import InputsAndLayersSite
 from captum_causalseg.layout import Layout, UnitKind
-from captum_causalseg.statistics import adjust_p_values
-from captum_causalseg.statistics.intervals import half_width, p_value
-from captum_causalseg.statistics.moderation import moderated_errors
-from captum_causalseg.statistics.moments import UnitMoments
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.target.scorer import as_scorer
 
@@ -187,13 +184,13 @@ def interaction_effects(
         with running(options) as now:
             ids = _Ids(components, now)
             of_examples = chosen if given is None else dict.fromkeys(range(now.problem.n_examples), given)
-            asked = _asked(now, {n: [ids.of(pair) for pair in mine] for n, mine in of_examples.items()})
+            asked = asked_pairs(now, {n: [ids.of(pair) for pair in mine] for n, mine in of_examples.items()})
             reach = now.plan.active[asked, now.outputs.chosen[now.plan.example[asked]]].all(1)
             found = None
             if reach.any():
                 how: dict[str, Any] = {"batch_size": now.batch_size, "on_progress": now.forecast(in_context=True).run}
                 found = run_pairs(now.plan, asked[reach], now.evaluator, observed=now.baseline, **how)
-    table = _table(now, asked, reach, ids=ids, found=found, alpha=alpha)
+    table = pair_table(now, asked, reach, label=ids.label, found=found, alpha=alpha)
     spent = now.forwards(0 if found is None else found.n_forwards)
     table.attrs["forwards"] = {**spent, **({"choosing the units": sum(forwards.values())} if forwards else {})}
     return table
@@ -325,102 +322,3 @@ def _strongest(options: Options, top: int) -> tuple[dict[int, list[tuple[Member,
         ids = sorted(one.unit_ids.numpy()[ranked].tolist())
         found[n] = list(itertools.combinations(ids, 2))
     return found, dict(statistics.settings["forwards"])
-
-
-def _asked(now: Running, pairs: dict[int, list[tuple[int, int]]]) -> np.ndarray:
-    """Pairs of ids as pairs of rows of the plan, ``(P, 2)``.
-
-    Raises:
-        ValueError: there is no such unit, or it is left as it is for the output's sake.
-    """
-    plan, rows = now.plan, []
-    may = now.treated[np.arange(len(plan)), now.outputs.chosen[plan.example]]
-    place = {(n, key): row for row, (n, key) in enumerate(zip(plan.example.tolist(), plan.key.tolist())) if may[row]}
-    known = set(now.problem.units.ids.tolist())
-    for n, of_example in pairs.items():
-        for pair in of_example:
-            for unit in pair:
-                if unit not in known:
-                    raise ValueError(f"pairs: there is no unit {unit}; the ids are {min(known)} to {max(known)}")
-                if (n, unit) not in place:
-                    raise ValueError(
-                        f"pairs: unit {unit} of example {n} is excluded or absent, so that its effects are not known"
-                    )
-            rows.append([place[n, unit] for unit in pair])
-    return np.array(rows, dtype=np.int64).reshape(-1, 2)
-
-
-def _table(
-    now: Running, asked: np.ndarray, reach: np.ndarray, *, ids: _Ids, found: PairOutcome | None, alpha: float
-) -> pd.DataFrame:
-    plan = now.plan
-    example = plan.example[asked[:, 0]]
-    columns: dict[str, Any] = {"example": example}
-    for place, name in enumerate(("first", "second")):
-        columns[name] = [ids.label(key) for key in plan.key[asked[:, place]].tolist()]
-    names = (
-        "effect_first",
-        "effect_second",
-        "joint",
-        "joint_lower",
-        "joint_upper",
-        "interaction",
-        "standard_error",
-        "lower",
-        "upper",
-    )
-    columns |= {name: np.zeros(len(asked)) for name in names}
-    centers = {"first": _centers(now, asked[:, 0]), "second": _centers(now, asked[:, 1])}
-    columns |= {f"{name}_{axis}": found[:, axis] for name, found in centers.items() for axis in range(found.shape[1])}
-    columns |= {
-        "p_value": np.ones(len(asked)),
-        "p_adjusted": np.ones(len(asked)),
-        "n_draws": np.zeros(len(asked), dtype=np.int64),
-    }
-    settled = np.zeros(len(asked))
-    for n in np.unique(example[reach]).tolist() if found is not None else ():
-        assert found is not None
-        mine, here = reach & (example == n), example[reach] == n
-        k = int(now.outputs.chosen[n])
-        joint, _, joint_half, joint_p = _inferred(found.together, here, k)
-        effect, error, half, p = _inferred(found.interaction, here, k)
-        written = (
-            *found.single[here][..., k].T,
-            joint,
-            joint - joint_half,
-            joint + joint_half,
-            effect,
-            error,
-            effect - half,
-            effect + half,
-        )
-        for name, values in zip(names, written):
-            columns[name][mine] = values
-        columns["p_value"][mine], columns["p_adjusted"][mine] = p, adjust_p_values(p, "fdr_bh")
-        columns["n_draws"][mine] = plan.n_draws
-        settled[mine] = np.where(joint_p <= alpha, np.sign(joint), 0)
-    agrees = settled * np.sign(columns["interaction"])
-    kind = np.select([agrees > 0, agrees < 0], ["redundant", "synergistic"], "unclear")
-    table = pd.DataFrame(columns | {"kind": np.where(columns["p_adjusted"] <= alpha, kind, "none")})
-    order = np.lexsort((-np.abs(columns["interaction"]), columns["example"]))
-    return table.iloc[order].reset_index(drop=True)
-
-
-def _centers(now: Running, rows: np.ndarray) -> np.ndarray:
-    """The middle of each row's unit in the first input that it has places in, in pixels, ``(P, d)``."""
-    found = []
-    for example, unit in zip(now.plan.example[rows].tolist(), now.plan.unit[rows].tolist()):
-        pieces = now.problem.units.pieces(example, unit)
-        # A component has no place in the image.
-        box = pieces[0].box if pieces[0].slot < len(now.problem.site.inputs) else ()
-        found.append([(side.start + side.stop - 1) / 2 for side in box])
-    most = max((tensor.ndim - 2 for tensor in now.problem.site.inputs), default=0)
-    return np.array([[*one, *[np.nan] * (most - len(one))] for one in found]).reshape(len(rows), most)
-
-
-def _inferred(moments: UnitMoments, which: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
-    """Of some pairs of one example and one output: effects, standard errors, half-widths of 95 % intervals, and p-values."""
-    one = [values[which][:, [k]] for values in (moments.sample_variance, moments.variance_factor, moments.variance_freedom)]
-    error, freedom = (values[:, 0] for values in moderated_errors(*one))
-    effect = moments.effect[which][:, k]
-    return effect, error, half_width(error, freedom, 0.95), p_value(effect, error, freedom)

@@ -4,17 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg.attr.effort import Effort
+from captum_causalseg.donors import MovedPrompts
 from captum_causalseg.engine.contexts import Context
 from captum_causalseg.interventions.execution import Execution
 from captum_causalseg.interventions.reach import ImageSearch
 from captum_causalseg.layout import UNIT_KINDS, UnitKind
 from captum_causalseg.target.scorer import Scorer
 
-__all__ = ["InputAndLayerUnits", "InputUnits", "LayerUnits", "Options"]
+__all__ = ["InputAndLayerUnits", "InputUnits", "LayerUnits", "Options", "PromptArguments", "PromptUnits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,36 @@ class InputAndLayerUnits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptArguments:
+    """Where in a call prompts stand. See ``PromptTreatmentEffect``."""
+
+    points: str | int | None = None
+    labels: str | int | None = None
+    boxes: str | int | None = None
+    masks: str | int | None = None
+    texts: str | int | None = None
+    maps: tuple[int | tuple[int, int], ...] | None = None
+    no_text: Tensor | None = None
+    padding_label: int | None = None
+    indexing: Literal["xy", "ij"] = "xy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptUnits:
+    """Prompts, and which units of the images stand beside them.
+
+    Args:
+        prompts: where they stand.
+        moved: where they are moved; ``None``: they are left out.
+        regions: of the images, whose units come first; ``None``: none.
+    """
+
+    prompts: PromptArguments
+    moved: MovedPrompts | None = None
+    regions: InputUnits | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The arguments of ``attribute``, ``plan`` and their like, as the user gave them; nothing is checked yet.
 
@@ -92,7 +123,7 @@ class Options:
 
     forward_func: Callable[..., Any]
     inputs: Any
-    units: InputUnits | LayerUnits | InputAndLayerUnits
+    units: InputUnits | LayerUnits | InputAndLayerUnits | PromptUnits
     baselines: Any = None
     additional_forward_args: Any = None
     target: TargetType = None

@@ -10,6 +10,7 @@ from captum_causalseg.donors.any_source import CannotSplit
 from captum_causalseg.donors.baselines import as_donor_source
 from captum_causalseg.donors.blur import Blur
 from captum_causalseg.donors.constant import Constant
+from captum_causalseg.donors.moved_prompts import MovedPrompts
 from captum_causalseg.donors.neighbor_bank import NeighborBank
 from captum_causalseg.donors.patch_bank import PatchBank
 from captum_causalseg.donors.same_image import SameImage
@@ -24,6 +25,7 @@ __all__ = [
     "CannotSplit",
     "Constant",
     "DonorSource",
+    "MovedPrompts",
     "NeighborBank",
     "PatchBank",
     "SameImage",

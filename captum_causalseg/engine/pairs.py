@@ -47,7 +47,7 @@ def run_pairs(
     batch_size: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PairOutcome:
-    """Make ``plan.n_draws`` draws of every pair; a unit that is in several pairs is replaced alone only once per draw.
+    """Make ``plan.n_draws`` draws of every pair (two where all have one donor); a unit that is in several pairs is replaced alone only once per draw.
 
     Args:
         plan: the rows, and where their draws come from.
@@ -62,7 +62,9 @@ def run_pairs(
     """
     rows, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(pairs.shape)
-    n_draws, n_rows, n_sets = plan.n_draws, len(rows), len(rows) + len(pairs)
+    # Where both have one donor, every draw is the same, and what it says is exact.
+    exact = (plan.population[pairs] == 1).all((1, 2))
+    n_draws, n_rows, n_sets = 2 if exact.all() else plan.n_draws, len(rows), len(rows) + len(pairs)
     n_slots = plan.population.shape[1] - plan.with_noise
     donors = np.stack(
         [donors_in_rounds(plan.generator(row), plan.population[row, :n_slots].tolist(), n_draws) for row in rows.tolist()], 1
@@ -109,8 +111,8 @@ def run_pairs(
     rounding = ROUNDING * resolution * size_of_score
     return PairOutcome(
         single=single.mean(0),
-        together=_moments(together, rounding),
-        interaction=_moments(together - single.sum(2), rounding),
+        together=_moments(together, rounding, exact),
+        interaction=_moments(together - single.sum(2), rounding, exact),
         n_forwards=len(scores),
     )
 
@@ -125,8 +127,8 @@ def _noise(plan: Plan, rows: np.ndarray, n_draws: int) -> np.ndarray:
     return found
 
 
-def _moments(values: np.ndarray, rounding: np.ndarray) -> UnitMoments:
-    """Of independent draws ``(n, P, K)``."""
+def _moments(values: np.ndarray, rounding: np.ndarray, exact: np.ndarray) -> UnitMoments:
+    """Of independent draws ``(n, P, K)``, or of the only one that there is where ``exact`` ``(P,)`` holds."""
     n, (p, k) = len(values), values.shape[1:]
     found = UnitMoments.missing((p,), (k,))
     variance = values.var(0, ddof=1)
@@ -136,4 +138,5 @@ def _moments(values: np.ndarray, rounding: np.ndarray) -> UnitMoments:
     found.variance_factor[:] = mean_over_geometric_mean(n - 1) / n
     found.variance_freedom[:], found.n_draws[:] = n - 1, n
     found.status[:], found.population[:] = Status.ESTIMATED, np.inf
+    found.variance_factor[exact], found.n_draws[exact], found.population[exact] = 0.0, 1, 1
     return found

@@ -46,7 +46,7 @@ class InputEvaluator(ModelEvaluator):
 
     @functools.cached_property
     def _memory(self) -> "_Memory":
-        return _Memory(self.site.inputs, self.execution.channels_last)
+        return _Memory(self.site.tensors, self.execution.channels_last)
 
     @functools.cached_property
     def _run(self) -> Scorer:
@@ -86,7 +86,7 @@ class InputEvaluator(ModelEvaluator):
 
     def _with(self, site: Site, execution: Execution, local: Local) -> "InputEvaluator":
         given = site, self.scorer, execution, self.unit_donors, self.ledger
-        return InputEvaluator(*given, local=local, output_shape=self.output_shape)
+        return type(self)(*given, local=local, output_shape=self.output_shape)
 
     def _precision(self) -> Any:
         return self.execution.precision(self.site.inputs[0].device)
