@@ -13,7 +13,8 @@ from captum_causalseg.cli.channels import find_modalities
 from captum_causalseg.cli.errors import InputError, naming, naming_arguments
 from captum_causalseg.cli.files import image_name, name_of_case, place_name, units_name
 from captum_causalseg.cli.grid import Grids
-from captum_causalseg.cli.model import CommandModel, first_prediction, read_model
+from captum_causalseg.cli.mistakes import Mistake, find_mistake, is_mistake
+from captum_causalseg.cli.model import CommandModel, first_prediction, first_segmentations, read_model
 from captum_causalseg.cli.places import Units, find_roi, find_units
 from captum_causalseg.cli.preparation import Preparation
 from captum_causalseg.donors import DonorSource, PatchBank, SameImage
@@ -40,6 +41,7 @@ class CommandCase:
         donor_images: the donor images, read when asked for; ``None`` without a folder.
         units: what is replaced.
         described: what each of these is, in words, in the order of a report.
+        chosen: what was chosen for the user, in sentences.
     """
 
     name: str
@@ -54,19 +56,20 @@ class CommandCase:
     donor_images: "Sequence[Tensor] | None"
     units: Units
     described: dict[str, str]
+    chosen: tuple[str, ...] = ()
 
 
 def read_case(options: argparse.Namespace, model: CommandModel | None = None) -> CommandCase:
-    """Read and check everything that the options name.
+    """Read and check everything that the options name, and settle the metric where none was.
 
     Args:
-        options: of a command.
+        options: of a command; ``options.metric`` is settled.
         model: the one that they name, where it has been read already.
 
     Raises:
         InputError: something cannot be used; the message begins with the option.
     """
-    if options.metric not in METRICS:
+    if options.metric is not None and options.metric not in METRICS:
         raise InputError(f"--metric: there is no {options.metric!r}; expected one of {', '.join(METRICS)}")
     model = read_model(options) if model is None else model
     preparation = model.preparation
@@ -78,13 +81,25 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     reference = None
     if label is not None:
         reference = preparation.reference(grids.to_prepared(label[0]) if label[1] else label[0])
-    with naming("--model"), naming_arguments():
-        prediction = first_prediction(model, image, reference).cpu()
+    compared_with = None
+    if is_mistake(options.roi):
+        if reference is None:
+            raise InputError(f"--roi: {options.roi} is where prediction and reference differ; give --label, the reference")
+        with naming("--model"), naming_arguments():
+            prediction, compared_with = (masks.cpu() for masks in first_segmentations(model, image, reference))
+    else:
+        with naming("--model"), naming_arguments():
+            prediction = first_prediction(model, image, reference).cpu()
     output = _output(options.class_, prediction.shape[1], preparation.labels)
+    channel = 0 if output is None else output
+    mistake: Mistake | None = None
     with naming("--roi"):
-        roi, roi_text = find_roi(
-            options.roi, grids, preparation, label=label, prediction=prediction[0], channel=0 if output is None else output
-        )
+        if compared_with is None:
+            roi, roi_text = find_roi(options.roi, grids, preparation, label=label, prediction=prediction[0], channel=channel)
+        else:
+            mistake = find_mistake(options.roi, grids, prediction=prediction[0, channel], truth=compared_with[0, channel])
+            roi, roi_text = mistake.mask, mistake.described
+    chosen = _chosen(options, mistake)
     with naming("--model"), naming_arguments():
         truth = prediction if reference is None else reference
         target = model.make_target(roi=roi, reference=truth, metric=options.metric).to(model.device)
@@ -139,7 +154,24 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         donor_images=folder,
         units=units,
         described=described,
+        chosen=chosen,
     )
+
+
+def _chosen(options: argparse.Namespace, mistake: Mistake | None) -> tuple[str, ...]:
+    """Settle the metric; what was found and chosen where the user left it open, in words."""
+    given = options.metric
+    if given is None:
+        options.metric = "dice" if mistake is None else mistake.score
+    if mistake is None:
+        return ()
+    why = {
+        "false_positive": "it says how much is predicted there, where Dice is 0 until all of it is gone",
+        "missed": "it says whether the object is found there",
+        "both": "it moves with every pixel, where Dice is 0 until one is right",
+    }[mistake.kind]
+    scored = f"scored by {options.metric}" + (f": {why} (--metric chooses another)" if given is None else "")
+    return (f"{options.roi}: {mistake.described}", scored)
 
 
 def _blend(width: int) -> int:

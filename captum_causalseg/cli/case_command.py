@@ -97,6 +97,7 @@ class CaseCommand(Command):
         with results(options.out) as folder:
             said = self.explain(job, folder)
             written = ", ".join(sorted(file.name for file in folder.iterdir()))
+        said = "\n".join([*case.chosen, *([""] if case.chosen else []), said])
         return f"{said}\n\nwritten to {printable(options.out)}/: {written}", 0
 
     def check(self, options: argparse.Namespace) -> None:
@@ -198,8 +199,9 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="WHERE",
         help="box:72,88+32 (start and size; per axis: box:72,88,4+32,32,8); point:80,90 (the object there) or label:2, with --nnunet also "
-        "a name such as label:tumor (both in --label, else in the prediction); boundary:3 (pixels of the prepared image on both sides of the predicted outline of the class); or a "
-        "mask file on the image's grid",
+        "a name such as label:tumor (both in --label, else in the prediction); boundary:3 (pixels of the prepared image on both sides of the predicted outline of the class); "
+        "error:1 (the largest connected part that the model got wrong about the class, compared with --label), error:false_positive:2, error:missed:1; "
+        "or a mask file on the image's grid",
     )
     case.add_argument(
         "--normalize",
@@ -245,9 +247,9 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
     )
     case.add_argument(
         "--metric",
-        default="dice",
         metavar="NAME",
-        help="the score: dice, iou, surface_dice, hausdorff_95, volume, ...; an unknown name lists them all (default: dice)",
+        help="the score: dice, iou, surface_dice, hausdorff_95, volume, ...; an unknown name lists them all (default: dice; with --roi error:1 "
+        "volume of a false positive, detection of a missed part, soft_dice of what is both)",
     )
 
 

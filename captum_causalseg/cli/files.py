@@ -70,7 +70,7 @@ def is_file_of(name: str, value: Any) -> bool:
     if isinstance(value, Path):
         return True
     if name == "roi":
-        return box_of(value) is None and value.partition(":")[0] not in ("box", "point", "label", "boundary")
+        return box_of(value) is None and value.partition(":")[0] not in ("box", "point", "label", "boundary", "error")
     if name == "units":
         return value != "channel_block" and not value.replace("x", "").isdecimal()
     return name == "model" and (Path(value).is_file() or ":" not in value)

@@ -20,7 +20,7 @@ from captum_causalseg.cli.preparation import BundlePreparation, FilePreparation,
 from captum_causalseg.nnunet import load_nnunet
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["CommandModel", "find_device", "first_prediction", "read_model"]
+__all__ = ["CommandModel", "find_device", "first_prediction", "first_segmentations", "read_model"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,20 @@ def find_device(name: str | None) -> torch.device:
 
 def first_prediction(model: CommandModel, image: Tensor, reference: Tensor | None) -> Tensor:
     """The model's hard segmentation ``(1, C, *spatial)``: the first time that the user's network meets the image."""
+    return _watched(model, reference).predict(image)
+
+
+def first_segmentations(model: CommandModel, image: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the reference of every class, boolean ``(1, C, *spatial)``."""
+    prediction, truth = _watched(model, reference).segmentations(image)
+    assert truth is not None  # a reference was given
+    return prediction, truth
+
+
+def _watched(model: CommandModel, reference: Tensor | None) -> SegmentationTarget:
+    """What the network says is told apart from what is said of its output."""
     target = model.make_target(metric="volume", reference=reference)
-    # What the network says is told apart from what is said of its output.
-    return target.with_model(_Watched(target.model)).predict(image)
+    return target.with_model(_Watched(target.model))
 
 
 class _Hookable(nn.Module):

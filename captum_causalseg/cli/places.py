@@ -19,7 +19,7 @@ from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Units", "find_roi", "find_units"]
 
-_EXPECTED_ROI = "expected box:72,88+32, point:80,90, label:2, boundary:3 or a file"
+_EXPECTED_ROI = "expected box:72,88+32, point:80,90, label:2, boundary:3, error:1 or a file"
 _KINDS = ("box", "point", "label", "boundary")
 # Edge of the default blocks, in pixels of the prepared image.
 _EDGE = 8

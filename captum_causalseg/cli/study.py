@@ -16,6 +16,7 @@ from captum_causalseg.cli.case import CommandCase, read_case
 from captum_causalseg.cli.case_command import check_options
 from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
+from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
 from captum_causalseg.cli.model import CommandModel, read_model
 from captum_causalseg.cohort import Cohort, explain_cohort
 from captum_causalseg.cohort.engines import WorkerError
@@ -71,9 +72,29 @@ def run_study(options: argparse.Namespace) -> tuple[str, int]:
             raise InputError(f"--{name}: it has to be given; only --verify does without")
     study = _study(options.config)
     cases, columns = _cases(options.cases, study)
+    _check_one_score(study.of(row) for row in cases)
     with naming("--out"):
         cohort = _explain(cases, columns, study, options=options)
     return _said(cohort, options.out)
+
+
+def _check_one_score(cases: Iterable[argparse.Namespace]) -> None:
+    """Effects on different scores have no common mean."""
+    with naming("--config"):
+        found = {
+            case.metric or ((score_of_mistake(case.roi) or case.roi) if is_mistake(case.roi) else "dice"): case.roi
+            for case in cases
+        }
+        for score, roi in found.items():
+            if score == roi:
+                raise InputError(
+                    f"--config: roi: {roi} may be a false positive in one case and a missed part in another, which are scored differently; say "
+                    "error:false_positive:1 or error:missed:1, or choose a metric for both"
+                )
+        if len(found) > 1:
+            raise InputError(
+                f"--config: metric: cases would be scored by {', '.join(sorted(found))}, as fits their roi; choose one for all"
+            )
 
 
 @dataclass(frozen=True)
