@@ -19,6 +19,9 @@ __all__ = ["LayerMediation", "MediationStatistics", "Quantity"]
 
 Quantity = Literal["total", "indirect", "direct", "interaction"]
 
+# Columns of a quantity of its own, beside the effect.
+_OWN = ("standard_error", "lower", "upper", "p_value")
+
 
 @dataclass(frozen=True, eq=False)
 class LayerMediation:
@@ -101,10 +104,11 @@ class LayerMediation:
 
     @checked(level=FRACTION)
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
-        """One row per example, unit and output: the table of the total effect's statistics, with further columns.
+        """One row per example, unit and output: ``layer``, where the unit lies as in the table of plain effects, and the quantities.
 
-        These are ``layer``, and for each of ``indirect``, ``direct`` and ``interaction`` the effect, ``_standard_error``, ``_lower``, ``_upper`` and
-        ``_p_value``; then ``share_mediated`` with ``_lower`` and ``_upper``. The total effect is in ``effect``.
+        Each of ``total``, ``indirect``, ``direct`` and ``interaction`` has the effect in a column of its name, and ``_standard_error``, ``_lower``,
+        ``_upper`` and ``_p_value``; ``share`` is :meth:`share_mediated` with ``_lower``, ``_upper`` and ``_p_value``, which is that of nothing
+        travelling through the mediator.
 
         Example:
             >>> import torch
@@ -115,16 +119,17 @@ class LayerMediation:
             >>> stats["0"].to_dataframe()["direct"].tolist()
             [0.0, 0.0]
         """
-        frame = self.total.to_dataframe(level)
+        frame = self.total.to_dataframe(level).rename(columns={"effect": "total", **{name: f"total_{name}" for name in _OWN}})
         frame.insert(0, "layer", self.name)
         for quantity in ("indirect", "direct", "interaction"):
             own = getattr(self, quantity).to_dataframe(level)
             frame[quantity] = own["effect"]
-            for column in ("standard_error", "lower", "upper", "p_value"):
-                frame[f"{quantity}_{column}"] = own[column]
+            frame[[f"{quantity}_{name}" for name in _OWN]] = own[list(_OWN)]
         there = (self.total.status != Status.ABSENT).numpy().ravel()
         for name, values in zip(("", "_lower", "_upper"), self.share_mediated(level)):
-            frame[f"share_mediated{name}"] = values.numpy().ravel()[there]
+            frame[f"share{name}"] = values.numpy().ravel()[there]
+        # A share is 0 where the indirect effect is: Fieller's interval is the set of all shares that a t-test does not refuse.
+        frame["share_p_value"] = frame["indirect_p_value"].where(frame["share"].notna())
         return frame
 
 

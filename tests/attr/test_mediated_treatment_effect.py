@@ -360,7 +360,12 @@ def test_the_attribution_is_the_quantity_that_is_asked_for():
     assert table["layer"].unique().tolist() == ["deep", "skip"]
     rows = table[(table["layer"] == "skip") & (table["class"] == 1) & (table["example"] == 1)].set_index("unit")
     assert rows["indirect"][3] == float(stats["skip"].indirect.effect[1, 3, 1])
-    assert {"share_mediated", "direct_p_value", "interaction_lower"} <= set(table.columns)
+    assert rows["total"][3] == float(stats.total.effect[1, 3, 1])
+    quantities = {f"{name}{end}" for name in (*QUANTITIES, "share") for end in ("", "_lower", "_upper", "_p_value")}
+    assert {"unit", "layer", *quantities} <= set(table.columns)
+    known = table["share"].notna()
+    assert known.any()
+    assert (table.loc[known, "share_p_value"] == table.loc[known, "indirect_p_value"]).all()
 
 
 def test_intervals_hold_the_truth():
