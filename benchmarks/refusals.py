@@ -773,6 +773,12 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "visualization.plot_effects": lambda w: _call(
         "visualization", ccs.visualization.plot_effects, image=w.image, statistics=w.statistics, target=1, panels=("effect",)
     ),
+    "visualization.plot_prompts": lambda w: _call(
+        "visualization",
+        ccs.visualization.plot_prompts,
+        image=w.clicked,
+        statistics=w.of_clicks.attribute(w.clicked, return_statistics=True)[1],
+    ),
     "visualization.plot_influence": lambda w: _call(
         "visualization", ccs.visualization.plot_influence, matrix=profile.influence_matrix(w.statistics_of_rois, 1)
     ),

@@ -18,7 +18,14 @@ from picture_cases import case, statistics_of
 from torch import nn
 
 import captum_causalseg
-from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, interaction_effects, sufficient_region, visualization
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    PromptTreatmentEffect,
+    SegmentationTarget,
+    interaction_effects,
+    sufficient_region,
+    visualization,
+)
 from captum_causalseg.cohort import explain_cohort
 from captum_causalseg.evaluation.comparison import Comparison
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
@@ -86,6 +93,14 @@ def region():
     return visualization.plot_region(torch.ones(1, 1, 8, 8), found, title=ODD)
 
 
+def prompts():
+    images = torch.zeros(1, 1, 8, 8)
+    images[..., 2, 2] = 1.0
+    method = PromptTreatmentEffect(lambda image: image.sum((1, 2, 3)), maps=[0])
+    statistics = method.attribute(images, return_statistics=True)[1]
+    return visualization.plot_prompts(images, statistics, title=ODD, score_name=ODD)
+
+
 def interactions():
     largest = nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(1))
     table = interaction_effects(largest, torch.ones(1, 1, 8, 8), 0.0, top=2, block_size=4, n_draws=2)
@@ -103,6 +118,7 @@ PICTURES = {
     "plot_convergence": convergence,
     "plot_influence": influence,
     "plot_interactions": interactions,
+    "plot_prompts": prompts,
     "plot_region": region,
 }
 
