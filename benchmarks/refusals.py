@@ -741,6 +741,9 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "metrics.Metric": lambda w: _call(
         "metrics", metrics.Metric, name="x", function=total, domain="labels", needs_reference=True, surrogate="soft_dice"
     ),
+    "register_adapter": lambda w: _call(
+        "target", ccs.register_adapter, name=f"adapter {next(_COUNTER)}", function=total, types=["Found"], activation="softmax"
+    ),
     "metrics.register": lambda w: _call("metrics", metrics.register, name=f"metric {next(_COUNTER)}", function=total),
     # Files.
     "images.check_same_grid": lambda w: _call("images", ccs.images.check_same_grid, image=w.image, label=w.image),

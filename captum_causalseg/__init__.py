@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from captum_causalseg.layout import Layout
     from captum_causalseg.nnunet import NnunetModel, load_nnunet
     from captum_causalseg.statistics import Status, TreatmentEffectStatistics
-    from captum_causalseg.target import SegmentationTarget, WindowedModel
+    from captum_causalseg.target import SegmentationTarget, WindowedModel, register_adapter
 
 __all__ = [
     "ActivationBank",
@@ -87,6 +87,7 @@ __all__ = [
     "perception_profile",
     "refute",
     "regions",
+    "register_adapter",
     "sufficient_region",
     "summarize_comparison",
 ]
@@ -133,6 +134,7 @@ _PLACES = {
     "necessary_region": "captum_causalseg.attr.region_search",
     "perception_profile": "captum_causalseg.evaluation.profile",
     "refute": "captum_causalseg.evaluation.refute",
+    "register_adapter": "captum_causalseg.target",
     "sufficient_region": "captum_causalseg.attr.region_search",
     "summarize_comparison": "captum_causalseg.cohort",
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_causalseg._checks import shown
+from captum_causalseg.target.adapters import ADAPTERS, adapter_for
 from captum_causalseg.target.masks import is_one_hot
 from captum_causalseg.target.queries import refuse_queries
 
@@ -35,17 +36,21 @@ _OUTPUT_NAMES = ("out", "logits", "pred")
 
 
 def find_logits(returned: Any, output: Any, image: Tensor | None = None) -> Tensor:
-    """The logits at ``output`` (a key, an index, an attribute, a callable), or where they usually are (``None``).
+    """The logits at ``output`` (a key, an index, an attribute, an adapter's name, a callable), or where they usually are (``None``).
 
-    A list or tuple gives its first tensor of the spatial shape of ``image`` ``(N, C, *spatial)``; if there is none, the first
+    What an adapter is for is read by it. A list or tuple gives its first tensor of the spatial shape of ``image`` ``(N, C, *spatial)``; if there is none, the first
     that is a segmentation of it at another resolution; else its first tensor.
     """
     found = returned
-    if isinstance(returned, Tensor) and isinstance(output, (str, int)):
+    reading = adapter_for(returned, output)
+    if reading is None and isinstance(returned, Tensor) and isinstance(output, (str, int)):
         # Its first axis are the examples, its attributes are no outputs.
         raise TypeError(
             f"output: the model returns a tensor, which holds no other to choose from; expected None or a callable, got {shown(output)}"
+            + (f" (adapters are {_adapter_names()})" if isinstance(output, str) else "")
         )
+    if reading is not None:
+        return _tensor_of(reading.logits(returned, image), f"the adapter {reading.adapter.name!r}")
     if callable(output):
         found = output(returned)
     elif output is not None:
@@ -66,9 +71,9 @@ def find_logits(returned: Any, output: Any, image: Tensor | None = None) -> Tens
         where = "" if output is None else f" at output={output!r}"
         raise TypeError(
             f"model: no logits found in what it returns ({type(returned).__name__}{held}){where}; "
-            "say where they are with `output` (a key, an index or a callable)"
+            f"say where they are with `output` (a key, an index or a callable), or how they are read: {_adapter_names()}"
         )
-    return found.as_subclass(Tensor) if type(found) is not Tensor else found
+    return _tensor_of(found, "output")
 
 
 def first_image(inputs: tuple[Any, ...]) -> Tensor:
@@ -104,9 +109,12 @@ def with_channels(found: Tensor, image: Tensor) -> Tensor:
     if found.ndim == image.ndim - 1 and found.shape[1:] == spatial:
         found = found.unsqueeze(1)
     if found.ndim != image.ndim or found.shape[0] != image.shape[0]:
+        where = "`output` says where to find them"
+        if found.shape[1:] == (1, *spatial) and image.shape[0] == 1:
+            where = f"`output='vista3d'` reads them as {len(found)} classes or prompts of one image"
         raise ValueError(
             f"model: expected logits (N, C, *spatial) with N={image.shape[0]} and {len(spatial)} spatial axes for inputs of "
-            f"shape {tuple(image.shape)}, got {tuple(found.shape)}; `output` says where to find them"
+            f"shape {tuple(image.shape)}, got {tuple(found.shape)}; {where}"
         )
     if found.numel() == 0:
         raise ValueError(f"model: expected logits (N, C, *spatial), got {tuple(found.shape)}, which holds none")
@@ -218,6 +226,16 @@ class HardOutput:
                 f"{float(planes.max()):g}; say what they are with `output` (a callable)"
             )
         return "labels", self.is_map
+
+
+def _tensor_of(found: Any, whose: str) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise TypeError(f"output: {whose} should give a tensor (N, C, *spatial), got {shown(type(found).__name__)}")
+    return found.as_subclass(Tensor) if type(found) is not Tensor else found
+
+
+def _adapter_names() -> str:
+    return ", ".join(repr(name) for name in sorted(ADAPTERS))
 
 
 def _main_one(tensors: list[Tensor], image: Tensor | None) -> Tensor | None:

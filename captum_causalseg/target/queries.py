@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["refuse_queries"]
+__all__ = ["fields_of_queries", "holders", "refuse_queries"]
 
 # By these names transformers document one entry per query (MaskFormer, Mask2Former, OneFormer, EoMT).
 _MASKS_OF_QUERIES = ("masks_queries_logits", "transformer_decoder_mask_predictions")
@@ -14,7 +14,12 @@ _CLASSES_OF_QUERIES = ("class_queries_logits", "transformer_decoder_class_predic
 # of those is beside them; alone they may be anything (SegGPT's `pred_masks` are a picture).
 _MASKS = ("pred_masks", "out_masks", "masks", "low_res_masks", "high_res_masks", "low_res_logits")
 _CLASSES = ("pred_logits", "logits")
-_BESIDE = ("pred_boxes", "iou_scores", "iou_predictions", "object_score_logits")
+_QUALITIES = ("iou_scores", "iou_predictions")
+_BESIDE = ("pred_boxes", *_QUALITIES, "object_score_logits")
+_ADAPTED = (
+    'output="mask2former" (also "maskformer", "oneformer", "eomt", "detr") makes a semantic map of them as the model\'s processor does, '
+    'output="instances" takes each query for an object; or choose one query\'s mask'
+)
 
 
 def refuse_queries(returned: Any, found: Any, is_asked: bool) -> None:
@@ -28,8 +33,8 @@ def refuse_queries(returned: Any, found: Any, is_asked: bool) -> None:
     Raises:
         ValueError: saying how to make class scores of it.
     """
-    for holder in _holders(returned):
-        masks, classes = _fields_of_queries(holder)
+    for holder in holders(returned):
+        masks, classes = fields_of_queries(holder)
         for name, field in (masks | classes).items():
             if any(_is_part(found, tensor) for tensor in _tensors(field)):
                 raise ValueError(_said(holder, name, masks=masks, classes=classes, found=found))
@@ -41,25 +46,25 @@ def refuse_queries(returned: Any, found: Any, is_asked: bool) -> None:
             # What is named elsewhere comes without names from `return_dict=False` and from traced models.
             raise ValueError(
                 f"output: the model returns {tuple(found.shape)} beside {tuple(beside[0].shape)}, which look like masks and class scores "
-                f"of {found.shape[1]} queries, and queries are no classes. Say where the logits are (an index), or make class scores "
+                f"of {found.shape[1]} queries, and queries are no classes. Say where the logits are (an index); {_ADAPTED}, or class scores "
                 f"with a callable: {_class_scores('out[...]', 'out[...]', found.ndim, n_classes=beside[0].shape[-1])}"
             )
 
 
-def _holders(value: Any) -> Iterator[Any]:
+def holders(value: Any) -> Iterator[Any]:
     """The objects with named values in what a model returned, lists of them included."""
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         for item in value:
-            yield from _holders(item)
+            yield from holders(item)
     elif not isinstance(value, Tensor):
         yield value
 
 
-def _fields_of_queries(holder: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def fields_of_queries(holder: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """By name, the masks and the class scores of queries that an object holds."""
 
     def held(names: tuple[str, ...]) -> dict[str, Any]:
-        found = {name: holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None) for name in names}
+        found = {name: _value(holder, name) for name in names}
         return {name: value for name, value in found.items() if any(True for _ in _tensors(value))}
 
     masks, classes = held(_MASKS_OF_QUERIES), held(_CLASSES_OF_QUERIES)
@@ -72,6 +77,10 @@ def _fields_of_queries(holder: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if possible and (classes or held(_BESIDE)):
         masks |= possible
     return masks, classes
+
+
+def _value(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
 def _is_part(found: Any, field: Tensor) -> bool:
@@ -94,17 +103,21 @@ def _said(holder: Any, name: str, masks: Mapping[str, Any], classes: Mapping[str
     scores = next((n for n in classes if isinstance(classes[n], Tensor)), None)
     if mask is not None and scores is not None:
         made = _class_scores(where.format(scores), where.format(mask), masks[mask].ndim, n_classes=classes[scores].shape[-1])
-        return f"{said}query, and queries are no classes. Make class scores with a callable: {made}"
+        return f"{said}query, and queries are no classes. {_ADAPTED}, or class scores with a callable: {made}"
     if mask is not None:
         one = f"{where.format(mask)}[:, {'0, ' * (masks[mask].ndim - 4)}:1]"
-        return f"{said}object or candidate mask, which are no classes. Choose one with a callable: output=lambda out: {one}"
-    return f"{said}query, and queries are no classes. Make class scores (N, C, *spatial) with a callable, or choose one query's mask"
+        rated = any(_value(holder, name) is not None for name in _QUALITIES)
+        best = 'output="sam" takes the best of each prompt, "sam:0" the first. ' if rated else ""
+        return (
+            f"{said}object or candidate mask, which are no classes. {best}Choose one with a callable: output=lambda out: {one}"
+        )
+    return f"{said}query, and queries are no classes. {_ADAPTED}"
 
 
 def _class_scores(scores: str, mask: str, n_axes: int, n_classes: int) -> str:
     axes = "dhw"[5 - n_axes :] if n_axes <= 5 else "..."
     made = f'torch.einsum("bqc,bq{axes}->bc{axes}", {scores}.softmax(-1)[..., :-1], {mask}.sigmoid())'
-    activation = "softmax" if n_classes > 2 else "none"
+    activation = "shares" if n_classes > 2 else "none"
     return (
         f'output=lambda out: {made}, activation="{activation}" (its last class is "no object"; where a model has none: '
         f"{scores}.sigmoid())"

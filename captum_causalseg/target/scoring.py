@@ -49,6 +49,13 @@ def read_activation(values: Tensor, activation: str) -> tuple[tuple[str, bool], 
         raise ValueError(
             'activation: "softmax" of a single channel is 1 everywhere; use "sigmoid" for a model with one channel'
         )
+    if activation == "shares":
+        if bool(values.amin() < 0):
+            raise ValueError(
+                f'activation: "shares" divides class scores by their sum, and these go down to {float(values.amin()):g}'
+            )
+        # A single class has all of the sum: what it has is compared with the threshold.
+        return (("shares", True) if channels > 1 else ("none", False)), bool(values.amin() == values.amax())
     is_probability = bool((values.amin() >= 0) & (values.amax() <= 1))
     if activation == "auto":
         default = "sigmoid" if channels == 1 else "softmax"
@@ -74,6 +81,9 @@ def probabilities(logits: Tensor, activation: str) -> Tensor:
     """The output after its activation."""
     if activation == "softmax":
         return logits.softmax(1)
+    if activation == "shares":
+        # Where no class has any, all have nothing.
+        return logits / logits.sum(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
     return logits.sigmoid() if activation == "sigmoid" else logits
 
 
@@ -114,7 +124,7 @@ def in_domain(metric: Metric, logits: Tensor, activation: str, exclusive: bool, 
         return hard_labels(logits, activation, exclusive, threshold=threshold).to(logits.dtype)
     if domain == "probabilities":
         return probabilities(logits, activation)
-    if domain == "log_odds" and activation == "none":
+    if domain == "log_odds" and activation in ("none", "shares"):
         return logits.clamp_min(torch.finfo(logits.dtype).tiny).log() if exclusive else logits.logit(eps=1e-7)
     return logits
 

@@ -26,6 +26,7 @@ from captum_causalseg._checks import (
     tensor_of,
 )
 from captum_causalseg._state import modules_of, undisturbed
+from captum_causalseg.target.adapters import adapter_for, model_adapter
 from captum_causalseg.target.batches import Batches
 from captum_causalseg.target.gradient import refusing_gradient
 from captum_causalseg.target.local_scores import LocalScores, around
@@ -68,12 +69,12 @@ __all__ = ["SegmentationTarget"]
 
 logger = logging.getLogger(__name__)
 
-Activation = Literal["auto", "sigmoid", "softmax", "none"]
+Activation = Literal["auto", "sigmoid", "softmax", "shares", "none"]
 
 _MODEL = Check("a torch.nn.Module or a callable", callable, by_type=True)
 _SCORING = {
     "model": _MODEL,
-    "activation": one_of("auto", "sigmoid", "softmax", "none"),
+    "activation": one_of("auto", "sigmoid", "softmax", "shares", "none"),
     "threshold": number(),
     "empty_score": number(0, 1),
     "output": NONE | TEXT | integer() | FUNCTION,
@@ -108,18 +109,22 @@ class SegmentationTarget(nn.Module):
         metric: a name from :data:`captum_causalseg.metrics.METRICS`, or a callable ``(prediction, reference, roi) -> (N, K)``
             that gets probabilities ``(N, C, *spatial)``, the one-hot reference of the same shape (or ``None``) and the
             boolean RoI ``(N, R, *spatial)``.
-        activation: ``"sigmoid"`` (one channel, or labels that may overlap), ``"softmax"``, ``"none"`` (the output is taken as
-            it is) or ``"auto"``: read once from the first output's channel count and value range; the choice is logged and
+        activation: ``"sigmoid"`` (one channel, or labels that may overlap), ``"softmax"``, ``"shares"`` (class
+            scores from 0 on, each divided by the sum of all), ``"none"`` (the output is taken as it is) or ``"auto"``: an adapter's
+            own, else read once from the first output's channel count and value range; the choice is logged and
             stands in the ``repr``.
         threshold: a pixel belongs to a class if its probability is larger; with exclusive classes the largest wins instead. Between 0
             and 1 after a sigmoid; with ``"none"`` on the scale of the output.
         empty_score: Dice and IoU of an empty prediction against an empty reference. 1 here; 0 in the paper's protocol.
-        output: how to find the logits in what the model returns: a key, an index or a callable. By default a mapping, named
-            tuple or dataclass gives its ``out``, ``logits`` or ``pred``, and a list or tuple (deep supervision) its first tensor of
-            the input's spatial shape, or if there is none its first; several of that shape have to be of the same classes. Logits of
-            another size than the input are resized to it (linearly, ``align_corners=False``; labels by the nearest pixel). Masks of
-            queries or candidates (Mask2Former, DETR, SAM) are no classes and are refused; the message says how to make class scores
-            of them.
+        output: how to find the logits in what the model returns: a key, an index, a callable or an adapter's name. By default a
+            mapping, named tuple or dataclass gives its ``out``, ``logits`` or ``pred``, and a list or tuple (deep supervision) its
+            first tensor of the input's spatial shape, or if there is none its first; several of that shape have to be of the same
+            classes. Logits of another size than the input are resized to it (linearly, ``align_corners=False``; labels by the
+            nearest pixel). Masks of queries or candidates are no classes. Adapters make logits of them, and are chosen by themselves
+            for the outputs of transformers' models and for MONAI's ``VISTA3D``: ``"mask2former"``, ``"maskformer"``,
+            ``"oneformer"``, ``"eomt"`` and ``"detr"`` add up the queries of each class as the models' processors do; ``"sam"``
+            takes for each prompt the candidate of best predicted quality (``"sam:0"`` the first); ``"vista3d"`` has one
+            channel per class or click; ``"instances"`` one per query. :func:`register_adapter` adds your own.
         n_samples: for stochastic models (diffusion, dropout kept in training mode): scores are the mean over this many outputs. The
             random numbers are **common**: they depend on ``seed`` alone, not on the batch or the image, so that an observed and an
             intervened image share the same noise. Each example runs through the model alone. ``None`` runs the model once, as it
@@ -185,7 +190,9 @@ class SegmentationTarget(nn.Module):
         self._hard = HardOutput()
         # Whether it was said how label maps are read; one list for all targets that are made from one another.
         self._labels_said: list[bool] = []
-        self._batches = Batches()
+        self._reading = model_adapter(model, output)
+        alone = self._reading is not None and self._reading.adapter.one_image
+        self._batches = Batches(taken=False if alone else None)
         if isinstance(model, nn.Module):
             # Frozen TorchScript is in evaluation mode for good and has no such attribute.
             self.training = getattr(model, "training", False)
@@ -509,7 +516,7 @@ class SegmentationTarget(nn.Module):
             n_samples=self.n_samples,
             seed=self.seed,
         )
-        scored._batches = self._batches
+        scored._batches, scored._reading = self._batches, self._reading
         return scored
 
     def with_masks_of_calls(self, metric: str) -> "SegmentationTarget":
@@ -756,7 +763,16 @@ class SegmentationTarget(nn.Module):
     def _answer(self, *inputs: Any) -> Tensor:
         """What the model returns, ``(N, C, *spatial)`` of whatever resolution."""
         image = first_image(inputs)
-        return with_channels(find_logits(self.model(*inputs), self.output, image), image)
+        returned = self.model(*inputs)
+        found = adapter_for(returned, self.output)
+        if found is not None:
+            self._reading = found
+        elif self.output is None and self._reading is not None:
+            # It was chosen by the model.
+            return with_channels(self._reading.logits(returned, image), image)
+        else:
+            self._reading = None
+        return with_channels(find_logits(returned, self.output, image), image)
 
     def _hard_prediction(self, inputs: tuple[Any, ...]) -> tuple[Tensor, str, bool]:
         """The hard segmentation of the model's inputs, ``(N, C, *spatial)``, the activation in force and whether classes exclude each other."""
@@ -774,7 +790,10 @@ class SegmentationTarget(nn.Module):
                 self._resolved = self._hard.resolve(logits, self.activation)
                 return self._resolved
             values = logits.detach()
-            resolved, is_blank = read_activation(values, self.activation)
+            asked = self.activation
+            if asked == "auto" and self._reading is not None:
+                asked = self._reading.adapter.activation
+            resolved, is_blank = read_activation(values, asked)
             if is_blank:
                 # An output that is the same everywhere (a blank image) says nothing: another one settles it.
                 return resolved

@@ -62,7 +62,7 @@ def class_scores(out) -> Tensor:
 @pytest.mark.parametrize(
     "output",
     [
-        *(None, "masks_queries_logits", "class_queries_logits", 0, 1, -4, lambda out: out.masks_queries_logits),
+        *("masks_queries_logits", "class_queries_logits", 0, 1, -4, lambda out: out.masks_queries_logits),
         *(lambda out: out["masks_queries_logits"][:, :4], lambda out: list(out.values())),
     ],
 )
@@ -78,7 +78,7 @@ def test_queries_are_no_classes(query_models, name, output):
         'torch.einsum("bqc,bqhw->bchw", out.class_queries_logits.softmax(-1)[..., :-1], out.masks_queries_logits.sigmoid())'
         in said
     )
-    assert 'activation="softmax"' in said
+    assert 'activation="shares"' in said
     with pytest.raises(ValueError, match="queries are no classes"):
         SegmentationTarget.from_prediction(query_models[name], image, output=output)
 
@@ -115,7 +115,7 @@ def test_queries_without_names_are_seen_by_their_class_scores(query_models):
         ValueError, match=r"output: the model returns \(2, 6, 16, 16\) beside \(2, 6, 4\), .* of 6 queries"
     ) as caught:
         target(image)
-    assert "Say where the logits are (an index), or make class scores with a callable" in str(caught.value)
+    assert 'Say where the logits are (an index); output="mask2former"' in str(caught.value)
     # Logits beside features of some other kind are just that, and who says which is taken at their word.
     logits = torch.randn(2, 6, 64, 64)
     for beside in (torch.randn(2, 5, 4), torch.zeros(2, 6, 4).long(), torch.randn(2, 6)):
@@ -128,13 +128,12 @@ def test_masks_of_objects_and_candidates_are_no_classes():
     detr = pytest.importorskip("transformers.models.conditional_detr.modeling_conditional_detr")
     sam = pytest.importorskip("transformers.models.sam.modeling_sam")
     scores, masks, boxes = torch.randn(1, 5, 4), torch.randn(1, 5, 3, 4), torch.rand(1, 5, 4)
-    einsum = r'torch.einsum\("bqc,bqhw->bchw", {}.softmax\(-1\)\[..., :-1\], {}.sigmoid\(\)\), activation="softmax"'
+    einsum = r'torch.einsum\("bqc,bqhw->bchw", {}.softmax\(-1\)\[..., :-1\], {}.sigmoid\(\)\), activation="shares"'
     as_attributes, as_keys = (
         einsum.format("out.logits", "out.pred_masks"),
         einsum.format(r'out\["pred_logits"\]', r'out\["pred_masks"\]'),
     )
     for returned, output, match in (
-        (detr.ConditionalDetrSegmentationOutput(logits=scores, pred_boxes=boxes, pred_masks=masks), None, as_attributes),
         (
             detr.ConditionalDetrSegmentationOutput(logits=scores, pred_boxes=boxes, pred_masks=masks),
             "pred_masks",

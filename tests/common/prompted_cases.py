@@ -1,0 +1,85 @@
+"""Small networks that return masks of queries or candidates, built from configurations, with the sizes that tests rely on."""
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+SIDE = 64
+"""Of the images that the prompted networks take, ``(N, 3, 64, 64)``."""
+
+
+def decided(model: nn.Module, spread: float = 1.5) -> nn.Module:
+    """With weights so large that images differ in what is made of them."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
+            fan_in = module.weight[0].numel() if module.weight.ndim > 1 else 1
+            nn.init.normal_(module.weight, std=spread / fan_in**0.5, generator=generator)
+    return model.eval()
+
+
+def prompts(n: int = 1) -> tuple[Tensor, Tensor]:
+    """Two prompts of one click each, for every image: points ``(N, 2, 1, 2)`` as (x, y), and their labels."""
+    points = torch.tensor([[[20.0, 20.0]], [[44.0, 40.0]]])
+    return points.expand(n, 2, 1, 2).contiguous(), torch.ones(n, 2, 1, dtype=torch.long)
+
+
+def sam() -> nn.Module:
+    """Three candidates for each prompt, at half the image's resolution."""
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 8,
+        "mlp_dim": 32,
+        "output_channels": 16,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "num_pos_feats": 8,
+    }
+    encoder = {
+        "hidden_size": 16,
+        "image_embedding_size": SIDE // 8,
+        "image_size": SIDE,
+        "patch_size": 8,
+        "mask_input_channels": 4,
+    }
+    return decided(
+        transformers.SamModel(
+            transformers.SamConfig(vision_config=vision, prompt_encoder_config=encoder, mask_decoder_config=_decoder())
+        )
+    )
+
+
+def _sam2_vision() -> "transformers.Sam2VisionConfig":
+    backbone = transformers.Sam2HieraDetConfig(
+        hidden_size=8,
+        num_attention_heads=1,
+        image_size=[SIDE, SIDE],
+        blocks_per_stage=[1, 2, 1, 1],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1] * 4,
+        window_size_per_stage=[4, 4, 4, 2],
+        global_attention_blocks=[2],
+        window_positional_embedding_background_size=[2, 2],
+    )
+    return transformers.Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[64, 32, 16, 8],
+        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        fpn_hidden_size=16,
+    )
+
+
+def sam2() -> nn.Module:
+    """As :func:`sam`, with a hierarchical encoder; three candidates at a quarter of the resolution."""
+    encoder = {"hidden_size": 16, "image_size": SIDE, "patch_size": 16, "mask_input_channels": 4}
+    configuration = transformers.Sam2Config(
+        vision_config=_sam2_vision(), prompt_encoder_config=encoder, mask_decoder_config=_decoder()
+    )
+    return decided(transformers.Sam2Model(configuration))
+
+
+def _decoder() -> dict[str, int]:
+    return {"hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
