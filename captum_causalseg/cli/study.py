@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from captum.attr import IntegratedGradients
+
 from captum_causalseg import regions
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+from captum_causalseg.attr.channels import of_channels
+from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
 from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.cli.arguments import Parser, add_command
 from captum_causalseg.cli.case import CommandCase, read_case
@@ -18,14 +22,14 @@ from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
 from captum_causalseg.cli.model import CommandModel, read_model
-from captum_causalseg.cohort import Cohort, explain_cohort
+from captum_causalseg.cohort import Cohort, CohortComparison, compare_cohort, explain_cohort, summarize_comparison
 from captum_causalseg.cohort.engines import WorkerError
 from captum_causalseg.images import save_map
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
-from captum_causalseg.writing.names import native, printable
+from captum_causalseg.writing.names import native, printable, write_csv
 
-__all__ = ["run_study"]
+__all__ = ["run_comparison", "run_study"]
 
 # What a study may say of its cases, and a row of its own case: the options of `causalseg explain`.
 _OF_A_STUDY = (
@@ -57,6 +61,8 @@ _OF_SEVERAL = ("fold", "channels")
 _FURTHER = re.compile(r"image_([2-9]|[1-9]\d+)")
 # Entries of a prepared case that no column of a table can be called.
 _CASE, _ARGUMENTS = "_command_case", ("baselines", "channels", "feature_mask", "target")
+_OF_COMPARISONS = ("baselines", "feature_mask", "output")
+_OURS = "treatment effects"
 
 
 def run_study(options: argparse.Namespace) -> tuple[str, int]:
@@ -152,6 +158,18 @@ class _Prepare:
         }
 
 
+class _PrepareComparison(_Prepare):
+    """The same for a comparison, whose arguments have other names."""
+
+    def __call__(self, row: Mapping[str, Any], model: CommandModel) -> dict[str, Any]:
+        found = super().__call__(row, model)
+        case: CommandCase = found[_CASE]
+        mask = found["feature_mask"]
+        if found.pop("channels") is not None:
+            mask = of_channels([mask], [case.image], "each")[0][0]
+        return found | {"image": case.image, "feature_mask": mask, "output": found.pop("target")}
+
+
 def _make_target(case: Mapping[str, Any], model: CommandModel) -> SegmentationTarget:
     found: CommandCase = case[_CASE]
     return found.target
@@ -202,6 +220,89 @@ def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, opt
         raise InputError(f"--config: {error}") from error
     except WorkerError as error:
         raise InputError(f"--config: {str(error).splitlines()[0].removeprefix('load_model: ')}") from error
+
+
+def run_comparison(options: argparse.Namespace) -> tuple[str, int]:
+    """Compare methods on every row; the text to print and the exit status: 1 where a method failed at a case.
+
+    Raises:
+        InputError: a file or an option cannot be used.
+    """
+    if options.config is None:
+        raise InputError("--config: it has to be given with --cases")
+    study = _study(options.config)
+    cases, columns = _cases(options.cases, study)
+    _check_one_score(study.of(row) for row in cases)
+    effort = study.of({"image": "-", "roi": "-"})
+    if effort.controls is not None or effort.channels not in (None, ["each"]):
+        raise InputError("--config: maps are compared without controls, and on parts of the whole image or of each channel")
+    folder: Path = options.out
+    with naming("--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        found = _compare(cases, columns, study, folder / "comparison")
+    return _written(found, folder)
+
+
+def _compare(cases: list[dict[str, str]], columns: list[str], study: _Study, out: Path) -> CohortComparison:
+    effort = study.of({"image": "-", "roi": "-"})
+    draws: dict[str, Any] = {"n_draws": effort.draws, "precision": effort.precision, "seed": effort.seed}
+    draws |= {} if effort.allocation is None else {"allocation": effort.allocation}
+    joint = {"n_draws": effort.draws, "precision": effort.precision, "seed": effort.seed, "context": effort.context}
+    methods: dict[str, Any] = {
+        _OURS: (AverageTreatmentEffect, draws),
+        **({} if effort.context is None else {f"joint effects, {effort.context}": (JointTreatmentEffect, joint)}),
+        "gradient treatment effects": GradientTreatmentEffect,
+        "integrated gradients": (_integrated_gradients, {"internal_batch_size": 4}),
+        # One part after the other at 0 is what Captum's FeatureAblation does; the parts are each row's own.
+        "feature ablation": (AverageTreatmentEffect, {"baselines": 0.0, "n_draws": 1, "n_screening_draws": 0}),
+    }
+    try:
+        return compare_cohort(
+            methods,
+            cases,
+            _make_target,
+            out=out,
+            load_model=_Load(study),
+            prepare=_PrepareComparison(study),
+            case_arguments=_OF_COMPARISONS,
+            columns=columns,
+            seed=effort.seed,
+        )
+    except InputError as error:
+        raise InputError(f"--config: {error}") from error
+
+
+def _integrated_gradients(target: SegmentationTarget) -> IntegratedGradients:
+    return IntegratedGradients(target.surrogate())
+
+
+def _written(found: CohortComparison, folder: Path) -> tuple[str, int]:
+    """Tables beside the comparison, and what they say in short."""
+    failed = found.failures()
+    lines = [f"{row.method}, {row.case}: {' '.join(row.error.split())}" for row in failed.head(10).itertuples()]
+    if len(failed) > 10:
+        lines.append(f"... and {len(failed) - 10} more")
+    lines += ["the same line tries them again", ""] if lines else []
+    try:
+        table = found.table()
+    except FileNotFoundError:
+        return "\n".join(["nothing was compared", *lines]).rstrip(), 1
+    against = _OURS if _OURS in set(table["method"]) else None
+    summary = summarize_comparison(table, against=against)
+    for name, one in (
+        ("scores", table),
+        ("means", summary.means),
+        ("differences", summary.differences),
+        ("ranks", summary.ranks),
+    ):
+        write_csv(one, folder / f"{name}.csv")
+    n_cases = table["case"].nunique()
+    means = summary.means.pivot(index="metric", columns="method", values="mean")
+    order = [list(dict.fromkeys(table[name])) for name in ("metric", "method")]
+    said = means.reindex(index=order[0], columns=order[1]).to_string(float_format=lambda value: f"{value:.4g}")
+    lines += [f"means of {n_cases} case{'' if n_cases == 1 else 's'}:", said, ""]
+    lines.append(f"written to {printable(folder)}/: scores.csv, means.csv, differences.csv, ranks.csv, comparison/")
+    return "\n".join(lines), int(len(failed) > 0)
 
 
 def _study(file: Path) -> _Study:

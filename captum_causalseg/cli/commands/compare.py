@@ -6,12 +6,35 @@ from typing import TYPE_CHECKING, Any
 
 from captum_causalseg.cli.arguments import add_context
 from captum_causalseg.cli.case_command import CaseCommand
+from captum_causalseg.cli.errors import InputError
 
 if TYPE_CHECKING:
     from captum_causalseg.cli.case import CommandCase
     from captum_causalseg.cli.job import Job
 
 __all__ = ["Compare"]
+
+
+class _Cases(argparse.Action):
+    """Many cases are described in files, so that nothing is required of the line that describes one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        # No public name leads to them.
+        for action in parser._actions:
+            action.required = False
+        for group in parser._mutually_exclusive_groups:
+            group.required = False
+
+
+def _defaults(command: "Compare") -> dict[str, Any]:
+    """What every option is where it is not given; those of many cases left out."""
+    parser = argparse.ArgumentParser(prog=command.name)
+    command.add_arguments(parser)
+    found = vars(parser.parse_args(["--cases", "-"]))
+    return {name: value for name, value in found.items() if name not in ("cases", "config", "out")}
 
 
 class Compare(CaseCommand):
@@ -32,12 +55,35 @@ class Compare(CaseCommand):
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
         add_context(parser)
+        many = parser.add_argument_group("many cases")
+        many.add_argument(
+            "--cases",
+            type=Path,
+            action=_Cases,
+            metavar="FILE.csv",
+            help="compare on every row of a table, as causalseg cohort explains one: with --config and --out, and no other option. The same line goes on "
+            "where it was interrupted. Writes scores.csv, means.csv, differences.csv (paired, from treatment effects) and ranks.csv, and keeps the maps",
+        )
+        many.add_argument("--config", type=Path, metavar="FILE.yaml", help="with --cases, the options of all of them")
+
+    def run(self, options: argparse.Namespace) -> tuple[str, int]:
+        """See :meth:`Command.run`."""
+        if options.cases is None:
+            if options.config is not None:
+                raise InputError("--config: it goes with --cases")
+            return super().run(options)
+        usual = _defaults(self)
+        given = [name for name, value in vars(options).items() if name in usual and value != usual[name]]
+        if given:
+            option = given[0].removesuffix("_").replace("_", "-")
+            raise InputError(f"--{option}: with --cases, it is said in --config or in the table")
+        from captum_causalseg.cli.study import run_comparison
+
+        return run_comparison(options)
 
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check_case`."""
         if case.units.modalities.asked not in (None, "each"):
-            from captum_causalseg.cli.errors import InputError
-
             raise InputError(
                 "--channels: methods are compared on parts of the whole image, or of each channel by itself; give each, or leave it out"
             )
