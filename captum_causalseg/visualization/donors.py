@@ -1,7 +1,8 @@
 """The picture of a comparison of donors."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -9,18 +10,11 @@ from captum_causalseg._checks import checked, instance, integer
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.statistics.unit_places import UnitPlaces
-from captum_causalseg.visualization.pictures import (
-    EFFECTS,
-    PICTURE,
-    background,
-    grayscale,
-    literal,
-    plane,
-    robust_maximum,
-    round_up,
-    shade,
-    side_by_side,
-)
+from captum_causalseg.visualization.marks import draw_area
+from captum_causalseg.visualization.pictures import PICTURE, literal, robust_maximum, round_up, scale_labels
+from captum_causalseg.visualization.planes import About
+from captum_causalseg.visualization.scene import lay_over, panel_sizes, scene_and_planes
+from captum_causalseg.visualization.sheet import Around, Scale, grid
 
 __all__ = ["plot_donors"]
 
@@ -34,17 +28,26 @@ def plot_donors(
     title: str = "",
     score_name: str = "score",
     words: tuple[str, str] = ("supports", "harms"),
+    spacing: float | Sequence[float] | None = None,
+    affine: Tensor | np.ndarray | None = None,
+    segmentation: Tensor | np.ndarray | None = None,
+    reference: Tensor | np.ndarray | None = None,
 ) -> Figure:
     """The effects with every kind of donors side by side, on one scale; hatched where the sign changes significantly.
 
+    A volume has a row for each of the three planes through the middle of the RoI.
+
     Args:
-        comparison: what :func:`captum_causalseg.compare_donors` returned; a volume is shown in the slice of its last axis that holds
-            most of the RoI.
+        comparison: what :func:`captum_causalseg.compare_donors` returned.
         example: which example of the batch.
         columns: panels in a row.
         title: above the panels.
         score_name: what the effects are effects on.
         words: what effects above and below 0 do.
+        spacing: edge of a pixel, one number or one per spatial axis; taken from the affine by default, else 1.
+        affine: from voxels to millimeters, as in :func:`plot_effects`, like the following; that of the compared image by default.
+        segmentation: what the model predicted of the class: a boolean mask ``(*spatial)``, or ``(N, *spatial)``.
+        reference: the segmentation that it is compared with.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -61,45 +64,58 @@ def plot_donors(
     """
     above, below = words
     integer(0, len(comparison.image) - 1)("example", example)
-    roi = None if comparison.roi is None else comparison.roi[example]
-    picture = grayscale(plane(comparison.image[example].float(), roi))
-    outline = None if roi is None else plane(roi[None], roi)[0].numpy()
+    roi = None if comparison.roi is None else comparison.roi[example].cpu().numpy()
+    about = About(segmentation=segmentation, reference=reference, spacing=spacing, affine=affine)
+    scene, planes = scene_and_planes(comparison.image, roi, about, example=example)
     names = list(comparison.statistics)
-    painted = {
-        name: _over_image(one, one.effect.nan_to_num(0.0), example, roi=roi) for name, one in comparison.statistics.items()
-    }
+    painted = {name: _over_image(one, one.effect.nan_to_num(0.0), example) for name, one in comparison.statistics.items()}
     largest = round_up(robust_maximum(np.concatenate([np.abs(one).ravel() for one in painted.values()])))
-    norm = TwoSlopeNorm(0, -largest, largest)
-    figure, panels = side_by_side(len(names), columns, picture.shape[:2], title=title)
-    drawn = None
-    reference = names[0]
-    for axes, name in zip(panels, names):
-        values = painted[name]
-        background(axes, picture, name, outline=outline, fade=True)
-        size = np.clip(np.abs(values) / largest, 0, 1)
-        drawn = axes.imshow(values, cmap=EFFECTS, norm=norm, alpha=0.95 * np.sqrt(size), interpolation="nearest")
-        statistics = comparison.statistics[name]
-        if name == reference:
-            count = int(statistics.significant(comparison.alpha)[example].sum())
-            axes.set_xlabel(f"{count} unit{'s' * (count != 1)} with a significant effect", fontsize=9)
-            continue
-        turned = comparison.sign_differs(reference, name)
-        shade(axes, _over_image(statistics, turned, example, roi=roi) > 0, hatch="////", color="0.2")
-        count = int(turned[example].sum())
-        said = "changes its" if count == 1 else "change their"
-        axes.set_xlabel(f"{count} unit{'s' * (count != 1)} {said} sign against {reference}", fontsize=9)
-    if drawn is not None:
-        bar = figure.colorbar(drawn, ax=panels, shrink=0.7, extend="both")
-        bar.set_label(f"effect on the {score_name}\n(red {above}, blue {below};\nhatched: another sign, significantly)")
-        bar.solids.set_alpha(1)  # type: ignore[union-attr]
-    return literal(figure)
+    kept = names[0]
+    turned = {
+        name: _over_image(comparison.statistics[name], comparison.sign_differs(kept, name), example) > 0 for name in names[1:]
+    }
+    label = f"effect on the {score_name}\n{below} \N{LEFTWARDS ARROW} 0 \N{RIGHTWARDS ARROW} {above}"
+    places = [-largest, 0.0, largest]
+    scale = Scale(label, scale_labels(places))
+    drawn_marks = {**scene.marks(told=False), "turned": any(one.any() for one in turned.values())}
+    sheet = grid(
+        names,
+        panel_sizes(planes, 2.6),
+        [None] * (len(names) - 1) + [scale],
+        row_labels=[plane.name for plane in planes],
+        fold=columns,
+        around=Around(title=title, legend=scene.handles(drawn_marks), notes=planes[0].geometry.notes(), lines_below=2),
+    )
+    for number, (name, column) in enumerate(zip(names, sheet.pictures)):
+        for axes, plane in zip(column, planes):
+            scene.begin(axes, plane, name if plane is planes[0] else "", faded=True)
+            drawn = lay_over(axes, painted[name], plane, largest=largest)
+            if name in turned:
+                draw_area(axes, plane.cut(turned[name]), "turned")
+            scene.finish(axes, plane)
+            if number % columns == 0:
+                axes.set_ylabel(plane.name, fontsize=10)
+            if number == 0:
+                scene.frame(axes, plane)
+        column[-1].set_xlabel(_counted(comparison, name, kept, example=example), fontsize=9)
+    sheet.draw_bar(len(names) - 1, drawn, scale, places=places, extend="both")
+    return literal(sheet.figure)
 
 
-def _over_image(statistics: TreatmentEffectStatistics, values: Tensor, example: int, roi: Tensor | None) -> np.ndarray:
-    """Units' values ``(N, U)`` over the image that is shown, ``(H, W)``; the mean over channels with units of their own."""
+def _counted(comparison: DonorComparison, name: str, kept: str, *, example: int) -> str:
+    """Below a map: how many units have an effect, or another sign than with the first kind."""
+    if name == kept:
+        count = int(comparison.statistics[name].significant(comparison.alpha)[example].sum())
+        return f"{count} unit{'s' * (count != 1)} with a\nsignificant effect"
+    count = int(comparison.sign_differs(kept, name)[example].sum())
+    said = "changes its" if count == 1 else "change their"
+    return f"{count} unit{'s' * (count != 1)} {said}\nsign against {kept}"
+
+
+def _over_image(statistics: TreatmentEffectStatistics, values: Tensor, example: int) -> np.ndarray:
+    """Units' values ``(N, U)`` over the image, ``(*spatial)``; the mean over channels with units of their own."""
     shapes = statistics.input_shapes
     slot = next(slot for slot, shape in enumerate(shapes) if len(shape) > 2)
     painted = UnitPlaces(statistics.unit_ids, statistics.feature_mask).painted(slot, values.double())[example]
-    whole = painted.mean(0, keepdim=True).expand(1, *shapes[slot][2:])
-    found: np.ndarray = plane(whole, roi)[0].numpy()
+    found: np.ndarray = painted.mean(0).expand(shapes[slot][2:]).numpy()
     return found

@@ -1,6 +1,7 @@
 """Pictures of treatment effects on an image or a volume."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,9 +10,9 @@ from torch import Tensor
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import TEXT, checked, integer, one_of, sequence, shown
 from captum_causalseg.statistics import TreatmentEffectStatistics
-from captum_causalseg.visualization.effect_panels import PANELS, Style, effects_figure, volume_figure
+from captum_causalseg.visualization.effect_panels import PANELS, Slices, Style, effects_figure, volume_figure
 from captum_causalseg.visualization.pictures import PICTURE, literal, palette_of
-from captum_causalseg.visualization.planes import shown_outputs, view_of
+from captum_causalseg.visualization.planes import About, shown_outputs, view_of
 
 __all__ = ["plot_effects", "plot_volume"]
 
@@ -32,18 +33,29 @@ def plot_effects(
     spacing: float | Sequence[float] | None = None,
     channel: int | None = None,
     input_index: int = 0,
+    segmentation: Tensor | np.ndarray | None = None,
+    reference: Tensor | np.ndarray | None = None,
+    affine: Tensor | np.ndarray | None = None,
+    zoom: bool | Literal["auto"] = "auto",
+    opacity: Literal["effect", "significance"] = "effect",
+    columns: int | None = None,
 ) -> Figure:
-    """The image with the RoI, the effect of every unit on the RoI's score, and its standard error; for images and volumes.
+    """The image with its segmentation, the effect of every unit on the RoI's score, and its standard error; for images and volumes.
 
     Effects are drawn on a diverging scale centered on 0 (red supports, blue harms), the more opaque the larger. The scale ends at the
-    99.5th percentile of ``|effect|``. If everything reaches the RoI, for example through normalization over the whole image, a line on
+    99.5th percentile of ``|effect|``. The predicted segmentation has a thin line in all panels and the reference a broken one; on the
+    image, what is missed and what is segmented too much are hatched as well. A legend says what the marks mean. If everything reaches the RoI, for example through normalization over the whole image, a line on
     the scale shows the median effect of the farthest units, the background to compare with, and a gray band where half of them lie
     (:func:`~captum_causalseg.evaluation.profile.background_effect`; needs ``roi``). Units that were not intervened on are hatched; those that cannot reach the RoI lie beyond a
-    dashed line. With ``controls="edge"`` in ``attribute``, effects that may be nothing but the joint of the donors
+    line of dashes and dots. Where what can reach it is a small part of the image, that part is enlarged, and a small picture in a corner
+    shows where it lies. With ``controls="edge"`` in ``attribute``, effects that may be nothing but the joint of the donors
     (:meth:`~captum_causalseg.TreatmentEffectStatistics.edge_suspect`) are crosshatched.
 
-    A volume has a row for each of the three planes through the middle of the unit with the largest ``|effect|`` (dotted lines show
-    where they cross); :func:`plot_volume` shows more slices of one axis. Where the statistics are of several RoIs and ``target`` leaves
+    A volume has a row for each of the three planes through the middle of the RoI (dotted lines show where they cross); a thin one, whose
+    planes across its slices would be strips, has slices in their place. The three strongest units are outlined and numbered; the numbers
+    of those that lie before or behind a plane stand in parentheses. Where an affine is known, planes are shown in radiological
+    convention (the patient's left on the right), with letters for the directions and a bar of millimeters.
+    :func:`plot_volume` shows more slices of one axis. Where the statistics are of several RoIs and ``target`` leaves
     open which, each RoI has a row (a volume's has three), all on the same scales.
 
     Args:
@@ -58,16 +70,27 @@ def plot_effects(
         score_name: the name of the score, with its unit.
         panels: what to show, in this order: ``"image"``, ``"effect"``, ``"standard_error"``, ``"lower"`` and ``"upper"`` (ends of the
             95 % interval, on the scale of the effect), ``"significant"`` (the effect, dotted where it does not differ from 0 at a
-            false discovery rate of 5 %), ``"p_value"`` (two-sided, not corrected) and ``"n_draws"``. More than four panels of an image
-            take two lines.
+            false discovery rate of 5 %), ``"p_value"`` (two-sided, not corrected) and ``"n_draws"``.
         palette: ``"accessible"``, whose two ends are distinct with any kind of color blindness, or ``"paper"``: the pure red, blue,
             and green of arXiv 2602.20511.
         words: what effects above and below 0 do; for a score without better and worse, ``("raises", "lowers")``.
         spacing: edge of a pixel, one number or one per spatial axis, so that pixels that are not square are drawn as they are. Taken
-            from the affine of a ``MetaTensor`` by default; else 1.
+            from the affine by default; else 1.
         channel: which channel to draw in gray, and whose units to show where channels have their own. By default three channels
             are drawn as RGB, of other images the first.
         input_index: which of several inputs.
+        segmentation: what the model predicted, outlined with a thin line: a boolean mask of the explained class ``(*spatial)`` or
+            ``(N, *spatial)``; one mask per class ``(N, C, *spatial)``, as :meth:`~captum_causalseg.SegmentationTarget.segmentations`
+            returns it together with the reference; or a map of labels (integers), of which ``target`` picks the class.
+        reference: the segmentation that it is compared with, in the same forms, outlined with a broken line.
+        affine: ``(D + 1, D + 1)`` from voxels to millimeters, the axes of the world running toward the right, the front and the
+            head (RAS, as in NIfTI). That of a ``MetaTensor`` by default. Directions need nibabel (``captum-causalseg[io]``).
+        zoom: whether to show only the part of the image that can reach the RoI, and a margin; ``"auto"`` for where that part is
+            much smaller than the image.
+        opacity: what the opacity of an effect follows: its size, or how sure it is, as in neuroimaging: effects that differ from
+            0 at a false discovery rate of 5 % are opaque and outlined, the others pale with ``|effect| / standard_error``.
+        columns: panels side by side, the others below them; 1 for a narrow column of text. By default as many as there are, or half of
+            more than four panels of an image.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -75,6 +98,7 @@ def plot_effects(
     Raises:
         TypeError: ``image``, ``roi`` or ``statistics`` is of another type.
         ValueError: a shape or number does not fit the statistics, ``target`` picks no output, or a name is not known.
+        ImportError: ``affine`` was given for a volume, and nibabel is not installed.
 
     Example:
         >>> import torch
@@ -85,20 +109,33 @@ def plot_effects(
         >>> _, statistics = AverageTreatmentEffect(target).attribute(
         ...     image, PatchBank(torch.rand(5, 1, 16, 16)), target=1, block_size=4, n_draws=4, return_statistics=True
         ... )
-        >>> figure = plot_effects(image, statistics, roi, target=1, panels=("effect", "significant"), score_name="Dice")
+        >>> prediction, reference = target.segmentations(image)
+        >>> figure = plot_effects(
+        ...     image, statistics, roi, target=1, panels=("image", "significant"), segmentation=prediction, reference=reference
+        ... )
         >>> [axes.get_title() for axes in figure.axes[:2]]
-        ['Effect of each unit', 'Significant effects']
+        ['Image and segmentation', 'Significant effects']
     """
     known = ("image", *PANELS)
     if not all(name in known for name in panels):
         raise ValueError(f"panels: expected some of {known}, got {shown(panels)}")
-    view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
+    about = About(segmentation=segmentation, reference=reference, spacing=spacing, affine=affine)
+    view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, about=about)
     figure = effects_figure(
         statistics,
         view,
         outputs=shown_outputs(statistics, target, view),
         panels=tuple(panels),
-        style=Style(palette=palette_of(palette), channel=channel, title=title, score_name=score_name, words=words),
+        columns=columns,
+        style=Style(
+            palette=palette_of(palette),
+            channel=channel,
+            title=title,
+            score_name=score_name,
+            words=words,
+            opacity=opacity,
+            zoom=zoom,
+        ),
     )
     return literal(figure)
 
@@ -122,11 +159,17 @@ def plot_volume(
     spacing: float | Sequence[float] | None = None,
     channel: int | None = None,
     input_index: int = 0,
+    segmentation: Tensor | np.ndarray | None = None,
+    reference: Tensor | np.ndarray | None = None,
+    affine: Tensor | np.ndarray | None = None,
+    zoom: bool | Literal["auto"] = "auto",
+    opacity: Literal["effect", "significance"] = "effect",
 ) -> Figure:
     """Slices of a volume side by side, spread evenly over those that have effects.
 
     The slice through the middle of the unit with the largest ``|effect|`` is always among them, in a thick frame. Where all effects
-    are 0, the slices are those of the RoI. Rows and columns are the two other axes in the order of the array, without flips.
+    are 0, the slices are those of the RoI. Rows and columns are the two other axes in the order of the array, without flips, or, where
+    an affine is known, as a radiologist looks at them. Marks are those of :func:`plot_effects`.
 
     Args:
         image: the explained inputs ``(N, C, *spatial)`` with 3 spatial axes, or the tuple of them.
@@ -142,9 +185,14 @@ def plot_volume(
         panel: what to show, as in :func:`plot_effects`.
         palette: ``"accessible"`` or ``"paper"``, as in :func:`plot_effects`.
         words: what effects above and below 0 do; for a score without better and worse, ``("raises", "lowers")``.
-        spacing: edge of a voxel, one number or one per spatial axis; taken from the affine of a ``MetaTensor`` by default, else 1.
+        spacing: edge of a voxel, one number or one per spatial axis; taken from the affine by default, else 1.
         channel: which channel to draw in gray, as in :func:`plot_effects`.
         input_index: which of several inputs.
+        segmentation: as in :func:`plot_effects`, like the following.
+        reference: the segmentation that it is compared with.
+        affine: from voxels to millimeters.
+        zoom: whether to show only the part that can reach the RoI.
+        opacity: what the opacity of an effect follows.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -166,7 +214,8 @@ def plot_volume(
         >>> figure.axes[0].get_title().startswith("slice")
         True
     """
-    view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, spacing=spacing)
+    about = About(segmentation=segmentation, reference=reference, spacing=spacing, affine=affine)
+    view = view_of(image, statistics, roi, example=example, input_index=input_index, channel=channel, about=about)
     if view.image.ndim != 4:
         raise ValueError(f"image: expected a volume (N, C, *spatial) with 3 spatial axes, got {view.image.ndim - 1}")
     if not -3 <= axis < 3:
@@ -179,9 +228,15 @@ def plot_volume(
         view,
         output=outputs[0],
         panel=panel,
-        style=Style(palette=palette_of(palette), channel=channel, title=title, score_name=score_name, words=words),
-        axis=axis % 3,
-        n_slices=n_slices,
-        columns=columns,
+        style=Style(
+            palette=palette_of(palette),
+            channel=channel,
+            title=title,
+            score_name=score_name,
+            words=words,
+            opacity=opacity,
+            zoom=zoom,
+        ),
+        slices=Slices(axis % 3, n_slices, columns),
     )
     return literal(figure)

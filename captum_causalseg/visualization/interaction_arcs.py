@@ -1,9 +1,12 @@
 """Pictures of interactions: arcs between the units of a pair, over the image, and to components of the network, beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,7 +14,11 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from captum_causalseg._checks import NONE, TEXT, checked, instance, integer, tensor_of
-from captum_causalseg.visualization.pictures import ROLES, background, grayscale, literal, plane
+from captum_causalseg.target.masks import plain_tensor
+from captum_causalseg.visualization.marks import Legend
+from captum_causalseg.visualization.pictures import ROLES, literal
+from captum_causalseg.visualization.planes import About, Plane
+from captum_causalseg.visualization.scene import scene_and_planes
 
 __all__ = ["plot_interactions"]
 
@@ -41,12 +48,15 @@ def plot_interactions(
     example: int = 0,
     max_arcs: int = 20,
     title: str = "",
+    segmentation: Tensor | np.ndarray | None = None,
+    reference: Tensor | np.ndarray | None = None,
+    affine: Tensor | np.ndarray | None = None,
 ) -> Figure:
     """Arcs between units that stand in for each other (red) and that need each other (blue); the stronger the interaction, the thicker.
 
     Components of the network are boxes on the right of the image.
 
-    Of a volume, one slice is shown, through most of the region of interest (or the middle); arcs of all depths are drawn on it.
+    Of a volume, one slice is shown, through the middle of the region of interest (or of the volume); arcs of all depths are drawn on it.
 
     Args:
         table: what :func:`captum_causalseg.interaction_effects` returned, of units that are parts of the image, and of components.
@@ -55,6 +65,9 @@ def plot_interactions(
         example: which example of the batch.
         max_arcs: the most arcs to draw: those of the largest absolute interactions.
         title: above the picture.
+        segmentation: what the model predicted of the class: a boolean mask ``(*spatial)``, or ``(N, *spatial)``.
+        reference: the segmentation that it is compared with.
+        affine: from voxels to millimeters, as in :func:`plot_effects`; that of a ``MetaTensor`` by default.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -80,15 +93,19 @@ def plot_interactions(
     if example >= len(image) or mine.empty:
         raise ValueError(f"example: expected one of {sorted(set(table['example']))}, got {example}")
     shown = mine.iloc[np.argsort(-mine["interaction"].abs().to_numpy(), kind="stable")[:max_arcs]]
-    picture = grayscale(plane(image[example].detach().cpu(), roi))
-    outline = None if roi is None else plane(roi[None].cpu(), roi)[0].numpy()
+    outline = None if roi is None else plain_tensor(roi).cpu().numpy()
+    about = About(segmentation, reference, affine=affine)
+    scene, planes = scene_and_planes(image, outline, about, example=example)
+    view = replace(planes[0], cross=None)
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes = figure.subplots()
-    background(axes, picture, title, outline=outline, fade=True)
+    scene.begin(axes, view, title, faded=True)
+    scene.finish(axes, view)
+    scene.frame(axes, view)
     strongest = float(shown["interaction"].abs().max()) or 1.0
-    boxes = _boxes(axes, shown, picture.shape[:2])
+    boxes = _boxes(axes, shown, view.cut(scene.picture).shape[:2])
     for row in shown[::-1].to_dict("records"):  # the strongest on top
-        ends = [boxes.get(row[name], (row[f"{name}_1"], row[f"{name}_0"])) for name in ("first", "second")]
+        ends = [boxes.get(row[name]) or _end(view, row, name) for name in ("first", "second")]
         width = 0.8 + 4.2 * abs(row["interaction"]) / strongest
         arc = _arc(ends, _KINDS[row["kind"]], width=width)
         axes.add_patch(arc)
@@ -99,9 +116,15 @@ def plot_interactions(
                 *np.array(places).T, "o", color=_KINDS[row["kind"]], markersize=4, markeredgecolor="white", markeredgewidth=0.6
             )
     drawn = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
-    handles = [Line2D([], [], color=_KINDS[kind], linewidth=3, label=_WORDS[kind]) for kind in drawn]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    handles: list[Artist] = [Line2D([], [], color=_KINDS[kind], linewidth=3, label=_WORDS[kind]) for kind in drawn]
+    Legend([*handles, *scene.handles(scene.marks(told=False))], figure.get_figwidth()).put(figure)
     return literal(figure)
+
+
+def _end(plane: Plane, row: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """Where an arc to a part of the image ends: column and row."""
+    down, across = plane.place([row[f"{name}_{axis}"] for axis in range(len(plane.shape))])
+    return across, down
 
 
 def _boxes(axes: Axes, shown: pd.DataFrame, size: Sequence[int]) -> dict[str, tuple[float, float]]:

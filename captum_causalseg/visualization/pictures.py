@@ -1,26 +1,30 @@
 """Parts that pictures are made of: palettes, backgrounds, outlines, overlays, scales."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, TEXT, for_each_axis, integer, number, one_of, sequence
+from captum_causalseg._checks import BOOLEAN, NONE, TEXT, for_each_axis, integer, number, one_of, sequence
 from captum_causalseg.writing.names import printable
 
 __all__ = [
     "BACKGROUND",
     "EFFECTS",
-    "ERRORS",
     "PALETTES",
     "PICTURE",
     "ROLES",
+    "TINT",
     "Palette",
     "background",
     "contour",
@@ -28,7 +32,6 @@ __all__ = [
     "first",
     "grayscale",
     "literal",
-    "outlined",
     "palette_of",
     "plane",
     "robust_maximum",
@@ -39,19 +42,28 @@ __all__ = [
     "side_by_side",
 ]
 
-# ColorBrewer's red-blue and purples are safe for the common kinds of color blindness; the green of the outline is told
-# apart by its lightness and its dark edge.
-EFFECTS, ERRORS = "RdBu_r", "Purples"
+
+def _part_of(name: str, low: float, high: float) -> ListedColormap:
+    return ListedColormap(colormaps[name](np.linspace(low, high, 256)), name=f"{name}, from {low:g} to {high:g}")
+
+
+# ColorBrewer's red-blue is safe for the common kinds of color blindness. Without its ends, which are so dark that they are lost on a
+# scan, it ends in the red and the blue that stand for support and harm in all pictures; pale colors are as far from white as before.
+_SIGNED = np.linspace(-1, 1, 257)
+EFFECTS: Colormap = ListedColormap(
+    colormaps["RdBu_r"](0.5 + 0.4 * np.sign(_SIGNED) * np.abs(_SIGNED) ** 0.8), name="RdBu_r without its ends"
+)
+TINT = 0.35
 BACKGROUND = "#b8860b"
 ROLES = {"supporting": "#b2182b", "harming": "#2166ac", "null": "0.8"}
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Names of color maps, and the color of the outline of the region of interest."""
+    """Color maps, and the color of the outline of the region of interest."""
 
-    effects: str
-    errors: str
+    effects: Colormap
+    errors: Colormap
     outline: str
 
 
@@ -65,9 +77,15 @@ PICTURE = {
     "channel": NONE | integer(),
     "input_index": integer(),
     "columns": NONE | integer(1),
+    "zoom": BOOLEAN | one_of("auto"),
+    "opacity": one_of("effect", "significance"),
 }
 
-PALETTES = {"accessible": Palette(EFFECTS, ERRORS, "#2ee62e"), "paper": Palette("bwr", "Greys", "#00ff00")}
+# Errors grow toward the light, for they lie on the picture.
+PALETTES = {
+    "accessible": Palette(EFFECTS, _part_of("viridis", 0.2, 1), "#2ee62e"),
+    "paper": Palette(colormaps["bwr"], _part_of("gray", 0.3, 1), "#00ff00"),
+}
 
 
 def palette_of(name: str) -> Palette:
@@ -76,65 +94,59 @@ def palette_of(name: str) -> Palette:
     return PALETTES[name]
 
 
-def background(
-    axes: Axes,
-    picture: np.ndarray,
-    title: str,
-    outline: np.ndarray | None,
-    *,
-    fade: bool,
-    aspect: float = 1.0,
-    color: str = PALETTES["accessible"].outline,
-) -> None:
-    """The picture ``(H, W)`` or ``(H, W, 3)``; ``aspect`` is a pixel's height over its width."""
+def background(axes: Axes, picture: np.ndarray, title: str, *, fade: bool, aspect: float = 1.0) -> None:
+    """The picture ``(H, W)`` or ``(H, W, 3)``; ``fade`` where effects are laid over it; ``aspect`` is a pixel's height over its width."""
     if fade:
-        # Light gray, so that colors of both signs stand out on dark and bright tissue alike.
-        picture = 0.72 + 0.28 * (picture.mean(-1) if picture.ndim == 3 else picture)
+        # Neither black nor white, so that light and dark colors of both signs stand out on it.
+        picture = 0.1 + 0.65 * (picture.mean(-1) if picture.ndim == 3 else picture)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect)
     axes.set_title(title, fontsize=11)
     axes.set_xticks([])
     axes.set_yticks([])
-    if outline is not None:
-        outlined(axes, outline, color)
 
 
-def outlined(axes: Axes, mask: np.ndarray, color: str) -> None:
-    """The border of a region of interest, with a dark edge."""
-    if mask.any():
-        for edge, linewidth in (("black", 3.0), (color, 1.5)):
-            contour(axes, mask, edge, linewidth=linewidth)
+def contour(axes: Axes, mask: np.ndarray, color: str, linewidth: float, linestyle: Any = "-", *, closed: bool = True) -> None:
+    """The border of a mask, along the edges of its pixels; ``closed`` also where it meets the border of the image."""
+    values, extent = _enlarged(mask, "constant" if closed else "edge")
+    if values.all():
+        return
+    with _same_limits(axes):
+        drawn = axes.contour(values, levels=[0.5], colors=[color], linewidths=linewidth, linestyles=[linestyle], extent=extent)
+    # Dashes are as long as they are said to be.
+    drawn.set_capstyle("butt")
 
 
-def contour(axes: Axes, mask: np.ndarray, color: str, linewidth: float, linestyle: str = "-") -> None:
-    """The border of a mask, along the edges of its pixels, closed also where it meets the border of the image."""
-    values, extent = _enlarged(mask)
-    axes.contour(values, levels=[0.5], colors=[color], linewidths=linewidth, linestyles=linestyle, extent=extent)
-    _keep_limits(axes, mask.shape)
-
-
-def shade(axes: Axes, mask: np.ndarray, hatch: str, color: str) -> None:
-    """Hatch a mask."""
+def shade(axes: Axes, mask: np.ndarray, hatch: str, color: str, tint: str | None = None) -> None:
+    """Hatch a mask, and tint it."""
     if not mask.any():
         return
     values, extent = _enlarged(mask)
-    hatched = axes.contourf(values, levels=[0.5, 1.5], colors="none", hatches=[hatch], extent=extent)
+    with _same_limits(axes):
+        if tint is not None:
+            axes.contourf(values, levels=[0.5, 1.5], colors=[tint], alpha=TINT, extent=extent)
+        hatched = axes.contourf(values, levels=[0.5, 1.5], colors="none", hatches=[hatch], extent=extent)
     hatched.set_edgecolor(color)
     hatched.set_linewidth(0)
-    _keep_limits(axes, mask.shape)
 
 
-def _enlarged(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+def _enlarged(
+    mask: np.ndarray, beyond: Literal["constant", "edge"] = "constant"
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """Each pixel as several, so that contours keep to the pixels' edges and do not cut their corners; with a margin."""
     height, width = mask.shape
     times = max(2, 384 // max(height, width))
-    large = np.pad(mask, 1).astype(np.float32).repeat(times, 0).repeat(times, 1)
+    large = np.pad(mask, 1, mode=beyond).astype(np.float32).repeat(times, 0).repeat(times, 1)
     near, half = -1.5, 0.5 / times
     return large, (near + half, near + width + 2 - half, near + half, near + height + 2 - half)
 
 
-def _keep_limits(axes: Axes, shape: tuple[int, ...]) -> None:
-    axes.set_xlim(-0.5, shape[1] - 0.5)
-    axes.set_ylim(shape[0] - 0.5, -0.5)
+@contextmanager
+def _same_limits(axes: Axes) -> Iterator[None]:
+    """Contours widen what is shown."""
+    across, down = axes.get_xlim(), axes.get_ylim()
+    yield
+    axes.set_xlim(across)
+    axes.set_ylim(down)
 
 
 def literal(figure: Figure) -> Figure:

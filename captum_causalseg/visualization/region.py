@@ -1,18 +1,23 @@
 """The picture of a region that is enough for a score, or without which it is lost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from captum_causalseg._checks import NONE, array_of, checked, instance, integer
 from captum_causalseg.attr.region import Region
 from captum_causalseg.target.masks import check_roi, plain_tensor
-from captum_causalseg.visualization.pictures import PALETTES, PICTURE, ROLES, background, contour, grayscale, literal
-from captum_causalseg.visualization.planes import Plane, peak, pixel_spacing
+from captum_causalseg.visualization.pictures import PICTURE, ROLES, contour, grayscale, literal
+from captum_causalseg.visualization.planes import About, peak
+from captum_causalseg.visualization.scene import panel_sizes, scene_and_planes
+from captum_causalseg.visualization.sheet import Around, grid
 
 __all__ = ["plot_region"]
 
@@ -35,6 +40,9 @@ def plot_region(
     channel: int | None = None,
     title: str = "",
     spacing: float | Sequence[float] | None = None,
+    affine: Tensor | np.ndarray | None = None,
+    segmentation: Tensor | np.ndarray | None = None,
+    reference: Tensor | np.ndarray | None = None,
 ) -> Figure:
     """The image with the region outlined in red, and what the model is shown: donors in the place of all that is replaced.
 
@@ -48,7 +56,10 @@ def plot_region(
         input_index: which of several inputs.
         channel: which of its channels; by default the first, or all of three as colors.
         title: above the pictures; what the region comes to is written below them.
-        spacing: edge of a pixel, one number or one per spatial axis; taken from the affine of a ``MetaTensor`` by default, else 1.
+        spacing: edge of a pixel, one number or one per spatial axis; taken from the affine by default, else 1.
+        affine: from voxels to millimeters, as in :func:`plot_effects`, like the following.
+        segmentation: what the model predicted of the class: a boolean mask ``(*spatial)``, or ``(N, *spatial)``.
+        reference: the segmentation that it is compared with.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -85,55 +96,54 @@ def plot_region(
     if outline is not None and outline.shape != tuple(whole.shape[2:]):
         raise ValueError(f"roi: expected the image's spatial shape {tuple(whole.shape[2:])}, got {outline.shape}")
     held = [(mask[0] if channel is None else mask[0, channel : channel + 1]).any(0).cpu().numpy() for mask in masks]
-    planes = _planes(tuple(whole.shape[2:]), pixel_spacing(whole, spacing, example), held[0], roi=outline)
+    about = About(segmentation=segmentation, reference=reference, spacing=spacing, affine=affine)
+    middle = peak(held[0].astype(float), outline)
+    scene, planes = scene_and_planes(whole, outline, about, example=example, channel=channel, position=middle)
     pictures = [plain_tensor(one).detach().cpu().float() for one in (whole[example], _of_input(region.image, input_index)[0])]
     # On one scale: what was kept looks as it did.
     before, after = np.split(grayscale(torch.stack(pictures, dim=1), channel), 2)
-    shown = outline if outline is not None else np.zeros(held[0].shape, dtype=bool)
-    figure, panels = _panels(planes)
-    for number, plane in enumerate(planes):
-        for axes, picture in zip(panels[number], (before[0], after[0])):
-            background(
-                axes,
-                plane.cut(picture),
-                "",
-                outline=plane.cut(shown),
-                fade=False,
-                aspect=plane.aspect,
-                color=PALETTES["accessible"].outline,
-            )
-        for mask, color in reversed(list(zip(held, _COLORS * len(held)))):
-            for axes in panels[number]:
-                _outlined(axes, plane.cut(mask), color, dashed=mask is not held[0])
-    panels[0][0].set_title(f"{region.kind} region", fontsize=11)
+    scenes = [replace(scene, picture=one[0]) for one in (before, after)]
     does = "kept, with donors elsewhere" if region.kind == "sufficient" else "replaced by donors"
-    panels[0][1].set_title(does, fontsize=11)
-    if title:
-        figure.suptitle(title)
-    figure.supxlabel(_comes_to(region), fontsize=9)
-    return literal(figure)
+    colors = _COLORS * len(held)
+    sheet = grid(
+        [f"{region.kind} region", does],
+        panel_sizes(planes, _EDGE if len(planes) == 1 else 2.9),
+        [None, None],
+        row_labels=[plane.name for plane in planes],
+        around=Around(
+            title=title,
+            legend=[*_handles(region, colors[: len(held)]), *scene.handles(scene.marks(told=False))],
+            notes=[*_comes_to(region), *planes[0].geometry.notes()],
+        ),
+    )
+    for heading, one, column in zip([f"{region.kind} region", does], scenes, sheet.pictures):
+        for axes, plane in zip(column, planes):
+            one.begin(axes, plane, heading if plane is planes[0] else "", faded=False)
+            one.finish(axes, plane)
+            for mask, color in reversed(list(zip(held, colors))):
+                _outlined(axes, plane.cut(mask), color, dashed=mask is not held[0])
+    for axes, plane in zip(sheet.pictures[0], planes):
+        axes.set_ylabel(plane.name, fontsize=10)
+        scene.frame(axes, plane)
+    return literal(sheet.figure)
 
 
 def _of_input(values: Tensor | tuple[Tensor, ...], number: int) -> Tensor:
     return values[number] if isinstance(values, tuple) else values
 
 
-def _planes(shape: tuple[int, ...], spacing: Sequence[float], held: np.ndarray, *, roi: np.ndarray | None) -> list[Plane]:
-    if len(shape) == 2:
-        return [Plane.whole(shape, spacing)]
-    return Plane.through(shape, spacing, peak(held.astype(float), roi))
-
-
-def _panels(planes: Sequence[Plane]) -> tuple[Figure, list[list[Axes]]]:
-    """A figure, and per plane its two panels: side by side for a picture, one below the other for the planes of a volume."""
-    largest = max(max(plane.size) for plane in planes)
-    widths, heights = ([_EDGE * plane.size[side] / largest for plane in planes] for side in (1, 0))
-    if len(planes) == 1:
-        figure = Figure(figsize=(2 * widths[0] + 0.4, heights[0] + 1.1), layout="constrained")
-        return figure, [list(figure.subplots(1, 2))]
-    figure = Figure(figsize=(sum(widths) + 0.6, 2 * max(heights) + 1.5), layout="constrained")
-    rows = figure.subplots(2, len(planes), width_ratios=widths)
-    return figure, [list(rows[:, number]) for number in range(len(planes))]
+def _handles(region: Region, colors: Sequence[str]) -> list[Artist]:
+    return [
+        Line2D(
+            [],
+            [],
+            color=color,
+            linewidth=2.0,
+            linestyle="--" if number else "-",
+            label=f"alternative {number}" if number else f"{region.kind} region",
+        )
+        for number, color in enumerate(colors)
+    ]
 
 
 def _outlined(axes: Axes, mask: np.ndarray, color: str, *, dashed: bool) -> None:
@@ -143,10 +153,10 @@ def _outlined(axes: Axes, mask: np.ndarray, color: str, *, dashed: bool) -> None
     contour(axes, mask, color, linewidth=2.0, linestyle="--" if dashed else "-")
 
 
-def _comes_to(region: Region) -> str:
-    """What it keeps or takes away, in two lines."""
+def _comes_to(region: Region) -> list[str]:
+    """What it keeps or takes away."""
     n, (lower, upper) = len(region.units), region.share_interval
     does, done = ("kept", "kept") if region.kind == "sufficient" else ("replaced", "lost")
     said = f"{n} of {region.n_candidates} units {does}: {region.share_reached:.3f} of the {region.share_of} is {done} [{lower:.3f}, {upper:.3f}]"
     more = f"score {region.score:.3f}; observed {region.observed_score:.3f}, all replaced {region.replaced_score:.3f}"
-    return f"{said}\n{more}" if region.reached else f"{said}; {region.share:g} is not reached\n{more}"
+    return [said if region.reached else f"{said}; {region.share:g} is not reached", more]

@@ -7,10 +7,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-__all__ = ["Scale", "Sheet", "grid"]
+from captum_causalseg.visualization.marks import Legend
+
+__all__ = ["Around", "Scale", "Sheet", "grid"]
 
 _MARGIN, _GAP = 0.12, 0.14
 _TITLE, _HEADING, _NOTE, _ROW_LABEL = 0.32, 0.28, 0.2, 0.24
@@ -40,6 +44,23 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What stands around the panels.
+
+    Args:
+        title: above everything.
+        notes: at the foot, side by side as far as there is room.
+        legend: above the notes, marks with their labels.
+        lines_below: so many lines below the pictures of the last row, their labels (the caller writes them).
+    """
+
+    title: str = ""
+    notes: Sequence[str] = ()
+    legend: Sequence[Artist] = ()
+    lines_below: int = 0
+
+
+@dataclass(frozen=True)
 class Sheet:
     """A figure, the axes of its pictures (per column, one per row) and of its bars (None where a column has none)."""
 
@@ -47,6 +68,17 @@ class Sheet:
     pictures: list[list[Axes]]
     bars: list[Axes | None]
     upright: bool
+
+    def draw_bar(self, column: int, drawn: AxesImage, scale: Scale, *, places: Sequence[float], extend: str) -> None:
+        """The bar of a column: the colors of what was drawn, opaque, with a scale's numbers at these places."""
+        bar = self.figure.colorbar(
+            drawn, cax=self.bars[column], extend=extend, orientation="vertical" if self.upright else "horizontal"
+        )
+        bar.set_label(scale.label, fontsize=9)
+        bar.set_ticks(list(places), labels=list(scale.ticks), fontsize=9)
+        bar.minorticks_off()
+        # Maps are drawn by size, the scale is not.
+        bar.solids.set_alpha(1)  # type: ignore[union-attr]
 
 
 def text_width(text: str, fontsize: float) -> float:
@@ -62,8 +94,7 @@ def grid(
     row_labels: Sequence[str] = (),
     row_heading: bool = False,
     fold: int | None = None,
-    title: str = "",
-    notes: Sequence[str] = (),
+    around: Around,
 ) -> Sheet:
     """A column per heading, a row per size.
 
@@ -73,16 +104,18 @@ def grid(
         scales: per column, what stands beside its bar (the caller writes it); None where it has none.
         row_labels: left of the rows.
         row_heading: every row has headings, not only the first.
-        fold: so many columns on a line, the others below; only for a single row.
-        title: above everything.
-        notes: at the foot, side by side as far as there is room.
+        fold: so many columns on a line, the others below.
+        around: everything else.
     """
     lines = [
         list(range(i, min(i + (fold or len(headings)), len(headings)))) for i in range(0, len(headings), fold or len(headings))
     ]
     widest = max(width for _, width in sizes)
     between = _HEADING + _GAP / 2 if row_heading else _GAP
-    stack = sum(height for height, _ in sizes) + between * (len(sizes) - 1)
+    # Labels beside low pictures need their own height.
+    named = [text_width(label, 10) for label in row_labels] or [0.0] * len(sizes)
+    pitches = [max(height, label) for (height, _), label in zip(sizes, named)]
+    stack = sum(pitches) + between * (len(sizes) - 1)
     upright = stack >= _LEAST_UPRIGHT
     left = _MARGIN + max((_ROW_LABEL * (1 + label.count("\n")) for label in row_labels if label), default=0.0)
 
@@ -98,12 +131,13 @@ def grid(
             x = centers[i] + max(widest / 2 + beside, half) + _GAP
         width = max(width, x - _GAP + _MARGIN)
     width = max(width, 2.6)
-    title_lines = _wrapped([title], width, 12) if title else []
-    note_lines = _wrapped(notes, width, 9)
+    title_lines = _wrapped([around.title], width, 12) if around.title else []
+    note_lines = _wrapped(around.notes, width, 9)
+    legend = Legend(around.legend, width - 2 * _MARGIN)
     below = 0.0 if upright else max((scale.below for scale in scales if scale is not None), default=0.0)
     top = _MARGIN / 2 + _TITLE * len(title_lines)
-    deep = _HEADING + stack + below + _GAP
-    height = top + len(lines) * deep + _NOTE * len(note_lines) + _MARGIN / 2
+    deep = _HEADING + stack + _NOTE * around.lines_below + below + _GAP
+    height = top + len(lines) * deep + legend.height + _NOTE * len(note_lines) + _MARGIN / 2
 
     figure = Figure(figsize=(width, height))
 
@@ -116,9 +150,9 @@ def grid(
         for i in line:
             y = top + number * deep + _HEADING
             column = []
-            for high, wide in sizes:
-                column.append(add(centers[i] - wide / 2, y, wide=wide, high=high))
-                y += high + between
+            for (high, wide), pitch in zip(sizes, pitches):
+                column.append(add(centers[i] - wide / 2, y + (pitch - high) / 2, wide=wide, high=high))
+                y += pitch + between
             pictures.append(column)
             places.append((centers[i] + widest / 2, y - between))
     bars: list[Axes | None] = []
@@ -129,9 +163,10 @@ def grid(
             length = min(0.9 * stack, 3.2)
             bars.append(add(right + 0.1, bottom - stack / 2 - length / 2, wide=_BAR, high=length))
         else:
-            bars.append(add(right - 0.95 * widest, bottom + 0.1, wide=0.9 * widest, high=_BAR))
+            bars.append(add(right - 0.95 * widest, bottom + 0.1 + _NOTE * around.lines_below, wide=0.9 * widest, high=_BAR))
     if title_lines:
         figure.suptitle("\n".join(title_lines), y=1 - _MARGIN / 2 / height, va="top", fontsize=12)
+    legend.put(figure, bottom=_MARGIN / 2 + _NOTE * len(note_lines))
     if note_lines:
         figure.supxlabel("\n".join(note_lines), y=_MARGIN / 2 / height, va="bottom", fontsize=9)
     return Sheet(figure=figure, pictures=pictures, bars=bars, upright=upright)

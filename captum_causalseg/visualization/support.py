@@ -1,18 +1,21 @@
 """The picture of what can reach a region of interest."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_causalseg._checks import NONE, array_of, checked, instance, integer, tensor_of
 from captum_causalseg.interventions.support import Support
 from captum_causalseg.target.masks import check_roi, plain_tensor
-from captum_causalseg.visualization.pictures import PICTURE, background, contour, grayscale, literal, plane, shade
-from captum_causalseg.visualization.planes import pixel_spacing
+from captum_causalseg.visualization.marks import draw_area, draw_line
+from captum_causalseg.visualization.pictures import PICTURE, literal
+from captum_causalseg.visualization.planes import About
+from captum_causalseg.visualization.scene import panel_sizes, scene_and_planes
+from captum_causalseg.visualization.sheet import Around, grid
 
 __all__ = ["plot_support"]
 
@@ -33,18 +36,27 @@ def plot_support(
     roi_index: int = 0,
     title: str = "",
     spacing: float | Sequence[float] | None = None,
+    affine: Tensor | np.ndarray | None = None,
+    segmentation: Tensor | np.ndarray | None = None,
+    reference: Tensor | np.ndarray | None = None,
+    zoom: bool | Literal["auto"] = "auto",
 ) -> Figure:
     """The image where it can reach the region of interest through the model; what cannot is darkened and hatched.
 
+    A volume is shown in the three planes through the middle of the RoI, and each plane beside the plain image.
+
     Args:
-        image: the first of the explained inputs ``(N, C, *spatial)`` with 2 or 3 spatial axes; a volume is shown in the slice of its
-            last axis that holds most of the RoI.
+        image: the first of the explained inputs ``(N, C, *spatial)`` with 2 or 3 spatial axes.
         support: what :func:`captum_causalseg.causal_support` returned.
         roi: boolean mask ``(*spatial)``, outlined in green.
         example: which example of the batch.
         roi_index: which of the RoIs.
         title: above the picture.
-        spacing: edge of a pixel, one number or one per spatial axis; taken from the affine of a ``MetaTensor`` by default, else 1.
+        spacing: edge of a pixel, one number or one per spatial axis; taken from the affine by default, else 1.
+        affine: from voxels to millimeters, as in :func:`plot_effects`, like the following.
+        segmentation: what the model predicted of the class: a boolean mask ``(*spatial)``, or ``(N, *spatial)``.
+        reference: the segmentation that it is compared with.
+        zoom: whether to show only the part that can reach the RoI, and a margin.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -68,28 +80,37 @@ def plot_support(
     mask = found[example, roi_index]
     if mask.shape != image.shape[2:]:
         raise ValueError(f"support: its first mask has shape {tuple(mask.shape)}, the image {tuple(image.shape[2:])}")
-    rows, columns = pixel_spacing(image, spacing, example)[:2]
     if roi is not None and tuple(roi.shape) != tuple(image.shape[2:]):
         raise ValueError(f"roi: expected the image's spatial shape {tuple(image.shape[2:])}, got {tuple(roi.shape)}")
-    roi = None if roi is None else check_roi(plain_tensor(torch.as_tensor(roi)).cpu())
-    picture = grayscale(plane(plain_tensor(image[example]).cpu().float(), roi))
-    outline = None if roi is None else plane(roi[None], roi)[0].numpy() > 0
-    reaches = plane(mask[None].float(), roi)[0].numpy() > 0
-    height, width = picture.shape[0] * rows, picture.shape[1] * columns
-    scale = min(5.0 / width, 7.0 / height)
-    figure = Figure(figsize=(max(5.4, 0.4 + scale * width), 0.95 + scale * height), layout="constrained")
-    axes: Axes = figure.subplots()
-    share = 100 * float(mask.float().mean())
-    said = f"{share:.1f} % of the pixels can reach the region of interest"
+    outline = None if roi is None else check_roi(plain_tensor(torch.as_tensor(roi)).cpu()).numpy()
+    reached = mask.cpu().numpy()
+    about = About(segmentation=segmentation, reference=reference, spacing=spacing, affine=affine)
+    scene, planes = scene_and_planes(image, outline, about, example=example, reached=reached, zoom=zoom)
+    said = f"{100 * float(reached.mean()):.1f} % of the pixels can reach the region of interest"
     if support.doubt is not None:
         said = "what can reach the region of interest is not known"
-    background(axes, picture, title or said, outline=outline, fade=False, aspect=rows / columns)
-    if title:
-        figure.supxlabel(said, fontsize=9)
-    dark = np.zeros((*reaches.shape, 4))
-    dark[~reaches] = (0.05, 0.08, 0.2, 0.62)
-    axes.imshow(dark, interpolation="nearest", aspect=rows / columns)
-    if not reaches.all():
-        shade(axes, ~reaches, "//", color="black")
-        contour(axes, reaches, color="white", linewidth=1.2, linestyle="--")
-    return literal(figure)
+    headings = [said] if len(planes) == 1 else [scene.heading, said]
+    drawn = {**scene.marks(told=False), "unreached": not reached.all()}
+    names = [plane.name for plane in planes]
+    sheet = grid(
+        headings,
+        panel_sizes(planes, 5.0 if len(planes) == 1 else None),
+        [None] * len(headings),
+        row_labels=names,
+        around=Around(title=title, legend=scene.handles(drawn), notes=planes[0].geometry.notes()),
+    )
+    for heading, column in zip(headings, sheet.pictures):
+        for number, (axes, plane) in enumerate(zip(column, planes)):
+            scene.begin(axes, plane, heading if number == 0 else "", faded=False)
+            if heading == said:
+                beyond = plane.cut(~reached)
+                dark = np.zeros((*beyond.shape, 4))
+                dark[beyond] = (0.05, 0.08, 0.2, 0.62)
+                axes.imshow(dark, interpolation="nearest", aspect=plane.aspect)
+                draw_area(axes, beyond, "unreached")
+                draw_line(axes, beyond, "outside")
+            scene.finish(axes, plane)
+    for axes, plane in zip(sheet.pictures[0], planes):
+        axes.set_ylabel(plane.name, fontsize=10)
+        scene.frame(axes, plane)
+    return literal(sheet.figure)

@@ -28,6 +28,12 @@ def outline(axes, color=GREEN["accessible"]):
     return None
 
 
+def explained(figure):
+    """What the legend and the notes say."""
+    legend = [text.get_text() for one in figure.legends for text in one.get_texts()]
+    return "\n".join([*legend, figure.get_supxlabel()])
+
+
 def of_regions():
     """Two classes, two RoIs; effects say class, RoI and unit: 0.1 * class + 0.01 * RoI + 0.001 * unit."""
     mask = np.arange(4)[None].repeat(2, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.contour import QuadContourSet
 from picture_cases import statistics_of
-from pictures_read import ALL, drawn, of_regions, outline
+from pictures_read import ALL, drawn, explained, of_regions, outline
 
 from captum_causalseg import Status, regions
 from captum_causalseg.visualization import plot_effects, plot_volume
@@ -59,10 +59,10 @@ def test_every_panel_shows_its_field():
         assert outline(panels[name]) == (0, 3, 12, 15)
     assert len(panels["image"].images) == 1
     assert outline(panels["image"]) == (0, 3, 12, 15)
-    said = figure.get_supxlabel()
-    assert "hatched: not intervened on" in said
-    assert "dotted: does not differ from 0" in said
-    assert "beyond the dashed line: cannot reach" in said
+    said = explained(figure)
+    assert "not intervened on" in said
+    assert "does not differ from 0" in said
+    assert "beyond it: cannot reach" in said
 
 
 def with_edges(effect, mask, joints):
@@ -79,14 +79,14 @@ def test_effects_that_may_be_the_joint_are_crosshatched():
     for name in ALL[1:]:
         expected = np.isin(mask, [1, 2]) & (name in ("effect", "significant"))
         np.testing.assert_array_equal(hatched(panels[name], "xxxx"), expected, err_msg=name)
-    said = "crosshatched: a joint alone, the unit's own tissue shifted by a pixel or two, may do as much"
-    assert said in figure.get_supxlabel().replace("\n", " ")
+    said = "a joint alone, the unit's own tissue shifted by a pixel or two, may do as much"
+    assert said in explained(figure).replace("\n", " ")
     for other in (
         plot_effects(torch.rand(1, 1, 4, 16), statistics, panels=("standard_error",)),
         plot_effects(torch.rand(1, 1, 4, 16), with_edges([0.4, -0.3, 0.2, 0.1], mask, [0.0] * 4)),
         plot_effects(torch.rand(1, 1, 4, 16), statistics.replaced(controls={})),
     ):
-        assert "crosshatched" not in other.get_supxlabel()
+        assert "a joint alone" not in explained(other)
 
 
 def test_in_volumes_as_well():
@@ -94,13 +94,13 @@ def test_in_volumes_as_well():
     figure = plot_volume(torch.rand(1, 1, 8, 4, 4), with_edges([0.4, 0.2], mask, [0.01, 0.2]), n_slices=2)
     for axes in figure.axes[:2]:
         np.testing.assert_array_equal(hatched(axes, "xxxx"), mask[..., 0] == 1)
-    assert "crosshatched" in figure.get_supxlabel()
+    assert "a joint alone" in explained(figure)
 
 
 def test_larger_effects_are_more_opaque():
     mask = np.arange(3)[None].repeat(3, 0)
     figure = plot_effects(torch.rand(1, 1, 3, 3), statistics_of([[0.0, 0.1, -0.4]], mask), panels=("effect",))
-    np.testing.assert_allclose(figure.axes[0].images[1].get_alpha()[0], [0, 0.95 * 0.5, 0.95], rtol=1e-6)
+    np.testing.assert_allclose(figure.axes[0].images[1].get_alpha()[0], [0, 0.95 * 0.25**0.75, 0.95], rtol=1e-6)
 
 
 @pytest.mark.parametrize("palette", PALETTES)

@@ -10,7 +10,7 @@ from captum_causalseg.visualization.pictures import PALETTES, robust_maximum, ro
 
 def test_the_papers_colors():
     assert PALETTES["paper"].outline == "#00ff00"
-    ends = colormaps[PALETTES["paper"].effects](np.array([0.0, 0.5, 1.0]))[:, :3]
+    ends = PALETTES["paper"].effects(np.array([0.0, 0.5, 1.0]))[:, :3]
     np.testing.assert_allclose(ends, [[0, 0, 1], [1, 1, 1], [1, 0, 0]], atol=0.01)
 
 
@@ -37,7 +37,7 @@ def least_difference(colors, seen):
 
 @pytest.mark.parametrize("seen", SEEN)
 def test_the_default_signs_differ_for_the_color_blind(seen):
-    assert least_difference(colormaps[PALETTES["accessible"].effects], seen) > 19
+    assert least_difference(PALETTES["accessible"].effects, seen) > 19
     # The measure tells: red against green does not pass.
     if seen != "tritanopia":
         assert least_difference(colormaps["RdYlGn"], seen) < 10

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from picture_cases import case, statistics_of
-from pictures_read import drawn, of_regions
+from pictures_read import drawn, explained, of_regions
 
 from captum_causalseg import Status
 from captum_causalseg.visualization import plot_effects, plot_volume
@@ -25,13 +25,13 @@ def volume():
     return image, statistics, roi
 
 
-def test_a_volume_is_shown_in_the_planes_through_the_largest_effect():
+def test_a_volume_is_shown_in_the_planes_through_the_region():
     image, statistics, roi = volume()
     figure = plot_effects(image, statistics, roi, panels=("image", "effect"), spacing=(1, 2, 5))
     values = statistics.to_map("effect")[0, 0].nan_to_num(0)
-    # The middle of the block at rows 8-11, columns 4-7, slices 4-5; of the two in the middle the first.
-    position = (9, 5, 4)
-    assert [axes.get_ylabel() for axes in figure.axes[:3]] == ["axis 2, slice 4", "axis 1, slice 5", "axis 0, slice 9"]
+    # The middle of rows 0-3, columns 0-3, slices 0-1; of the two in the middle the first.
+    position = (1, 1, 0)
+    assert [axes.get_ylabel() for axes in figure.axes[:3]] == ["axis 2\nslice 0", "axis 1\nslice 1", "axis 0\nslice 1"]
     for row, (axis, aspect) in enumerate([(2, 1 / 2), (1, 1 / 5), (0, 2 / 5)]):
         for axes in (figure.axes[row], figure.axes[3 + row]):
             assert axes.get_aspect() == pytest.approx(aspect)
@@ -49,17 +49,61 @@ def test_a_volume_is_shown_in_the_planes_through_the_largest_effect():
         assert high / wide == pytest.approx(height / width)
 
 
-def test_voxel_sizes_are_read_from_the_affine():
+def test_without_a_region_the_planes_go_through_the_largest_effect():
+    image, statistics, _ = volume()
+    labels = [axes.get_ylabel() for axes in plot_effects(image, statistics).axes[:3]]
+    assert labels == ["axis 2\nslice 4", "axis 1\nslice 5", "axis 0\nslice 9"]
+
+
+def test_the_strongest_units_are_numbered_where_the_planes_cut_them_and_in_parentheses_elsewhere():
     image, statistics, roi = volume()
-    # Rotated by a permutation, flipped, of spacing 0.5, 2 and 3 along the axes of the array.
-    affine = torch.tensor([[0, -2.0, 0, 7], [0.5, 0, 0, 1], [0, 0, 3.0, 0], [0, 0, 0, 1]])
+    effect = torch.zeros_like(statistics.effect)
+    # In the plane of the region along axis 2, and at the end of the volume, one behind the other along axis 0.
+    for place, value in (((4, 4, 0), -0.5), ((8, 4, 4), 0.4), ((4, 4, 4), 0.3), ((0, 4, 0), 0.1)):
+        effect[0, int(statistics.feature_mask[0][0, 0][place])] = value
+    statistics.effect = torch.where(statistics.effect.isnan(), torch.nan, effect)
+    statistics.status[:] = torch.where(statistics.status == Status.EXCLUDED, Status.EXCLUDED, Status.ESTIMATED)
+    figure = plot_effects(image, statistics, roi, panels=("image", "effect"))
+    said = [[text.get_text() for text in axes.texts] for axes in figure.axes[:6]]
+    assert said[:3] == [[], [], []]
+    assert said[3:] == [["1 (3)", "(2)"], ["(1)", "(2)", "(3)"], ["(1)", "(2) (3)"]]
+    assert "strongest units" in explained(figure)
+    assert "in parentheses: before or behind" in explained(figure)
+    # Slices have only their own.
+    slices = plot_volume(image, statistics, roi, n_slices=2)
+    assert [[text.get_text() for text in axes.texts] for axes in slices.axes[:2]] == [["1"], ["2", "3"]]
+    assert "parentheses" not in explained(slices)
+
+
+def test_planes_are_turned_as_a_radiologist_looks_at_them():
+    image, statistics, roi = volume()
+    # The axes of the array run to the back, to the right and to the head: of spacing 0.5, 2 and 3.
+    affine = torch.tensor([[0, 2.0, 0, 7], [-0.5, 0, 0, 1], [0, 0, 3.0, 0], [0, 0, 0, 1]])
     scan = MetaTensor(image, affine=affine)
-    for one in (scan, MetaTensor(image, affine=affine[None])):
-        figure = plot_effects(one, statistics, roi, panels=("effect",))
-        assert [axes.get_aspect() for axes in figure.axes[:3]] == pytest.approx([0.5 / 2, 0.5 / 3, 2 / 3])
+    values = statistics.to_map("effect")[0, 0].nan_to_num(0)
+    for said in ({"image": scan}, {"image": MetaTensor(image, affine=affine[None])}, {"image": image, "affine": affine}):
+        figure = plot_effects(statistics=statistics, roi=roi, panels=("effect",), **said)
+        axial, coronal, sagittal = figure.axes[:3]
+        names = [axes.get_ylabel() for axes in (axial, coronal, sagittal)]
+        assert names == ["axial\nslice 0", "coronal\nslice 1", "sagittal\nslice 1"]
+        assert [axes.get_aspect() for axes in figure.axes[:3]] == pytest.approx([0.5 / 2, 3 / 2, 3 / 0.5])
+        np.testing.assert_allclose(drawn(axial), values[:, :, 0].flip(1))
+        np.testing.assert_allclose(drawn(coronal), values[1].T.flip(0, 1))
+        np.testing.assert_allclose(drawn(sagittal), values[:, 1].T.flip(0))
+    letters = [[text.get_text() for text in axes.texts if text.get_text().isalpha()] for axes in figure.axes[:3]]
+    assert letters == [["A", "P", "R", "L"], ["S", "I", "R", "L"], ["S", "I", "A", "P"]]
     told = plot_effects(scan, statistics, roi, panels=("effect",), spacing=1)
     assert [axes.get_aspect() for axes in told.axes[:3]] == [1, 1, 1]
-    assert plot_volume(scan, statistics, roi, axis=1, n_slices=1).axes[0].get_aspect() == pytest.approx(0.5 / 3)
+    assert plot_volume(scan, statistics, roi, axis=1, n_slices=1).axes[0].get_aspect() == pytest.approx(3 / 0.5)
+
+
+def test_a_thin_volume_has_slices_and_no_strips():
+    image, statistics, roi = case((32, 32, 3), (8, 8, 1), (8, 8, 1), (8, 8, 1))
+    figure = plot_effects(image, statistics, roi, panels=("effect",))
+    assert [axes.get_ylabel() for axes in figure.axes[:3]] == [f"axis 2\nslice {index}" for index in range(3)]
+    # Where slices are thick, there are planes to see.
+    thick = plot_effects(image, statistics, roi, panels=("effect",), spacing=(1, 1, 5))
+    assert [axes.get_ylabel().split("\n")[0] for axes in thick.axes[:3]] == ["axis 2", "axis 1", "axis 0"]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
@@ -90,7 +134,7 @@ def test_slices_without_effects_are_those_of_the_region():
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["slice 4", "slice 6", "slice 7"]
     assert "all effects are 0" in figure.get_supxlabel()
-    assert plot_effects(image, statistics, roi).axes[0].get_ylabel() == "axis 2, slice 5"
+    assert plot_effects(image, statistics, roi).axes[0].get_ylabel() == "axis 2\nslice 5"
 
 
 @given(
