@@ -5,9 +5,9 @@ import gzip
 import json
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import to_hex
 from scipy.optimize import linear_sum_assignment
 
 from captum_causalseg.cli.findings import unit_table
@@ -35,7 +35,7 @@ _SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior")
 
 # Of the pictures' scale without its pale middle, which looks like bright tissue: small effects are transparent instead.
 _SHADES = np.concatenate([np.linspace(0.0, 0.3, 127), [0.5], np.linspace(0.7, 1.0, 127)])
-COLORS = matplotlib.colormaps[palette_of("accessible").effects](_SHADES)[:, :3]
+COLORS = palette_of("accessible").effects(_SHADES)[:, :3]
 """Of effects, from the lowest to the highest, ``(255, 3)`` in [0, 1]; the smaller an effect, the more transparent it is drawn."""
 
 
@@ -94,7 +94,7 @@ def _limit(found: TreatmentEffectStatistics) -> float:
 
 def _scale(found: TreatmentEffectStatistics) -> tuple[str, str, str]:
     where = np.linspace(0, 254, 13).round().astype(int)
-    stops = ", ".join(matplotlib.colors.to_hex((*COLORS[one], np.sqrt(abs(one / 127 - 1))), keep_alpha=True) for one in where)
+    stops = ", ".join(to_hex((*COLORS[one], np.sqrt(abs(one / 127 - 1))), keep_alpha=True) for one in where)
     limit = f"{_limit(found):.3g}"
     return f"linear-gradient(to right, {stops})", f"\u2212{limit}", f"+{limit}"
 

@@ -101,5 +101,5 @@ def plot_influence(
     legend += ["hatched: touches it, not intervened on"] if np.isnan(effect).any() else []
     figure.supxlabel("      ".join(legend), fontsize=8)
     bar = figure.colorbar(drawn, ax=axes, extend="both")
-    bar.set_label(f"effect on the {score_name}\nred {above}, blue {below}")
+    bar.set_label(f"effect on the {score_name}\n{below} \N{LEFTWARDS ARROW} 0 \N{RIGHTWARDS ARROW} {above}")
     return literal(figure)

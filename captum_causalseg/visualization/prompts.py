@@ -16,10 +16,10 @@ from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import NONE, TEXT, checked, instance, integer, sequence, tensor_of
 from captum_causalseg.attr.prompt_treatment_effect import PromptTreatmentEffect
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.visualization.marks import Legend, draw_line, handle
 from captum_causalseg.visualization.pictures import (
     EFFECTS,
     background,
-    contour,
     decimals,
     grayscale,
     literal,
@@ -68,7 +68,7 @@ def plot_prompts(
         statistics: of :meth:`captum_causalseg.PromptTreatmentEffect.attribute`.
         target: of several outputs, the one that is meant.
         roi: the region of interest, ``(H, W)`` or ``(H, W, D)``, outlined.
-        prediction: the segmentation, likewise, with a dashed outline.
+        prediction: the segmentation, likewise.
         example: which example of the batch.
         channel: of the image, the one that is shown; by default the first, or three as colors.
         title: above the picture.
@@ -105,9 +105,11 @@ def plot_prompts(
     assert picture is not None
     figure = Figure(figsize=(7.4, 6.4), layout="constrained")
     axes = figure.subplots()
-    background(axes, picture, title, outline=outline, fade=True)
-    if found is not None and found.any():
-        contour(axes, found, "0.15", linewidth=1.4, linestyle="--")
+    background(axes, picture, title, fade=True)
+    lines = {name: mask for name, mask in (("segmentation", found), ("roi", outline)) if mask is not None}
+    for name, mask in lines.items():
+        draw_line(axes, mask, name)
+    Legend([handle(name) for name in reversed(lines)], figure.get_figwidth()).put(figure)
     largest = round_up(float(mine["effect"].abs().max()) or 1.0)
     scale = ScalarMappable(Normalize(-largest, largest), EFFECTS)
     digits = decimals(largest)
@@ -123,7 +125,7 @@ def plot_prompts(
     bar = figure.colorbar(scale, ax=axes, shrink=0.8)
     ticks = np.linspace(-largest, largest, 5).tolist()
     bar.set_ticks(ticks, labels=scale_labels(ticks))
-    bar.set_label(f"effect on the {score_name}\nred {words[0]}, blue {words[1]}")
+    bar.set_label(f"effect on the {score_name}\n{words[1]} \N{LEFTWARDS ARROW} 0 \N{RIGHTWARDS ARROW} {words[0]}")
     return literal(figure)
 
 
