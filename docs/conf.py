@@ -7,7 +7,15 @@ author = "The captum_causalseg developers"
 copyright = "2026, the captum_causalseg developers"
 version = release = installed_version("captum-causalseg")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
 html_theme = "furo"
 html_title = f"captum_causalseg {version}"
 html_static_path = ["_css"]
@@ -15,7 +23,10 @@ html_css_files = ["page.css"]
 exclude_patterns = ["_build", "benchmarks/*.md", "examples/*.py"]
 # Headings can be linked to.
 myst_heading_anchors = 3
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+# What is copied can be pasted and run: no prompts, and no output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

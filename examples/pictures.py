@@ -1,4 +1,4 @@
-"""The pictures of ``docs/_static/pictures``: every kind that ``captum_causalseg.visualization`` draws of effects, and a profile.
+"""The pictures of ``docs/_static/pictures``: of effects, of sets of regions, of parts of the network, and a profile.
 
 Of a brain slice and the demo's network; the volume is of the same brain, its model one of two lines. About three minutes on
 one core. Needs nilearn::
@@ -13,9 +13,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, perception_profile, regions
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    PatchBank,
+    SegmentationTarget,
+    component_effects,
+    interaction_effects,
+    perception_profile,
+    regions,
+    sufficient_region,
+)
 from captum_causalseg.demo import CLASS_NAMES, load_brain_slices, load_demo_network
-from captum_causalseg.visualization import plot_convergence, plot_effects, plot_profile, plot_volume
+from captum_causalseg.visualization import (
+    plot_components,
+    plot_convergence,
+    plot_effects,
+    plot_interactions,
+    plot_profile,
+    plot_region,
+    plot_volume,
+)
 
 GRAY_MATTER = CLASS_NAMES.index("grey matter")
 SCORE = "RoI's Dice [0, 1]"
@@ -52,6 +69,23 @@ def of_a_slice(out: Path) -> None:
     save(plot_convergence(runs, target=GRAY_MATTER, score_name=SCORE), out / "convergence.png")
 
 
+def of_sets_and_parts(out: Path) -> None:
+    """Which regions act together, which are enough, and which parts of the network matter."""
+    train, held_out = load_brain_slices().split()
+    image, reference = held_out.images[12:13], held_out.labels[12]
+    roi = regions.box(image.shape[2:], (184, 88), 32)
+    target = SegmentationTarget(load_demo_network(), roi=roi, reference=reference, metric="soft_dice")
+    bank = PatchBank(train.images, match="mean")
+    pairs = interaction_effects(target, image, bank, output=GRAY_MATTER, top=8, block_size=16, n_draws=50)
+    save(plot_interactions(pairs, image, roi=roi, title="Blocks that act together"), out / "interactions.png")
+    region = sufficient_region(target, image, bank, output=GRAY_MATTER, share=0.9, block_size=16)
+    save(plot_region(image, region, roi), out / "sufficient.png")
+    table = component_effects(target, image, ["model.*"], train.images[:40], output=GRAY_MATTER)
+    # Modules that hold one another have much in common: those that hold no others.
+    inner = ~table["module"].map(lambda name: table["module"].str.startswith(f"{name}.").any())
+    save(plot_components(table[inner], max_bars=24, score_name="RoI's soft Dice"), out / "components.png")
+
+
 def of_a_profile(out: Path) -> None:
     """Of the whole slice, as the demo explains it: effects reach further than the part that the other pictures show."""
     train, held_out = load_brain_slices().split()
@@ -85,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     of_a_slice(options.out)
+    of_sets_and_parts(options.out)
     of_a_profile(options.out)
     of_a_volume(options.out)
 
