@@ -76,14 +76,12 @@ def of_sets_and_parts(out: Path) -> None:
     roi = regions.box(image.shape[2:], (184, 88), 32)
     target = SegmentationTarget(load_demo_network(), roi=roi, reference=reference, metric="soft_dice")
     bank = PatchBank(train.images, match="mean")
-    pairs = interaction_effects(target, image, bank, output=GRAY_MATTER, top=8, block_size=16, n_draws=50)
+    pairs = interaction_effects(target, image, bank, output=GRAY_MATTER, top=6, block_size=16, n_draws=20)
     save(plot_interactions(pairs, image, roi=roi, title="Blocks that act together"), out / "interactions.png")
     region = sufficient_region(target, image, bank, output=GRAY_MATTER, share=0.9, block_size=16)
     save(plot_region(image, region, roi), out / "sufficient.png")
-    table = component_effects(target, image, ["model.*"], train.images[:40], output=GRAY_MATTER)
-    # Modules that hold one another have much in common: those that hold no others.
-    inner = ~table["module"].map(lambda name: table["module"].str.startswith(f"{name}.").any())
-    save(plot_components(table[inner], max_bars=24, score_name="RoI's soft Dice"), out / "components.png")
+    table = component_effects(target, image, ["*.unit?", "*.2.0.conv"], train.images[:24], output=GRAY_MATTER)
+    save(plot_components(table, max_bars=24, score_name="RoI's soft Dice"), out / "components.png")
 
 
 def of_a_profile(out: Path) -> None:
