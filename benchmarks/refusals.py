@@ -92,6 +92,7 @@ LEFT_OUT = {
     ),
     "NnunetModel": "load_nnunet makes it",
     "Region": "sufficient_region and necessary_region make it",
+    "Pathway": "pathway makes it",
     **dict.fromkeys(
         (
             *(
@@ -340,6 +341,10 @@ class World:
     def interactions(self) -> Any:
         arguments = {"baselines": self.donors, "output": 1, "pairs": [(0, 1)], "block_size": 4, "n_draws": 2, "exclude": None}
         return ccs.interaction_effects(self.target, self.image, **arguments)
+
+    @functools.cached_property
+    def pathway(self) -> ccs.Pathway:
+        return ccs.pathway(self.target, self.image, self.donors, layers="0", output=1, block_size=4, n_draws=3)
 
     @property
     def of_clicks(self) -> ccs.PromptTreatmentEffect:
@@ -593,6 +598,23 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "MediatedTreatmentEffect.attribute": lambda w: _call(
         "attr", ccs.MediatedTreatmentEffect(w.target, "0").attribute, **w.arguments | {"n_draws": 2, "block_size": 4}
     ),
+    "pathway": lambda w: _call(
+        "attr",
+        ccs.pathway,
+        target=w.target,
+        inputs=w.image,
+        baselines=w.donors,
+        region_units=0,
+        layers="0",
+        output=1,
+        block_size=4,
+        exclude=None,
+        n_draws=2,
+    ),
+    "Pathway.to_dataframe": lambda w: _call("evaluation", w.pathway.to_dataframe, level=0.95),
+    "Pathway.shares": lambda w: _call("evaluation", w.pathway.shares, example=0),
+    "Pathway.by_distance": lambda w: _call("evaluation", w.pathway.by_distance, example=0),
+    "Pathway.plot": lambda w: _call("evaluation", w.pathway.plot, example=0),
     "FrozenStatistics": lambda w: _call("attr", ccs.FrozenStatistics, layers="*", name="norms"),
     "JointTreatmentEffect": lambda w: _call("attr", ccs.JointTreatmentEffect, forward_func=total),
     "JointTreatmentEffect.attribute": lambda w: _call(
@@ -769,6 +791,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "visualization.plot_region": lambda w: _call(
         "visualization", ccs.visualization.plot_region, image=w.image, region=w.region, roi=w.roi
     ),
+    "visualization.plot_pathway": lambda w: _call("visualization", ccs.visualization.plot_pathway, pathway=w.pathway),
     "visualization.plot_components": lambda w: _call("visualization", ccs.visualization.plot_components, table=w.components),
     "visualization.plot_convergence": lambda w: _call(
         "visualization", ccs.visualization.plot_convergence, runs=[w.statistics, w.statistics], target=1

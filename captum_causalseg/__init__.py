@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from captum_causalseg.donors import ActivationBank, Blur, Constant, DonorSource, NeighborBank, PatchBank, SameImage
     from captum_causalseg.evaluation.comparison import Comparison, compare
     from captum_causalseg.evaluation.donor_comparison import DonorComparison, compare_donors
+    from captum_causalseg.evaluation.pathways import Pathway, pathway
     from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
     from captum_causalseg.evaluation.refute import RefutationReport, refute
     from captum_causalseg.layout import Layout
@@ -60,6 +61,7 @@ __all__ = [
     "NeighborBank",
     "NnunetModel",
     "PatchBank",
+    "Pathway",
     "PdCR",
     "PerceptionProfile",
     "PromptTreatmentEffect",
@@ -84,6 +86,7 @@ __all__ = [
     "load_nnunet",
     "metrics",
     "necessary_region",
+    "pathway",
     "perception_profile",
     "refute",
     "regions",
@@ -113,6 +116,7 @@ _PLACES = {
     "NeighborBank": "captum_causalseg.donors",
     "NnunetModel": "captum_causalseg.nnunet",
     "PatchBank": "captum_causalseg.donors",
+    "Pathway": "captum_causalseg.evaluation.pathways",
     "PdCR": "captum_causalseg.attr.pdcr",
     "PerceptionProfile": "captum_causalseg.evaluation.profile",
     "PromptTreatmentEffect": "captum_causalseg.attr.prompt_treatment_effect",
@@ -132,6 +136,7 @@ _PLACES = {
     "load_bundle": "captum_causalseg.bundle",
     "load_nnunet": "captum_causalseg.nnunet",
     "necessary_region": "captum_causalseg.attr.region_search",
+    "pathway": "captum_causalseg.evaluation.pathways",
     "perception_profile": "captum_causalseg.evaluation.profile",
     "refute": "captum_causalseg.evaluation.refute",
     "register_adapter": "captum_causalseg.target",

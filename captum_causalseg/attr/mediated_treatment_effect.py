@@ -16,6 +16,7 @@ from captum_causalseg.attr.effort import DRAWS, EFFORT, OPEN_DRAWS, Effort, draw
 from captum_causalseg.attr.estimate import Running, answer, goal_of, running, statistics_of
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.mediator_names import LAYERS, FrozenStatistics, find_mediators
+from captum_causalseg.attr.one_region import region_excluded
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.attr.problem import Problem
 from captum_causalseg.engine.run import Outcome, run
@@ -29,7 +30,7 @@ from captum_causalseg.layout import UnitKind
 from captum_causalseg.statistics.mediation import LayerMediation, MediationStatistics, Quantity
 from captum_causalseg.target.scorer import as_scorer
 
-__all__ = ["Layers", "MediatedTreatmentEffect"]
+__all__ = ["Layers", "MediatedTreatmentEffect", "split_effects"]
 
 _One = nn.Module | str | FrozenStatistics
 Layers = _One | Sequence[_One | Sequence[_One]] | Mapping[str, _One | Sequence[_One]]
@@ -187,20 +188,27 @@ class MediatedTreatmentEffect(PerturbationAttribution):
             show_progress=show_progress,
             return_statistics=return_statistics,
         )
-        model = as_scorer(self.forward_func).model
-        image = next(
-            (x for x in (inputs if isinstance(inputs, tuple) else (inputs,)) if isinstance(x, Tensor) and x.ndim > 2), None
-        )
-        mediators = find_mediators(model, self.layers, n_spatial=0 if image is None else image.ndim - 2)
-        problem, statistics = _estimate(options, mediators)
+        problem, statistics, _ = split_effects(options, self.layers)
         chosen = statistics.of_layer(0 if layer is None else layer)
         found = answer(options, problem, chosen.of_quantity(quantity))
         return (found[0], statistics) if return_statistics else found
 
 
-def _estimate(options: Options, mediators: Sequence[Mediator]) -> tuple[Problem, MediationStatistics]:
+def split_effects(options: Options, layers: Layers) -> tuple[Problem, MediationStatistics, tuple[Mediator, ...]]:
+    """The effects of a call's units, split at the mediators that a user names; and the mediators that were meant."""
+    inputs = options.inputs if isinstance(options.inputs, tuple) else (options.inputs,)
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim > 2), None)
+    model = as_scorer(options.forward_func).model
+    mediators = find_mediators(model, layers, n_spatial=0 if image is None else image.ndim - 2)
     with running(options) as now:
+        if isinstance(options.units, InputUnits) and options.units.region is not None:
+            # Of several RoIs, the one that is asked for.
+            lost = np.flatnonzero(~now.outputs.of_chosen(now.problem.treated_for(now.outputs)).any(1))
+            if len(lost):
+                raise region_excluded(int(lost[0]))
         base = _run_on_images(now)
+        # What was run, and how often, is asked of the evaluator that runs it.
+        now = replace(now, reach=replace(now.reach, evaluator=base))
         mediated = MediatedEvaluator(base, mediators, now.baseline)
         n, k = mediated.n_columns, now.baseline.shape[1]
         effort, goal = options.effort, goal_of(options.effort, now)
@@ -221,12 +229,13 @@ def _estimate(options: Options, mediators: Sequence[Mediator]) -> tuple[Problem,
         )
     found = [statistics_of(now, options, _column(outcome, place, k)) for place in range(n)]
     parts = [found[first : first + len(QUANTITIES)] for first in range(1, n, len(QUANTITIES))]
-    return now.problem, MediationStatistics(
+    statistics = MediationStatistics(
         {
             mediator.name: LayerMediation(mediator.name, found[0], **dict(zip(QUANTITIES, part)))
             for mediator, part in zip(mediators, parts)
         }
     )
+    return now.problem, statistics, tuple(mediators)
 
 
 def _run_on_images(now: Running) -> InputEvaluator:

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -98,7 +98,9 @@ def _together(name: str, mediators: Sequence[Mediator]) -> Mediator:
     ports = {id(port.module): port for mediator in mediators for port in mediator.through}
     if len(ports) < sum(len(mediator.through) for mediator in mediators):
         ports = {id(port): port for mediator in mediators for port in mediator.through}
-    return Mediator(name, tuple(ports.values()), mediators[0].around if len(mediators) == 1 else ())
+    if len(mediators) == 1:
+        return replace(mediators[0], name=name)
+    return Mediator(name, tuple(ports.values()))
 
 
 def _each(model: Any, one: Any, n_spatial: int) -> list[Mediator]:
@@ -141,4 +143,4 @@ def _statistics(asked: FrozenStatistics, every: Mapping[str, nn.Module], n_spati
     chosen = [module for name, module in norms.items() if fnmatch.fnmatchcase(name, asked.layers)]
     if not chosen:
         raise ValueError(f"layers: no norm over space is named {shown(asked.layers)}; there are {', '.join(list(norms)[:5])}")
-    return Mediator(asked.name, tuple(StatisticsPort(module) for module in chosen))
+    return Mediator(asked.name, tuple(StatisticsPort(module) for module in chosen), role="statistics")

@@ -27,6 +27,8 @@ class InputUnits:
     exclude: Any = "roi"
     channels: Any = None
     kind: UnitKind = "block"
+    region: Any = None
+    """Ids of units, or a boolean mask: these are one unit together, and all else is left as it is. See :mod:`captum_causalseg.attr.one_region`."""
     whole_blocks_only: bool = False
     """Leave out what remains of blocks at the edges, as the published protocol does."""
 

@@ -18,6 +18,7 @@ from captum_causalseg._version import __version__
 from captum_causalseg.attr.channels import of_channels
 from captum_causalseg.attr.controls import Control, edge_controls
 from captum_causalseg.attr.exclusion import find_exclusion
+from captum_causalseg.attr.one_region import one_region, region_excluded
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.donors import BoundDonors, DonorSource, as_donor_source
 from captum_causalseg.interventions.evaluator import ModelEvaluator
@@ -174,6 +175,8 @@ def prepare_inputs(options: Options, asked: InputUnits) -> Problem:
         excluded = excluded | _remainders(units, block_sizes)[None, :, None]
     lost = np.flatnonzero((excluded.all(2) | ~units.present).all(1))
     if len(lost):
+        if asked.region is not None:
+            raise region_excluded(int(lost[0]))
         if asked.whole_blocks_only:
             raise ValueError(
                 f"block_size: no whole block of example {lost[0]} lies outside the RoI; choose smaller blocks or a smaller RoI"
@@ -302,7 +305,8 @@ def _unit_masks(tensors: tuple[Tensor, ...], asked: InputUnits, block_sizes: lis
     if asked.kind == "channel_block":
         masks, _ = of_channels(masks, tensors, "each")
         channels = None if channels == "each" else channels
-    return of_channels(masks, tensors, channels)
+    masks, left_out = of_channels(masks, tensors, channels)
+    return (masks, left_out) if asked.region is None else one_region(masks, tensors, region=asked.region, left_out=left_out)
 
 
 def _masks_of_kind(tensors: tuple[Tensor, ...], kind: str, block_sizes: list[tuple[int, ...]]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from captum_causalseg.evaluation.faithfulness import Curve, Faithfulness, Faithf
 from captum_causalseg.evaluation.imputation import road
 from captum_causalseg.evaluation.influence import InfluenceMatrix, influence_matrix
 from captum_causalseg.evaluation.kinds_of_rois import roi_kind
+from captum_causalseg.evaluation.pathways import Pathway, pathway
 from captum_causalseg.evaluation.profile import (
     BackgroundEffect,
     PerceptionProfile,
@@ -27,6 +28,7 @@ __all__ = [
     "Faithfulness",
     "FaithfulnessMetric",
     "InfluenceMatrix",
+    "Pathway",
     "PerceptionProfile",
     "Refutation",
     "RefutationReport",
@@ -36,6 +38,7 @@ __all__ = [
     "influence_matrix",
     "map_agreement",
     "max_sensitivity",
+    "pathway",
     "perception_profile",
     "profile_of_map",
     "refute",

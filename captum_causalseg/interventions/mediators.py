@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from captum_causalseg.interventions.activation import Activation
 from captum_causalseg.interventions.recording import watched
 
-__all__ = ["LayerPort", "Mediator", "Port", "StatisticsPort", "answering", "has_statistics", "passing", "recorded"]
+__all__ = ["LayerPort", "Mediator", "Port", "Role", "StatisticsPort", "answering", "has_statistics", "passing", "recorded"]
 
 Visit = Callable[[list[Tensor]], Sequence[Tensor] | None]
 """What passes a port in a call, to what is to pass instead; ``None``: the same."""
@@ -133,6 +133,9 @@ def has_statistics(module: nn.Module, *, n_spatial: int) -> bool:
     return isinstance(module, nn.GroupNorm)
 
 
+Role = Literal["level", "skip", "statistics", "layer"]
+
+
 @dataclass(frozen=True, eq=False)
 class Mediator:
     """Tensors that an effect may pass, together.
@@ -143,11 +146,15 @@ class Mediator:
         around: ports beside it, through which nothing of the mediator passes: what a module returns there is, in a run that has the
             mediator's values of another, its own run's. Without them, what a skip connection carries could not be told from what goes on
             into the depth.
+        role: what it is in the network: a ``"level"`` or ``"skip"`` of a U-Net, ``"statistics"`` of norms, or a ``"layer"`` of no known place.
+        depth: of a level or skip connection, how many halvings of the resolution lie above it.
     """
 
     name: str
     through: tuple[Port, ...]
     around: tuple[Port, ...] = ()
+    role: Role = "layer"
+    depth: int | None = None
 
     @property
     def ports(self) -> tuple[Port, ...]:

@@ -25,9 +25,10 @@ def levels_and_skips(model: nn.Module) -> tuple[list[Mediator], list[Mediator]]:
         found = list(joints)
         if found:
             levels = [
-                Mediator(f"level {k}" if k < len(found) else "bottleneck", below) for k, (below, _, _) in enumerate(found, 1)
+                Mediator(f"level {k}" if k < len(found) else "bottleneck", below, role="level", depth=k)
+                for k, (below, _, _) in enumerate(found, 1)
             ]
-            skips = [Mediator(f"skip {k}", over, around) for k, (_, over, around) in enumerate(found)]
+            skips = [Mediator(f"skip {k}", over, around, role="skip", depth=k) for k, (_, over, around) in enumerate(found)]
             return levels, skips
     return [], []
 

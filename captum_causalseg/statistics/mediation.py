@@ -1,7 +1,8 @@
 """What of an effect travels through a mediator, what goes around it, and what share that is."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from captum_causalseg._checks import FRACTION, TEXT, checked, integer, shown
+from captum_causalseg._captum import TargetType
+from captum_causalseg._checks import FRACTION, TEXT, array_of, checked, integer, shown
 from captum_causalseg.statistics.intervals import quantile
 from captum_causalseg.statistics.ratios import fieller
 from captum_causalseg.statistics.status import Status
@@ -89,18 +91,74 @@ class LayerMediation:
             >>> bool(share.nan_to_num(1.0).allclose(torch.ones_like(share)))
             True
         """
+        found = _shares(*self._parts(), level=level)
+        share, lower, upper = (torch.from_numpy(values) for values in found)
+        return share, lower, upper
+
+    @checked(units=array_of("boolean", "(U,)", (1, 1)), example=integer(0), level=FRACTION)
+    def share_of_units(self, units: np.ndarray, example: int = 0, level: float = 0.95) -> tuple[float, float, float]:
+        """The share of the effects of several units that travels through the mediator, with the ends of its interval.
+
+        The sum of the indirect effects over that of the total ones, each with the sign of the unit's total effect: units of both signs do not undo each
+        other. Units draw their donors independently.
+
+        Args:
+            units: boolean ``(U,)``.
+            example: which example.
+            level: coverage, in (0, 1).
+
+        Returns:
+            NaN where the sum is not clearly nonzero, or no unit is meant.
+
+        Raises:
+            ValueError: there are several outputs (see :meth:`of_output`).
+
+        Example:
+            >>> import numpy as np
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), target=1, return_statistics=True)
+            >>> stats["1"].of_output(1).share_of_units(np.array([True, True])) == (1.0, 1.0, 1.0)  # exact: there is one donor
+            True
+        """
+        if self.total.output_shape:
+            raise ValueError("share_of_units: expected one output; choose it with of_output")
+        indirect, total, a, b, covariance, freedom = (values[example][units] for values in self._parts())
+        if not units.any():
+            return math.nan, math.nan, math.nan
+        sign = np.sign(total)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # As Welch and Satterthwaite have it: what is known exactly takes no part.
+            together = b.sum() ** 2 / np.where(b > 0, b**2 / freedom, 0.0).sum()
+        sums = [(sign * indirect).sum(), np.abs(total).sum(), a.sum(), b.sum(), covariance.sum(), together]
+        share, lower, upper = (float(values) for values in _shares(*(np.asarray(one) for one in sums), level=level))
+        return share, lower, upper
+
+    def of_output(self, target: TargetType = None) -> "LayerMediation":
+        """The same for one output alone, as ``target`` picks it in ``attribute``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), target=1, return_statistics=True)
+            >>> stats["1"].of_output(1).direct.effect.tolist()
+            [[0.0, 0.0]]
+        """
+        parts = ("total", "indirect", "direct", "interaction", "rest")
+        return replace(self, **{name: getattr(self, name).of_output(target) for name in parts})
+
+    def _parts(self) -> tuple[np.ndarray, ...]:
+        """Indirect and total effects, their variances, the covariance, and degrees of freedom."""
         indirect, total = self.indirect.effect.numpy(), self.total.effect.numpy()
         a, b, c = (one.standard_error.numpy() ** 2 for one in (self.indirect, self.total, self.rest))
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore"):
             covariance = np.clip((a + b - c) / 2, -np.sqrt(a * b), np.sqrt(a * b))
-            freedom = np.fmin(self.total.degrees_of_freedom.numpy(), self.indirect.degrees_of_freedom.numpy())
-            # Exact effects have no degrees of freedom, and need none.
-            t = np.where((a == 0) & (b == 0), 0.0, quantile(freedom, level))
-            share = indirect / total
-            rest = np.maximum(a - 2 * share * covariance + share**2 * b, 0.0)
-            ends = fieller(share, total, variances=(rest, b), covariance=covariance - share * b, t=t)
-            share, lower, upper = (np.where(np.isfinite(ends[0]), values, np.nan) for values in (share, *ends))
-        return torch.from_numpy(share), torch.from_numpy(lower), torch.from_numpy(upper)
+        freedom = np.fmin(self.total.degrees_of_freedom.numpy(), self.indirect.degrees_of_freedom.numpy())
+        return indirect, total, a, b, covariance, freedom
 
     @checked(level=FRACTION)
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
@@ -213,3 +271,38 @@ class MediationStatistics(Mapping[str, LayerMediation]):
             ['0', '0', '1', '1']
         """
         return pd.concat([layer.to_dataframe(level) for layer in self._layers.values()], ignore_index=True)
+
+    def of_output(self, target: TargetType = None) -> "MediationStatistics":
+        """The same for one output alone, as ``target`` picks it in ``attribute``.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), target=1, return_statistics=True)
+            >>> stats.of_output(1).total.effect.shape
+            torch.Size([1, 2])
+        """
+        return MediationStatistics({name: layer.of_output(target) for name, layer in self._layers.items()})
+
+
+def _shares(
+    indirect: np.ndarray,
+    total: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    covariance: np.ndarray,
+    freedom: np.ndarray,
+    *,
+    level: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratios of effects with variances ``a`` and ``b``, and the ends of their intervals; NaN where the total effect is not told from 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Exact effects have no degrees of freedom, and need none.
+        t = np.where((a == 0) & (b == 0), 0.0, quantile(freedom, level))
+        share = indirect / total
+        rest = np.maximum(a - 2 * share * covariance + share**2 * b, 0.0)
+        lower, upper = fieller(share, total, variances=(rest, b), covariance=covariance - share * b, t=t)
+        known = np.isfinite(lower)
+        return np.where(known, share, np.nan), np.where(known, lower, np.nan), np.where(known, upper, np.nan)

@@ -7,6 +7,7 @@ from captum_causalseg.visualization.donors import plot_donors
 from captum_causalseg.visualization.effects import plot_effects, plot_volume
 from captum_causalseg.visualization.influence_cells import plot_influence
 from captum_causalseg.visualization.interaction_arcs import plot_interactions
+from captum_causalseg.visualization.pathway import plot_pathway
 from captum_causalseg.visualization.profile import plot_profile
 from captum_causalseg.visualization.prompts import plot_prompts
 from captum_causalseg.visualization.region import plot_region
@@ -20,6 +21,7 @@ __all__ = [
     "plot_effects",
     "plot_influence",
     "plot_interactions",
+    "plot_pathway",
     "plot_profile",
     "plot_prompts",
     "plot_region",

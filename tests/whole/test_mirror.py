@@ -26,6 +26,7 @@ ELSEWHERE = {
     "attr/layer": "interventions/test_layer",
     "attr/layer_average_treatment_effect": "interventions/test_layer",
     "attr/layer_places": "interventions/test_window_layers",
+    "attr/one_region": "evaluation/test_pathways",
     "attr/pair_table": "attr/test_interactions",
     "attr/parts": "cohort/test_worker",
     "attr/pdcr": "whole/test_oracle",

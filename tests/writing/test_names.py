@@ -23,6 +23,7 @@ from captum_causalseg import (
     PromptTreatmentEffect,
     SegmentationTarget,
     interaction_effects,
+    pathway,
     sufficient_region,
     visualization,
 )
@@ -101,6 +102,12 @@ def prompts():
     return visualization.plot_prompts(images, statistics, title=ODD, score_name=ODD)
 
 
+def of_pathway():
+    largest = nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(1))
+    found = pathway(largest, torch.ones(1, 1, 8, 8), 0.0, region_units=0, layers="0", block_size=4)
+    return visualization.plot_pathway(found, title=ODD, score_name=ODD)
+
+
 def interactions():
     largest = nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(1))
     table = interaction_effects(largest, torch.ones(1, 1, 8, 8), 0.0, top=2, block_size=4, n_draws=2)
@@ -120,6 +127,7 @@ PICTURES = {
     "plot_interactions": interactions,
     "plot_prompts": prompts,
     "plot_region": region,
+    "plot_pathway": of_pathway,
 }
 
 
