@@ -17,7 +17,7 @@ WHEEL_ENV := .venv-wheel
 # nnU-Net brings some thirty packages and torchvision.
 NNUNET := .venv-nnunet
 
-.PHONY: bench check clean coverage demo docs hooks install lint test test-captum-oldest test-lowest test-nnunet test-wheel wheel viewer
+.PHONY: bench check clean coverage demo docs hooks install lint test test-browser test-captum-oldest test-lowest test-nnunet test-wheel wheel viewer
 
 install: $(INSTALLED)
 
@@ -66,6 +66,11 @@ $(NNUNET)/.installed: pyproject.toml constraints.txt
 
 test-nnunet: $(NNUNET)/.installed
 	$(THREADS) $(NNUNET)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m nnunet tests
+
+# Reports in a browser, chromium, which has to be there.
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	$(THREADS) $(BIN)/python -m pytest -n0 tests/whole/test_report_in_browser.py
 
 wheel: $(INSTALLED)
 	rm -rf dist

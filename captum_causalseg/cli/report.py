@@ -123,7 +123,7 @@ def effects_page(
     computed = _computed(options, seconds, counted, settings=statistics.settings)
     filled: dict[str, Any] = {
         "segmentation": _segmentation(job),
-        "effects": _effects(job, statistics, effects),
+        "effects": _effects(job, statistics, effects, table=table),
         "strongest": _strongest(job, statistics, table),
         "profile": _profile(job, statistics),
         "edge": _edge(job, statistics) if statistics.controls else None,
@@ -205,14 +205,15 @@ def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Figure],
 def refutation_page(job: Job, report: RefutationReport, pictures: Sequence[EffectPictures], seconds: float) -> str:
     """Of ``refute``."""
     statistics = report.statistics
+    table = unit_table(job, statistics)
     return rendered(
         "refute.html",
         title=f"Can the explanation be refuted? {job.case.name}".rstrip(),
         about=job.case.described,
         score=_score_of(job, observed(job.case, statistics)),
         refutation=_refutation(report),
-        effects=_effects(job, statistics, pictures),
-        strongest=_strongest(job, statistics, unit_table(job, statistics)),
+        effects=_effects(job, statistics, pictures, table=table),
+        strongest=_strongest(job, statistics, table),
         computed=_computed(
             job.options,
             seconds,
@@ -295,8 +296,10 @@ def _segmentation(job: Job) -> dict[str, Any]:
     return {"said": segmentation_said(job.case), "picture": None, "alternative": "", "header": header, "rows": rows}
 
 
-def _effects(job: Job, statistics: TreatmentEffectStatistics, pictures: Sequence[EffectPictures]) -> dict[str, Any]:
-    view = viewer_of(job, statistics)
+def _effects(
+    job: Job, statistics: TreatmentEffectStatistics, pictures: Sequence[EffectPictures], table: pd.DataFrame
+) -> dict[str, Any]:
+    view = viewer_of(job, statistics, table)
     return {
         "viewer": view,
         "script": text_asset("viewer.js"),

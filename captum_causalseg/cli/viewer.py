@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.colors import to_hex
 from scipy.optimize import linear_sum_assignment
 
-from captum_causalseg.cli.findings import unit_table
 from captum_causalseg.cli.job import Job
 from captum_causalseg.cli.results import axes_in_words, score_in_words, sign_words
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
@@ -62,18 +62,28 @@ class Viewer:
     scale: tuple[str, str, str]
 
 
-def viewer_of(job: Job, statistics: TreatmentEffectStatistics) -> Viewer:
-    """The viewer of effects on the prepared image."""
+def viewer_of(job: Job, statistics: TreatmentEffectStatistics, table: pd.DataFrame) -> Viewer:
+    """The viewer of effects on the prepared image.
+
+    Args:
+        job: what was explained.
+        statistics: the effects.
+        table: their units, of :func:`captum_causalseg.cli.findings.unit_table`.
+    """
     case = job.case
     found, spatial = statistics.of_output(case.output), case.grids.prepared_shape
     places = [_places(found, channel, spatial) for channel, _ in case.units.modalities.shown]
     reached = found.status[0].numpy() != Status.OUTSIDE_SUPPORT
     shown = case.roi.numpy() | np.logical_or.reduce([(one >= 0) & reached[one] for one in places])
     box = _box(shown)
+    positions = np.unique(np.concatenate([np.unique(one[box]) for one in places]))
+    positions = positions[positions >= 0]
+    numbers = [np.where(one < 0, 0, np.searchsorted(positions, one) + 1).astype(np.uint32) for one in places]
+    told = _told(job, found, table.iloc[_rows_of(found, positions)])
     step = _first_step(box, len(spatial))
     while True:
-        layers = _layers(job, places, box=box, step=step)
-        data = _data(job, statistics, layers)
+        layers = _layers(job, numbers, box=box, step=step)
+        data = _data(job, layers, told)
         if len(data) <= MOST_BYTES or step > 16:
             break
         step += 1
@@ -105,7 +115,7 @@ class _Layers:
 
     Args:
         images: 8 bits, per map; of pictures in color ``(*spatial, 3)``.
-        units: per map, the position of each pixel's unit, -1 where there is none.
+        units: per map, the number of each pixel's unit in what is told of them, from 1; 0 where there is none.
         outlines: bits: 1 region of interest, 2 prediction, 4 reference.
         affine: indices to millimeters (to indices of the prepared image, where these are not known), ``(4, 4)``.
     """
@@ -142,7 +152,7 @@ def _first_step(box: tuple[slice, ...], axes: int) -> int:
     return step
 
 
-def _layers(job: Job, places: list[np.ndarray], *, box: tuple[slice, ...], step: int) -> _Layers:
+def _layers(job: Job, numbers: list[np.ndarray], *, box: tuple[slice, ...], step: int) -> _Layers:
     case = job.case
     thinned = tuple(slice(side.start + min(step // 2, (side.stop - side.start) // 2), side.stop, step) for side in box)
     bits = case.roi.numpy().astype(np.uint8) + 2 * case.prediction.numpy().astype(np.uint8)
@@ -160,7 +170,7 @@ def _layers(job: Job, places: list[np.ndarray], *, box: tuple[slice, ...], step:
     shift = np.eye(4)
     for axis in range(axes):
         shift[axis, axis], shift[axis, 3] = step, thinned[axis].start
-    layers = _Layers(images=images, units=[one[thinned] for one in places], outlines=bits[thinned], affine=affine @ shift)
+    layers = _Layers(images=images, units=[one[thinned] for one in numbers], outlines=bits[thinned], affine=affine @ shift)
     return _turned(layers) if axes == 3 else layers
 
 
@@ -202,46 +212,50 @@ def _turned(layers: _Layers) -> _Layers:
     )
 
 
-def _data(job: Job, statistics: TreatmentEffectStatistics, layers: _Layers) -> str:
-    case, metric = job.case, job.options.metric
-    found = statistics.of_output(case.output)
-    volume = layers.outlines.ndim == 3
-    positions = np.unique(np.concatenate([np.unique(one) for one in layers.units]))
-    positions = positions[positions >= 0]
-    table = unit_table(job, statistics)
-    table = table.iloc[_rows_of(found, positions)]
-    numbers = {name: _rounded(table[name].to_numpy(dtype=float)) for name in ("effect", "lower", "upper", "adjusted_p_value")}
+def _told(job: Job, found: TreatmentEffectStatistics, table: pd.DataFrame) -> str:
+    """What is said of units, packed."""
     statuses = list(_STATUS)
     names = [status.name for status in statuses]
-    colors = np.round(255 * COLORS).astype(int)
-    wide = len(positions) >= np.iinfo(np.uint16).max
-    units = [np.where(one < 0, 0, np.searchsorted(positions, one) + 1) for one in layers.units]
-    spacing = case.grids.prepared_spacing
+    numbers = {name: _rounded(table[name].to_numpy(dtype=float)) for name in ("effect", "lower", "upper", "adjusted_p_value")}
+    told = {
+        **numbers,
+        "ids": table["unit"].tolist(),
+        "axes": axes_in_words(job.case),
+        "places": table["place"].tolist(),
+        "distances": table["distance"].tolist(),
+        "directions": table["direction"].tolist(),
+        "draws": table["n_draws"].astype(int).tolist(),
+        "status": [names.index(one) for one in table["status"]],
+        "statuses": [_STATUS[one] for one in statuses],
+        "limit": _limit(found),
+        "words": list(sign_words(job.options.metric)),
+        "score": score_in_words(job.options.metric),
+    }
+    return _packed(json.dumps(told, separators=(",", ":")).encode())
+
+
+def _data(job: Job, layers: _Layers, told: str) -> str:
+    spacing, volume = job.case.grids.prepared_spacing, layers.outlines.ndim == 3
+    wide = max(int(one.max()) for one in layers.units) > np.iinfo(np.uint16).max
+
+    def packed(values: np.ndarray) -> str:
+        # First axis fastest in volumes, columns fastest in pictures.
+        return _packed(values.tobytes(order="F" if volume else "C"))
+
     data = {
         "shape": list(layers.outlines.shape if volume else layers.outlines.shape[::-1]),
         "affine": layers.affine.ravel().tolist(),
         "edges": [1.0] * layers.outlines.ndim if spacing is None else np.linalg.norm(layers.affine[:3, :3], axis=0).tolist(),
         "oriented": spacing is not None,
         "channels": 3 if layers.images[0].ndim > layers.outlines.ndim else 1,
-        "images": [_packed(one, volume) for one in layers.images],
+        "images": [packed(one) for one in layers.images],
         "wide": wide,
-        "units": [_packed(one.astype("<u4" if wide else "<u2"), volume) for one in units],
-        "outlines": _packed(layers.outlines, volume),
-        "ids": table["unit"].tolist(),
-        "axes": axes_in_words(case),
-        "places": table["place"].tolist(),
-        "distances": table["distance"].tolist(),
-        "directions": table["direction"].tolist(),
-        "draws": table["n_draws"].astype(int).tolist(),
-        "status": [names.index(one) for one in table["status"]],
-        **numbers,
-        "limit": _limit(found),
-        "colors": colors.ravel().tolist(),
-        "statuses": [_STATUS[one] for one in statuses],
-        "words": list(sign_words(metric)),
-        "score": score_in_words(metric),
+        "units": [packed(one.astype("<u4" if wide else "<u2")) for one in layers.units],
+        "outlines": packed(layers.outlines),
+        "told": told,
+        "colors": np.round(255 * COLORS).astype(int).ravel().tolist(),
     }
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(data, separators=(",", ":"))
 
 
 def _rows_of(found: TreatmentEffectStatistics, positions: np.ndarray) -> np.ndarray:
@@ -255,9 +269,7 @@ def _rounded(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
 
 
-def _packed(values: np.ndarray, volume: bool) -> str:
-    """First axis fastest in volumes, columns fastest in pictures."""
-    data = np.asarray(values).tobytes(order="F" if volume else "C")
+def _packed(data: bytes) -> str:
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
 
 

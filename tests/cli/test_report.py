@@ -5,6 +5,7 @@ import gzip
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -86,16 +87,32 @@ def test_both_ends_of_the_intervals_are_drawn_on_the_scale_of_the_effects(place,
     reason="needs chromium, which lays the page out: there is no other way to see what runs over",
 )
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_report_fits_a_phone_and_a_desk(place, width):
+def test_the_report_fits_a_phone_and_a_desk_and_its_map_answers(place, width):
+    """Without a tool that drives a browser; what takes one is in tests/whole/test_report_in_browser.py."""
     folder, name = place
-    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--refute", "--components", "*")) == 0
+    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--refute", "--components", "*", "--weights", "two.pt")) == 0
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    script = """
+    const wrong = [];
+    addEventListener("error", (event) => wrong.push(event.message));
+    addEventListener("unhandledrejection", (event) => wrong.push(String(event.reason)));
+    const part = (name) => document.querySelector(`[data-part="${name}"]`);
+    const finished = setInterval(() => {
+      const viewer = document.documentElement.dataset.viewer;
+      if (!viewer) return;
+      clearInterval(finished);
+      const before = part("count").textContent;
+      part("effect").value = 100;
+      part("effect").dispatchEvent(new Event("input"));
+      part("canvas").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+      const told = [document.documentElement.scrollWidth, viewer, before, part("count").textContent, part("chosen").textContent, ...wrong];
+      parent.postMessage(told.join("|"), "*");
+    }, 20);
+    """
     # A window has a least width; a frame does not.
-    (folder / "report.html").write_text(
-        html.replace("</body>", "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>")
-    )
+    (folder / "report.html").write_text(html.replace("<head>", f"<head><script>{script}</script>", 1), encoding="utf-8")
     (folder / "frame.html").write_text(
-        f"<body><script>onmessage = (e) => {{ document.title = 'width ' + e.data }}</script>"
+        f"<body><script>onmessage = (e) => {{ document.title = e.data }}</script>"
         f"<iframe style='border: 0; width: {width}px; height: 900px' src='report.html'></iframe></body>"
     )
     options = [
@@ -103,13 +120,20 @@ def test_the_report_fits_a_phone_and_a_desk(place, width):
         "--no-sandbox",
         "--disable-gpu",
         f"--user-data-dir={folder / 'profile'}",
-        "--virtual-time-budget=3000",
+        "--virtual-time-budget=20000",
     ]
     options += ["--window-size=1400,1000", "--dump-dom", (folder / "frame.html").as_uri()]
     shown = subprocess.run(["chromium", *options], capture_output=True, text=True, timeout=100, check=True).stdout
-    found = re.search(r"<title>width (\d+)</title>", shown)
+    found = re.search(r"<title>(.*)</title>", shown)
     assert found is not None, shown[:500]
-    assert int(found[1]) <= width
+    occupied, viewer, before, after, chosen, *wrong = unescape(found[1]).split("|")
+    assert not wrong
+    assert viewer == "shown"
+    assert int(occupied) <= width
+    all_of_them = re.fullmatch(r"(\d+) of (\d+) parts with an effect are shown\.", before)
+    assert all_of_them[1] == all_of_them[2]
+    assert int(after.split()[0]) < int(all_of_them[1])
+    assert chosen.startswith("rows x columns ")
 
 
 def test_sections_of_other_commands_stand_in_the_report_as_they_were_handed_over(quick, monkeypatch):

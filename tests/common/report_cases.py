@@ -12,7 +12,8 @@ __all__ = ["layer", "payload", "units_of"]
 
 def payload(html):
     """The viewer's data in a page."""
-    return json.loads(re.search(r'<script type="application/json" id="viewer-data">(.*?)</script>', html)[1])
+    data = json.loads(re.search(r'<script type="application/json" id="viewer-data">(.*?)</script>', html)[1])
+    return data | json.loads(gzip.decompress(base64.b64decode(data["told"])))
 
 
 def layer(data, packed, kind="u1"):

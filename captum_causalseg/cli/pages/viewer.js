@@ -6,7 +6,8 @@
   const volume = data.shape.length === 3;
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
   const levels = [null, 0.2, 0.1, 0.05, 0.01, 0.001];
-  const outlineColors = { 1: [46, 230, 46], 2: [255, 214, 0], 4: [0, 229, 255] };
+  // As in the pictures: the region of interest, the prediction, and broken the reference.
+  const outlineColors = { 1: [46, 230, 46], 2: [255, 217, 47], 4: [255, 255, 255] };
   const count = data.shape.reduce((product, length) => product * length, 1);
 
   async function unpacked(text) {
@@ -41,7 +42,8 @@
     return found;
   }
 
-  const small = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Number(Math.abs(value).toPrecision(3));
+  const digits = (value) => String(Number(Math.abs(value).toPrecision(3)));
+  const small = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + digits(value);
   function said(unit) {
     if (unit < 0) return "No part that was replaced lies here.";
     const lines = [`${data.axes} ${data.places[unit]}`];
@@ -96,7 +98,7 @@
 
   function changed() {
     const shown = data.effect.reduce((sum, _, unit) => sum + (isShown(unit) ? 1 : 0), 0);
-    part("effect-said").textContent = state.least === 0 ? "all" : `at least ${small(state.least).replace("+", "")}`;
+    part("effect-said").textContent = state.least === 0 ? "all" : `at least ${digits(state.least)}`;
     part("level-said").textContent = state.level === null ? "all" : `false discovery rate ${state.level}`;
     part("opacity-said").textContent = `${Math.round(100 * state.opacity)} %`;
     part("count").textContent = `${shown} of ${data.effect.filter((effect) => effect !== null && effect !== 0).length} parts with an effect are shown.`;
@@ -107,7 +109,7 @@
     const effect = part("effect");
     effect.addEventListener("input", () => {
       state.least = data.limit * (effect.value / 100) ** 2;
-      effect.setAttribute("aria-valuetext", state.least === 0 ? "all effects" : `effects of at least ${small(state.least)}`);
+      effect.setAttribute("aria-valuetext", state.least === 0 ? "all effects" : `effects of at least ${digits(state.least)}`);
       changed();
     });
     const level = part("level");
@@ -127,35 +129,49 @@
     part("map")?.addEventListener("change", (event) => useMap(Number(event.target.value)));
   }
 
-  // Outlines. The reference wide, the prediction narrow on top of it: where both are one, both are seen.
-  const strokes = [[4, 2.2], [2, 1], [1, 1.5]];
+  // Outlines. The broken line of the reference lies on top of that of the prediction: where both are one, both are seen.
+  const strokes = [
+    [2, 1.2, []],
+    [4, 1.2, [5, 5]],
+    [1, 1.6, []],
+  ];
 
-  // Along the edges of pixels where a neighbor differs; `corner` says where on the screen a corner of a pixel lies. Beyond the border nothing
-  // is known, so there is no edge there, but where the border of what is asked for is one.
+  // Along the edges of pixels where a neighbor differs, in straight lines; `corner` says where on the screen a corner of a pixel lies. Beyond
+  // the border of what is shown nothing is known: there is a line only where that is asked for.
   function border(width, height, inside, corner, closed) {
     const path = new Path2D();
-    const line = (x, y, toX, toY) => {
-      path.moveTo(...corner(x, y));
-      path.lineTo(...corner(toX, toY));
+    const line = (from, to) => {
+      path.moveTo(...corner(...from));
+      path.lineTo(...corner(...to));
     };
-    for (let y = 0; y < height; y++)
-      for (let x = 0; x < width; x++) {
-        const here = inside(x, y);
-        if (x > 0 ? here !== inside(x - 1, y) : closed && here) line(x, y, x, y + 1);
-        if (y > 0 ? here !== inside(x, y - 1) : closed && here) line(x, y, x + 1, y);
-        if (closed && here && x === width - 1) line(x + 1, y, x + 1, y + 1);
-        if (closed && here && y === height - 1) line(x, y + 1, x + 1, y + 1);
+    const is = (x, y) => x >= 0 && y >= 0 && x < width && y < height && inside(x, y);
+    const differ = (x, y, otherX, otherY, atBorder) => (!atBorder || closed) && is(x, y) !== is(otherX, otherY);
+    for (let x = 0; x <= width; x++)
+      for (let y = 0, from = -1; y <= height; y++) {
+        const here = y < height && differ(x, y, x - 1, y, x === 0 || x === width);
+        if (here && from < 0) from = y;
+        if (!here && from >= 0) line([x, from], [x, y]);
+        if (!here) from = -1;
+      }
+    for (let y = 0; y <= height; y++)
+      for (let x = 0, from = -1; x <= width; x++) {
+        const here = x < width && differ(x, y, x, y - 1, y === 0 || y === height);
+        if (here && from < 0) from = x;
+        if (!here && from >= 0) line([from, y], [x, y]);
+        if (!here) from = -1;
       }
     return path;
   }
-  function stroke(context, path, color, thick) {
-    context.lineCap = "square";
+  function stroke(context, path, color, thick, dashes = []) {
+    context.lineCap = dashes.length ? "butt" : "square";
+    context.setLineDash(dashes.map((length) => length * thick));
     context.lineWidth = thick + 1.5;
-    context.strokeStyle = "rgba(0, 0, 0, 0.6)";
+    context.strokeStyle = "rgba(0, 0, 0, 0.75)";
     context.stroke(path);
     context.lineWidth = thick;
     context.strokeStyle = color;
     context.stroke(path);
+    context.setLineDash([]);
   }
 
   // Pictures.
@@ -177,7 +193,7 @@
     let at = 0;
 
     const edge = (inside, closed) => border(width, height, (x, y) => inside(x + width * y), (x, y) => [x * scale, y * tall], closed);
-    const paths = strokes.map(([bit, times]) => [outlineColors[bit], edge((i) => (outlines[i] & bit) > 0, bit === 1), times]);
+    const paths = strokes.map(([bit, times, dashes]) => [outlineColors[bit], edge((i) => (outlines[i] & bit) > 0, bit === 1), times, dashes]);
 
     function mapChanged() {
       const pixels = new ImageData(width, height);
@@ -198,7 +214,7 @@
       below.imageSmoothingEnabled = false;
       below.drawImage(under, 0, 0, canvas.width, canvas.height);
       below.drawImage(over, 0, 0, canvas.width, canvas.height);
-      if (state.outlines) for (const [color, path, times] of paths) stroke(below, path, `rgb(${color})`, thick * times);
+      if (state.outlines) for (const [color, path, times, dashes] of paths) stroke(below, path, `rgb(${color})`, thick * times, dashes);
       marked();
     }
     function marked() {
@@ -369,7 +385,7 @@
         if (width < 0) [left, width] = [left + width, -width];
         const corner = (column, row) => [left + width * (mirrored ? 1 - column / columns : column / columns), top + height * (1 - row / rows)];
         const edge = (inside) => border(columns, rows, (column, row) => inside(at(column, row)), corner, false);
-        if (state.outlines) for (const [bit, times] of strokes) stroke(context, edge((i) => (outlines[i] & bit) > 0), `rgb(${outlineColors[bit]})`, thick * times);
+        if (state.outlines) for (const [bit, times, dashes] of strokes) stroke(context, edge((i) => (outlines[i] & bit) > 0), `rgb(${outlineColors[bit]})`, thick * times, dashes);
         if (state.chosen >= 0) stroke(context, edge((i) => units[i] === state.chosen + 1), "#fff", thick * 1.5);
       }
     }
@@ -458,6 +474,7 @@
   async function begin() {
     if (typeof DecompressionStream === "undefined") return "this browser is too old for it";
     if (volume && !document.createElement("canvas").getContext("webgl2")) return "this browser has no WebGL 2, which slices of volumes are drawn with";
+    Object.assign(data, JSON.parse(new TextDecoder().decode(await unpacked(data.told))));
     maps = await Promise.all(data.units.map(numbers));
     images = await Promise.all(data.images.map(bytes));
     outlines = await bytes(data.outlines);
