@@ -84,13 +84,13 @@ def directions_of(case: CommandCase) -> Directions:
     grids, axes = case.grids, len(case.grids.prepared_shape)
     if axes == 2:
         return Directions(np.eye(2), _PICTURE, "as the picture is shown")
-    if grids.prepared_spacing is None:
+    affine = grids.prepared_affine
+    if affine is None:
         words = [(f"toward 0 along axis {axis + 1}", f"along axis {axis + 1}") for axis in range(axes)]
         return Directions(
             np.eye(axes), words, "along the axes of the prepared volume" if grids.differ else "along the axes of the file"
         )
-    given = np.asarray(grids.prepared.affine.cpu(), dtype=np.float64)
-    columns = (given[0] if given.ndim == 3 else given)[:3, :3]
+    columns = affine[:3, :3]
     return Directions(columns / np.linalg.norm(columns, axis=0), _WORLD, "the patient's, by the scan's own affine")
 
 

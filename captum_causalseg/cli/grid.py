@@ -79,6 +79,14 @@ class Grids:
         return None if self.picture else spacing_of(self.prepared)
 
     @property
+    def prepared_affine(self) -> np.ndarray | None:
+        """From voxels of a prepared volume to millimeters, ``(4, 4)``; ``None`` where it is not known, and of pictures."""
+        if len(self.prepared_shape) != 3 or self.prepared_spacing is None:
+            return None
+        affine = np.asarray(self.prepared.affine.cpu(), dtype=np.float64)
+        return affine[0] if affine.ndim == 3 else affine
+
+    @property
     def noun(self) -> str:
         """What the file is made of."""
         return "pixels" if len(self.shape) == 2 else "voxels"

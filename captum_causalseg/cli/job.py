@@ -101,6 +101,9 @@ def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> list[Eff
         "score_name": score_in_words(metric),
         "words": sign_words(metric),
         "spacing": case.grids.prepared_spacing,
+        "segmentation": case.prediction,
+        "reference": case.reference,
+        "affine": case.grids.prepared_affine,
     }
     modalities, found = case.units.modalities, []
     for channel, modality in modalities.shown:

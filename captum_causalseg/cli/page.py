@@ -38,13 +38,13 @@ class Picture:
     most: int
 
 
-def picture(figure: Figure) -> Picture:
-    """A figure as pages take it, all of them on one scale."""
+def picture(figure: Figure, times: float = 1) -> Picture:
+    """A figure as pages take it, all of them on one scale; some are so many times as large, as one looks at them closely."""
     held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=110)
+    figure.savefig(held, format="png", dpi=110 * times)
     data = base64.b64encode(held.getvalue()).decode("ascii")
-    least, most = (round(pixels * float(figure.get_figwidth())) for pixels in _PIXELS_PER_INCH)
-    return Picture(data, least, most)
+    width = float(figure.get_figwidth())
+    return Picture(data, least=round(_PIXELS_PER_INCH[0] * width), most=round(_PIXELS_PER_INCH[1] * width * times))
 
 
 def rendered(name: str, **values: Any) -> str:

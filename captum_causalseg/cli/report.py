@@ -56,7 +56,7 @@ from captum_causalseg.evaluation.refute import RefutationReport
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
 from captum_causalseg.target.scorer import as_scorer
-from captum_causalseg.visualization import plot_profile
+from captum_causalseg.visualization import plot_effects, plot_profile
 
 __all__ = ["Further", "Section", "comparison_page", "components_page", "effects_page", "refutation_page", "region_page"]
 
@@ -122,7 +122,7 @@ def effects_page(
     counted: dict[str, object] = {f"Forward passes of one {forwarded(statistics.settings)}": forwards}
     computed = _computed(options, seconds, counted, settings=statistics.settings)
     filled: dict[str, Any] = {
-        "segmentation": _segmentation(job),
+        "segmentation": _segmentation(job, statistics),
         "effects": _effects(job, statistics, effects, table=table),
         "strongest": _strongest(job, statistics, table),
         "profile": _profile(job, statistics),
@@ -291,9 +291,29 @@ def _contents(filled: Mapping[str, Any]) -> list[tuple[str, str]]:
     return first + chosen + [("not-done", "Not done"), ("cite", "Cite"), ("reproduce", "Reproduce")]
 
 
-def _segmentation(job: Job) -> dict[str, Any]:
-    header, rows = segmentation_rows(job.case)
-    return {"said": segmentation_said(job.case), "picture": None, "alternative": "", "header": header, "rows": rows}
+def _segmentation(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any]:
+    case = job.case
+    header, rows = segmentation_rows(case)
+    drawn = plot_effects(
+        case.image.cpu(),
+        statistics,
+        case.roi,
+        target=case.output,
+        panels=("image",),
+        spacing=case.grids.prepared_spacing,
+        segmentation=case.prediction,
+        reference=case.reference,
+        affine=case.grids.prepared_affine,
+        channel=case.units.modalities.shown[0][0],
+    )
+    outlined = "the prediction" if case.reference is None else "the prediction and the reference"
+    return {
+        "said": segmentation_said(case),
+        "picture": picture(drawn, times=1.8),
+        "alternative": f"The image with the outlines of {outlined} and the region of interest",
+        "header": header,
+        "rows": rows,
+    }
 
 
 def _effects(

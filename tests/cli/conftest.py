@@ -18,5 +18,6 @@ def place(tmp_path, monkeypatch):
 def quick(place, monkeypatch):
     """The same, for tests that look at no picture: pictures take most of the time."""
     monkeypatch.setattr(job, "plot_effects", lambda *args, **options: Figure())
+    monkeypatch.setattr(report, "plot_effects", lambda *args, **options: Figure())
     monkeypatch.setattr(report, "plot_profile", lambda *args, **options: Figure())
     return place

@@ -90,7 +90,14 @@ def test_both_ends_of_the_intervals_are_drawn_on_the_scale_of_the_effects(place,
 def test_the_report_fits_a_phone_and_a_desk_and_its_map_answers(place, width):
     """Without a tool that drives a browser; what takes one is in tests/whole/test_report_in_browser.py."""
     folder, name = place
-    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--refute", "--components", "*", "--weights", "two.pt")) == 0
+    assert (
+        cli.main(
+            on_picture(
+                name, "--label", "mask.png", "--donors", "donors", "--refute", "--components", "*", "--weights", "two.pt"
+            )
+        )
+        == 0
+    )
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     script = """
     const wrong = [];

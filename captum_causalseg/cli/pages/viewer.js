@@ -357,6 +357,7 @@
       const height = row ? (width * Math.max(y, z)) / (2 * x + y) : (width * (y + z)) / (x + y);
       canvas.parentElement.style.height = `${Math.round(Math.min(Math.max(height, 180), 0.8 * innerHeight))}px`;
       nv.opts.multiplanarLayout = row ? 3 : 2;
+      nv.opts.crosshairWidth = row ? 0.4 : 0.9;
       nv.resizeListener();
     }
 

@@ -42,6 +42,7 @@ def test_explain_writes_a_folder_and_a_report_of_one_page(place, capsys):
     assert "mask.png" in html
     assert "box:8,8+8" in html
     assert re.findall('<img alt="([^"]+)"', html) == [
+        "The image with the outlines of the prediction and the reference and the region of interest",
         "The image with its region of interest, the effect of every unit, and its standard error",
         "Lower and upper end of the 95 % interval of every effect",
         "Shares of effects of either sign, and effects by distance",
@@ -102,10 +103,10 @@ def test_distances_of_a_scan_are_in_millimeters_along_a_straight_line(place, mon
     drawn = []
     monkeypatch.setattr(_cli_job, "plot_effects", lambda *args, **more: drawn.append(plot_effects(*args, **more)) or drawn[-1])
     assert cli.main(on_scan(name)) == 0
-    # Its slices along the first axis have pixels of 1 x 3 mm.
+    # Its slices across the first axis are upright, as radiologists look at them: 16 mm from front to back, 8 slices of 3 mm high.
     height, width = (getattr(drawn[0].axes[2].get_position(), side) for side in ("height", "width"))
     inches = drawn[0].get_size_inches()
-    assert width * inches[0] / (height * inches[1]) == pytest.approx(8 * 3 / 16)
+    assert width * inches[0] / (height * inches[1]) == pytest.approx(16 / (8 * 3))
     stats = TreatmentEffectStatistics.load("out/statistics.npz")
     labels, region = stats.feature_mask[0][0, 0].numpy(), np.argwhere(nibabel.load("truth.nii.gz").get_fdata() == 2)
     edges = np.array([1.0, 1.0, 3.0])
