@@ -359,7 +359,7 @@ def statistics_of(
             "batch_size": outcome.batch_size,
             "window": None if now.reach.window is None else list(now.reach.window),
             "forwards": forwards,
-            "disabled": dict(ledger.disabled),
+            "disabled": evaluator.disabled(),
         }
         | _settings_of_context(options),
         slope_sums=_slope_sums_of_part(problem, now, outcome) if options.execution.part != WHOLE else None,

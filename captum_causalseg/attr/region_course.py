@@ -343,7 +343,7 @@ class _Course:
             "window": None if now.reach.window is None else list(now.reach.window),
             "interventions": {"ranking": self._n_ranked, "search": self._searched - self._n_ranked, "judging": self._judged},
             "forwards": {**forwards, "judging": judging},
-            "disabled": dict(now.problem.evaluator.ledger.disabled),
+            "disabled": now.problem.evaluator.disabled(),
         }
 
 

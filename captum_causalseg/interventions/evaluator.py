@@ -172,6 +172,11 @@ class ModelEvaluator(ABC):
         """What is to be known of how scores are computed, besides the execution."""
         return {}
 
+    def disabled(self) -> dict[str, str]:
+        """What was not done with this model, and why."""
+        alone = self.scorer.why_one_by_one
+        return self.ledger.disabled | ({} if alone is None else {"batches": alone})
+
     def baseline(self, examples: np.ndarray) -> Tensor:
         """Scores ``(B, K)`` without intervention, computed as those with one."""
         return self(Interventions.nothing(examples))

@@ -31,10 +31,14 @@ class Batches:
 
     Args:
         taken: whether batches are taken, where that is known.
+        why_not: why they are not, where that is known.
+
+    Attributes:
+        why_not: why batches are run image by image, once that is known.
     """
 
-    def __init__(self, taken: bool | None = None) -> None:
-        self.taken = taken
+    def __init__(self, taken: bool | None = None, why_not: str | None = None) -> None:
+        self.taken, self.why_not = taken, why_not
 
     def run(self, answer: Callable[..., Tensor], inputs: Sequence[Any], n_examples: int) -> Tensor:
         """``answer(*inputs)``, ``(N, ...)``; it raises where it is not an answer to every example."""
@@ -54,6 +58,7 @@ class Batches:
             self.taken = False
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.info("model: it takes one image at a time, batches are run image by image (%s)", reason)
+            self.why_not = f"the model takes one image at a time: of several it says {reason!r}"
             return found
         self.taken = True
         return found

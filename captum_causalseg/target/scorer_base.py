@@ -56,6 +56,11 @@ class Scorer(ABC):
         """Whether the model takes several images at once; ``None`` where that is not known yet."""
 
     @property
+    def why_one_by_one(self) -> str | None:
+        """Why images are run one by one, where that was found out; ``None`` else."""
+        return None
+
+    @property
     @abstractmethod
     def forwards_to_compare(self) -> int:
         """How many images :meth:`is_stochastic` will run to tell."""

@@ -192,7 +192,7 @@ class SegmentationTarget(nn.Module):
         self._labels_said: list[bool] = []
         self._reading = model_adapter(model, output)
         alone = self._reading is not None and self._reading.adapter.one_image
-        self._batches = Batches(taken=False if alone else None)
+        self._batches = Batches(taken=False, why_not="the model takes one image at a time") if alone else Batches()
         if isinstance(model, nn.Module):
             # Frozen TorchScript is in evaluation mode for good and has no such attribute.
             self.training = getattr(model, "training", False)
@@ -294,6 +294,11 @@ class SegmentationTarget(nn.Module):
         A model that fails on a batch and answers each of its images alone is run image by image from then on.
         """
         return self._batches.taken
+
+    @property
+    def why_one_by_one(self) -> str | None:
+        """Why images are run one by one; ``None`` where they are not."""
+        return self._batches.why_not if self._batches.taken is False else None
 
     @property
     def answers_compared(self) -> bool:

@@ -43,6 +43,11 @@ class TargetScorer(Scorer):
         return self._target.takes_batches
 
     @property
+    def why_one_by_one(self) -> str | None:
+        """See :attr:`Scorer.why_one_by_one`."""
+        return self._target.why_one_by_one
+
+    @property
     def forwards_to_compare(self) -> int:
         """See :attr:`Scorer.forwards_to_compare`."""
         return 0 if self._target.answers_compared else 2

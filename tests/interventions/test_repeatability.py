@@ -244,6 +244,9 @@ def test_models_for_a_single_image_are_run_image_by_image(says, n, caplog):
     assert torch.equal(found.status, expected.status)
     assert found.settings["window"] == expected.settings["window"]
     assert model.refused == 1
+    said = "batch size > 1 is not supported" if says == "raises" else "model: expected logits"
+    assert said in found.settings["disabled"]["batches"]
+    assert "batches" not in expected.settings["disabled"]
     assert sum("one image at a time" in record.getMessage() for record in caplog.records) == 1
 
 

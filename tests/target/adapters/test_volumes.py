@@ -66,6 +66,7 @@ def test_effects_of_a_prompted_class_are_those_made_by_hand(vista):
     _, statistics = AverageTreatmentEffect(target).attribute(
         *(image, donors, 1), block_size=8, n_draws=2, n_screening_draws=0, exclude=None, return_statistics=True
     )
+    assert statistics.settings["disabled"]["batches"] == "the model takes one image at a time"
     changed = image.expand(2, -1, -1, -1, -1).clone()
     changed[:, :, 8:, :8, :8] = donors[:, :, 8:, :8, :8]
 
