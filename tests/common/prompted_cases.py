@@ -83,3 +83,45 @@ def sam2() -> nn.Module:
 
 def _decoder() -> dict[str, int]:
     return {"hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+
+
+def _sam3_vision() -> "transformers.Sam3VisionConfig":
+    backbone = transformers.Sam3ViTConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=8,
+        window_size=4,
+        global_attn_indexes=[1],
+        pretrain_image_size=SIDE,
+    )
+    return transformers.Sam3VisionConfig(
+        backbone_config=backbone, fpn_hidden_size=16, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]]
+    )
+
+
+def sam3_tracker() -> nn.Module:
+    """SAM 3, prompted by clicks as SAM 2 is."""
+    encoder = {"hidden_size": 16, "image_size": SIDE, "patch_size": 8, "mask_input_channels": 4}
+    configuration = transformers.Sam3TrackerConfig(
+        vision_config=_sam3_vision(), prompt_encoder_config=encoder, mask_decoder_config=_decoder()
+    )
+    return decided(transformers.Sam3TrackerModel(configuration))
+
+
+def sam3() -> nn.Module:
+    """SAM 3, prompted by words."""
+    tokens = {"vocab_size": 50, "max_position_embeddings": 8, "projection_dim": 16, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {"hidden_size": 16, "num_attention_heads": 2}
+    layers = {**sizes, "num_layers": 1, "intermediate_size": 32}
+    configuration = transformers.Sam3Config(
+        vision_config=_sam3_vision(),
+        text_config=transformers.CLIPTextConfig(**sizes, **tokens, intermediate_size=32, num_hidden_layers=1),
+        geometry_encoder_config=transformers.Sam3GeometryEncoderConfig(**layers),
+        detr_encoder_config=transformers.Sam3DETREncoderConfig(**layers),
+        detr_decoder_config=transformers.Sam3DETRDecoderConfig(num_queries=5, **layers),
+        mask_decoder_config=transformers.Sam3MaskDecoderConfig(**sizes),
+    )
+    return decided(transformers.Sam3Model(configuration))
