@@ -1,6 +1,7 @@
 """A case as the command line describes it: image, reference, region of interest, units and donors, read and checked."""
 
 import argparse
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     else:
         with naming("--model"), naming_arguments():
             prediction = first_prediction(model, image, reference).cpu()
+    _warn_of_intensities(options, preparation, image=image, prediction=prediction)
     output = _output(options.class_, prediction.shape[1], preparation.labels)
     channel = 0 if output is None else output
     mistake: Mistake | None = None
@@ -155,6 +157,20 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         units=units,
         described=described,
         chosen=chosen,
+    )
+
+
+def _warn_of_intensities(options: argparse.Namespace, preparation: Preparation, image: Tensor, prediction: Tensor) -> None:
+    """A network that says the same of every pixel of an image in the file's own intensities was most likely trained on other ones."""
+    classes = prediction[0].flatten(1)
+    low, high = float(image.min()), float(image.max())
+    if preparation.whose or options.normalize != "none" or bool((classes != classes[:, :1]).any()) or (low >= -5 and high <= 5):
+        return
+    fits = "255, range or zscore" if low >= 0 and high <= 255 else "range or zscore"
+    warnings.warn(
+        f"the model says the same of every pixel of the image, whose values go from {low:g} to {high:g}; if it was trained on others, "
+        f"--normalize {fits} gives them",
+        stacklevel=2,
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -94,11 +95,19 @@ class CaseCommand(Command):
         case = read_case(options)
         self.check_case(case, options)
         job = Job(case, options)
-        with results(options.out) as folder:
-            said = self.explain(job, folder)
-            written = ", ".join(sorted(file.name for file in folder.iterdir()))
-        said = "\n".join([*case.chosen, *([""] if case.chosen else []), said])
-        return f"{said}\n\nwritten to {printable(options.out)}/: {written}", 0
+        if case.chosen:
+            print("\n".join([*case.chosen, ""]), flush=True)
+        try:
+            with results(options.out) as folder:
+                said = self.explain(job, folder)
+                job.keep(folder)
+        except BaseException:
+            if job.kept:
+                self.when_interrupted = "what was finished is kept"
+                print(f"kept in {printable(options.out)}/: {', '.join(sorted(job.kept))}", file=sys.stderr)
+            raise
+        written = f"written to {printable(options.out)}/: {', '.join(sorted(job.kept))}"
+        return "\n\n".join([*([said] if said else []), written]), 0
 
     def check(self, options: argparse.Namespace) -> None:
         """Refuse options that cannot be used, before any file is read."""
@@ -108,7 +117,7 @@ class CaseCommand(Command):
 
     @abstractmethod
     def explain(self, job: "Job", folder: Path) -> str:
-        """Compute, write the results into the folder, and return what to print."""
+        """Compute, write the results into the folder, and return what to print at the end; parts that stand alone are for ``job.finished``."""
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ class Command(ABC):
         description: what is said of it before its options; without one, ``help``. Lines of a paragraph are filled, unless it is a
             table or an example: one that has line breaks.
         epilog: what is said after its options, such as an example.
-        when_interrupted: what is left after Ctrl-C, in words that follow "interrupted".
+        when_interrupted: what is left after Ctrl-C, in words that follow "interrupted"; a command may set its own while it runs.
 
     Example:
         >>> from captum_causalseg.cli import Command, InputError
@@ -56,7 +56,7 @@ class Command(ABC):
     help: ClassVar[str]
     description: ClassVar[str] = ""
     epilog: ClassVar[str] = ""
-    when_interrupted: ClassVar[str] = ""
+    when_interrupted: str = ""
 
     @abstractmethod
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

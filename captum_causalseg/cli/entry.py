@@ -13,6 +13,7 @@ from captum_causalseg.cli.command import Command
 from captum_causalseg.cli.errors import InputError
 from captum_causalseg.cli.listing import listed
 from captum_causalseg.cli.streams import watched_streams
+from captum_causalseg.cli.warned import warnings_once
 from captum_causalseg.writing.files import Ended, cleared_away_when_ended
 from captum_causalseg.writing.names import printable
 
@@ -51,7 +52,7 @@ def _run(arguments: list[str]) -> int:
     # Other packages' advice to programmers; what is wrong with the input is said in words of our own.
     logging.getLogger("monai").setLevel(logging.ERROR)
     try:
-        with cleared_away_when_ended(), warnings.catch_warnings():
+        with cleared_away_when_ended(), warnings_once(called):
             warnings.filterwarnings("ignore", module=r"(?!captum_causalseg)")
             # A name in letters that matplotlib's font does not have is whole on the page and in what is printed.
             warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")

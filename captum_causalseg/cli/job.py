@@ -19,7 +19,7 @@ from captum_causalseg.images import save_map
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.visualization import plot_effects
-from captum_causalseg.writing.files import staged
+from captum_causalseg.writing.files import moved_up, staged
 from captum_causalseg.writing.names import write_csv
 
 __all__ = ["EffectPictures", "Job", "effect_pictures", "explainer_in", "explainer_of", "results", "write_effects"]
@@ -33,15 +33,26 @@ class Job:
         case: what is explained.
         options: of the command.
         began: when, of ``time.perf_counter``.
+        kept: names of the files that are complete, and where they are to be.
     """
 
     case: CommandCase
     options: argparse.Namespace
     began: float = field(default_factory=time.perf_counter)
+    kept: list[str] = field(default_factory=list)
 
     def seconds(self) -> float:
         """How long it has taken until now."""
         return time.perf_counter() - self.began
+
+    def keep(self, folder: Path) -> None:
+        """A part of the work is done: its files stay, whatever becomes of the next."""
+        self.kept.extend(name for name in moved_up(folder) if name not in self.kept)
+
+    def finished(self, folder: Path, said: str) -> None:
+        """Likewise, and say what was found."""
+        self.keep(folder)
+        print(f"{said}\n", flush=True)
 
     def effort(self) -> dict[str, Any]:
         """Arguments of ``attribute``: the units, and how much is computed."""

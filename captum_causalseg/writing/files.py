@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Ended", "cleared_away_when_ended", "on_disk", "staged", "written_whole"]
+__all__ = ["Ended", "cleared_away_when_ended", "moved_up", "on_disk", "staged", "written_whole"]
 
 # Of a file's name, so much at its end is kept while it is being written: programs go by the ending.
 _ENDING = 16
@@ -70,7 +70,8 @@ def written_whole(final: Path, beside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A folder within ``out`` whose files are moved up into it when the block has come to its end; nothing is left of it otherwise.
+    """A folder within ``out`` whose files are moved up into it when the block has come to its end; nothing is left of it otherwise, but what
+    :func:`moved_up` has moved before.
 
     Within, because what is around may be another file system, or not writable: ``out`` may be where a volume is mounted. Folders that
     were made for it go again if nothing was written.
@@ -81,15 +82,22 @@ def staged(out: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
         try:
             yield folder
-            for file in sorted(folder.iterdir()):
-                on_disk(file)
-                os.replace(file, out / file.name)
+            moved_up(folder)
         finally:
             shutil.rmtree(folder)
     finally:
         for made in new:
             if made.is_dir() and not any(made.iterdir()):
                 made.rmdir()
+
+
+def moved_up(folder: Path) -> list[str]:
+    """Move what is complete in a folder of :func:`staged` to where it is to be; the files' names."""
+    files = sorted(folder.iterdir())
+    for file in files:
+        on_disk(file)
+        os.replace(file, folder.parent / file.name)
+    return [file.name for file in files]
 
 
 def on_disk(file: Path) -> None:

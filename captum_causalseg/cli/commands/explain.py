@@ -1,6 +1,7 @@
 """``causalseg explain``: the effects of all units of one image."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,8 +9,11 @@ from captum_causalseg.cli.arguments import add_context
 from captum_causalseg.cli.case_command import CaseCommand
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from captum_causalseg.cli.case import CommandCase
     from captum_causalseg.cli.job import Job
+    from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Explain"]
 
@@ -80,7 +84,7 @@ class Explain(CaseCommand):
         """See :meth:`CaseCommand.explain`."""
         from captum_causalseg.cli.donors import compared_donors, donors_picture
         from captum_causalseg.cli.errors import naming_arguments
-        from captum_causalseg.cli.job import effect_pictures, explainer_of, write_effects
+        from captum_causalseg.cli.job import EffectPictures, effect_pictures, explainer_of, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
         from captum_causalseg.cli.report import Further, effects_page
         from captum_causalseg.cli.results import components_text, edge_text, effects_text
@@ -92,38 +96,50 @@ class Explain(CaseCommand):
         arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **effort}
         if options.controls is not None:
             arguments["controls"] = options.controls
-        report = components = donors = None
-        with naming_arguments():
-            if options.refute:
-                report = refute(explainer, **arguments)
-                statistics = report.statistics
-            else:
-                _, statistics = explainer.attribute(**arguments, return_statistics=True)
-            if options.compare_donors:
-                donors = compared_donors(job)
-        if options.components is not None:
-            components = component_table(job, options.components, "module", option="--components")
-        seconds = job.seconds()
-        effects, pictures = effect_pictures(job, statistics), {}
-        for one in effects:
-            one.effects.savefig(folder / one.file, dpi=110)
-        write_effects(job, statistics, folder)
-        said = [effects_text(case, options, statistics, seconds=seconds)]
-        if statistics.controls:
-            said.append(edge_text(case, statistics))
-        if report is not None:
+        pictures: dict[str, Figure] = {}
+        drawn: list[EffectPictures] = []
+        found = nothing_further = Further()
+
+        def page(statistics: "TreatmentEffectStatistics", seconds: float) -> None:
+            text = effects_page(job, statistics, effects=drawn, pictures=pictures, further=found, seconds=seconds)
+            (folder / "report.html").write_text(text, encoding="utf-8")
+
+        def estimated(statistics: "TreatmentEffectStatistics") -> None:
+            seconds = job.seconds()
+            drawn.extend(effect_pictures(job, statistics))
+            for one in drawn:
+                one.effects.savefig(folder / one.file, dpi=110)
+            write_effects(job, statistics, folder)
+            page(statistics, seconds)
+            said = [effects_text(case, options, statistics, seconds=seconds)]
+            job.finished(folder, "\n\n".join([*said, *([edge_text(case, statistics)] if statistics.controls else [])]))
+
+        if options.refute:
+            with naming_arguments():
+                report = refute(explainer, **arguments, on_estimate=estimated)
+            statistics = report.statistics
             write_csv(report.to_dataframe(), folder / "refutation.csv")
-            said.append(str(report))
-        if donors is not None:
+            found = replace(found, refutation=report)
+            page(statistics, job.seconds())
+            job.finished(folder, str(report))
+        else:
+            with naming_arguments():
+                _, statistics = explainer.attribute(**arguments, return_statistics=True)
+            estimated(statistics)
+        if options.compare_donors:
+            with naming_arguments():
+                donors = compared_donors(job)
             write_csv(donors.table.drop(columns="example"), folder / "donors.csv")
             pictures["donors"] = donors_picture(job, donors)
             pictures["donors"].savefig(folder / "donors.png", dpi=110)
-            said.append(str(donors))
-        if components is not None:
+            found = replace(found, donors=donors)
+            page(statistics, job.seconds())
+            job.finished(folder, str(donors))
+        if options.components is not None:
+            components = component_table(job, options.components, "module", option="--components")
             write_csv(components, folder / "components.csv")
             pictures["components"] = component_picture(job, components)
-            said.append(components_text(components))
-        further = Further(refutation=report, components=components, donors=donors)
-        page = effects_page(job, statistics, effects=effects, pictures=pictures, further=further, seconds=seconds)
-        (folder / "report.html").write_text(page, encoding="utf-8")
-        return "\n\n".join(said)
+            found = replace(found, components=components)
+            page(statistics, job.seconds())
+            job.finished(folder, components_text(components))
+        return "" if found is nothing_further else f"{job.seconds():.1f} s in all"

@@ -1,7 +1,7 @@
 """The refuters, and the run of all of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._checks import FRACTION, NONE, SEED, TEXT, checked, instance, integer, sequence, shown
+from captum_causalseg._checks import FRACTION, FUNCTION, NONE, SEED, TEXT, checked, instance, integer, sequence, shown
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.attr.layer_average_treatment_effect import LayerAverageTreatmentEffect
@@ -56,6 +56,7 @@ __all__ = ["REFUTERS", "other_seed", "placebo", "refute", "split_donors", "subse
     refuters=NONE | TEXT | sequence(TEXT, expected="a sequence of them"),
     alpha=FRACTION,
     seed=SEED,
+    on_estimate=NONE | FUNCTION,
 )
 def refute(
     explainer: Explainer,
@@ -66,6 +67,7 @@ def refute(
     refuters: Sequence[str] | None = None,
     alpha: float = 0.05,
     seed: int = 0,
+    on_estimate: Callable[[TreatmentEffectStatistics], None] | None = None,
     **arguments: Any,
 ) -> RefutationReport:
     """Estimate effects as ``explainer.attribute`` does, and try to refute them.
@@ -94,6 +96,8 @@ def refute(
             - ``"weights"`` (:func:`random_weights`): another model has other effects.
         alpha: error rate of each refuter's test.
         seed: of the original estimate; the refuters' own are derived from it.
+        on_estimate: called with the statistics of the original estimate as soon as they are known, before the attempts to refute it begin: to
+            keep them whatever becomes of those.
         **arguments: the other arguments of ``explainer.attribute``, which checks them.
 
     Returns:
@@ -130,6 +134,8 @@ def refute(
     given = {**arguments, "baselines": baselines, "seed": int(seed)}
     untouched = _untouched(explainer) if "recompute" in names else None
     statistics = attributed(explainer, inputs, target, arguments=given)
+    if on_estimate is not None:
+        on_estimate(statistics)
     context = RefutationContext(
         explainer=explainer,
         inputs=inputs,
