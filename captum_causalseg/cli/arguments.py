@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from captum_causalseg.cli.command import Command
 
-__all__ = ["Parser", "add_command", "add_context", "amount", "box_of", "positive"]
+__all__ = ["Parser", "add_all_units", "add_command", "add_context", "amount", "box_of", "positive"]
 
 
 def add_command(subparsers: "argparse._SubParsersAction[Any]", command: Command) -> None:
@@ -57,6 +57,15 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         help="joint effects: how much of the score is owed to each part where parts stand in for each other or need each other. shapley: each part is "
         "replaced after those that come before it in random orders; banzhaf: while each other part is replaced with probability 1/2; a number: with "
         "that probability (default: all other parts stay as they are)",
+    )
+
+
+def add_all_units(parser: argparse.ArgumentParser) -> None:
+    """The option ``--all-units`` of commands that write ``effects.csv``."""
+    parser.add_argument(
+        "--all-units",
+        action="store_true",
+        help="write the parts that cannot reach the region of interest into effects.csv, too; their effect is 0",
     )
 
 

@@ -95,7 +95,7 @@ class CaseCommand(Command):
         case = read_case(options)
         self.check_case(case, options)
         job = Job(case, options)
-        if case.chosen:
+        if case.chosen and not options.json:
             print("\n".join([*case.chosen, ""]), flush=True)
         try:
             with results(options.out) as folder:
@@ -106,6 +106,8 @@ class CaseCommand(Command):
                 self.when_interrupted = "what was finished is kept"
                 print(f"kept in {printable(options.out)}/: {', '.join(sorted(job.kept))}", file=sys.stderr)
             raise
+        if options.json:
+            return job.as_json(), 0
         written = f"written to {printable(options.out)}/: {', '.join(sorted(job.kept))}"
         return "\n\n".join([*([said] if said else []), written]), 0
 
@@ -264,6 +266,9 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the draws (default: 0)")
+    group.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else on standard output, for other programs"
+    )
     group.add_argument(
         "--private",
         action="store_true",

@@ -39,7 +39,7 @@ def write_regions(case: CommandCase, region: Region, folder: Path) -> None:
     masks = [_own_mask(case, one) for one in region]
     if case.grids.has_geometry:
         # Of disjoint regions: 1 where the region is, 2 and so on where its alternatives are.
-        labels = torch.stack([(number + 1) * mask.float() for number, mask in enumerate(masks)]).amax(0)
+        labels = torch.stack([(number + 1) * mask.long() for number, mask in enumerate(masks)]).amax(0)
         save_map(folder / "region.nii.gz", labels, like=case.grids.own)
     elif masks[0].ndim == 2:
         from PIL import Image

@@ -1,6 +1,7 @@
 """A case that is being explained: what it is computed with, and what every command writes of it."""
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,17 +11,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from captum_causalseg._version import __version__
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.results import score_in_words, sign_words
-from captum_causalseg.images import save_map
-from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.cli.viewer_files import write_volumes
+from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.visualization import plot_effects
 from captum_causalseg.writing.files import moved_up, staged
-from captum_causalseg.writing.names import write_csv
+from captum_causalseg.writing.names import printable, write_csv
 
 __all__ = ["EffectPictures", "Job", "effect_pictures", "explainer_in", "explainer_of", "results", "write_effects"]
 
@@ -34,12 +36,14 @@ class Job:
         options: of the command.
         began: when, of ``time.perf_counter``.
         kept: names of the files that are complete, and where they are to be.
+        found: what ``--json`` prints besides: numbers, words, lists and mappings of them.
     """
 
     case: CommandCase
     options: argparse.Namespace
     began: float = field(default_factory=time.perf_counter)
     kept: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self) -> float:
         """How long it has taken until now."""
@@ -52,7 +56,28 @@ class Job:
     def finished(self, folder: Path, said: str) -> None:
         """Likewise, and say what was found."""
         self.keep(folder)
-        print(f"{said}\n", flush=True)
+        if not self.options.json:
+            print(f"{said}\n", flush=True)
+
+    def as_json(self) -> str:
+        """One object with all that was found."""
+        options, described = self.options, self.case.described
+        about = {name.lower().replace(" ", "_"): said for name, said in described.items()}
+        return json.dumps(
+            {
+                "causalseg": __version__,
+                "command": options.command,
+                "case": about,
+                "metric": options.metric,
+                "chosen": list(self.case.chosen),
+                **self.found,
+                "seconds": round(self.seconds(), 1),
+                "folder": printable(options.out),
+                "files": sorted(self.kept),
+            },
+            indent=2,
+            allow_nan=False,
+        )
 
     def effort(self) -> dict[str, Any]:
         """Arguments of ``attribute``: the units, and how much is computed."""
@@ -131,15 +156,15 @@ def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> list[Eff
 
 
 def write_effects(job: Job, statistics: TreatmentEffectStatistics, folder: Path) -> None:
-    """``effects.csv``, ``statistics.npz`` and, for scans, ``effects.nii.gz``, or a file for each channel that is replaced by itself."""
+    """``effects.csv``, ``statistics.npz`` and, for scans, what viewers open over the scan."""
     case = job.case
-    write_csv(case.units.in_own_voxels(statistics.to_dataframe()), folder / "effects.csv")
+    table = case.units.in_own_voxels(statistics.to_dataframe())
+    if not job.options.all_units:
+        table = table[table["status"] != Status.OUTSIDE_SUPPORT.name]
+    write_csv(table, folder / "effects.csv")
     statistics.save(folder / "statistics.npz")
     if case.grids.has_geometry:
-        modalities, found = case.units.modalities, case.units.own_map(statistics, case.output, case.grids)
-        for number, (channel, _) in enumerate(modalities.shown):
-            file = folder / modalities.file_name("effects", channel, ".nii.gz")
-            save_map(file, found if len(modalities.shown) == 1 else found[number], like=case.grids.own)
+        write_volumes(case, statistics, folder)
 
 
 @contextmanager

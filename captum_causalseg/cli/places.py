@@ -16,6 +16,7 @@ from captum_causalseg.cli.channels import Modalities
 from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.preparation import Preparation
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.statistics.unit_places import UnitPlaces
 
 __all__ = ["Units", "find_roi", "find_units"]
 
@@ -77,10 +78,20 @@ class Units:
         )
         return table.assign(**{name: places[name].to_numpy() for name in names})
 
-    def own_map(self, statistics: TreatmentEffectStatistics, output: int | None, grids: Grids) -> Tensor:
-        """Effects on the file's grid, ``(C, *spatial)`` where each channel is replaced by itself, else ``(*spatial)``; NaN where they are not known."""
-        found = statistics.to_map("effect", output)
-        assert isinstance(found, Tensor)  # one input, one map
+    def own_map(
+        self, statistics: TreatmentEffectStatistics, output: int | None, grids: Grids, *, field: str = "effect"
+    ) -> Tensor:
+        """Effects on the file's grid, ``(C, *spatial)`` where each channel is replaced by itself, else ``(*spatial)``; NaN where they are not known.
+
+        Args:
+            statistics: of the case.
+            output: whose.
+            grids: of the image.
+            field: ``"effect"``, ``"standard_error"``, ``"significant"``, or ``"unit"``, the unit's number.
+        """
+        values = _per_unit(statistics, field)
+        chosen = statistics.select(values, output)
+        found = UnitPlaces(statistics.unit_ids, statistics.feature_mask).painted(0, chosen).expand(statistics.input_shapes[0])
         maps = []
         for channel, _ in self.modalities.shown:
             # Every channel that is replaced carries its unit's effect: one is enough.
@@ -88,20 +99,26 @@ class Units:
             maps.append(
                 carried
                 if self.own is None
-                else self._with_outlines(carried, statistics, output=output, grids=grids, channel=channel)
+                else self._with_outlines(carried, statistics.unit_ids, values=chosen[0], grids=grids, channel=channel)
             )
         return maps[0] if len(maps) == 1 else torch.stack(maps)
 
-    def _with_outlines(
-        self, carried: Tensor, statistics: TreatmentEffectStatistics, *, output: int | None, grids: Grids, channel: int | None
-    ) -> Tensor:
+    def _with_outlines(self, carried: Tensor, unit_ids: Tensor, *, values: Tensor, grids: Grids, channel: int | None) -> Tensor:
         """A map on the file's grid, where units have their own outlines, not those of the prepared voxels that lie nearest."""
         assert self.own is not None
         carried[~grids.kept()] = torch.nan
         ids = self.own if self.per_part == 1 else torch.where(self.own < 0, -1, self.own * self.per_part + (channel or 0))
-        index = torch.searchsorted(statistics.unit_ids, ids).clamp_max(len(statistics.unit_ids) - 1)
-        effects = statistics.select(statistics.effect, output)[0]
-        return torch.where(statistics.unit_ids[index] == ids, effects[index], carried)
+        index = torch.searchsorted(unit_ids, ids).clamp_max(len(unit_ids) - 1)
+        return torch.where(unit_ids[index] == ids, values[index], carried)
+
+
+def _per_unit(statistics: TreatmentEffectStatistics, field: str) -> Tensor:
+    """``(N, U, *output_shape)``."""
+    if field == "unit":
+        numbers = statistics.unit_ids.double().view(1, -1, *(1,) * (statistics.effect.ndim - 2))
+        return numbers.expand(statistics.effect.shape)
+    values = {"effect": statistics.effect, "standard_error": statistics.standard_error}
+    return values[field] if field in values else statistics.significant(0.05).double()
 
 
 def find_roi(

@@ -1,6 +1,7 @@
 """What the commands found, in words and numbers: shared by what is printed and by the report."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "edge_names",
     "edge_rows",
     "edge_text",
+    "effects_found",
     "effects_text",
     "emptiness",
     "forwarded",
@@ -34,6 +36,7 @@ __all__ = [
     "number",
     "observed",
     "place",
+    "records",
     "score",
     "score_in_words",
     "sign_words",
@@ -270,6 +273,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             *modality_text(case, statistics),
             f"places: {case.grids.in_words()}",
             f"units: {counts(case, options, statistics)}",
+            *left_out(options, case, statistics),
             *context,
             *empty,
             f"{statistics.n_forwards} forward passes of one {forwarded(statistics.settings)}, {seconds:.1f} s",
@@ -298,6 +302,37 @@ def components_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
         interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
         rows.append((name, row["type"], row["part"], number(row["effect"], digits), interval))
     return rows
+
+
+def effects_found(case: CommandCase, statistics: TreatmentEffectStatistics) -> dict[str, Any]:
+    """The same for programs: the score, how many parts there are of each kind, and the strongest of them."""
+    found = statistics.of_output(case.output)
+    there = found.status != Status.ABSENT
+    significant = found.significant(0.05)
+    table = case.units.in_own_voxels(found.to_dataframe().assign(significant=significant[there].numpy()))
+    table = table[table["effect"].notna() & (table["status"] != Status.OUTSIDE_SUPPORT.name)]
+    table = table.iloc[table["effect"].abs().argsort(kind="stable")[::-1]]
+    return {
+        "observed_score": float(found.observed_score),
+        "parts": {one.name.lower(): int((found.status == one).sum()) for one in _STATUS}
+        | {"significant": int(significant.sum())},
+        "forward_passes": statistics.n_forwards,
+        "strongest": records(table.head(2 * _STRONGEST)),
+    }
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for programs; ``None`` for what is not known."""
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
+    return rows
+
+
+def left_out(options: argparse.Namespace, case: CommandCase, statistics: TreatmentEffectStatistics) -> list[str]:
+    """What ``effects.csv`` does not hold, in a line, if anything."""
+    outside = int((statistics.of_output(case.output).status == Status.OUTSIDE_SUPPORT).sum())
+    if options.all_units or not outside:
+        return []
+    return [f"effects.csv: without the {outside} that cannot reach the region of interest, whose effect is 0 (--all-units)"]
 
 
 def components_text(table: pd.DataFrame) -> str:

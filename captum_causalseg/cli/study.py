@@ -179,7 +179,7 @@ def _write_map(path: Path, case: Mapping[str, Any], statistics: TreatmentEffectS
     """Effects on the grid of the scan's own file, or nothing where files have no geometry."""
     found: CommandCase = case[_CASE]
     if found.grids.has_geometry:
-        save_map(path, found.units.own_map(statistics, found.output, found.grids), found.grids.own)
+        save_map(path, found.units.own_map(statistics, found.output, found.grids).nan_to_num(0.0), found.grids.own)
 
 
 def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, options: argparse.Namespace) -> Cohort:

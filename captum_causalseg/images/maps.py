@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from captum_causalseg._checks import PATH, TEXT, array_of, checked
+from captum_causalseg._checks import NONE, PATH, TEXT, array_of, checked
 from captum_causalseg.images.formats import NIFTI_ENDINGS, needed_package, read_file, reason
 from captum_causalseg.writing.files import written_whole
 
@@ -17,8 +17,8 @@ from captum_causalseg.images.grid import GRID, affines_of
 __all__ = ["invert", "save_map"]
 
 
-@checked(path=PATH, values=array_of("real", may_be_empty=False), like=GRID | PATH)
-def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | str | Path") -> None:
+@checked(path=PATH, values=array_of("real", may_be_empty=False), like=NONE | GRID | PATH)
+def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | str | Path | None" = None) -> None:
     """Write a map of effects (or of anything else) as NIfTI, so that viewers open it over the scan.
 
     The file appears when it is complete: it is written under another name and renamed.
@@ -26,13 +26,15 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
     Args:
         path: the file to write, ``.nii`` or ``.nii.gz``; what is there is replaced.
         values: one map ``(*spatial)``, ``(C, *spatial)`` or ``(1, C, *spatial)``, such as an attribution or
-            ``statistics.to_map()``; NaN stays NaN. Several channels become the file's fourth axis.
-        like: the image it belongs to, ``(1, C, *spatial)`` with its affine, or the file that it came from.
+            ``statistics.to_map()``; NaN stays NaN. Several channels become the file's fourth axis. Whole numbers and booleans make a
+            file of whole numbers, as label maps should be; others one of single precision.
+        like: the image it belongs to, ``(1, C, *spatial)`` with its affine, or the file that it came from. May be left out for a ``MetaTensor``
+            ``(1, C, *spatial)``, such as an attribution of a scan, which has its geometry with it.
 
     Raises:
         FileNotFoundError: there is no folder for ``path``, or nothing at ``like``.
         ImportError: nibabel is not installed.
-        TypeError: ``like`` has no geometry.
+        TypeError: ``like`` has no geometry, or is left out and ``values`` have none.
         ValueError: another ending, or a map of another shape than the image.
 
     Example:
@@ -52,7 +54,7 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
     if not destination.parent.is_dir():
         raise FileNotFoundError(f"path: there is no folder {destination.parent}")
     nibabel = needed_package("nibabel", "NIfTI files")
-    shape, affine = _grid(like)
+    shape, affine = _grid(values, "values") if like is None else _grid(like, "like")
     array = values.detach().as_subclass(Tensor).cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     lead = array.ndim - len(shape)
     if not 0 <= lead <= 2 or array.shape[lead:] != shape or (lead == 2 and len(array) != 1):
@@ -60,7 +62,7 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
             f"values: expected one map of the image's spatial shape {shape} (or with axes for channels and one example before "
             f"them), got {array.shape}"
         )
-    array = array.astype(np.float32).reshape(-1, *shape, *(1,) * (3 - len(shape)))
+    array = array.astype(_kind(array)).reshape(-1, *shape, *(1,) * (3 - len(shape)))
     picture = nibabel.Nifti1Image(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1), affine)
     picture.header.set_xyzt_units("mm")
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -136,12 +138,21 @@ def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "imag
     return found[0][None] if len(found) == 1 else list_data_collate(found)
 
 
-def _grid(like: Any) -> tuple[tuple[int, ...], np.ndarray]:
+def _kind(array: np.ndarray) -> type:
+    """How numbers are stored: whole ones as few bytes as every viewer reads."""
+    if array.dtype.kind not in "bui":
+        return np.float32
+    fitting = [one for one in (np.uint8, np.int16) if np.iinfo(one).min <= array.min() and array.max() <= np.iinfo(one).max]
+    return fitting[0] if fitting else np.int32
+
+
+def _grid(like: Any, name: str) -> tuple[tuple[int, ...], np.ndarray]:
     from monai.data import MetaTensor
 
-    image = read_file(like, labels=False, name="like")[0][None] if isinstance(like, (str, Path)) else like
+    image = read_file(like, labels=False, name=name)[0][None] if isinstance(like, (str, Path)) else like
     if not isinstance(image, MetaTensor):
-        raise TypeError(f"like: expected a MetaTensor or the path of an image file, got {type(like).__name__}")
+        expected = "a MetaTensor or the path of an image file" if name == "like" else "a MetaTensor where like is left out"
+        raise TypeError(f"{name}: expected {expected}, got {type(like).__name__}")
     if image.ndim not in (3, 4, 5) or len(image) != 1:
-        raise ValueError(f"like: expected one image (1, C, *spatial), got {tuple(image.shape)}")
+        raise ValueError(f"{name}: expected one image (1, C, *spatial), got {tuple(image.shape)}")
     return tuple(image.shape[2:]), affines_of(image)[0]

@@ -59,6 +59,19 @@ def test_maps_of_slices_channels_and_arrays(tmp_path):
     assert set(np.unique(nibabel.load(path).get_fdata())) == {0, 1}
 
 
+def test_a_map_that_knows_its_geometry_needs_no_image_and_labels_stay_whole(tmp_path):
+    image = images.load_image(write_nifti(tmp_path / "scan.nii.gz", VOLUME))
+    images.save_map(tmp_path / "own.nii.gz", image)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "own.nii.gz").affine, OBLIQUE, atol=1e-5)
+    for values, kind in ((torch.ones(4, 5, 6, dtype=torch.bool), np.uint8), (torch.full((4, 5, 6), 300), np.int16)):
+        images.save_map(tmp_path / "labels.nii.gz", values, like=image)
+        assert nibabel.load(tmp_path / "labels.nii.gz").get_data_dtype() == kind
+    images.save_map(tmp_path / "labels.nii.gz", torch.full((4, 5, 6), 70000), like=image)
+    assert (np.asarray(nibabel.load(tmp_path / "labels.nii.gz").dataobj) == 70000).all()
+    with pytest.raises(TypeError, match="values: expected a MetaTensor where like is left out, got Tensor"):
+        images.save_map(tmp_path / "own.nii.gz", torch.zeros(1, 1, 4, 5, 6))
+
+
 def test_a_map_appears_when_it_is_complete(tmp_path, monkeypatch):
     path = tmp_path / "map.nii.gz"
     path.write_text("an older map")

@@ -99,7 +99,7 @@ class Compare(CaseCommand):
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.job import explainer_in
         from captum_causalseg.cli.report import comparison_page
-        from captum_causalseg.cli.results import sign_words
+        from captum_causalseg.cli.results import records, sign_words
         from captum_causalseg.evaluation.comparison import compare
         from captum_causalseg.visualization import plot_comparison
         from captum_causalseg.writing.names import write_csv
@@ -137,6 +137,7 @@ class Compare(CaseCommand):
                 feature_mask=mask,
             )
         seconds = job.seconds()
+        job.found["comparison"] = records(comparison.table)
         write_csv(comparison.table, folder / "comparison.csv")
         pictures = []
         for channel, modality in modalities.shown:

@@ -57,11 +57,12 @@ class Components(CaseCommand):
         """See :meth:`CaseCommand.explain`."""
         from captum_causalseg.cli.modules import component_picture, component_table
         from captum_causalseg.cli.report import components_page
-        from captum_causalseg.cli.results import components_text
+        from captum_causalseg.cli.results import components_text, records
         from captum_causalseg.writing.names import write_csv
 
         table = component_table(job, job.options.layers, job.options.level, option="--layers")
         seconds = job.seconds()
+        job.found["components"] = records(table)
         write_csv(table, folder / "components.csv")
         picture = component_picture(job, table, title=job.case.name)
         picture.savefig(folder / "components.png", dpi=110)

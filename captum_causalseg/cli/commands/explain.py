@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captum_causalseg.cli.arguments import add_context
+from captum_causalseg.cli.arguments import add_all_units, add_context
 from captum_causalseg.cli.case_command import CaseCommand
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ class Explain(CaseCommand):
     help = "explain one segmentation of a model of your own"
     intent = (
         "Estimate the effect of every unit of the image on the score of a region of interest. Writes report.html (one page with "
-        "everything), effects.png, effects.csv, statistics.npz and, for scans, effects.nii.gz (opens over the scan in any viewer)."
+        "everything), effects.png, effects.csv, statistics.npz and, for scans, files that viewers open over the scan: effects.nii.gz, standard_error.nii.gz, "
+        "significant.nii.gz, and the units as labels, units.nii.gz, with their names and colors (units.label.txt for ITK-SNAP, units.ctbl for 3D Slicer, "
+        "units.lut for FSLeyes)."
     )
     example = (
         "causalseg explain --model nets:unet --weights unet.pt --image scan.nii.gz",
@@ -36,6 +38,7 @@ class Explain(CaseCommand):
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
         add_context(parser)
+        add_all_units(parser)
         parser.add_argument("--refute", action="store_true", help="also try to refute the effects (about ten times the work)")
         parser.add_argument(
             "--components",
@@ -87,7 +90,7 @@ class Explain(CaseCommand):
         from captum_causalseg.cli.job import EffectPictures, effect_pictures, explainer_of, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
         from captum_causalseg.cli.report import Further, effects_page
-        from captum_causalseg.cli.results import components_text, edge_text, effects_text
+        from captum_causalseg.cli.results import components_text, edge_text, effects_found, effects_text, records
         from captum_causalseg.evaluation.refute import refute
         from captum_causalseg.writing.names import write_csv
 
@@ -111,6 +114,7 @@ class Explain(CaseCommand):
                 one.effects.savefig(folder / one.file, dpi=110)
             write_effects(job, statistics, folder)
             page(statistics, seconds)
+            job.found.update(effects_found(case, statistics))
             said = [effects_text(case, options, statistics, seconds=seconds)]
             job.finished(folder, "\n\n".join([*said, *([edge_text(case, statistics)] if statistics.controls else [])]))
 
@@ -120,6 +124,7 @@ class Explain(CaseCommand):
             statistics = report.statistics
             write_csv(report.to_dataframe(), folder / "refutation.csv")
             found = replace(found, refutation=report)
+            job.found["refutation"] = records(report.to_dataframe())
             page(statistics, job.seconds())
             job.finished(folder, str(report))
         else:
@@ -133,6 +138,7 @@ class Explain(CaseCommand):
             pictures["donors"] = donors_picture(job, donors)
             pictures["donors"].savefig(folder / "donors.png", dpi=110)
             found = replace(found, donors=donors)
+            job.found["donors"] = records(donors.table.drop(columns="example"))
             page(statistics, job.seconds())
             job.finished(folder, str(donors))
         if options.components is not None:
@@ -140,6 +146,7 @@ class Explain(CaseCommand):
             write_csv(components, folder / "components.csv")
             pictures["components"] = component_picture(job, components)
             found = replace(found, components=components)
+            job.found["components"] = records(components)
             page(statistics, job.seconds())
             job.finished(folder, components_text(components))
         return "" if found is nothing_further else f"{job.seconds():.1f} s in all"

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captum_causalseg.cli.arguments import add_context
+from captum_causalseg.cli.arguments import add_all_units, add_context
 from captum_causalseg.cli.case_command import CaseCommand
 from captum_causalseg.cli.errors import InputError
 
@@ -32,6 +32,7 @@ class Refute(CaseCommand):
         """See :meth:`Command.add_arguments`."""
         super().add_arguments(parser)
         add_context(parser)
+        add_all_units(parser)
         parser.add_argument(
             "--refuters",
             metavar="NAME,...",
@@ -51,6 +52,7 @@ class Refute(CaseCommand):
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.job import effect_pictures, explainer_of, write_effects
         from captum_causalseg.cli.report import refutation_page
+        from captum_causalseg.cli.results import effects_found, records
         from captum_causalseg.evaluation.refute import refute
         from captum_causalseg.writing.names import write_csv
 
@@ -67,6 +69,7 @@ class Refute(CaseCommand):
             )
         seconds = job.seconds()
         write_csv(report.to_dataframe(), folder / "refutation.csv")
+        job.found.update(effects_found(case, report.statistics), refutation=records(report.to_dataframe()))
         pictures = effect_pictures(job, report.statistics)
         for one in pictures:
             one.effects.savefig(folder / one.file, dpi=110)

@@ -83,6 +83,7 @@ class RegionCommand(CaseCommand):
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.found_regions import regions_text, write_regions
         from captum_causalseg.cli.report import region_page
+        from captum_causalseg.cli.results import records
         from captum_causalseg.visualization import plot_region
 
         case, options = job.case, job.options
@@ -106,6 +107,7 @@ class RegionCommand(CaseCommand):
             )
         seconds = job.seconds()
         write_regions(case, region, folder)
+        job.found.update(forward_passes=region.n_forwards, regions=records(region.to_dataframe()))
         picture = plot_region(case.image.cpu(), region, case.roi, title=case.name, spacing=case.grids.prepared_spacing)
         picture.savefig(folder / "region.png", dpi=110)
         (folder / "report.html").write_text(region_page(job, region, picture, seconds=seconds), encoding="utf-8")
