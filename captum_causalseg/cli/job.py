@@ -15,6 +15,7 @@ from captum_causalseg._version import __version__
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.cli.case import CommandCase
+from captum_causalseg.cli.dicom_files import dicom_files_of, has_highdicom, write_dicom_objects
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.results import score_in_words, sign_words
 from captum_causalseg.cli.viewer_files import write_volumes
@@ -24,7 +25,16 @@ from captum_causalseg.visualization import plot_effects
 from captum_causalseg.writing.files import moved_up, staged
 from captum_causalseg.writing.names import printable, write_csv
 
-__all__ = ["EffectPictures", "Job", "effect_pictures", "explainer_in", "explainer_of", "results", "write_effects"]
+__all__ = [
+    "EffectPictures",
+    "Job",
+    "effect_pictures",
+    "explainer_in",
+    "explainer_of",
+    "further_files",
+    "results",
+    "write_effects",
+]
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,21 @@ def write_effects(job: Job, statistics: TreatmentEffectStatistics, folder: Path)
     statistics.save(folder / "statistics.npz")
     if case.grids.has_geometry:
         write_volumes(case, statistics, folder)
+        if (series := _series_of(job)) and has_highdicom():
+            write_dicom_objects(case, statistics, series, words=sign_words(job.options.metric), folder=folder)
+
+
+def further_files(job: Job) -> list[str]:
+    """What could have been written of the effects, in a line, if anything."""
+    if not _series_of(job) or has_highdicom():
+        return []
+    return ['effects as DICOM objects: pip install "captum-causalseg[dicom]"']
+
+
+def _series_of(job: Job) -> list[Path]:
+    """The files of the DICOM series that is explained; none where objects of it, which name the patient, are not to be written."""
+    own = job.case.grids.own
+    return [] if job.options.private or own.ndim != 5 else dicom_files_of(job.options.image)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
 from captum_causalseg.cli.model import CommandModel, read_model
+from captum_causalseg.cli.viewer_files import finite
 from captum_causalseg.cohort import Cohort, CohortComparison, compare_cohort, explain_cohort, summarize_comparison
 from captum_causalseg.cohort.engines import WorkerError
 from captum_causalseg.images import save_map
@@ -179,7 +180,7 @@ def _write_map(path: Path, case: Mapping[str, Any], statistics: TreatmentEffectS
     """Effects on the grid of the scan's own file, or nothing where files have no geometry."""
     found: CommandCase = case[_CASE]
     if found.grids.has_geometry:
-        save_map(path, found.units.own_map(statistics, found.output, found.grids).nan_to_num(0.0), found.grids.own)
+        save_map(path, finite(found.units.own_map(statistics, found.output, found.grids), "effect"), found.grids.own)
 
 
 def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, options: argparse.Namespace) -> Cohort:

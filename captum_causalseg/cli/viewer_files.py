@@ -9,7 +9,7 @@ from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.images import save_map
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 
-__all__ = ["MAPS", "color_of", "labels_of", "write_volumes"]
+__all__ = ["MAPS", "color_of", "finite", "labels_of", "write_volumes"]
 
 MAPS = ("effect", "standard_error", "significant")
 # Of what supports and what harms, as in the pictures; and of no effect.
@@ -20,14 +20,14 @@ def write_volumes(case: CommandCase, statistics: TreatmentEffectStatistics, fold
     """``effects.nii.gz``, ``standard_error.nii.gz``, ``significant.nii.gz`` and ``units.nii.gz`` with its tables, on the grid of the scan's file;
     of each channel where they are replaced by themselves.
 
-    Where an effect is not known, as in the region of interest, maps are 0. Labels are a unit's number in ``effects.csv`` and 1; units that cannot reach
+    Where an effect is not known, as in the region of interest, it is 0 and its standard error -1. Labels are a unit's number in ``effects.csv`` and 1; units that cannot reach
     the region of interest, or touch it, have none.
     """
     modalities, grids = case.units.modalities, case.grids
     one = statistics.of_output(case.output)
     names = _names(one)
     for name in (*MAPS, "units"):
-        found = labels_of(case, one) if name == "units" else case.units.own_map(one, None, grids, field=name).nan_to_num(0.0)
+        found = labels_of(case, one) if name == "units" else finite(case.units.own_map(one, None, grids, field=name), name)
         if name == "significant":
             found = found.bool()
         beginning = "effects" if name == "effect" else name
@@ -37,6 +37,11 @@ def write_volumes(case: CommandCase, statistics: TreatmentEffectStatistics, fold
             if name == "units":
                 present = torch.unique(written[written > 0]).tolist()
                 _write_tables(folder, modalities.file_name("units", channel, ""), {label: names[label] for label in present})
+
+
+def finite(values: Tensor, field: str) -> Tensor:
+    """What viewers can show: 0 where a map is not known; -1 where a standard error is not, which 0 would call exact."""
+    return torch.where(values.isfinite(), values, -1.0 if field == "standard_error" else 0.0)
 
 
 def labels_of(case: CommandCase, statistics: TreatmentEffectStatistics) -> Tensor:

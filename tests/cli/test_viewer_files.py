@@ -20,7 +20,7 @@ def test_maps_hold_numbers_everywhere_and_units_are_labels(quick):
     for file, field in (("effects", "effect"), ("standard_error", "standard_error"), ("significant", "significant")):
         found = nibabel.load(f"out/{file}.nii.gz")
         np.testing.assert_array_equal(found.affine, affine)
-        expected = stats.to_map(field)[0, 0].nan_to_num(0.0)
+        expected = stats.to_map(field)[0, 0].nan_to_num(-1.0 if field == "standard_error" else 0.0)
         np.testing.assert_allclose(found.get_fdata(), expected, rtol=1e-6)
     assert nibabel.load("out/significant.nii.gz").get_data_dtype() == np.uint8
     units = nibabel.load("out/units.nii.gz")

@@ -27,7 +27,7 @@ class Explain(CaseCommand):
         "Estimate the effect of every unit of the image on the score of a region of interest. Writes report.html (one page with "
         "everything), effects.png, effects.csv, statistics.npz and, for scans, files that viewers open over the scan: effects.nii.gz, standard_error.nii.gz, "
         "significant.nii.gz, and the units as labels, units.nii.gz, with their names and colors (units.label.txt for ITK-SNAP, units.ctbl for 3D Slicer, "
-        "units.lut for FSLeyes)."
+        "units.lut for FSLeyes); of a DICOM series also effects.dcm and segments.dcm, where highdicom is installed."
     )
     example = (
         "causalseg explain --model nets:unet --weights unet.pt --image scan.nii.gz",
@@ -87,7 +87,7 @@ class Explain(CaseCommand):
         """See :meth:`CaseCommand.explain`."""
         from captum_causalseg.cli.donors import compared_donors, donors_picture
         from captum_causalseg.cli.errors import naming_arguments
-        from captum_causalseg.cli.job import EffectPictures, effect_pictures, explainer_of, write_effects
+        from captum_causalseg.cli.job import EffectPictures, effect_pictures, explainer_of, further_files, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
         from captum_causalseg.cli.report import Further, effects_page
         from captum_causalseg.cli.results import components_text, edge_text, effects_found, effects_text, records
@@ -115,7 +115,7 @@ class Explain(CaseCommand):
             write_effects(job, statistics, folder)
             page(statistics, seconds)
             job.found.update(effects_found(case, statistics))
-            said = [effects_text(case, options, statistics, seconds=seconds)]
+            said = ["\n".join([effects_text(case, options, statistics, seconds=seconds), *further_files(job)])]
             job.finished(folder, "\n\n".join([*said, *([edge_text(case, statistics)] if statistics.controls else [])]))
 
         if options.refute:

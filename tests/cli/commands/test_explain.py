@@ -223,7 +223,7 @@ def test_units_of_a_file(quick):
     units = np.zeros((24, 32), dtype=np.uint8)
     units[:, 20:], units[20:, :20] = 7, 9
     pillow.fromarray(units).save("units.png")
-    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--units", "units.png")) == 0
+    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", "--units", "units.png", "--all-units")) == 0
     table = pd.read_csv("out/effects.csv").query("`class` == 1").set_index("unit")
     boxes = table[["start_0", "stop_0", "start_1", "stop_1"]]
     assert boxes.to_dict("split")["data"] == [[0, 20, 0, 20], [0, 24, 20, 32], [20, 24, 0, 20]]
