@@ -240,7 +240,7 @@ def run_comparison(options: argparse.Namespace) -> tuple[str, int]:
     folder: Path = options.out
     with naming("--out"):
         folder.mkdir(parents=True, exist_ok=True)
-        found = _compare(cases, columns, study, folder / "comparison")
+        found = _compare(cases, columns, study, out=folder / "comparison")
     return _written(found, folder)
 
 
