@@ -34,7 +34,7 @@ class ComparisonSummary:
             value, ``n_missing`` that have none (the metric says nothing there), ``mean``, ``lower``, ``upper``.
         differences: one row per group, metric and method but ``against``: ``n_pairs`` (cases with both values), ``mean_method``, ``mean_against``,
             ``difference`` (**method minus against**), ``standard_error``, ``lower``, ``upper``, ``p_value`` (paired t-test), ``p_wilcoxon`` (signed ranks), ``p_adjusted`` and ``p_wilcoxon_adjusted`` (Holm's
-            correction over the methods of the group and metric), ``win_rate``: the share of the pairs in which the method is better, ties half.
+            correction over the methods of the group and metric), ``p_adjusted_all`` (of the t-test, over all methods **and metrics** of the group), ``win_rate``: the share of the pairs in which the method is better, ties half.
             Empty without ``against``.
         wins: one row per group, metric and ordered pair of methods: ``method``, ``other``, ``n_pairs``, ``win_rate``.
         ranks: one row per group, metric and method: ``mean_rank`` (1 is best; ties share), ``n_cases`` (in which every ranked method has a value), ``n_methods``,
@@ -135,8 +135,8 @@ def summarize_comparison(
         differ by at least ``q sqrt(k (k + 1) / (6 n))`` differ (Nemenyi; Demsar 2006), ``q`` from the studentized range. Mean ranks depend on which
         methods take part; the paired differences do not (Benavoli, Corani and Mangili 2016).
 
-        **What intervals cover**: other cases of the same kind, with these networks and donors. Each metric is a family of its own: who looks at ten metrics finds
-        one that differs by chance more often.
+        **What intervals cover**: other cases of the same kind, with these networks and donors. In ``p_adjusted``, each metric is a family of its own: who looks at ten metrics finds
+        one that differs by chance more often, and takes ``p_adjusted_all``.
 
     Example:
         >>> import tempfile
@@ -169,6 +169,7 @@ def summarize_comparison(
             found["differences"] += [whose | row for row in _differences(values, direction, against=against, level=level)]
         found["wins"] += [whose | row for row in _wins(values, direction)]
         found["ranks"] += [whose | row for row in _ranks(values, direction, alpha)]
+    _correct_over_metrics(found["differences"], groups)
     columns = {name: [*groups, "metric", *_COLUMNS[name]] for name in found}
     tables = {name: pd.DataFrame(rows, columns=columns[name]) for name, rows in found.items()}
     n_cases = int(table["case"].nunique())
@@ -192,6 +193,7 @@ _COLUMNS = {
         "p_adjusted",
         "p_wilcoxon",
         "p_wilcoxon_adjusted",
+        "p_adjusted_all",
         "win_rate",
     ],
     "wins": ["method", "other", "n_pairs", "win_rate"],
@@ -273,6 +275,17 @@ def _differences(values: pd.DataFrame, direction: str, *, against: str, level: f
         for row, p_value in zip(rows, adjusted):
             row["p_adjusted" if name == "p_value" else "p_wilcoxon_adjusted"] = float(p_value)
     return rows
+
+
+def _correct_over_metrics(rows: list[dict[str, Any]], groups: tuple[str, ...]) -> None:
+    """Add Holm's correction over all rows of each group."""
+    families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(tuple(row[name] for name in groups), []).append(row)
+    for family in families.values():
+        adjusted = adjust_p_values(np.array([row["p_value"] for row in family], dtype=float), "holm")
+        for row, p_value in zip(family, adjusted):
+            row["p_adjusted_all"] = float(p_value)
 
 
 def _wins(values: pd.DataFrame, direction: str) -> list[dict[str, Any]]:

@@ -119,6 +119,17 @@ def test_groups_and_clusters():
     assert row["n_cases"] == 4
 
 
+def test_correction_over_metrics_is_over_all_rows_of_a_group():
+    given = pd.concat(
+        [table(random_values("ours", "b", "c"), metric, kind=["x"] * 3 + ["y"] * 3) for metric in ("irof", "road")]
+    )
+    found = summarize_comparison(given, against="ours", by="kind").differences
+    for _, rows in found.groupby("kind"):
+        assert len(rows) == 4
+        np.testing.assert_allclose(rows["p_adjusted_all"], adjust_p_values(rows["p_value"].to_numpy(), "holm"))
+    assert (found["p_adjusted_all"] >= found["p_adjusted"]).all()
+
+
 def test_intervals_and_holm_hold_what_they_say():
     """Where no method differs, Holm's correction finds one in at most 5 % of the studies, and nearly that; intervals of differences cover 0 in 95 %."""
     generator, wrong, covered, n = np.random.default_rng(1), 0, 0, 60
