@@ -244,7 +244,7 @@ def run_comparison(options: argparse.Namespace) -> tuple[str, int]:
     return _written(found, folder)
 
 
-def _compare(cases: list[dict[str, str]], columns: list[str], study: _Study, out: Path) -> CohortComparison:
+def _compare(cases: list[dict[str, str]], columns: list[str], study: _Study, *, out: Path) -> CohortComparison:
     effort = study.of({"image": "-", "roi": "-"})
     draws: dict[str, Any] = {"n_draws": effort.draws, "precision": effort.precision, "seed": effort.seed}
     draws |= {} if effort.allocation is None else {"allocation": effort.allocation}
