@@ -310,7 +310,7 @@ FAMILIES = {
     "ResEnc U-Net 3D": Family(lambda: residual_encoder(3), "decoder.stages.1", **_cube, logits=lambda o: o[0]),
     "Primus": Family(primus, "eva.blocks.1", "token", **_cube),
     **{
-        f"segmentation_models_pytorch {name}": Family(lambda name=name: smp(name), "decoder", channels=1)
+        f"segmentation_models_pytorch {name}": Family(lambda name=name: smp(name), "decoder", channels=1, spread=1.1)
         for name in ("Unet", "UnetPlusPlus", "FPN", "DeepLabV3Plus")
     },
 }
