@@ -54,14 +54,15 @@ def of_a_slice(out: Path) -> None:
     bank = PatchBank(train.images)
     common = {"block_size": 8, "return_statistics": True}
 
-    two = AverageTreatmentEffect(SegmentationTarget(load_demo_network(), roi=rois, reference=reference))
+    target = SegmentationTarget(load_demo_network(), roi=rois, reference=reference)
     first = (GRAY_MATTER, 0)
-    _, statistics = two.attribute(image, bank, first, n_draws=12, **common)
+    _, statistics = AverageTreatmentEffect(target).attribute(image, bank, first, n_draws=12, **common)
+    prediction, truth = target.segmentations(image)
+    drawn = {"score_name": SCORE, "segmentation": prediction, "reference": truth}
     panels = ("image", "effect", "significant", "standard_error")
-    save(plot_effects(image, statistics, rois, first, score_name=SCORE, panels=panels), out / "effects.png")
-    paper = plot_effects(image, statistics, rois, first, score_name=SCORE, panels=panels[:3], palette="paper")
-    save(paper, out / "effects_paper.png")
-    save(plot_effects(image, statistics, rois, GRAY_MATTER, score_name=SCORE, panels=panels[:2]), out / "regions.png")
+    save(plot_effects(image, statistics, rois, first, panels=panels, **drawn), out / "effects.png")
+    save(plot_effects(image, statistics, rois, first, panels=panels[:3], palette="paper", **drawn), out / "effects_paper.png")
+    save(plot_effects(image, statistics, rois, GRAY_MATTER, panels=panels[:2], **drawn), out / "regions.png")
 
     one = AverageTreatmentEffect(SegmentationTarget(load_demo_network(), roi=rois[0], reference=reference))
     # No screening and no early stop: the number of draws is what differs.
@@ -101,7 +102,10 @@ def of_a_volume(out: Path) -> None:
     roi = regions.box(scan.shape[2:], (24, 24, 8), (16, 16, 8))
     target = SegmentationTarget.from_prediction(BrighterThanAround(), scan, roi=roi)
     _, statistics = AverageTreatmentEffect(target).attribute(scan, block_size=(8, 8, 4), n_draws=12, return_statistics=True)
-    common = {"score_name": SCORE, "spacing": (1, 1, 2)}
+    # Rows run to the back, columns to the right, slices to the head.
+    affine = torch.tensor([[0.0, 1, 0, -40], [-1, 0, 0, 30], [0, 0, 2, -10], [0, 0, 0, 1]])
+    prediction, _ = target.segmentations(scan)
+    common = {"score_name": SCORE, "affine": affine, "segmentation": prediction}
     save(plot_effects(scan, statistics, roi, **common), out / "volume.png")
     save(plot_volume(scan, statistics, roi, n_slices=8, **common), out / "volume_slices.png")
 

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from captum_causalseg.cli.job import Job
+from captum_causalseg.cli.job import Job, about_the_picture
 from captum_causalseg.cli.results import score_in_words, sign_words
 from captum_causalseg.donors import PatchBank
 from captum_causalseg.evaluation.donor_comparison import DonorComparison, compare_donors, kinds_of_donors
@@ -22,4 +22,10 @@ def compared_donors(job: Job) -> DonorComparison:
 def donors_picture(job: Job, comparison: DonorComparison) -> Figure:
     """All maps side by side, in the words of the case's score."""
     metric = job.options.metric
-    return plot_donors(comparison, title=job.case.name, score_name=score_in_words(metric), words=sign_words(metric))
+    return plot_donors(
+        comparison,
+        title=job.case.name,
+        score_name=score_in_words(metric),
+        words=sign_words(metric),
+        **about_the_picture(job.case),
+    )

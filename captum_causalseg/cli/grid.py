@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_causalseg.bundle import Bundle
 from captum_causalseg.images import check_same_grid, invert, load_label, spacing_of
 from captum_causalseg.images.formats import read_file
+from captum_causalseg.images.grid import known_affine
 
 __all__ = ["Grids", "grids_of_bundle", "is_picture"]
 
@@ -81,10 +82,7 @@ class Grids:
     @property
     def prepared_affine(self) -> np.ndarray | None:
         """From voxels of a prepared volume to millimeters, ``(4, 4)``; ``None`` where it is not known, and of pictures."""
-        if len(self.prepared_shape) != 3 or self.prepared_spacing is None:
-            return None
-        affine = np.asarray(self.prepared.affine.cpu(), dtype=np.float64)
-        return affine[0] if affine.ndim == 3 else affine
+        return None if self.picture or len(self.prepared_shape) != 3 else known_affine(self.prepared)
 
     @property
     def noun(self) -> str:

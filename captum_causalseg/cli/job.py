@@ -28,6 +28,7 @@ from captum_causalseg.writing.names import printable, write_csv
 __all__ = [
     "EffectPictures",
     "Job",
+    "about_the_picture",
     "effect_pictures",
     "explainer_in",
     "explainer_of",
@@ -136,6 +137,17 @@ class EffectPictures:
     intervals: Figure
 
 
+def about_the_picture(case: CommandCase) -> dict[str, Any]:
+    """What every picture of the case shows besides: the segmentation that is explained, and which way the patient lies."""
+    grids = case.grids
+    return {
+        "segmentation": case.prediction,
+        "reference": case.reference,
+        "affine": grids.prepared_affine,
+        "spacing": grids.prepared_spacing,
+    }
+
+
 def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> list[EffectPictures]:
     """One, or one for each channel that is replaced by itself."""
     case, metric = job.case, job.options.metric
@@ -146,10 +158,7 @@ def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> list[Eff
         "target": case.output,
         "score_name": score_in_words(metric),
         "words": sign_words(metric),
-        "spacing": case.grids.prepared_spacing,
-        "segmentation": case.prediction,
-        "reference": case.reference,
-        "affine": case.grids.prepared_affine,
+        **about_the_picture(case),
     }
     modalities, found = case.units.modalities, []
     for channel, modality in modalities.shown:

@@ -11,7 +11,7 @@ from captum_causalseg._checks import checked, integer, number, tensor_of
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["GRID", "affines_of", "check_same_grid", "spacing_of", "with_metadata"]
+__all__ = ["GRID", "affines_of", "check_same_grid", "known_affine", "spacing_of", "with_metadata"]
 
 
 GRID = tensor_of("real", "(N, C, *spatial) with 1 to 3 spatial axes", (3, 5), may_be_empty=False)
@@ -139,6 +139,21 @@ def spacing_of(image: Tensor, example: int = 0) -> tuple[float, ...] | None:
     lengths = np.linalg.norm(matrix[:-1, :axes], axis=0)
     is_known = len(lengths) == axes and np.isfinite(lengths).all() and (lengths > 0).all()
     return tuple(map(float, lengths)) if is_known and not np.array_equal(matrix, np.eye(len(matrix))) else None
+
+
+def known_affine(image: Tensor, example: int = 0) -> np.ndarray | None:
+    """From voxels to millimeters (RAS), of as many axes as the image has, ``(D + 1, D + 1)``; ``None`` where :func:`spacing_of` knows nothing."""
+    if spacing_of(image, example) is None:
+        return None
+    from monai.data.utils import to_affine_nd
+
+    found = np.asarray(image.affine.detach().cpu(), dtype=np.float64)  # type: ignore[attr-defined]
+    matrix: np.ndarray = found[example] if found.ndim == 3 else found
+    # ITK's readers may keep the directions of their files.
+    if str(getattr(image, "meta", {}).get("space", "RAS")).upper() == "LPS" and len(matrix) == 4:
+        matrix = np.diag([-1.0, -1, 1, 1]) @ matrix
+    shown: np.ndarray = to_affine_nd(image.ndim - 2, matrix)
+    return shown
 
 
 def _affines(image: Tensor) -> list[np.ndarray] | list[None]:

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from captum_causalseg._checks import number, per_axis
-from captum_causalseg.images import spacing_of
 from captum_causalseg.images.formats import needed_package
+from captum_causalseg.images.grid import known_affine
 
 __all__ = ["Geometry", "geometry_of"]
 
@@ -85,7 +85,7 @@ def geometry_of(image: Tensor, spacing: float | Sequence[float] | None, affine: 
     """
     axes = image.ndim - 2
     given = None if spacing is None else tuple(map(float, per_axis("spacing", spacing, axes, each=number(above=0))))
-    matrix = _known_affine(image, example) if affine is None else _checked(affine, axes)
+    matrix = known_affine(image, example) if affine is None else _checked(affine, axes)
     if matrix is None:
         return Geometry(given or (1.0,) * axes)
     lengths = tuple(map(float, np.linalg.norm(matrix[:-1, :axes], axis=0)))
@@ -99,18 +99,6 @@ def geometry_of(image: Tensor, spacing: float | Sequence[float] | None, affine: 
     toward = "".join(map(str, nibabel.aff2axcodes(matrix)))
     askew = float(np.degrees(nibabel.affines.obliquity(matrix)).max())
     return Geometry(edges, toward, in_mm=in_mm, askew=askew)
-
-
-def _known_affine(image: Tensor, example: int) -> np.ndarray | None:
-    """Of a MetaTensor that has one, to RAS."""
-    if spacing_of(image, example) is None:
-        return None
-    found = np.asarray(image.affine.detach().cpu(), dtype=np.float64)  # type: ignore[attr-defined]
-    matrix: np.ndarray = found[example] if found.ndim == 3 else found
-    # ITK's readers may keep the directions of their files.
-    if str(getattr(image, "meta", {}).get("space", "RAS")).upper() == "LPS" and len(matrix) == 4:
-        matrix = np.diag([-1.0, -1, 1, 1]) @ matrix
-    return matrix
 
 
 def _checked(affine: Any, axes: int) -> np.ndarray:

@@ -6,6 +6,8 @@ import numpy as np
 from command_line import on_picture, on_scan
 
 from captum_causalseg import cli
+from captum_causalseg.cli import job
+from captum_causalseg.visualization import plot_effects
 
 
 def rows(folder):
@@ -42,3 +44,24 @@ def test_scans_have_volumes(quick):
     assert cli.main(on_scan(name)) == 0
     _, region, _ = rows(folder)
     assert region[2] == "32 (0.096 mL)"
+
+
+def test_every_picture_of_a_scan_shows_it_and_lies_as_the_patient_does(quick, monkeypatch):
+    _, name = quick
+    drawn = []
+
+    def seen(*arguments, **given):
+        drawn.append(given)
+        return plot_effects(*arguments, **given)
+
+    monkeypatch.setattr(job, "plot_effects", seen)
+    assert cli.main(on_scan(name)) == 0
+    assert drawn
+    for given in drawn:
+        assert given["segmentation"].shape == given["image"].shape[2:]
+        assert given["affine"].shape == (4, 4)
+        assert given["reference"].shape == given["segmentation"].shape
+    drawn.clear()
+    # Without a reference the model's own prediction is scored, and outlined once; pictures have no geometry.
+    assert cli.main(on_picture(name, "--out", "second")) == 0
+    assert all(given["affine"] is given["reference"] is None for given in drawn)

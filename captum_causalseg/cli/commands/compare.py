@@ -97,7 +97,7 @@ class Compare(CaseCommand):
         from captum_causalseg.attr.channels import of_channels
         from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
         from captum_causalseg.cli.errors import naming_arguments
-        from captum_causalseg.cli.job import explainer_in
+        from captum_causalseg.cli.job import about_the_picture, explainer_in
         from captum_causalseg.cli.report import comparison_page
         from captum_causalseg.cli.results import records, sign_words
         from captum_causalseg.evaluation.comparison import compare
@@ -143,6 +143,7 @@ class Compare(CaseCommand):
         for channel, modality in modalities.shown:
             title = ", ".join(part for part in (case.name, modality) if part)
             drawn: dict[str, Any] = {"title": title, "columns": 5, "words": sign_words(options.metric), "channel": channel}
+            drawn |= about_the_picture(case)
             pictures.append(plot_comparison(comparison, **drawn))
             pictures[-1].savefig(folder / modalities.file_name("comparison", channel, ".png"), dpi=110)
         (folder / "report.html").write_text(comparison_page(job, comparison, pictures, seconds=seconds), encoding="utf-8")

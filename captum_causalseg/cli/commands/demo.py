@@ -94,6 +94,7 @@ def explain(case: "Case", out: Path, *, n_draws: int = 20, seed: int = 0, show_p
     )
     seconds = time.perf_counter() - began
     out.mkdir(parents=True, exist_ok=True)
+    prediction, reference = target.segmentations(case.image)
     figure = plot_effects(
         case.image,
         statistics,
@@ -101,6 +102,8 @@ def explain(case: "Case", out: Path, *, n_draws: int = 20, seed: int = 0, show_p
         target=case.target,
         title=f"{case.title}: {case.class_name}",
         score_name="RoI's Dice [0, 1]",
+        segmentation=prediction,
+        reference=reference,
     )
     figure.savefig(out / "effects.png", dpi=110)
     table = statistics.to_dataframe()
