@@ -140,14 +140,34 @@ def find_roi(
         return found, f"{int(found.sum())} {grids.noun}" + ("" if grids.known else " of the prepared image")
     if not is_own:
         return found, f"{int(found.sum())} {grids.noun} of the prepared image"
-    kept = grids.kept()
-    carried = grids.to_prepared(found & kept)
+    carried = _carried(found, grids, text)
+    lost = int((found & ~grids.kept()).sum())
+    said = f"{int(found.sum())} {grids.noun} of the image file, {int(carried.sum())} of the prepared image"
+    return carried, said + (f"; pre-processing cut away {lost} of the file's" if lost else "")
+
+
+def find_region(text: str, grids: Grids) -> Tensor:
+    """A region to be replaced, on the prepared grid, boolean ``(*spatial)``: a box on the file's grid, or a mask file."""
+    box = box_of(text)
+    if box is None:
+        if text.partition(":")[0] in _KINDS and ":" in text:
+            raise ValueError(f"expected box:START+SIZE or a mask file, got {text!r}")
+        is_own = grids.read_labels(text)[1]
+        found = regions.from_file(text, like=grids.own if is_own else grids.prepared)
+        return _carried(found, grids, text) if is_own and grids.differ else found
+    if len(box[0]) != len(grids.shape) or len(box[1]) != len(grids.shape):
+        raise ValueError(f"{text} has {len(box[0])} axes, the image {len(grids.shape)}")
+    found = regions.box(grids.shape, *box)
+    return _carried(found, grids, text) if grids.differ else found
+
+
+def _carried(found: Tensor, grids: Grids, text: str) -> Tensor:
+    """From the file's grid to the prepared one."""
+    carried = grids.to_prepared(found & grids.kept())
     if not bool(carried.any()):
         sides = " x ".join(f"{first}-{last}" for first, last in grids.kept_box())
         raise ValueError(f"{text} lies outside of what the pre-processing leaves of the image, {sides} of its {grids.noun}")
-    lost = int((found & ~kept).sum())
-    said = f"{int(found.sum())} {grids.noun} of the image file, {int(carried.sum())} of the prepared image"
-    return carried, said + (f"; pre-processing cut away {lost} of the file's" if lost else "")
+    return carried
 
 
 def find_units(text: str | None, grids: Grids, roi: Tensor) -> Units:

@@ -52,13 +52,24 @@ from captum_causalseg.cli.segmentation import segmentation_rows, segmentation_sa
 from captum_causalseg.cli.viewer import viewer_of
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
+from captum_causalseg.evaluation.pathways import Pathway, share_in_words
 from captum_causalseg.evaluation.refute import RefutationReport
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
 from captum_causalseg.target.scorer import as_scorer
 from captum_causalseg.visualization import plot_effects, plot_profile
 
-__all__ = ["Further", "Section", "comparison_page", "components_page", "effects_page", "refutation_page", "region_page"]
+__all__ = [
+    "Further",
+    "Section",
+    "comparison_page",
+    "components_page",
+    "effects_page",
+    "pathway_page",
+    "pathway_section",
+    "refutation_page",
+    "region_page",
+]
 
 _OVERLAP = ("dice", "soft_dice", "iou", "soft_iou", "surface_dice")
 
@@ -247,6 +258,56 @@ def region_page(job: Job, region: Region, figure: Figure, *, seconds: float) -> 
             settings=region.settings,
         ),
     )
+
+
+def pathway_page(job: Job, found: Pathway, figure: Figure, *, seconds: float) -> str:
+    """Of ``pathway``."""
+    observed_score = float(found.statistics.total.observed_score[0])
+    return rendered(
+        "pathway.html",
+        title=f"Through which layers does it act? {job.case.name}".rstrip(),
+        about=job.case.described,
+        score=_score_of(job, score(observed_score)),
+        found=_section(pathway_section(found, figure)),
+        computed=_computed(
+            job.options,
+            seconds,
+            {f"Forward passes of one {forwarded(found.settings)}": found.n_forwards},
+            settings=found.settings,
+        ),
+    )
+
+
+def pathway_section(found: Pathway, figure: Figure) -> Section:
+    """The ways through the network, in words, as a picture and as a table."""
+    said = str(found).splitlines()[0]
+    if found.is_region:
+        header: tuple[str, ...] = ("layer", "through it", "around it", "both at once", "share through it")
+        parts = ("indirect", "direct", "interaction")
+        rows: list[tuple[str, ...]] = [
+            (row["layer"], *[_effect_in_words(row, part) for part in parts], share_in_words(row))
+            for row in found.to_dataframe().to_dict("records")
+        ]
+    else:
+        header = ("layer", "share of all effects through it")
+        rows = [(row["layer"], share_in_words(row)) for row in found.shares().to_dict("records")]
+    return Section(
+        title="Ways through the network",
+        sentences=(f"{said[0].upper()}{said[1:]}{':' if not found.is_region else '.'}",),
+        figure=figure,
+        alternative="The network with arrows as thick as what travels there",
+        header=header,
+        rows=rows,
+        text=(len(header) - 1,),
+        notes=(
+            "Through a layer travels what the score changes by where that layer alone gets the activations that it has with the region replaced; around it what is left where it alone keeps "
+            "those of the image as it is. What takes both ways at once is the rest. Brackets are 95 % intervals. Levels are nested: what passes a deeper one has passed those above it.",
+        ),
+    )
+
+
+def _effect_in_words(row: Mapping[Any, Any], name: str) -> str:
+    return f"{row[name]:+.3g} [{row[f'{name}_lower']:+.3g}, {row[f'{name}_upper']:+.3g}]"
 
 
 def _score_of(job: Job, value: str) -> str:

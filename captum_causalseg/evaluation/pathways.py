@@ -237,6 +237,8 @@ class Pathway:
             return "\n".join(said + [f"  through {one['layer']}: {share_in_words(one)}" for one in shares.to_dict("records")])
         rows = table[table["example"] == 0].to_dict("records")
         first = rows[0]
+        if first["status"] == Status.OUTSIDE_SUPPORT.name:
+            return "the region cannot reach the region of interest through the network: its effect is 0"
         said = [f"the region's effect is {first['total']:+.4f} [{first['total_lower']:+.4f}, {first['total_upper']:+.4f}]"]
         for one in rows:
             said.append(
