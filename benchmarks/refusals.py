@@ -347,6 +347,10 @@ class World:
         return ccs.pathway(self.target, self.image, self.donors, layers="0", output=1, block_size=4, n_draws=3)
 
     @property
+    def heads(self) -> pd.DataFrame:
+        return self.components.assign(head=0)
+
+    @property
     def of_clicks(self) -> ccs.PromptTreatmentEffect:
         return ccs.PromptTreatmentEffect(total, maps=[1])
 
@@ -799,6 +803,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "visualization.plot_effects": lambda w: _call(
         "visualization", ccs.visualization.plot_effects, image=w.image, statistics=w.statistics, target=1, panels=("effect",)
     ),
+    "visualization.plot_heads": lambda w: _call("visualization", ccs.visualization.plot_heads, table=w.heads),
     "visualization.plot_prompts": lambda w: _call(
         "visualization",
         ccs.visualization.plot_prompts,

@@ -9,7 +9,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -79,6 +79,8 @@ class Layout:
         grid: of tokens, the grid that they lie on, row by row, such as ``(8, 8)``.
         first: how many special tokens (class token, registers) come before the grid; those behind it are what is left.
         heads: how many attention heads lie side by side in the channels.
+        windows: of tokens, in how many windows those of an image lie, one after the other along the first axis, ``(N * windows, L, C)``, as in the window
+            attention of a Swin transformer. All tokens of an image count as one row, window by window.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -94,6 +96,7 @@ class Layout:
     grid: tuple[int, ...] | None = None
     first: int = 0
     heads: int | None = None
+    windows: int = 1
 
     def __post_init__(self) -> None:
         check_all(
@@ -102,7 +105,12 @@ class Layout:
             grid=NONE | sequence(integer(1), 1, expected="a tuple of lengths, one per spatial axis"),
             first=integer(0),
             heads=NONE | integer(1),
+            windows=integer(1),
         )
+        if self.windows > 1 and (self.axes != "NLC" or self.grid is not None):
+            raise ValueError(
+                'windows: they hold tokens that lie on no grid of the image; it works only with axes="NLC" and without grid'
+            )
         if self.grid is not None:
             object.__setattr__(self, "grid", tuple(self.grid))
             if self.axes != "NLC":
@@ -118,6 +126,10 @@ class Layout:
             raise ValueError(f'{name}: "NLC" is of activations of 3 axes, got {shape}')
         if self.axes == "N*C" and len(shape) < 3:
             raise ValueError(f'{name}: "N*C" is of activations of 3 axes or more, got {shape}')
+        if shape[0] % self.windows:
+            raise ValueError(
+                f"{name}: {self.windows} windows for each image do not divide the {shape[0]} of the activation {shape}"
+            )
         if self.grid is not None and self.first + math.prod(self.grid) > shape[1]:
             raise ValueError(
                 f"{name}: a grid of {_times(self.grid)} tokens after {self.first} special ones needs "
@@ -130,16 +142,32 @@ class Layout:
     @checked(tensor=tensor_of(None, "(N, ...)", (2, math.inf)))
     def channels_first(self, tensor: Tensor) -> Tensor:
         """``(N, C, *spatial)`` of an activation (or a mask) as it lies; tokens are one spatial axis."""
+        if self.windows > 1:
+            tensor = tensor.reshape(len(tensor) // self.windows, -1, tensor.shape[-1])
         return tensor if self.axes == "NC*" else tensor.movedim(-1, 1).contiguous()
 
     @checked(tensor=tensor_of(None, "(N, C, ...)", (2, math.inf)))
     def as_it_lies(self, tensor: Tensor) -> Tensor:
         """The inverse of :meth:`channels_first`."""
-        return tensor if self.axes == "NC*" else tensor.movedim(1, -1).contiguous()
+        found = tensor if self.axes == "NC*" else tensor.movedim(1, -1).contiguous()
+        return found if self.windows == 1 else found.reshape(len(tensor) * self.windows, -1, tensor.shape[1])
+
+    @property
+    def merged(self) -> "Layout":
+        """That of all tokens of an image in one row, ``(N, windows * L, C)``.
+
+        Example:
+            >>> from captum_causalseg import Layout
+            >>> Layout("NLC", heads=3, windows=4).merged
+            Layout(axes='NLC', grid=None, first=0, heads=3, windows=1)
+        """
+        return replace(self, windows=1)
 
     @checked(shape=_SHAPE)
     def spatial(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Lengths of the spatial axes of an activation of this shape; of tokens, how many there are."""
+        if self.windows > 1:
+            return (self.windows * shape[1],)
         return tuple(shape[2:]) if self.axes == "NC*" else tuple(shape[1:-1])
 
     @checked(shape=_SHAPE)
@@ -173,13 +201,18 @@ class Layout:
         if block_size is None and UNIT_KINDS[units].in_blocks:
             raise ValueError(f"block_size: units={units!r} needs it, in positions of the grid")
         channels = shape[1 if self.axes == "NC*" else -1]
-        return int(unit_mask(self, units, (shape[0], channels, *self.spatial(shape)), block_size=block_size).max()) + 1
+        return (
+            int(unit_mask(self, units, (shape[0] // self.windows, channels, *self.spatial(shape)), block_size=block_size).max())
+            + 1
+        )
 
     def described(self) -> dict[str, Any]:
         """As it is kept with the statistics."""
         found: dict[str, Any] = {"axes": self.axes}
         if self.grid is not None:
             found |= {"grid": list(self.grid), "first": self.first}
+        if self.windows > 1:
+            found["windows"] = self.windows
         return found if self.heads is None else found | {"heads": self.heads}
 
 

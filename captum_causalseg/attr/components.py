@@ -88,7 +88,8 @@ def component_effects(
             ``table.attrs["left_out"]`` says why. Inside a :class:`~captum_causalseg.WindowedModel`, once per window.
         baselines: donor images ``(D, C, *spatial)``, an :class:`~captum_causalseg.ActivationBank`, or a number; ``None`` is 0.
         level: ``"module"``: one row per module; ``"channel"``: one per channel of each; ``"token"``: one per token, of modules that
-            return tokens; ``"head"``: one per attention head, as it enters the output projection of its attention, whose name it has.
+            return tokens; ``"head"``: one per attention head, as it enters the output projection of its attention, whose name it has
+            (of window attention, as in Swin transformers, in all windows of an image at once).
         output: which output of the target, as Captum's ``target`` argument; needed if there are several.
         additional_forward_args, n_draws, n_screening_draws, screening_threshold, support, perturbations_per_eval: as in
             :meth:`LayerAverageTreatmentEffect.attribute`: up to ``2 * n_draws`` donors (of whole modules at least 64)
@@ -443,7 +444,8 @@ def _layouts(name: str, level: str, asked: Any, watched: _Watched) -> tuple[str 
     if not activation:
         raise _LeftOut("it takes no floating-point tensor")
     lengths = [axes[0].length if axes else 0 for axes in activation]
-    if lengths != [1] * len(lengths):
+    in_windows = level == "head" and all(len(axes) == 3 for axes in activation)
+    if lengths != [1] * len(lengths) and not in_windows:
         raise _LeftOut(f"its activation has not one entry per example, but {max(lengths)}")
     if level == "head" and not (sighting.returned and projected(sighting.returned[0][-1])):
         raise _LeftOut("it is no output projection of attention heads")

@@ -39,8 +39,10 @@ from captum_causalseg.interventions.execution import WHOLE
 from captum_causalseg.interventions.outputs import Outputs
 from captum_causalseg.interventions.reach import Reach
 from captum_causalseg.interventions.repeatability import COMPANY, Witness, refuse_examples_that_mix
+from captum_causalseg.interventions.sites import Site
 from captum_causalseg.interventions.units import Piece
 from captum_causalseg.interventions.windows import by_windows
+from captum_causalseg.layout import Layout
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
 from captum_causalseg.statistics.slopes import SlopeSums
@@ -330,7 +332,7 @@ def statistics_of(
     """
     problem, plan, evaluator, effort = now.problem, now.plan, now.evaluator, options.effort
     ledger, shown = problem.evaluator.ledger, problem.site.shown
-    layouts = problem.site.layouts[shown]
+    layouts = tuple(None if one is None else one.merged for one in problem.site.layouts[shown])
     n, forwards = problem.n_examples, now.forwards(outcome.n_forwards)
     moments = _of_all_units(problem, now, outcome.moments, decide=effort.decide)
     return TreatmentEffectStatistics.from_moments(
@@ -483,21 +485,27 @@ def _read(source: BoundDonors, example: int, *, piece: Piece, number: int) -> Te
 
 def answer(options: Options, problem: Problem, statistics: TreatmentEffectStatistics) -> Any:
     """What ``attribute`` returns: the attribution, and the statistics if they were asked for."""
-    attribution = _paint(statistics, problem.site.tensors[problem.site.shown], options.target)
+    attribution = _paint(statistics, problem.site, options.target)
     if isinstance(options.units, InputUnits):
         attribution = with_metadata(attribution, options.inputs)
     _warn_if_empty(statistics, options)
     return (attribution, statistics) if options.return_statistics else attribution
 
 
-def _paint(statistics: TreatmentEffectStatistics, inputs: tuple[Tensor, ...], target: Any) -> Any:
-    """The attribution: one output's effects over the inputs, 0 where nothing is known, in the inputs' dtype and device."""
-    maps = statistics.to_map("effect", target)
+def _paint(statistics: TreatmentEffectStatistics, site: Site, target: Any) -> Any:
+    """The attribution: one output's effects over what the site shows, 0 where nothing is known, in its dtype and device."""
+    maps, shown = statistics.to_map("effect", target), site.tensors[site.shown]
+    layouts = site.layouts[site.shown] or (None,) * len(shown)
     painted = tuple(
-        one.nan_to_num(0.0).to(device=tensor.device, dtype=tensor.dtype)
-        for one, tensor in zip(maps if isinstance(maps, tuple) else (maps,), inputs)
+        _in_windows(one, layout).nan_to_num(0.0).to(device=tensor.device, dtype=tensor.dtype)
+        for one, tensor, layout in zip(maps if isinstance(maps, tuple) else (maps,), shown, layouts)
     )
     return painted if statistics.inputs_are_tuple else painted[0]
+
+
+def _in_windows(values: Tensor, layout: Layout | None) -> Tensor:
+    """Of tokens that count as one row, the windows that they lie in."""
+    return values if layout is None or layout.windows == 1 else layout.as_it_lies(layout.merged.channels_first(values))
 
 
 def _warn_if_empty(statistics: TreatmentEffectStatistics, options: Options) -> None:

@@ -78,6 +78,10 @@ def prepare_layer(options: Options, asked: LayerUnits) -> Problem:
         layouts = _layouts(asked, place)
         masks = None
         if asked.layer_mask is not None:
+            if any(one is not None and one.windows > 1 for one in layouts):
+                raise ValueError(
+                    "layer_mask: the layer runs on several windows of each image, and a mask of what it returns would be one of windows; give units="
+                )
             masks = check_masks("layer_mask", asked.layer_mask, place.shown, whose="activation")
             masks = channels_first(masks, layouts)
         place.lay_out(layouts)

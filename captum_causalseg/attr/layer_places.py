@@ -173,7 +173,7 @@ class _InModel(LayerPlace):
             self._recording = Recording(scores)
         else:
             activation = self._record_one()
-        activation.check(len(call.inputs[0]), "example")
+        activation.check(len(call.inputs[0]), "example", may_be_windows=True)
         if compared:
             self.ledger.count("answers compared", compared)
         layer = Layer(asked.layer, activation, asked.at_input)
@@ -200,7 +200,35 @@ class _InModel(LayerPlace):
     def lay_out(self, layouts: Sequence[Layout | None]) -> None:
         """See :meth:`LayerPlace.lay_out`."""
         (layer,) = self.site.layers
-        self.site = replace(self.site, layers=(replace(layer, activation=layer.activation.laid_out(layouts)),))
+        activation = layer.activation.laid_out(layouts)
+        activation.check(len(self.call.inputs[0]), "example")
+        if any(layout is not None and layout.windows > 1 for layout in layouts):
+            self._refuse_mixed_windows(activation)
+        self.site = replace(self.site, layers=(replace(layer, activation=activation),))
+
+    def _refuse_mixed_windows(self, activation: Activation) -> None:
+        """Raise unless the windows of an image lie side by side in a batch of several.
+
+        Raises:
+            ValueError: the first ones of a batch are not those of its first image.
+        """
+        first = [value[:1] if isinstance(value, Tensor) and value.ndim else value for value in self._model_inputs()]
+        n_inputs = len(self.call.inputs)
+        # Another image: of a batch of the same, the order could not be told.
+        other = [0.5 * value.flip(-1) if place < n_inputs else value for place, value in enumerate(first)]
+        pair = [torch.cat([a, b]) if isinstance(a, Tensor) and a.ndim else a for a, b in zip(first, other)]
+        found = record_together(self._function, [self.asked.layer], pair, **self._watch)[0][0].laid_out(activation.layouts)
+        self.ledger.count("answers compared", 2)
+        for several, alone in zip(found.tensors, activation.tensors):
+            tolerance = 1e-4 * float(alone[:1].abs().max())
+            if not torch.allclose(several[:1], alone[:1], rtol=1e-3, atol=tolerance):
+                raise ValueError(
+                    "layer: it runs on several windows of each image, and those of one image do not lie side by side when several images are run; "
+                    "choose a layer around it"
+                )
+
+    def _model_inputs(self) -> list[Any]:
+        return list(self.call.scorer.model_inputs(*_fresh(self.call.inputs + self.call.arguments)))
 
     def seen_by(self) -> tuple[Callable[..., Any], Any, nn.Module, list[Any]]:
         """See :meth:`LayerPlace.seen_by`."""

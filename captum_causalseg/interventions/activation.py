@@ -49,13 +49,16 @@ class Activation:
 
     def of_row(self, row: int) -> "Activation":
         """That of one entry of the batch."""
-        held = Activation(self._value)
-        return Activation(held.with_tensors([tensor[row : row + 1] for tensor in held.tensors]), self.layouts)
+        return self.replaced([tensor[row : row + 1] for tensor in self.tensors])
 
-    def check(self, n: int, what: str) -> None:
-        """Raise unless the tensors have one entry for each of ``n`` examples (``what`` they are, in a word), and are finite."""
+    def check(self, n: int, what: str, *, may_be_windows: bool = False) -> None:
+        """Raise unless the tensors have one entry for each of ``n`` examples (``what`` they are, in a word), and are finite.
+
+        With ``may_be_windows``, tensors of 3 axes may have several for each, as long as their layout is not known.
+        """
         for tensor in self.tensors:
-            if tensor.ndim < 2 or tensor.shape[0] != n:
+            in_windows = may_be_windows and tensor.ndim == 3 and tensor.shape[0] % n == 0
+            if tensor.ndim < 2 or (tensor.shape[0] != n and not in_windows):
                 raise ValueError(
                     f"layer: expected an activation with one entry per {what}, (N, ...) with N={n}, got {tuple(tensor.shape)}"
                 )

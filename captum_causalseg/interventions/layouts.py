@@ -122,7 +122,7 @@ def read_layout(axes: Axes, n_spatial: int) -> Layout | None:
     """The layout of an activation with these axes; ``None`` if they do not tell.
 
     Args:
-        axes: what is known of them.
+        axes: what is known of them, from a run on one image.
         n_spatial: spatial axes of the image: of tokens, those of the grid that they lie on.
 
     Raises:
@@ -141,12 +141,15 @@ def read_layout(axes: Axes, n_spatial: int) -> Layout | None:
         return Layout("NC*")
     if channels != [len(axes) - 1]:
         return None
+    if len(axes) == 3 and axes[0].length > 1:
+        # What was followed is one image: these are windows of it.
+        return Layout("NLC", windows=axes[0].length)
     return with_grid(Layout("N*C"), axes, n_spatial) if len(axes) > 3 else with_grid(Layout("NLC"), axes, n_spatial)
 
 
 def with_grid(layout: Layout, axes: Axes, n_spatial: int) -> Layout:
     """The same with the grid of the tokens, if the model lays them out on one."""
-    if layout.axes != "NLC" or layout.grid is not None or len(axes) != 3:
+    if layout.axes != "NLC" or layout.grid is not None or layout.windows > 1 or len(axes) != 3:
         return layout
     grids = composition(axes[1], n_spatial)
     return layout if len(grids) != 1 else replace(layout, grid=grids[0][1], first=grids[0][0])

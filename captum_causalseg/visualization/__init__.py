@@ -5,6 +5,7 @@ from captum_causalseg.visualization.component_bars import plot_components
 from captum_causalseg.visualization.convergence import plot_convergence
 from captum_causalseg.visualization.donors import plot_donors
 from captum_causalseg.visualization.effects import plot_effects, plot_volume
+from captum_causalseg.visualization.heads import plot_heads
 from captum_causalseg.visualization.influence_cells import plot_influence
 from captum_causalseg.visualization.interaction_arcs import plot_interactions
 from captum_causalseg.visualization.pathway import plot_pathway
@@ -19,6 +20,7 @@ __all__ = [
     "plot_convergence",
     "plot_donors",
     "plot_effects",
+    "plot_heads",
     "plot_influence",
     "plot_interactions",
     "plot_pathway",

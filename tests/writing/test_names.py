@@ -94,6 +94,11 @@ def region():
     return visualization.plot_region(torch.ones(1, 1, 8, 8), found, title=ODD)
 
 
+def heads():
+    one = {"example": 0, "module": FORMULA, "order": 0, "head": 0, "effect": 0.1, "lower": 0.0, "upper": 0.2, "p_value": 0.1}
+    return visualization.plot_heads(pd.DataFrame([one]), title=ODD, score_name=ODD)
+
+
 def prompts():
     images = torch.zeros(1, 1, 8, 8)
     images[..., 2, 2] = 1.0
@@ -123,6 +128,7 @@ PICTURES = {
     "plot_comparison": comparison,
     "plot_components": components,
     "plot_convergence": convergence,
+    "plot_heads": heads,
     "plot_influence": influence,
     "plot_interactions": interactions,
     "plot_prompts": prompts,

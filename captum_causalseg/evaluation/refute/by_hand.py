@@ -4,6 +4,7 @@ Nothing of what makes the engine fast is used here: no batches, no windows, no r
 ways that have the arguments and the plan in common, and nothing else.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -213,7 +214,13 @@ class ByHand:
         def replace(value: Any) -> Any:
             nonlocal called
             called += 1
-            activation = Activation(value, self._layouts)
+            # One image is run: what there are several of are its windows.
+            several = [len(tensor) for tensor in Activation(value).tensors]
+            layouts = [
+                one if one is None or one.axes != "NLC" else dataclasses.replace(one, windows=count)
+                for one, count in zip(self._layouts, several)
+            ]
+            activation = Activation(value, layouts if self._layouts else ())
             return activation.with_tensors(change([tensor.clone() for tensor in activation.tensors]))
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
