@@ -1,11 +1,13 @@
 """Which attention heads of a SegFormer matter for the boundary of a lesion, and which for its inside?
 
-    python benchmarks/heads.py --data FOLDER --threads 1 [--cases 8] [--donors 24] [--steps 1200] [--write docs/benchmarks/heads.md]
+    python benchmarks/heads.py --data FOLDER --threads 1 [--cases 8] [--donors 24] [--steps 1200] [--against own|reference]
+        [--write docs/benchmarks/heads.md]
 
 A small SegFormer (two blocks in each of four stages, 2, 2, 4 and 4 heads: 24 in all) is trained on the pictures of ``skin.py`` and kept in ``--cache``. Of test
 pictures whose lesion it finds (Dice above 0.7), every head of every block is given what it is on other pictures, before the output projection mixes the heads
-(``component_effects(level="head")``); all ``--donors`` are used, so that the effects on a picture are exact for them. The score is the Dice with the reference in one of two regions: the *boundary*, all
-pixels within 4 of the reference's outline, and the *inside*, the lesion further from it than that. Means over pictures, with 95 % intervals between pictures (Student's t) and Benjamini and Hochberg over the heads. As a check, the
+(``component_effects(level="head")``); all ``--donors`` are used, so that the effects on a picture are exact for them. The score is the Dice in one of two regions, with
+the network's own outline (which heads does it take?), or ``--against reference``, with the drawn one (which heads help, and which do harm?). The regions are the *boundary*, all pixels within 4 of
+that outline, and the *inside*, the lesion further from it than that. Means over pictures, with 95 % intervals between pictures (Student's t) and Benjamini and Hochberg over the heads. As a check, the
 heads are replaced together: those that matter most for the boundary, and as many that matter least.
 """
 
@@ -30,6 +32,7 @@ from captum_causalseg.visualization import plot_heads
 
 STEPS, NEAR, LEAST_DICE, TOGETHER = 1200, 4, 0.7, 4
 REGIONS = ("boundary", "inside")
+OUTLINES = {"own": "its own outline", "reference": "the reference"}
 
 
 class SegFormer(nn.Module):
@@ -91,6 +94,15 @@ def regions_of(lesion: Tensor) -> Tensor:
     outside = ndimage.distance_transform_edt(~lesion.numpy())
     near = np.where(lesion.numpy(), inside, outside) <= NEAR
     return torch.from_numpy(np.stack([near, lesion.numpy() & ~near]))
+
+
+@torch.no_grad()
+def against(network: nn.Module, pictures: skin.Pictures, own: bool) -> skin.Pictures:
+    """The same pictures with what the network finds in the place of the drawn lesions, if that is asked for."""
+    if not own:
+        return pictures
+    found = torch.cat([network(part)[:, 0] > 0 for part in pictures.images.split(8)])
+    return skin.Pictures(pictures.names, pictures.images, found)
 
 
 def effects_of(network: nn.Module, pictures: skin.Pictures, place: int, donors: Tensor) -> pd.DataFrame:
@@ -184,6 +196,7 @@ def main() -> None:
     made.add_argument("--data", type=Path, required=True, metavar="FOLDER", help=f"holds {skin.ARCHIVE}")
     made.add_argument("--cases", type=int, default=8, help="test pictures")
     made.add_argument("--donors", type=int, default=24, help="training pictures whose heads replace")
+    made.add_argument("--against", choices=("own", "reference"), default="own", help="outline that Dice compares with")
     made.add_argument("--steps", type=int, default=STEPS, help="of training")
     options = start(made)
     n_cases, n_donors, steps = (2, 3, 2) if options.quick else (options.cases, options.donors, options.steps)
@@ -199,6 +212,7 @@ def main() -> None:
         and not test.lesions[k][[0, -1]].any()
         and not test.lesions[k][:, [0, -1]].any()
     ]
+    test = against(network, test, own=options.against == "own")
     places = whole[:: max(1, len(whole) // n_cases)][:n_cases]
     donors = pictures.images[:: len(pictures) // n_donors][:n_donors]
     began, tables = time.process_time(), []
@@ -215,17 +229,19 @@ def main() -> None:
     }
     for region in REGIONS:
         figure = plot_heads(
-            found[found["region"] == region], title=f"{len(places)} pictures, Dice at the {region}", score_name="Dice"
+            found[found["region"] == region],
+            title=f"{len(places)} pictures, {region}, against {OUTLINES[options.against]}",
+            score_name="Dice",
         )
-        figure.savefig(picture_folder(options) / f"heads_{region}.png", dpi=110)
+        figure.savefig(picture_folder(options) / f"heads_{options.against}_{region}.png", dpi=110)
     head = [
-        "## Attention heads",
+        f"## Attention heads: against {OUTLINES[options.against]}",
         "",
         machine(options),
         "",
         f"A SegFormer of 24 heads trained for {steps} steps, mean test Dice {reached.mean():.3f}; {len(places)} test pictures, {len(donors)} donors, "
         f"{int(table['forwards'].groupby([table['case'], table['region'], table['module']]).first().sum())} forwards, {time.process_time() - began:.0f} s of CPU time. "
-        "Effects on the Dice in each region, means with 95 % intervals between pictures; *: at a false discovery rate of 0.05 over the heads.",
+        f"Effects on the Dice with {OUTLINES[options.against]} in each region, means with 95 % intervals between pictures; *: at a false discovery rate of 0.05 over the heads.",
         "",
     ]
     publish([*head, *lines_of(found, table.groupby("region")["observed_score"].mean(), combined)], options)

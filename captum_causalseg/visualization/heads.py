@@ -27,7 +27,7 @@ def plot_heads(
 ) -> Figure:
     """Layers (rows, in the order of the forward pass) by attention heads (columns): red where a head supports the segmentation, blue where it harms it.
 
-    In each cell stands the effect. Cells whose 95 % interval holds 0 are hatched and their numbers gray: the sign is open. A frame is around heads whose
+    In each cell stands the effect. Cells whose 95 % interval holds 0 are hatched: the sign is open. A frame is around heads whose
     effect differs from 0 at a false discovery rate of 0.05 over all heads (Benjamini and Hochberg, from the column ``p_value``). Layers may have different numbers of heads.
 
     Args:
@@ -85,10 +85,10 @@ def plot_heads(
         dark = abs(effect) > 0.6 * largest
         corner = head - 0.5, row - 0.5
         if is_open:
-            axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor="0.78", linewidth=0))
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor=(0.6, 0.6, 0.6, 0.6), linewidth=0))
         if is_found:
             axes.add_patch(Rectangle((head - 0.45, row - 0.45), 0.9, 0.9, fill=False, edgecolor="black", linewidth=1.3))
-        color = "0.4" if is_open else "white" if dark else "black"
+        color = "white" if dark else "0.35" if is_open else "black"
         axes.text(head, row, f"{effect:+.{digits}f}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(n_heads), [str(head) for head in range(n_heads)])
     axes.set_yticks(range(len(layers)), [printable(short(layer)) for layer in layers], fontsize=8)
@@ -97,7 +97,7 @@ def plot_heads(
     bar = figure.colorbar(shown, ax=axes, shrink=0.9)
     ticks = np.linspace(-largest, largest, 5).tolist()
     bar.set_ticks(ticks, labels=scale_labels(ticks))
-    bar.set_label(f"effect on the {score_name}\nred {words[0]}, blue {words[1]}")
+    bar.set_label(f"effect on the {score_name}\n{words[1]} \N{LEFTWARDS ARROW} 0 \N{RIGHTWARDS ARROW} {words[0]}")
     return literal(figure)
 
 
