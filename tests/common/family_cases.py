@@ -107,6 +107,53 @@ def maskformer() -> nn.Module:
     return transformers.MaskFormerForInstanceSegmentation(configuration)
 
 
+def oneformer() -> nn.Module:
+    transformers = hugging_face("OneFormerConfig")
+    configuration = transformers.OneFormerConfig(
+        backbone_config=swin_backbone(transformers),
+        num_queries=5,
+        num_classes=3,
+        num_labels=3,
+        hidden_dim=32,
+        mask_dim=32,
+        conv_dim=32,
+        encoder_feedforward_dim=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        query_dec_layers=1,
+        is_training=False,
+        task_seq_len=7,
+        text_encoder_vocab_size=50,
+    )
+    return transformers.OneFormerForUniversalSegmentation(configuration)
+
+
+def detr() -> nn.Module:
+    transformers = hugging_face("DetrForSegmentation", "EomtConfig")
+    backbone = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8] * 4,
+        depths=[1] * 4,
+        layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    sides = ("encoder", "decoder")
+    sizes = {f"{side}_{name}": n for side in sides for name, n in (("layers", 1), ("attention_heads", 8), ("ffn_dim", 16))}
+    configuration = transformers.DetrConfig(
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        backbone=None,
+        use_pretrained_backbone=False,
+        d_model=64,
+        num_queries=5,
+        num_labels=3,
+        **sizes,
+    )
+    return transformers.DetrForSegmentation(configuration)
+
+
 def eomt() -> nn.Module:
     transformers = hugging_face("EomtConfig")
     configuration = transformers.EomtConfig(
@@ -176,11 +223,14 @@ def best(out: Any) -> Tensor:
 
 def votes(out: Any, side: int | None = None) -> Tensor:
     """Query by query; masks are enlarged first where a side is given."""
-    masks, total = out.masks_queries_logits, 0
+    masks, classes = (
+        (out.pred_masks, out.logits) if hasattr(out, "pred_masks") else (out.masks_queries_logits, out.class_queries_logits)
+    )
+    total = 0
     if side is not None:
         masks = nn.functional.interpolate(masks, size=(side, side), mode="bilinear", align_corners=False)
     for query in range(masks.shape[1]):
-        share = out.class_queries_logits[:, query].softmax(-1)[:, :-1]
+        share = classes[:, query].softmax(-1)[:, :-1]
         total = total + share[..., None, None] * masks[:, query, None].sigmoid()
     return total
 
@@ -262,12 +312,19 @@ class Interactive(nn.Module):
 
 _classes = functools.partial(dict, class_vector=torch.tensor([[1], [7]]))
 _flat, _cube = {"spatial": (32, 32), "channels": 1}, {"spatial": (16, 16, 16), "channels": 1}
-_swin = "model.pixel_level_module.encoder.layers.1.blocks.0"
 FAMILIES = {
     "Mask2Former": Family(
         mask2former, "model.pixel_level_module.decoder.mask_projection", logits=lambda o: votes(o, 64), activation="shares"
     ),
     "MaskFormer": Family(maskformer, "model.pixel_level_module.decoder.mask_projection", logits=votes, activation="shares"),
+    "OneFormer": Family(
+        oneformer,
+        "model.pixel_level_module.decoder.mask_projection",
+        arguments=lambda: {"task_inputs": torch.zeros(1, 7, dtype=torch.double)},
+        logits=votes,
+        activation="shares",
+    ),
+    "DETR": Family(detr, "detr.model.input_projection", logits=votes, activation="shares"),
     "EoMT": Family(eomt, "layers.1", "token", layout="NLC", logits=lambda o: votes(o, 64), activation="shares"),
     "SAM": Family(
         lambda: prompted("sam"), "vision_encoder.neck", arguments=clicks, logits=best, activation="sigmoid", spread=2.0
