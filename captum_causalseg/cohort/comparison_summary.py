@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = ["ComparisonSummary", "summarize_comparison"]
 
 _NEEDED = ("case", "method", "metric", "value", "score_direction")
 SEGMENTED = "segmented"
+_UNIT = "_unit"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,7 +119,7 @@ def summarize_comparison(
         by: columns that make groups of cases: ``"kind"`` (of the region of interest: ``"boundary"``, ``"false positive"``, ...), ``"segmented"`` (``"right"`` where ``roi_dice`` is at least
             ``right_from``, else ``"wrong"``), or columns that were kept of the cases. Cases that lack it are left out.
         cluster: a column that says which cases belong together and are not independent, such as several regions of one picture: their values are averaged first,
-            and each such cluster counts as one case.
+            and each such cluster counts as one case. Pairs are made before, of the cases in which both methods have a value.
         metrics: only these.
         right_from: see ``by``.
         level: coverage of the intervals.
@@ -162,17 +163,19 @@ def summarize_comparison(
     if against is not None and against not in methods:
         raise ValueError(f"against: expected one of the methods {listed(methods)}, got {shown(against)}")
     found: dict[str, list[dict[str, Any]]] = {"means": [], "differences": [], "wins": [], "ranks": []}
-    for keys, metric, direction, values in _families(table, groups):
+    for keys, metric, direction, values, pairs_of in _families(table, groups):
         whose = dict(zip(groups, keys)) | {"metric": metric}
         found["means"] += [whose | row for row in _means(values, direction, level)]
         if against is not None:
-            found["differences"] += [whose | row for row in _differences(values, direction, against=against, level=level)]
+            found["differences"] += [
+                whose | row for row in _differences(pairs_of, values, direction, against=against, level=level)
+            ]
         found["wins"] += [whose | row for row in _wins(values, direction)]
         found["ranks"] += [whose | row for row in _ranks(values, direction, alpha)]
     _correct_over_metrics(found["differences"], groups)
     columns = {name: [*groups, "metric", *_COLUMNS[name]] for name in found}
     tables = {name: pd.DataFrame(rows, columns=columns[name]) for name, rows in found.items()}
-    n_cases = int(table["case"].nunique())
+    n_cases = int(table[_UNIT].nunique())
     return ComparisonSummary(**tables, by=groups, against=against, level=level, alpha=alpha, n_cases=n_cases)
 
 
@@ -230,21 +233,29 @@ def _prepared(
         row = table[twice].iloc[0]
         raise ValueError(f"comparison: case {row['case']!r} has two values of {row['metric']!r} for {row['method']!r}")
     table = table.dropna(subset=[*groups, *([] if cluster is None else [cluster])])
-    if cluster is None:
-        return table
-    keys = [*groups, cluster, "method", "metric", "score_direction"]
-    means = table.groupby(keys, sort=False, dropna=False)["value"].mean().reset_index()
-    return means.rename(columns={cluster: "case"}) if cluster != "case" else means
+    return table.assign(**{_UNIT: table["case" if cluster is None else cluster]})
 
 
-def _families(table: pd.DataFrame, groups: tuple[str, ...]) -> Iterator[tuple[tuple[Any, ...], str, str, pd.DataFrame]]:
-    """Per group and metric: the names of the group, the metric, its direction, and values, a row per case and a column per method."""
+def _families(
+    table: pd.DataFrame, groups: tuple[str, ...]
+) -> Iterator[tuple[tuple[Any, ...], str, str, pd.DataFrame, Callable[[str, str], pd.DataFrame]]]:
+    """Per group and metric: the names of the group, the metric, its direction, values, a row per cluster and a column per method, and pairs.
+
+    Pairs are made of the cases in which both methods have a value, before clusters are averaged: else the means of a cluster would be of different cases.
+    """
     methods = list(dict.fromkeys(table["method"]))
     parts = table.groupby(list(groups), sort=True) if groups else [((), table)]
     for keys, part in parts:
         for metric, rows in part.groupby("metric", sort=False):
-            values = rows.pivot(index="case", columns="method", values="value").astype(float)
-            yield keys, str(metric), str(rows["score_direction"].iloc[0]), values.reindex(columns=methods)
+            cases = rows.pivot(index="case", columns="method", values="value").astype(float).reindex(columns=methods)
+            units = rows.drop_duplicates("case").set_index("case")[_UNIT].reindex(cases.index)
+
+            def pairs_of(one: str, other: str, cases: pd.DataFrame = cases, units: Any = units) -> pd.DataFrame:
+                both = cases[[one, other]].dropna()
+                return both.groupby(units[both.index], sort=False).mean()
+
+            values = cases.groupby(units, sort=False).mean()
+            yield keys, str(metric), str(rows["score_direction"].iloc[0]), values, pairs_of
 
 
 def _means(values: pd.DataFrame, direction: str, level: float) -> list[dict[str, Any]]:
@@ -261,14 +272,17 @@ def _means(values: pd.DataFrame, direction: str, level: float) -> list[dict[str,
     ]
 
 
-def _differences(values: pd.DataFrame, direction: str, *, against: str, level: float) -> list[dict[str, Any]]:
+def _differences(
+    pairs_of: Callable[[str, str], pd.DataFrame], values: pd.DataFrame, direction: str, *, against: str, level: float
+) -> list[dict[str, Any]]:
     rows = []
     for method in values:
         if method == against:
             continue
-        found = paired_difference(values[against].to_numpy(), values[method].to_numpy(), level)
+        pairs = pairs_of(against, method)
+        found = paired_difference(pairs[against].to_numpy(), pairs[method].to_numpy(), level)
         named = {"mean_against": found.pop("mean_first"), "mean_method": found.pop("mean_second")}
-        won = _win_rate(values[method], values[against], direction)[1]
+        won = _win_rate(pairs[method], pairs[against], direction)[1]
         rows.append({"method": method, "against": against, "score_direction": direction, **found, **named, "win_rate": won})
     for name in ("p_value", "p_wilcoxon"):
         adjusted = adjust_p_values(np.array([row[name] for row in rows], dtype=float), "holm")

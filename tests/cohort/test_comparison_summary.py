@@ -119,6 +119,22 @@ def test_groups_and_clusters():
     assert row["n_cases"] == 4
 
 
+def test_pairs_are_made_before_clusters_are_averaged():
+    values = {
+        "ours": [1.0, math.nan, 2.0, 3.0, 5.0, 4.0],
+        "b": [1.5, 100.0, 2.5, 3.5, 5.5, 4.5],
+    }  # half a point better wherever both are
+    found = summarize_comparison(table(values, picture=[1, 1, 2, 2, 3, 3]), against="ours", cluster="picture").differences.iloc[
+        0
+    ]
+    assert (found["difference"], found["n_pairs"], found["mean_method"], found["win_rate"]) == (
+        0.5,
+        3,
+        pytest.approx(9.5 / 3),
+        1,
+    )
+
+
 def test_correction_over_metrics_is_over_all_rows_of_a_group():
     given = pd.concat(
         [table(random_values("ours", "b", "c"), metric, kind=["x"] * 3 + ["y"] * 3) for metric in ("irof", "road")]
