@@ -127,7 +127,7 @@ def gradient_shap(target: SegmentationTarget) -> "SeededGradientShap":
 class SeededGradientShap(GradientShap):
     """Captum's, with numbers of its own: the global ones are those of whatever ran before."""
 
-    def attribute(self, inputs: Any, baselines: Any, n_samples: int = 5, target: Any = None) -> Any:  # type: ignore[override]
+    def attribute(self, inputs: Any, baselines: Any, n_samples: int = 5, target: Any = None) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             state = np.random.get_state()

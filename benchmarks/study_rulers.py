@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from cases import say
+from matplotlib.figure import Figure
 from scipy import stats
 from scipy.ndimage import distance_transform_edt
 from scipy.optimize import linear_sum_assignment
@@ -178,20 +179,40 @@ def page(made: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
+def forest(made: pd.DataFrame) -> Figure:
+    """Differences between rulers and skin with their intervals, a panel per network."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    networks = list(dict.fromkeys(made["network"]))
+    for axes, network in zip(figure.subplots(1, len(networks), sharey=True, squeeze=False)[0], networks):
+        part = made[made["network"] == network]
+        places = np.arange(len(part))[::-1]
+        axes.hlines(places, 100 * part["lower"], 100 * part["upper"], color="0.4")
+        colors = ["#0072B2" if p < 0.05 else "0.55" for p in part["p_adjusted"]]
+        axes.scatter(100 * part["difference"], places, color=colors, s=18, zorder=3)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(places, part["effect"], fontsize=8)
+        axes.set_title(network, fontsize=9)
+        axes.tick_params(axis="x", labelsize=8)
+    figure.supxlabel("effect of rulers minus that of skin, in points of Dice; 95 % intervals", fontsize=9)
+    return figure
+
+
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds the skin pictures")
-    made.add_argument("--work", type=Path, required=True, metavar="DIR", help="where study.py keeps its networks")
-    made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
-    made.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--write", type=Path, default=None, metavar="DOCS", help="the documentation's folder")
-    options = made.parse_args()
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds the skin pictures")
+    arguments.add_argument("--work", type=Path, required=True, metavar="DIR", help="where study.py keeps its networks")
+    arguments.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
+    arguments.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--write", type=Path, default=None, metavar="DOCS", help="the documentation's folder")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    text = page(table(explained(options)))
+    made = table(explained(options))
+    text = page(made)
     print(text)
     if options.write is not None:
         (options.write / "benchmarks" / "study_rulers.md").write_text(text, encoding="utf-8")
+        forest(made).savefig(options.write / "_static" / "study_rulers.png", dpi=70)
 
 
 if __name__ == "__main__":
