@@ -96,7 +96,9 @@ def plot_components(
     axes.set_yticks(places, labels, fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlabel(f"effect on the {score_name}, with 95 % interval\nred {above}, blue {below}")
+    axes.set_xlabel(
+        f"effect on the {score_name}, with 95 % interval\n{below} \N{LEFTWARDS ARROW} 0 \N{RIGHTWARDS ARROW} {above}"
+    )
     parts = bars["part"].tolist()
     for place in [i for i in range(1, len(parts)) if parts[i] != parts[i - 1]]:
         axes.axhline(place - 0.5, color="0.6", linewidth=0.8, linestyle=":")

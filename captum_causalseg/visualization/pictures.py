@@ -33,13 +33,11 @@ __all__ = [
     "grayscale",
     "literal",
     "palette_of",
-    "plane",
     "robust_maximum",
     "round_up",
     "scale_labels",
     "shade",
     "short",
-    "side_by_side",
 ]
 
 
@@ -166,14 +164,6 @@ def literal(figure: Figure) -> Figure:
     return figure
 
 
-def plane(values: Tensor, roi: Tensor | None) -> Tensor:
-    """``(C, H, W)`` from ``(C, H, W)`` or the slice of ``(C, H, W, D)`` that is shown."""
-    if values.ndim == 3:
-        return values
-    depth = values.shape[-1] // 2 if roi is None else int(roi.sum((0, 1)).argmax())
-    return values[..., depth]
-
-
 def grayscale(values: Tensor, channel: int | None = None) -> np.ndarray:
     """``(*spatial)`` or, of three channels, ``(*spatial, 3)`` in [0, 1] from ``(C, *spatial)``; what is not finite is 0."""
     colored = values.shape[0] == 3 and channel is None
@@ -199,20 +189,6 @@ def round_up(value: float) -> float:
 def scale_labels(ticks: Sequence[float]) -> list[str]:
     """Ticks in three significant digits, 0 without sign, powers of ten without padding."""
     return [f"{tick + 0.0:.3g}".replace("e-0", "e-").replace("e+0", "e+") for tick in ticks]
-
-
-def side_by_side(n: int, columns: int, shape: Sequence[int], title: str) -> tuple[Figure, list[Axes]]:
-    """A figure and ``n`` panels for images of this shape ``(H, W)``, in rows of so many, under a title."""
-    columns = min(columns, n)
-    rows, edge = -(-n // columns), 2.6
-    height = edge * shape[0] / shape[1]
-    figure = Figure(figsize=(1.6 + edge * columns, 0.5 + rows * (0.5 + height)), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    if title:
-        figure.suptitle(title)
-    for axes in panels[n:]:
-        axes.set_visible(False)
-    return figure, panels[:n]
 
 
 def first(maps: Tensor | tuple[Tensor, ...]) -> Tensor:

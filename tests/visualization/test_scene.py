@@ -81,6 +81,14 @@ def test_only_what_reaches_the_region_is_enlarged_with_a_margin():
         plot_effects(image, statistics, roi, zoom="yes")
 
 
+def test_panels_below_each_other_for_a_narrow_page():
+    image, statistics, roi = case((16, 16), 4, 4, 4)
+    wide, narrow = (plot_effects(image, statistics, roi, columns=columns) for columns in (None, 1))
+    assert narrow.get_figwidth() < 0.5 * wide.get_figwidth()
+    boxes = [axes.get_position() for axes in narrow.axes[:3]]
+    assert boxes[0].y0 > boxes[1].y1 > boxes[1].y0 > boxes[2].y1
+
+
 def test_opacity_by_significance():
     image, statistics, roi = case((16, 16), 4, 4, 4)
     figure = plot_effects(image, statistics, roi, panels=("effect",), opacity="significance")
