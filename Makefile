@@ -110,6 +110,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/growth.py --write docs/benchmarks/growth.md
 	$(BIN)/python benchmarks/windows.py --threads 1 --write docs/benchmarks/windows.md
 	$(BIN)/python benchmarks/far_regions.py --threads 1 $(if $(DATA),--data $(DATA)) --write docs/benchmarks/far_regions.md
+	$(BIN)/python benchmarks/pathways.py --threads 1 $(if $(DATA),--data $(DATA)) --write docs/benchmarks/pathways.md
 	$(BIN)/python benchmarks/approximations.py --write docs/benchmarks/approximations.md
 	$(BIN)/python benchmarks/shortcut.py --write docs/benchmarks/shortcut.md
 	$(BIN)/python benchmarks/comparison.py --write docs/benchmarks/comparison.md
