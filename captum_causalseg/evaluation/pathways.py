@@ -311,8 +311,8 @@ def pathway(
 
     Args:
         target: what is scored, a :class:`~captum_causalseg.SegmentationTarget` or another module that returns scores.
-        inputs, baselines, additional_forward_args, feature_mask, block_size, channels, units, screening_threshold, sampling, precision, support, exclude,
-            perturbations_per_eval, seed, show_progress: as in :meth:`AverageTreatmentEffect.attribute`.
+        inputs, baselines, additional_forward_args, feature_mask, block_size, channels, units: as in :meth:`AverageTreatmentEffect.attribute`.
+        screening_threshold, sampling, precision, support, exclude, perturbations_per_eval, seed, show_progress: likewise.
         region_units: the region: the id of a unit, ids of several, or a boolean mask ``(*spatial)``. ``None``: every unit by itself.
         layers: as :class:`~captum_causalseg.MediatedTreatmentEffect` takes them: by default the ``"levels"`` of a U-Net.
         output: which output, as Captum's ``target``; of a class and a RoI, the pair.
