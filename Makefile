@@ -85,7 +85,7 @@ test-wheel: wheel
 	$(WHEEL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[demo]"
 	empty="$$(mktemp -d)" && run="$(CURDIR)/$(WHEEL_ENV)/bin" && cd "$$empty" \
 		&& "$$run/causalseg" demo --draws 3 \
-		&& test -s causalseg-demo/effects.png && test -s causalseg-demo/effects.csv && rm -r "$$empty"
+		&& test -s causalseg-demo/report.html && test -s causalseg-demo/effects.png && test -s causalseg-demo/effects.csv && rm -r "$$empty"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_causalseg.cli.channels import find_modalities
+from captum_causalseg.cli.digests import CaseFile, files_of
 from captum_causalseg.cli.errors import InputError, naming, naming_arguments
 from captum_causalseg.cli.files import image_name, name_of_case, place_name, units_name
 from captum_causalseg.cli.grid import Grids
@@ -35,6 +36,7 @@ class CommandCase:
         image: the prepared image as a plain tensor, ``(1, C, *spatial)``.
         target: scores of the region of interest.
         roi: boolean ``(*spatial)``, on the prepared grid.
+        place: what the region of interest is called.
         output: the class that is explained; ``None`` for a model with one output.
         prediction: where the model sees that class, boolean ``(*spatial)``, on the prepared grid.
         reference: where the reference has it; ``None`` without one.
@@ -42,6 +44,7 @@ class CommandCase:
         donor_images: the donor images, read when asked for; ``None`` without a folder.
         units: what is replaced.
         described: what each of these is, in words, in the order of a report.
+        files: what all of it was read from.
         chosen: what was chosen for the user, in sentences.
     """
 
@@ -50,6 +53,7 @@ class CommandCase:
     image: Tensor
     target: SegmentationTarget
     roi: Tensor
+    place: str
     output: int | None
     prediction: Tensor
     reference: Tensor | None
@@ -57,6 +61,7 @@ class CommandCase:
     donor_images: "Sequence[Tensor] | None"
     units: Units
     described: dict[str, str]
+    files: Sequence[CaseFile] = ()
     chosen: tuple[str, ...] = ()
 
 
@@ -130,11 +135,12 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     )
     if not METRICS[options.metric].needs_reference:
         compared = "nothing, the score needs no reference"
+    place = place_name(options)
     described = {
         "Image": size if options.private else f"{image_name(options)} ({size})",
         "Model": f"{model.described}, on {model.device}",
         "Class": "the only one" if output is None else _class_in_words(output, prediction.shape[1], preparation.labels),
-        "Region of interest": f"{place_name(options)}, {roi_text}",
+        "Region of interest": f"{place}, {roi_text}",
         "Places": grids.in_words(),
         "Compared with": compared,
         "Parts of the image": f"{units_name(options)} {units.described}".lstrip(),
@@ -149,6 +155,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         image=image,
         target=target,
         roi=roi,
+        place=place,
         output=output,
         prediction=predicted[0, output or 0].cpu(),
         reference=None if reference is None or expected is None else expected[0, output or 0].cpu(),
@@ -156,6 +163,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         donor_images=folder,
         units=units,
         described=described,
+        files=files_of(options),
         chosen=chosen,
     )
 

@@ -3,30 +3,51 @@
 import argparse
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from captum_causalseg.cli.files import is_file_of, name_of, name_of_case
 from captum_causalseg.cohort.digests import DIGITS, digest_of_file
 
-__all__ = ["digest_rows"]
+__all__ = ["CaseFile", "digest_rows", "files_of"]
 
 
-def digest_rows(options: argparse.Namespace) -> list[tuple[str, str, str]]:
-    """What each file is, its name (that of a case's file is left out with ``--private``), and the beginning of its SHA-256.
+@dataclass(frozen=True)
+class CaseFile:
+    """A file, or a folder of files, that a case was read from.
 
-    A folder of donors has one digest, of those of its files in the order of their names.
+    Args:
+        what: it is to the case.
+        name: that results give it.
+        path: where it is.
     """
-    rows = [("image", name_of_case(options, file, "an image"), _digest(file)) for file in options.image]
+
+    what: str
+    name: str
+    path: Path
+
+
+def digest_rows(files: Sequence[CaseFile]) -> list[tuple[str, str, str]]:
+    """What each file is, its name, and the beginning of its SHA-256.
+
+    A folder has one digest, of those of its files in the order of their names.
+    """
+    return [(file.what, file.name, _digest(file.path)) for file in files]
+
+
+def files_of(options: argparse.Namespace) -> list[CaseFile]:
+    """What the options name; with ``--private`` the files of the case have no names."""
+    found = [CaseFile("image", name_of_case(options, file, "an image"), file) for file in options.image]
     for what in ("label", "roi", "units"):
         value = getattr(options, what)
         if value is not None and is_file_of(what, value):
             said = {"label": "reference", "roi": "region of interest", "units": "parts"}[what]
-            rows.append((said, name_of_case(options, value, "a file"), _digest(Path(value))))
-    rows += [("model", name_of(file), _digest(file)) for file in _model_files(options)]
+            found.append(CaseFile(said, name_of_case(options, value, "a file"), Path(value)))
+    found += [CaseFile("model", name_of(file), file) for file in _model_files(options)]
     if options.donors is not None:
-        rows.append(("donors", name_of_case(options, options.donors, "a folder"), _digest(options.donors)))
-    return rows
+        found.append(CaseFile("donors", name_of_case(options, options.donors, "a folder"), options.donors))
+    return found
 
 
 def _digest(file: Path) -> str:

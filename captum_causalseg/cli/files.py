@@ -8,7 +8,7 @@ from typing import Any
 from captum_causalseg.cli.arguments import box_of
 from captum_causalseg.writing.names import printable
 
-__all__ = ["command_line", "image_name", "is_file_of", "name_of", "name_of_case", "place_name", "units_name"]
+__all__ = ["command_line", "image_name", "is_file_of", "name_of", "name_of_case", "option_name", "place_name", "units_name"]
 
 # Options that may hold a patient's name; the others name models and their parts.
 _OF_A_PATIENT = ("image", "label", "donors", "roi", "units", "out")
@@ -55,6 +55,12 @@ def command_line(options: argparse.Namespace) -> str:
         word = f"--{name.rstrip('_').replace('_', '-')}"
         said.append(word if value is True else f"{word} {_value(name, value, options.private)}")
     return " ".join(said)
+
+
+def option_name(options: argparse.Namespace, name: str) -> str:
+    """An option as it is typed; one that the command does not have is one of ``causalseg explain``."""
+    word = f"--{name.replace('_', '-')}"
+    return word if name in vars(options) else f"causalseg explain {word}"
 
 
 def _value(name: str, value: Any, private: bool) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from captum_causalseg.cli.case import CommandCase
+from captum_causalseg.cli.files import option_name
 from captum_causalseg.cli.job import Job
 from captum_causalseg.cli.results import digits_for, number, place, sign_words
 from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
@@ -222,7 +223,11 @@ def not_done(job: Job, statistics: TreatmentEffectStatistics, done: Collection[s
         statistics: what came of it.
         done: which further sections there are: ``refutation``, ``components``, ``donors``.
     """
-    options, found = vars(job.options), statistics.of_output(job.case.output)
+    found = statistics.of_output(job.case.output)
+
+    def option(name: str) -> str:
+        return option_name(job.options, name)
+
     count = {status: int((found.status == status).sum()) for status in Status}
     said = []
     if count[Status.EXCLUDED]:
@@ -241,26 +246,31 @@ def not_done(job: Job, statistics: TreatmentEffectStatistics, done: Collection[s
         )
     if job.case.reference is None:
         said.append(
-            "The segmentation was not compared with a reference, as none was given (--label): whether it is right is not judged."
+            f"The segmentation was not compared with a reference, as none was given ({option('label')}): whether it is right is not judged."
         )
-    if options["donors"] is None:
-        said.append("Parts were replaced by other places of the same image only, as no other images were given (--donors).")
+    if job.case.donor_images is None:
+        said.append(
+            f"Parts were replaced by other places of the same image only, as no other images were given ({option('donors')})."
+        )
     asked = (
-        ("refutation", "No attempt was made to refute the effects: that was not asked for (--refute)."),
+        ("refutation", f"No attempt was made to refute the effects: that was not asked for ({option('refute')})."),
         (
             "donors",
-            "Other kinds of donors were not tried, so it is not known what holds whatever the donors: that was not asked for (--compare-donors).",
+            f"Other kinds of donors were not tried, so it is not known what holds whatever the donors: that was not asked for ({option('compare_donors')}).",
         ),
-        ("components", "Effects of the network's own parts were not measured: that was not asked for (--components)."),
+        (
+            "components",
+            f"Effects of the network's own parts were not measured: that was not asked for ({option('components')}).",
+        ),
     )
     said += [sentence for name, sentence in asked if name not in done]
     if not statistics.controls:
         said.append(
-            "What the edge of a pasted patch does by itself was not measured: that was not asked for (--controls edge)."
+            f"What the edge of a pasted patch does by itself was not measured: that was not asked for ({option('controls')} edge)."
         )
     if not statistics.settings.get("context", 0):
         said.append(
-            "Each part was replaced alone: parts that stand in for each other can all seem to have no effect (--context shapley measures them together)."
+            f"Each part was replaced alone: parts that stand in for each other can all seem to have no effect ({option('context')} shapley measures them together)."
         )
     said += [f"{name.replace('_', ' ').capitalize()}: {why}." for name, why in statistics.settings.get("disabled", {}).items()]
     said.append("Other classes, regions of interest and images were not looked at: nothing here is about the model in general.")

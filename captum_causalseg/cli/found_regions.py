@@ -15,7 +15,6 @@ from torch import Tensor
 from captum_causalseg import regions
 from captum_causalseg.attr.region import Region
 from captum_causalseg.cli.case import CommandCase
-from captum_causalseg.cli.files import place_name
 from captum_causalseg.cli.job import Job
 from captum_causalseg.cli.results import axes_in_words, forwarded, place, score, score_in_words
 from captum_causalseg.images import save_map
@@ -93,7 +92,7 @@ def regions_text(job: Job, region: Region, *, seconds: float) -> str:
     places = unit_places(case, region)
     found = _places(case, places[places["region"] == 0])
     lines = [
-        f"{case.name}: {options.metric} in {place_name(options)} is {score(region.observed_score)}".removeprefix(": ")
+        f"{case.name}: {options.metric} in {case.place} is {score(region.observed_score)}".removeprefix(": ")
         + f", {score(region.replaced_score)} with all {region.n_candidates} units replaced",
         "",
     ]

@@ -44,6 +44,7 @@ class Grids:
             away, some may have been padded again. ``None`` if there is no record.
         known: whether ``own`` is what the file holds. Where that cannot be told, the prepared image takes its place.
         comparable: whether it can be told if another file lies on the grid of ``own``.
+        whose: what ``own`` is, in words.
     """
 
     own: Any
@@ -53,6 +54,7 @@ class Grids:
     shown: Tensor | None = None
     known: bool = True
     comparable: bool = True
+    whose: str = "the image file"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -145,7 +147,7 @@ class Grids:
         if not self.known:
             return f"in {self.noun} of the prepared image, counted from 0: it does not tell where in the file they come from"
         axes = "rows, columns" if self.picture else "axes as in the file"
-        said = f"in {self.noun} of the image file, counted from 0 ({axes})"
+        said = f"in {self.noun} of {self.whose}, counted from 0 ({axes})"
         return f"{said}; pictures show the prepared image" if self.differ else said
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from captum_causalseg._version import __version__
 from captum_causalseg.attr.region import Region
 from captum_causalseg.cli.digests import digest_rows
-from captum_causalseg.cli.files import command_line, place_name
+from captum_causalseg.cli.files import command_line
 from captum_causalseg.cli.findings import (
     direction_rows,
     directions_of,
@@ -155,7 +155,7 @@ def effects_page(
             job, statistics, {name for name in ("refutation", "components", "donors") if filled[name] is not None}
         ),
         command=computed.pop("Command"),
-        files=digest_rows(options),
+        files=digest_rows(job.case.files),
         computed=computed,
         **filled,
     )
@@ -318,7 +318,7 @@ def _score_of(job: Job, value: str) -> str:
         return f"{said}."
     scale = " (0: no overlap, 1: perfect)" if metric in _OVERLAP else ""
     against = "the reference segmentation"
-    if job.options.label is None:
+    if job.case.reference is None:
         against = "the model's own prediction, so the effects say what that prediction rests on, right or wrong"
     return f"{said}{scale}, compared with {against}."
 
@@ -329,7 +329,7 @@ def _question(job: Job) -> str:
     name = case.described["Class"].partition(",")[0]
     which = "" if case.output is None else f" class {name.partition(' of ')[0]}" if name[:1].isdigit() else f" {name}"
     image = "this image" if options.private else case.name
-    return f"Which parts of {image} made the model segment{which or ' it'} in {place_name(options)} as it did?"
+    return f"Which parts of {image} made the model segment{which or ' it'} in {case.place} as it did?"
 
 
 def _contents(filled: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from captum_causalseg.cli.case import CommandCase
-from captum_causalseg.cli.files import place_name
+from captum_causalseg.cli.files import option_name
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, EDGE_SHIFTED, Status, TreatmentEffectStatistics
 from captum_causalseg.visualization.component_bars import name_of
@@ -236,7 +236,9 @@ def emptiness(case: CommandCase, options: argparse.Namespace, statistics: Treatm
     if why is None:
         return None
     smooth = METRICS[options.metric].surrogate
-    said = f"The map is empty: {why}" + (f" (--metric {smooth})" if smooth != options.metric and smooth in why else "")
+    said = f"The map is empty: {why}" + (
+        f" ({option_name(options, 'metric')} {smooth})" if smooth != options.metric and smooth in why else ""
+    )
     return said if said.endswith("?") else f"{said}."
 
 
@@ -265,7 +267,7 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
     context = [] if in_words is None else [f"effects: {in_words}"]
     return "\n".join(
         [
-            f"{case.name}: {options.metric} in {place_name(options)} is {observed(case, statistics)}".removeprefix(": "),
+            f"{case.name}: {options.metric} in {case.place} is {observed(case, statistics)}".removeprefix(": "),
             "",
             f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]",
             *lines,

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from captum_causalseg import regions
 from captum_causalseg.demo.brain import CLASS_NAMES, load_brain_slices
-from captum_causalseg.demo.network import build_network, fit, load_demo_network
+from captum_causalseg.demo.network import WEIGHTS_FILE, build_network, fit, load_demo_network
 from captum_causalseg.donors import DonorSource, PatchBank, SameImage
 
 __all__ = ["BRAIN_ROI", "BRAIN_SLICE", "FIT_STEPS", "PICTURE_ROI", "PICTURE_SIZE", "Case", "brain_case", "picture_case"]
@@ -38,6 +38,10 @@ class Case:
         donors: what blocks are replaced by.
         target: the class that is explained; ``None`` for a single one.
         class_name: what that class is called.
+        place: what the region of interest is called.
+        model_name: what the network is, in words.
+        donors_name: what the donors are, in words.
+        files: what each file is that the case was read from, and where it is.
     """
 
     title: str
@@ -48,6 +52,10 @@ class Case:
     donors: DonorSource
     target: int | None
     class_name: str
+    place: str = "the region of interest"
+    model_name: str = "a small U-Net"
+    donors_name: str = "donors"
+    files: tuple[tuple[str, Path], ...] = ()
 
 
 def brain_case(box: tuple[tuple[int, ...], int] | None = None) -> Case:
@@ -64,6 +72,10 @@ def brain_case(box: tuple[tuple[int, ...], int] | None = None) -> Case:
         donors=PatchBank(train.images),
         target=1,
         class_name=CLASS_NAMES[1],
+        place=_place(start, size),
+        model_name="the small U-Net that ships with the package",
+        donors_name=f"places of the {len(train)} slices that the network was trained on",
+        files=(("model", Path(__file__).parent / WEIGHTS_FILE),),
     )
 
 
@@ -86,7 +98,11 @@ def picture_case(
     label = functional.interpolate(label[None], (PICTURE_SIZE,) * 2, mode="nearest-exact")[0, 0] > 0
     if not label.any() or label.all():
         raise ValueError(f"--label: {label_file} is the same everywhere; expected a mask with 0 for background")
-    donors: DonorSource = SameImage() if patches_file is None else PatchBank(_read_patches(patches_file))
+    donors: DonorSource = SameImage()
+    donors_name = "other places of the same picture"
+    if patches_file is not None:
+        donors = PatchBank(_read_patches(patches_file))
+        donors_name = f"the {len(donors)} patches of {patches_file.name}"
     print(f"No trained network goes with this picture: fitting a small one to it, {FIT_STEPS} steps ...", flush=True)
     network = fit(build_network(3, 1), image, label[None].long(), steps=FIT_STEPS, batch_size=4, seed=seed)
     start, size = box or PICTURE_ROI
@@ -99,7 +115,19 @@ def picture_case(
         donors=donors,
         target=None,
         class_name="mask",
+        place=_place(start, size),
+        model_name=f"a small U-Net, fitted to this picture in {FIT_STEPS} steps",
+        donors_name=donors_name,
+        files=(
+            ("image", image_file),
+            ("reference", label_file),
+            *(() if patches_file is None else (("donors", patches_file),)),
+        ),
     )
+
+
+def _place(start: tuple[int, ...], size: int) -> str:
+    return f"box:{','.join(map(str, start))}+{size}"
 
 
 def _read_picture(file: Path, mode: str) -> Tensor:

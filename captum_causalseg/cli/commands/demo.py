@@ -2,16 +2,16 @@
 
 import argparse
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_causalseg.cli.arguments import positive
 from captum_causalseg.cli.command import Command
 from captum_causalseg.cli.errors import InputError
-from captum_causalseg.writing.names import printable, write_csv
+from captum_causalseg.writing.names import printable
 
 if TYPE_CHECKING:
+    from captum_causalseg.cli.case import CommandCase
     from captum_causalseg.demo.cases import Case
     from captum_causalseg.statistics import TreatmentEffectStatistics
 
@@ -24,8 +24,8 @@ class Demo(Command):
     name = "demo"
     help = "explain a brain slice, or a picture of your own"
     description = (
-        "Estimate the effect of every 8 x 8 block on the Dice of a region of interest, with natural donors, and write a "
-        "picture (effects.png), a table (effects.csv) and the statistics (statistics.npz). Without --image: grey matter in an axial "
+        "Estimate the effect of every 8 x 8 block on the Dice of a region of interest, with natural donors, and write one page with "
+        "everything (report.html), a picture (effects.png), a table (effects.csv) and the statistics (statistics.npz). Without --image: grey matter in an axial "
         "slice of the ICBM152 brain, segmented by a small U-Net that ships with the package."
     )
     when_interrupted = "nothing was written"
@@ -63,92 +63,119 @@ class Demo(Command):
         from captum_causalseg.demo.cases import brain_case, picture_case
 
         try:
+            box = None if options.roi is None else _start_and_size(options.roi)
             if options.image is None:
-                case = brain_case(options.roi)
+                case = brain_case(box)
             else:
-                case = picture_case(options.image, options.label, options.patches, box=options.roi, seed=options.seed)
+                case = picture_case(options.image, options.label, options.patches, box=box, seed=options.seed)
         except (ValueError, ImportError, OSError) as error:
             raise InputError(str(error)) from error
-        said = explain(case, options.out, n_draws=options.draws, seed=options.seed)
-        return f"{said}\n\nwritten to {printable(options.out)}/: effects.png, effects.csv, statistics.npz", 0
+        said = _explained(case, _Asked(**vars(options)))
+        return f"{said}\n\nwritten to {printable(options.out)}/: effects.csv, effects.png, report.html, statistics.npz", 0
+
+
+class _Asked(argparse.Namespace):
+    """What results are told by the options of other commands and the demo has none for; not among ``vars``, so no command line repeats it."""
+
+    metric = "dice"
+    precision = None
+    private = False
+    all_units = True
 
 
 def explain(case: "Case", out: Path, *, n_draws: int = 20, seed: int = 0, show_progress: bool = True) -> str:
     """Estimate the effect of every block on the RoI's Dice, write the results into ``out``, and return a short report."""
-    # Imported late: `causalseg --help` should not wait for torch.
-    from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
-    from captum_causalseg.target import SegmentationTarget
-    from captum_causalseg.visualization import plot_effects
-
-    target = SegmentationTarget(case.network, roi=case.roi, reference=case.reference)
-    began = time.perf_counter()
-    _, statistics = AverageTreatmentEffect(target).attribute(
-        case.image,
-        baselines=case.donors,
-        target=case.target,
-        block_size=8,
-        n_draws=n_draws,
-        seed=seed,
-        show_progress=show_progress,
-        return_statistics=True,
-    )
-    seconds = time.perf_counter() - began
-    out.mkdir(parents=True, exist_ok=True)
-    prediction, reference = target.segmentations(case.image)
-    figure = plot_effects(
-        case.image,
-        statistics,
-        roi=case.roi,
-        target=case.target,
-        title=f"{case.title}: {case.class_name}",
-        score_name="RoI's Dice [0, 1]",
-        segmentation=prediction,
-        reference=reference,
-    )
-    figure.savefig(out / "effects.png", dpi=110)
-    table = statistics.to_dataframe()
-    write_csv(table, out / "effects.csv")
-    statistics.save(out / "statistics.npz")
-    return report(statistics, case, seconds)
+    return _explained(case, _Asked(command="demo", draws=n_draws, seed=seed, out=out), show_progress=show_progress)
 
 
 def report(statistics: "TreatmentEffectStatistics", case: "Case", seconds: float) -> str:
-    """The table that the demo prints."""
-    from captum_causalseg.statistics import Status
+    """What the demo prints."""
+    from captum_causalseg.cli.results import effects_text
 
-    table = statistics.to_dataframe()
-    observed = float(statistics.of_output(case.target).observed_score)
-    if case.target is not None:
-        table = table[table["class"] == case.target]
-    table = table[table["status"] != Status.EXCLUDED.name].sort_values("effect")
-    lines = [
-        case.title,
-        f"Dice of {case.class_name} in the region of interest: {observed:.4f}",
-        "",
-        "strongest blocks       rows      columns     effect on the Dice [95 % interval]",
-    ]
-    for kind, rows in (("supports", table[table["effect"] > 0][::-1]), ("harms", table[table["effect"] < 0])):
-        for row in rows.head(4).itertuples():
-            lines.append(
-                f"  {kind:<12} {row.start_0:>8}-{row.stop_0 - 1:<4} {row.start_1:>6}-{row.stop_1 - 1:<4}"
-                f"   {row.effect:+.4f}  [{row.lower:+.4f}, {row.upper:+.4f}]"
-            )
-    status = statistics.select(statistics.status, case.target)
-    words = {one: one.name.lower().replace("_", " ") for one in Status}
-    counts = ", ".join(f"{int((status == one).sum())} {word}" for one, word in words.items() if bool((status == one).any()))
-    significant = int(statistics.select(statistics.significant(0.05), case.target).sum())
-    why = statistics.why_empty(case.target)
-    lines += [""] if why is None else ["", f"the map is empty: {why}"]
-    lines += [
-        f"blocks: {counts}; {significant} differ from 0 at a false discovery rate of 5 %",
-        f"{statistics.n_forwards} forward passes of one image, {seconds:.1f} s",
-    ]
-    return "\n".join(lines)
+    return effects_text(_command_case(case), _Asked(), statistics, seconds)
 
 
-def _box(text: str) -> tuple[tuple[int, ...], int]:
-    found = re.fullmatch(r"box:(\d+),(\d+)\+(\d+)", text)
-    if found is None:
+def _explained(case: "Case", asked: _Asked, *, show_progress: bool = True) -> str:
+    # Imported late: `causalseg --help` should not wait for torch.
+    from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
+    from captum_causalseg.cli.job import Job, effect_pictures, results, write_effects
+    from captum_causalseg.cli.report import Further, effects_page
+    from captum_causalseg.cli.results import effects_text
+
+    own = _command_case(case)
+    job = Job(own, asked)
+    with results(asked.out) as folder:
+        _, statistics = AverageTreatmentEffect(own.target).attribute(
+            own.image,
+            baselines=own.donors,
+            target=own.output,
+            n_draws=asked.draws,
+            seed=asked.seed,
+            show_progress=show_progress,
+            return_statistics=True,
+            **own.units.arguments,
+        )
+        seconds = job.seconds()
+        drawn = effect_pictures(job, statistics)
+        for one in drawn:
+            one.effects.savefig(folder / one.file, dpi=110)
+        write_effects(job, statistics, folder)
+        page = effects_page(job, statistics, effects=drawn, pictures={}, further=Further(), seconds=seconds)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    return effects_text(own, asked, statistics, seconds)
+
+
+def _command_case(case: "Case") -> "CommandCase":
+    """The case as the results of all commands take it."""
+    from captum_causalseg.cli.case import CommandCase
+    from captum_causalseg.cli.digests import CaseFile
+    from captum_causalseg.cli.files import name_of
+    from captum_causalseg.cli.grid import Grids
+    from captum_causalseg.cli.places import Units
+    from captum_causalseg.donors import PatchBank
+    from captum_causalseg.target import SegmentationTarget
+
+    target = SegmentationTarget(case.network, roi=case.roi, reference=case.reference)
+    prediction, reference = target.segmentations(case.image)
+    grids = Grids(case.image, case.image, picture=True, whose="the picture shown")
+    units = Units({"block_size": 8}, "blocks of 8 x 8 pixels")
+    channel = case.target or 0
+    described = {
+        "Image": f"{case.title} ({' x '.join(map(str, grids.shape))} pixels)",
+        "Model": case.model_name,
+        "Class": case.class_name,
+        "Region of interest": f"{case.place}, {int(case.roi.sum())} pixels",
+        "Places": grids.in_words(),
+        "Compared with": "a reference segmentation",
+        "Parts of the image": units.described,
+        "Replaced by": case.donors_name,
+        "Score": _Asked.metric,
+    }
+    return CommandCase(
+        name=case.title,
+        grids=grids,
+        image=case.image,
+        target=target,
+        roi=case.roi,
+        place=case.place,
+        output=case.target,
+        prediction=prediction[0, channel],
+        reference=None if reference is None else reference[0, channel],
+        donors=case.donors,
+        donor_images=[*bank.images.given] if isinstance(bank := case.donors, PatchBank) else None,
+        units=units,
+        described=described,
+        files=[CaseFile(what, name_of(path), path) for what, path in case.files],
+    )
+
+
+def _box(text: str) -> str:
+    """Not more than checked: the command is repeated in the report as it was typed."""
+    if re.fullmatch(r"box:\d+,\d+\+\d+", text) is None:
         raise argparse.ArgumentTypeError(f"expected box:ROW,COL+SIZE, e.g. box:72,88+32, got {text!r}")
-    row, column, size = map(int, found.groups())
+    return text
+
+
+def _start_and_size(text: str) -> tuple[tuple[int, ...], int]:
+    row, column, size = map(int, re.findall(r"\d+", text))
     return (row, column), size

@@ -1,7 +1,10 @@
 """The demo on the command line, as a person meets it."""
 
+import hashlib
 import subprocess
 import sys
+from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,22 +33,43 @@ def quick(monkeypatch):
 def test_the_demo_writes_what_it_says(quick, tmp_path, capsys):
     assert cli.main(["demo", "--out", str(tmp_path / "out"), "--draws", "5"]) == 0
     printed = capsys.readouterr()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["effects.csv", "effects.png", "statistics.npz"]
-    assert f"written to {tmp_path / 'out'}/: effects.png, effects.csv, statistics.npz" in printed.out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "effects.csv",
+        "effects.png",
+        "report.html",
+        "statistics.npz",
+    ]
+    assert f"written to {tmp_path / 'out'}/: effects.csv, effects.png, report.html, statistics.npz" in printed.out
     assert "100%" in printed.err  # the progress bar
     stats = TreatmentEffectStatistics.load(tmp_path / "out" / "statistics.npz")
     table = pd.read_csv(tmp_path / "out" / "effects.csv")
     assert len(table) == 12 * 12 * 3
     # The network sees the slice from another border here, yet its Dice is close to that of the whole slice.
-    assert f"in the region of interest: {float(stats.observed_score[0, 1]):.4f}" in printed.out
+    assert f"(held out): dice in box:184,88+32 is {float(stats.observed_score[0, 1]):.4f}" in printed.out
     assert f"{stats.n_forwards} forward passes" in printed.out
     best = table[(table["class"] == 1) & (table["status"] != "EXCLUDED")].sort_values("effect").iloc[-1]
     line = next(line for line in printed.out.splitlines() if line.strip().startswith("supports"))
     assert f"{best.effect:+.4f}  [{best.lower:+.4f}, {best.upper:+.4f}]" in line
     assert f"{best.start_0:.0f}-{best.stop_0 - 1:.0f}" in line.replace(" ", "")
     assert best.effect > 0
+    words = {
+        "ESTIMATED": "estimated",
+        "SCREENED": "without effect in the first draws",
+        "OUTSIDE_SUPPORT": "that cannot reach the region of interest",
+        "EXCLUDED": "that touch it (not replaced)",
+    }
     for name, count in table[table["class"] == 1]["status"].value_counts().items():
-        assert f"{count} {name.lower().replace('_', ' ')}" in printed.out
+        assert f"{count} {words[name]}" in printed.out
+    html = unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "made the model segment grey matter in box:184,88+32 as it did?" in html
+    assert f"Its Dice there is {float(stats.observed_score[0, 1]):.4f}" in html
+    assert "<script" in html
+    # Only what the demo has is repeated; what only `explain` has is named with it.
+    assert "causalseg demo --draws 5 --seed 0 --out out" in html
+    assert "causalseg explain --refute" in html
+    assert "--donors)" not in html
+    weights = Path(demo.__file__).parent / "brain_unet.pt"
+    assert f'brain_unet.pt</td><td class="text">{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}<' in html
 
 
 def test_help_reads_well(capsys):
@@ -121,7 +145,13 @@ def test_a_picture_of_ones_own_is_explained(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "patches.npz", patches=generator.integers(0, 255, (30, 8, 8, 3)).astype(np.uint8))
     arguments = ["demo", "--image", image, "--label", label, "--patches", tmp_path / "patches.npz", "--roi", "box:24,24+16"]
     assert cli.main([str(a) for a in arguments] + ["--draws", "4", "--out", str(tmp_path / "out")]) == 0
-    assert "Dice of mask in the region of interest" in capsys.readouterr().out
+    assert "dice in box:24,24+16 is" in capsys.readouterr().out
+    html = unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    line = "causalseg demo --image image.png --label label.png --patches patches.npz --roi box:24,24+16 --draws 4 --seed 0 --out out"
+    assert line in html
+    assert all(f'<td class="text">{name}</td>' in html for name in ("image.png", "label.png", "patches.npz"))
+    assert "the 30 patches of patches.npz" in html
+    assert str(tmp_path) not in html
     stats = TreatmentEffectStatistics.load(tmp_path / "out" / "statistics.npz")
     assert stats.effect.shape == (1, 64)
     assert int((stats.status == Status.EXCLUDED).sum()) == 4
