@@ -92,7 +92,7 @@ def report(statistics: "TreatmentEffectStatistics", case: "Case", seconds: float
     """What the demo prints."""
     from captum_causalseg.cli.results import effects_text
 
-    return effects_text(_command_case(case), _Asked(), statistics, seconds)
+    return effects_text(_command_case(case), _Asked(), statistics, seconds=seconds)
 
 
 def _explained(case: "Case", asked: _Asked, *, show_progress: bool = True) -> str:
@@ -122,7 +122,7 @@ def _explained(case: "Case", asked: _Asked, *, show_progress: bool = True) -> st
         write_effects(job, statistics, folder)
         page = effects_page(job, statistics, effects=drawn, pictures={}, further=Further(), seconds=seconds)
         (folder / "report.html").write_text(page, encoding="utf-8")
-    return effects_text(own, asked, statistics, seconds)
+    return effects_text(own, asked, statistics, seconds=seconds)
 
 
 def _command_case(case: "Case") -> "CommandCase":
