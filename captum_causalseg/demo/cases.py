@@ -100,6 +100,7 @@ def picture_case(
         raise ValueError(f"--label: {label_file} is the same everywhere; expected a mask with 0 for background")
     donors: DonorSource = SameImage()
     donors_name = "other places of the same picture"
+    files = (("image", image_file), ("reference", label_file))
     if patches_file is not None:
         donors = PatchBank(_read_patches(patches_file))
         donors_name = f"the {len(donors)} patches of {patches_file.name}"
@@ -118,11 +119,7 @@ def picture_case(
         place=_place(start, size),
         model_name=f"a small U-Net, fitted to this picture in {FIT_STEPS} steps",
         donors_name=donors_name,
-        files=(
-            ("image", image_file),
-            ("reference", label_file),
-            *(() if patches_file is None else (("donors", patches_file),)),
-        ),
+        files=files if patches_file is None else (*files, ("donors", patches_file)),
     )
 
 
