@@ -314,7 +314,8 @@ def _distances(axes: Axes, below: Axes, table: pd.DataFrame, *, score_name: str)
         axes.set_ylim(min(-0.15, float(known.min()) - 0.15), max(1.15, float(known.max()) + 0.15))
     axes.set_ylabel("share of the effects")
     axes.set_title("What travels through each layer, by distance", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    # Beside the panel, as curves may be anywhere in it.
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     first = table[table["layer"] == names[0]]
     below.bar(first["upper"] - width / 2, first["mass"], 0.9 * width, color="0.6")
     for _, row in first.iterrows():
@@ -327,4 +328,7 @@ def _distances(axes: Axes, below: Axes, table: pd.DataFrame, *, score_name: str)
 
 def _ends(row: object, name: str, form: str) -> str:
     value, lower, upper = (row[f"{name}{end}"] for end in ("", "_lower", "_upper"))  # type: ignore[index]  # a row of a table
+    if np.isinf(lower) and np.isinf(upper):
+        # Draws that are all 0, or a single one, bound nothing.
+        return "0 in every draw" if value == 0 else f"{value:{form}} (interval not known)"
     return f"{value:{form}} [{lower:{form}}, {upper:{form}}]"

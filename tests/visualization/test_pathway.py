@@ -97,3 +97,17 @@ def test_of_many_units_the_shares_by_distance_stand_beside():
     assert any(text.startswith("level 1\nshare ") for text in texts(figure))
     with pytest.raises(ValueError, match=r"^example: "):
         plot_pathway(found("levels", region_units=0), example=1)
+
+
+def test_what_is_0_in_every_draw_is_said_without_an_interval():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(128, 1))
+    cut = pathway(
+        model, torch.rand(1, 1, 8, 8), torch.rand(5, 1, 8, 8), region_units=0, layers="0", block_size=4, exclude=None, n_draws=4
+    )
+    (said,) = [text for text in texts(plot_pathway(cut)) if "interaction" in text]
+    assert said.split("\n")[1] == "interaction 0 in every draw"
+    once = pathway(
+        model, torch.rand(1, 1, 8, 8), torch.rand(5, 1, 8, 8), region_units=0, layers="0", block_size=4, exclude=None, n_draws=1
+    )
+    assert not any("inf" in text for text in texts(plot_pathway(once)))
