@@ -56,8 +56,10 @@ __all__ = [
     "goal_of",
     "interventions",
     "prepare",
+    "refuse_too_many_outputs",
     "running",
     "statistics_of",
+    "where_units_lie",
 ]
 
 logger = logging.getLogger(__name__)
@@ -331,8 +333,7 @@ def statistics_of(
         controls: of the same rows.
     """
     problem, plan, evaluator, effort = now.problem, now.plan, now.evaluator, options.effort
-    ledger, shown = problem.evaluator.ledger, problem.site.shown
-    layouts = tuple(None if one is None else one.merged for one in problem.site.layouts[shown])
+    ledger = problem.evaluator.ledger
     n, forwards = problem.n_examples, now.forwards(outcome.n_forwards)
     moments = _of_all_units(problem, now, outcome.moments, decide=effort.decide)
     return TreatmentEffectStatistics.from_moments(
@@ -342,12 +343,8 @@ def statistics_of(
             for name, rows in (controls or {}).items()
         },
         observed_score=torch.from_numpy(now.observed.reshape(n, *now.outputs.shape)),
-        unit_ids=torch.from_numpy(problem.units.ids),
-        feature_mask=as_they_lie(problem.units.masks[shown], layouts),
-        input_shapes=[tensor.shape for tensor in as_they_lie(problem.site.tensors[shown], layouts)],
-        layouts=layouts,
+        **where_units_lie(problem),
         n_forwards=sum(forwards.values()),
-        inputs_are_tuple=problem.site.is_tuple,
         output_axes=now.outputs.axes,
         settings=problem.settings
         | evaluator.settings()
@@ -366,6 +363,28 @@ def statistics_of(
         | _settings_of_context(options),
         slope_sums=_slope_sums_of_part(problem, now, outcome) if options.execution.part != WHOLE else None,
     )
+
+
+def refuse_too_many_outputs(problem: Problem, n_outputs: int) -> None:
+    """Raise where statistics of so many outputs per example would not fit."""
+    if len(problem.units) * problem.n_examples * n_outputs > _MOST_OUTPUTS:
+        raise ValueError(
+            f"forward_func: it returns {n_outputs} values per example, too many to track; wrap the model in a "
+            "SegmentationTarget, which scores a region"
+        )
+
+
+def where_units_lie(problem: Problem) -> dict[str, Any]:
+    """What statistics hold of the units and the tensors that they are parts of, by the names of the constructor's arguments."""
+    shown = problem.site.shown
+    layouts = tuple(None if one is None else one.merged for one in problem.site.layouts[shown])
+    return {
+        "unit_ids": torch.from_numpy(problem.units.ids),
+        "feature_mask": as_they_lie(problem.units.masks[shown], layouts),
+        "input_shapes": [tensor.shape for tensor in as_they_lie(problem.site.tensors[shown], layouts)],
+        "layouts": layouts,
+        "inputs_are_tuple": problem.site.is_tuple,
+    }
 
 
 def _settings_of_context(options: Options) -> dict[str, Any]:
@@ -573,12 +592,7 @@ def _prepare(problem: Problem, options: Options, plan: Plan, *, doing: Callable[
     effort = options.effort
     doing("the observed score")
     observed = observe(problem.evaluator, problem.n_examples)
-    n_outputs = observed.shape[1]
-    if len(problem.units) * observed.size > _MOST_OUTPUTS:
-        raise ValueError(
-            f"forward_func: it returns {n_outputs} values per example, too many to track; wrap the model in a "
-            "SegmentationTarget, which scores a region"
-        )
+    refuse_too_many_outputs(problem, observed.shape[1])
     outputs = problem.call.outputs(problem.evaluator.output_shape or (), options.target)
     evaluator = problem.evaluator.localized()
     if effort.support is not None:

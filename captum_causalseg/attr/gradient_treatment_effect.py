@@ -1,19 +1,19 @@
 """The backpropagated treatment effect of regions of the input."""
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from captum_causalseg._captum import GradientAttribution, TargetType, log_usage
-from captum_causalseg._checks import FUNCTION, checked, integer
+from captum_causalseg._checks import BOOLEAN, FUNCTION, checked, integer
 from captum_causalseg.attr.average_treatment_effect import Baselines
 from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.gradient import backpropagate
 from captum_causalseg.attr.options import InputUnits, Options
-from captum_causalseg.images import with_metadata
 from captum_causalseg.layout import UnitKind
+from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target.scorer import as_scorer
 
 __all__ = ["GradientTreatmentEffect"]
@@ -78,12 +78,18 @@ class GradientTreatmentEffect(GradientAttribution):
         return True
 
     @overload
-    def attribute(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
+    def attribute(self, inputs: Tensor, *args: Any, return_statistics: Literal[False] = ..., **kwargs: Any) -> Tensor: ...
     @overload
-    def attribute(self, inputs: tuple[Tensor, ...], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]: ...
+    def attribute(
+        self, inputs: tuple[Tensor, ...], *args: Any, return_statistics: Literal[False] = ..., **kwargs: Any
+    ) -> tuple[Tensor, ...]: ...
+    @overload
+    def attribute(
+        self, inputs: Tensor | tuple[Tensor, ...], *args: Any, return_statistics: Literal[True], **kwargs: Any
+    ) -> tuple[Any, TreatmentEffectStatistics]: ...
 
     @log_usage(part_of_slo=True)
-    @checked(n_steps=integer(1), channels=CHANNELS, units=UNITS)
+    @checked(n_steps=integer(1), channels=CHANNELS, units=UNITS, return_statistics=BOOLEAN)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -96,6 +102,7 @@ class GradientTreatmentEffect(GradientAttribution):
         exclude: Exclude = "roi",
         channels: Channels = None,
         units: UnitKind = "block",
+        return_statistics: bool = False,
     ) -> Any:
         """Every unit's backpropagated effect on one output.
 
@@ -116,9 +123,14 @@ class GradientTreatmentEffect(GradientAttribution):
                 place; or ``None``. With several inputs, a tuple of these says it for each, as in
                 :meth:`AverageTreatmentEffect.attribute`.
             channels, units: ``"each"`` or some channels, and kinds of units, as in :meth:`AverageTreatmentEffect.attribute`.
+            return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well. Their effects are known of the output that ``target``
+                picks alone (``settings["outputs"]``, per example); there they have the status FIRST_ORDER, and on other outputs EXCLUDED,
+                with NaN. No intervention is made: ``n_draws`` is 0, and ``population`` the number of donors in the mean. **Errors are not
+                known:** standard errors, intervals and p-values are NaN, and nothing is ``significant``.
 
         Returns:
-            Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect.
+            Attributions like ``inputs`` (tensor or tuple, same shapes and dtypes), every element carrying its unit's whole effect; with
+            ``return_statistics`` a pair of them and the statistics.
 
         Raises:
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
@@ -131,6 +143,10 @@ class GradientTreatmentEffect(GradientAttribution):
             >>> attr = GradientTreatmentEffect(lambda x: x.sum((1, 2, 3))).attribute(image, baseline, block_size=4)
             >>> torch.allclose(attr[..., :4, :4].mean(), (image - baseline)[..., :4, :4].sum())  # exact: the score is linear
             True
+            >>> gradient = GradientTreatmentEffect(lambda x: x.sum((1, 2, 3)))
+            >>> _, stats = gradient.attribute(torch.ones(1, 1, 8, 8), 0.25, block_size=4, return_statistics=True)
+            >>> stats.effect, stats.standard_error.isnan().all()  # of each block, 16 * (1 - 0.25)
+            (tensor([[12., 12., 12., 12.]], dtype=torch.float64), tensor(True))
         """
         options = Options(
             forward_func=as_scorer(self.forward_func).surrogate(),
@@ -139,5 +155,6 @@ class GradientTreatmentEffect(GradientAttribution):
             target=target,
             additional_forward_args=additional_forward_args,
             units=InputUnits(feature_mask=feature_mask, block_size=block_size, exclude=exclude, channels=channels, kind=units),
+            return_statistics=return_statistics,
         )
-        return with_metadata(backpropagate(options, n_steps), inputs)
+        return backpropagate(options, n_steps)

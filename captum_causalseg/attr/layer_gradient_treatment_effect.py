@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_causalseg._captum import GradientAttribution, LayerAttribution, TargetType, log_usage
-from captum_causalseg._checks import checked, integer
+from captum_causalseg._checks import BOOLEAN, checked, integer
 from captum_causalseg.attr.gradient import backpropagate
 from captum_causalseg.attr.layer import LAYER, LayerBaselines, Layouts
 from captum_causalseg.attr.options import LayerUnits, Options
@@ -73,7 +73,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         return True
 
     @log_usage(part_of_slo=True)
-    @checked(LAYER, n_steps=integer(1))
+    @checked(LAYER, n_steps=integer(1), return_statistics=BOOLEAN)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -86,6 +86,7 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
         block_size: int | tuple[int, ...] | None = None,
         n_steps: int = 1,
         layout: Layouts = "auto",
+        return_statistics: bool = False,
     ) -> Any:
         """Every unit's backpropagated effect on one output.
 
@@ -96,9 +97,14 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
             target: which output to attribute, in all of Captum's forms; needed if there are several.
             additional_forward_args: further arguments of the forward function; tensors ``(N, ...)`` have one entry per example.
             n_steps: 1 for the gradient at the activation, more for its average over this many midpoints of the path.
+            return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well. Their maps lie over the activation, and their effects are known of the output that ``target``
+                picks alone (``settings["outputs"]``, per example); there they have the status FIRST_ORDER, and on other outputs EXCLUDED,
+                with NaN. No intervention is made: ``n_draws`` is 0, and ``population`` the number of donors in the mean. **Errors are not
+                known:** standard errors, intervals and p-values are NaN, and nothing is ``significant``.
 
         Returns:
-            Attributions like the layer's activation (a tensor or a tuple), every element carrying its unit's whole effect.
+            Attributions like the layer's activation (a tensor or a tuple), every element carrying its unit's whole effect; with
+            ``return_statistics`` a pair of them and the statistics.
 
         Raises:
             TypeError, ValueError: an argument is not as described, or the score has no gradient; the message names it, what came
@@ -113,6 +119,10 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
             >>> attr = LayerGradientTreatmentEffect(model, model[0]).attribute(image, layer_baselines=0.0, target=0)
             >>> torch.allclose(attr[0, :, 0, 0], model[0](image)[0].sum((1, 2)), atol=1e-5)  # exact: the score is linear
             True
+            >>> layer = LayerGradientTreatmentEffect(model, model[0])
+            >>> _, stats = layer.attribute(image, layer_baselines=0.0, target=0, return_statistics=True)
+            >>> stats.effect.shape, stats.standard_error.isnan().all()  # one output, two channels
+            (torch.Size([1, 2, 1]), tensor(True))
         """
         options = Options(
             forward_func=as_scorer(self.forward_func).surrogate(),
@@ -129,5 +139,6 @@ class LayerGradientTreatmentEffect(LayerAttribution, GradientAttribution):
                 block_size=block_size,
                 layout=layout,
             ),
+            return_statistics=return_statistics,
         )
         return backpropagate(options, n_steps)

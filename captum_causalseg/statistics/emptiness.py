@@ -25,6 +25,8 @@ def why_empty(statistics: "TreatmentEffectStatistics", target: TargetType, examp
     n = int(tested.sum())
     reaching = " that can reach the region of interest" if bool((status == Status.OUTSIDE_SUPPORT).any()) else ""
     if n == 0:
+        if bool((statistics.status[example] == Status.FIRST_ORDER).any()):
+            return _without_gradient(status, chosen(statistics.effect))
         if reaching:
             return "no unit beside the region of interest can reach it through the model: the effects are exactly 0"
         return "every unit touches the region of interest or was excluded: no effect is known"
@@ -60,3 +62,13 @@ def why_empty(statistics: "TreatmentEffectStatistics", target: TargetType, examp
     if metric is not None and score == 0:
         said += f'. metric="{metric}" is exactly 0 whatever is replaced: does the reference hold the class in the region of interest?'
     return said
+
+
+def _without_gradient(status: Tensor, effect: Tensor) -> str | None:
+    """Of one output ``(U,)`` of an example that has first-order effects: why they show nothing."""
+    known = status == Status.FIRST_ORDER
+    if not bool(known.any()):
+        return "first-order effects are known of the output that was asked for alone: ask for this one"
+    if bool((effect[known] != 0).any()):
+        return None
+    return "all first-order effects are exactly 0: the score has no gradient there, or the units are as their mean donors"

@@ -33,6 +33,8 @@ class Status(IntEnum):
     """The unit was not intervened on (it touches the RoI): nothing is known."""
     ABSENT = 4
     """This example has no such unit (feature masks that differ between examples)."""
+    FIRST_ORDER = 5
+    """The effect is that of a gradient: no intervention was made, and its error is not known."""
 
 
 _HYPOTHESES = (Status.ESTIMATED, Status.SCREENED)
@@ -46,7 +48,7 @@ def is_hypothesis(status: "Tensor | np.ndarray | pd.Series[Any]") -> np.ndarray:
         status: :class:`Status` as numbers or as names, of any shape; a tensor, an array, or the column ``status`` of a table.
 
     Returns:
-        Booleans of the same shape: True where ESTIMATED or SCREENED, False where OUTSIDE_SUPPORT, EXCLUDED or ABSENT.
+        Booleans of the same shape: True where ESTIMATED or SCREENED, False where OUTSIDE_SUPPORT, EXCLUDED, ABSENT or FIRST_ORDER.
 
     Example:
         >>> import numpy as np

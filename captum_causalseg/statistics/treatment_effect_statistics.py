@@ -84,9 +84,9 @@ class TreatmentEffectStatistics:
     harm it.
 
     Attributes:
-        effect: the average treatment effect; NaN for units that are EXCLUDED or ABSENT, 0 OUTSIDE_SUPPORT.
+        effect: the average treatment effect; NaN for units that are EXCLUDED or ABSENT, 0 OUTSIDE_SUPPORT. FIRST_ORDER: an approximation of it.
         standard_error: of the effect, moderated across units (see below); 0 where every donor was used; infinite where the
-            draws tell nothing about the spread.
+            draws tell nothing about the spread; NaN where there are no draws to tell of (EXCLUDED, ABSENT, FIRST_ORDER).
         sample_variance: of ``observed - intervened``, of one draw (within its stratum, if draws were stratified); NaN where the
             draws do not show it.
         variance_factor: the squared standard error is this times the moderated variance; 0 where every donor was used. For
@@ -133,6 +133,10 @@ class TreatmentEffectStatistics:
     SCREENED (:attr:`hypotheses`). What is OUTSIDE_SUPPORT is known to have none, and of what is EXCLUDED or ABSENT nothing was asked.
     They take no part in corrections for multiple testing, in shares of the units, or in the common scale ``s0^2``, so that no
     answer depends on how much of the image cannot reach the RoI.
+
+    **First-order effects** (FIRST_ORDER, of :class:`~captum_causalseg.GradientTreatmentEffect`) have no error. Over the donors there is none, since their mean
+    is exact; how far the gradient is from the intervention, no gradient tells. So errors, intervals and p-values are NaN, no unit is a
+    hypothesis, and nothing is significant.
 
     Example:
         >>> from captum_causalseg import AverageTreatmentEffect
@@ -421,6 +425,8 @@ class TreatmentEffectStatistics:
     def significant(self, alpha: float = 0.05, correction: str | None = "fdr_bh") -> Tensor:
         """Which effects differ from 0, boolean ``(N, U, *output_shape)``; ``False`` where that is no question (:attr:`hypotheses`).
 
+        Of first-order effects it cannot be told: all ``False``, and the log says so once.
+
         Args:
             alpha: the error rate, in (0, 1).
             correction: over the hypotheses of each example and output, as in :func:`adjust_p_values`: ``"fdr_bh"`` or ``"fdr_by"``
@@ -455,6 +461,7 @@ class TreatmentEffectStatistics:
             >>> stats.unit_ids[stats.significant(alpha=0.05)[0]].tolist(), sorted(case.cause_units)
             ([12, 13, 15], [12, 13, 15])
         """
+        self._warn_of_first_order()
         if correction is not None:
             self._warn_of_few_uniform_draws()
         # NaN is not at most anything.
@@ -734,6 +741,15 @@ class TreatmentEffectStatistics:
         if fewest < _FEWEST_UNIFORM_DRAWS:
             _WARNED.add(self)
             logger.warning(f"significant: {warning}", fewest, _FEWEST_UNIFORM_DRAWS)
+
+    def _warn_of_first_order(self) -> None:
+        """Once: if effects of a gradient are asked whether they differ from 0."""
+        if self not in _WARNED and bool((self.status == Status.FIRST_ORDER).any()):
+            _WARNED.add(self)
+            logger.warning(
+                "significant: first-order effects have no standard error, so that none of them is called significant; whether an effect "
+                "differs from 0 is what interventions tell (AverageTreatmentEffect, LayerAverageTreatmentEffect)"
+            )
 
     def _field(self, field: str) -> Tensor:
         if field in ("effect", "standard_error", "n_draws", "status"):

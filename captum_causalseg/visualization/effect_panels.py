@@ -85,11 +85,12 @@ class Maps:
         status = self.values["status"]
         self.excluded = (status == Status.EXCLUDED) | (status == Status.ABSENT)
         self.outside = status == Status.OUTSIDE_SUPPORT
+        self.first_order = status == Status.FIRST_ORDER
         self.edge = self.values.get("edge_suspect", np.zeros(status.shape)) == 1
         self.undecided = np.zeros(status.shape, bool)
         if "significant" in fields:
-            # What cannot reach the region is known to have no effect.
-            self.undecided = (self.values["significant"] == 0) & ~self.excluded & ~self.outside
+            # What cannot reach the region is known to have no effect; of a gradient nothing is known.
+            self.undecided = (self.values["significant"] == 0) & ~self.excluded & ~self.outside & ~self.first_order
         self.strongest = _strongest(statistics, view, output) if status.ndim == 3 else []
         self.reached = ~self.outside if output.roi is None else ~self.outside | output.roi
 
@@ -346,6 +347,9 @@ class Drawing:
         else:
             # Small values let the image through.
             opacity = np.clip(np.abs(shown) / high, 0, 1) ** OPACITY
+        if name == "significant":
+            # No dots either: that they do not differ from 0 is not known.
+            opacity = np.where(plane.cut(maps.first_order), 0.0, opacity)
         axes.imshow(
             shown,
             cmap=colors,
@@ -465,4 +469,8 @@ def _notes(maps: Sequence[Maps], panels: Sequence[str]) -> list[str]:
                 notes.append(f"line on the scale{f', {one.output.name}' if one.output.name else ''}: {one.background}")
     if "standard_error" in shown and any(np.isinf(one.values["standard_error"]).any() for one in maps):
         notes.append("standard errors that are not known are drawn as the largest")
+    if any(one.first_order.any() for one in maps):
+        notes.append(
+            "effects of a gradient: their errors, intervals and p-values are not known, and none is called significant"
+        )
     return notes

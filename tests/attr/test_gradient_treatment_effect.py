@@ -16,6 +16,8 @@ from captum_causalseg import (
     LayerGradientTreatmentEffect,
     PatchBank,
     SegmentationTarget,
+    Status,
+    TreatmentEffectStatistics,
     regions,
 )
 from captum_causalseg._state import undisturbed
@@ -287,3 +289,88 @@ def test_units_without_a_donor_are_refused():
     target = SegmentationTarget(model, roi=roi, reference=labels)
     with pytest.raises(ValueError, match="baselines: no donor is left for unit 0"):
         GradientTreatmentEffect(target).attribute(images, baselines=PatchBank(images), target=1, block_size=4, exclude=None)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("d", [2, 3])
+def test_statistics_of_a_gradient_hold_effects_of_the_output_asked_for_and_no_errors(d, n_steps):
+    model, images, labels, roi = case(d, Curved)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    ran = []
+    model.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    face, donors = GradientTreatmentEffect(target), torch.rand(5, *images.shape[1:])
+    arguments = {"baselines": donors, "target": [1, 2], "block_size": 3, "n_steps": n_steps}
+    attr, stats = face.attribute(images, **arguments, return_statistics=True)
+    assert stats.n_forwards == sum(ran) == sum(stats.settings["forwards"].values())
+    assert torch.equal(attr, face.attribute(images, **arguments))
+    torch.testing.assert_close(stats.to_map(target=[1, 2]).nan_to_num(0).float(), attr, atol=0, rtol=1e-6)
+    grid = regions.grid(images.shape[2:], 3)
+    touching = torch.isin(stats.unit_ids, grid[roi].unique())
+    assert stats.effect.shape == (2, len(stats.unit_ids), 3)
+    for n, chosen in enumerate((1, 2)):
+        others = [k for k in range(3) if k != chosen]
+        assert stats.status[n, ~touching, chosen].unique().tolist() == [Status.FIRST_ORDER]
+        assert stats.status[n, touching, chosen].unique().tolist() == [Status.EXCLUDED]
+        assert stats.status[n][:, others].unique().tolist() == [Status.EXCLUDED]
+        assert torch.equal(stats.effect[n, :, chosen].isnan(), touching)
+        assert bool(stats.effect[n][:, others].isnan().all())
+    for unknown in (stats.standard_error, *stats.confidence_interval(), stats.p_values(), stats.adjusted_p_values(None)):
+        assert bool(unknown.isnan().all())
+    assert not bool(stats.significant().any() | stats.hypotheses.any() | stats.n_draws.any())
+    assert bool((stats.population[:, ~touching] == 5).all() & stats.population[:, touching].isnan().all())
+    with torch.no_grad():
+        torch.testing.assert_close(stats.observed_score, target.surrogate()(images).double(), atol=1e-6, rtol=0)
+    assert {"sampling": "first order", "n_steps": n_steps, "outputs": [[1], [2]], "metric": "soft_dice"}.items() <= (
+        stats.settings.items()
+    )
+    assert "p-values are NaN" in stats.settings["disabled"]["errors"]
+
+
+def test_statistics_of_a_linear_score_by_hand(tmp_path, caplog):
+    image, donors = torch.full((1, 1, 4, 4), 3.0), torch.stack([torch.zeros(1, 4, 4), torch.full((1, 4, 4), 4.0)])
+    weights = torch.tensor([[1.0, 1.0, -2.0, -2.0]]).expand(4, 4)
+    face = GradientTreatmentEffect(lambda x: (weights * x).sum((1, 2, 3)))
+    _, stats = face.attribute(image, donors, block_size=2, return_statistics=True)
+    assert stats.effect.tolist() == [[4.0, -8.0, 4.0, -8.0]]  # 4 pixels, weight 1 or -2, 3 less the mean of 0 and 4
+    assert stats.population.tolist() == [[2.0] * 4]
+    assert stats.observed_score.tolist() == [-24.0]
+    assert stats.unit_ids[stats.significant()[0]].tolist() == []
+    assert not bool(stats.significant(correction=None).any())
+    assert caplog.text.count("first-order effects have no standard error") == 1
+    assert stats.why_empty() is None
+    table = stats.to_dataframe()
+    assert table["status"].tolist() == ["FIRST_ORDER"] * 4
+    assert table[["start_0", "stop_1", "n_draws"]].to_numpy().tolist() == [[0, 2, 0], [0, 4, 0], [2, 2, 0], [2, 4, 0]]
+    assert bool(table[["standard_error", "lower", "upper", "p_value"]].isna().all(axis=None))
+    stats.save(tmp_path / "statistics.npz")
+    again = TreatmentEffectStatistics.load(tmp_path / "statistics.npz")
+    assert repr(again) == repr(stats) == "TreatmentEffectStatistics(1 example(s), 4 units: 4 FIRST_ORDER; 3 forwards)"
+    assert torch.equal(again.effect, stats.effect)
+    assert bool(again.standard_error.isnan().all())
+    assert again.settings == stats.settings
+
+
+def test_statistics_of_tuples_and_of_units_that_an_example_lacks():
+    inputs = torch.ones(2, 1, 4, 4), torch.ones(2, 2)
+    masks = torch.tensor([[0, 0, 3, 3], [0, 0, 7, 7]]).view(2, 1, 1, 4).expand(2, 1, 4, 4), torch.tensor([[9, 9]])
+    face = GradientTreatmentEffect(lambda image, table: image.sum((1, 2, 3)) + 5 * table.sum(1))
+    attr, stats = face.attribute(inputs, (0.5, torch.zeros(3, 2)), feature_mask=masks, return_statistics=True)
+    torch.testing.assert_close(
+        stats.effect, torch.tensor([[4, 4, math.nan, 10], [4, math.nan, 4, 10]]).double(), equal_nan=True
+    )
+    first, absent = int(Status.FIRST_ORDER), int(Status.ABSENT)
+    assert stats.status.tolist() == [[first, first, absent, first], [first, absent, first, first]]
+    assert stats.population[0, [0, 1, 3]].tolist() == [1, 1, 3]
+    for painted, known in zip(stats.to_map(), attr):
+        assert torch.equal(painted.float(), known)
+
+
+def test_statistics_of_a_segmentation_in_the_place_of_scores_are_refused():
+    face = GradientTreatmentEffect(lambda x: x.flatten(1))
+    inputs = torch.rand(1, 1, 128, 128)
+    assert face.attribute(inputs, 0.0, target=0).shape == inputs.shape
+    elements = torch.arange(128**2).view(1, 1, 128, 128)
+    with pytest.raises(ValueError, match="forward_func: it returns 16384 values per example, too many to track"):
+        face.attribute(inputs, 0.0, target=0, feature_mask=elements, return_statistics=True)
+    with pytest.raises(TypeError, match="return_statistics: expected True or False, got 'yes'"):
+        face.attribute(inputs, 0.0, target=0, return_statistics="yes")

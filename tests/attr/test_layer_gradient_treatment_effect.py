@@ -11,6 +11,7 @@ from captum_causalseg import (
     LayerAverageTreatmentEffect,
     LayerGradientTreatmentEffect,
     SegmentationTarget,
+    Status,
 )
 
 
@@ -153,3 +154,39 @@ def test_layers_without_one_activation_are_refused():
         LayerGradientTreatmentEffect(target, model.second).attribute(images, target=1, n_steps=0)
     hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks
+
+
+@pytest.mark.parametrize("kind", ["channel", "block"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_statistics_of_a_layers_gradient(d, kind):
+    model, images, labels, roi = case(d, Curved)
+    target = SegmentationTarget(model, roi=roi, reference=labels)
+    ran = []
+    model.first.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    face, donors = LayerGradientTreatmentEffect(target, model.first), torch.rand(3, *images.shape[1:])
+    given = {"layer_baselines": donors, "target": 1, "units": kind, "block_size": 4 if kind == "block" else None}
+    attr, stats = face.attribute(images, **given, return_statistics=True)
+    assert stats.n_forwards == sum(ran)
+    assert torch.equal(attr, face.attribute(images, **given))
+    torch.testing.assert_close(stats.to_map(target=1).float(), attr, atol=0, rtol=1e-6)
+    assert stats.status[..., 1].unique().tolist() == [Status.FIRST_ORDER]
+    assert stats.status[..., [0, 2]].unique().tolist() == [Status.EXCLUDED]
+    assert bool(stats.standard_error.isnan().all() & stats.p_values().isnan().all() & (stats.population == 3).all())
+    assert not bool(stats.significant().any())
+    assert len(stats.to_dataframe()) == stats.effect.numel()
+    if kind == "block":
+        on_image = stats.on_image(images.shape[2:]).to_map(target=1)
+        assert torch.equal(on_image, stats.to_map(target=1)[:, :1])
+
+
+def test_statistics_of_a_layer_by_hand():
+    layer = nn.Conv2d(1, 2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight[:] = torch.tensor([1.0, -3.0]).view(2, 1, 1, 1)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(8, 1))
+    nn.init.ones_(model[2].weight)
+    face = LayerGradientTreatmentEffect(model, layer)
+    donors = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
+    _, stats = face.attribute(torch.full((1, 1, 2, 2), 2.0), donors, target=0, return_statistics=True)
+    assert stats.effect.tolist() == [[[6.0], [-18.0]]]  # 4 elements, 2 less the mean of 0 and 1, times 1 or -3
+    assert bool(stats.standard_error.isnan().all())

@@ -10,6 +10,7 @@ from torch import nn
 
 from captum_causalseg import (
     AverageTreatmentEffect,
+    GradientTreatmentEffect,
     LayerAverageTreatmentEffect,
     PatchBank,
     PdCR,
@@ -214,3 +215,17 @@ def test_the_caption_of_several_regions_says_whose_it_is():
     statistics.effect[..., 0, 1] = torch.as_tensor(np.linspace(-1, 1, statistics.effect.shape[1]))
     caption = plot_effects(image(), statistics, rois, target=0).get_supxlabel()
     assert "no unit beside" in caption
+
+
+def test_first_order_effects_are_not_tested_but_shown():
+    def score(x):
+        return torch.stack([x[..., :2].sum((1, 2, 3)), x.sum((1, 2, 3)) * 0], 1)
+
+    def of(target):
+        face = GradientTreatmentEffect(score)
+        return face.attribute(torch.ones(1, 1, 4, 4), 0.0, target, block_size=2, return_statistics=True)[1]
+
+    assert of(0).effect[..., 0].tolist() == [[4, 0, 4, 0]]
+    assert of(0).why_empty(0) is None
+    assert of(0).why_empty(1) == "first-order effects are known of the output that was asked for alone: ask for this one"
+    assert str(of(1).why_empty(1)).startswith("all first-order effects are exactly 0")

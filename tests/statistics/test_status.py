@@ -11,7 +11,7 @@ from captum_causalseg.statistics import is_hypothesis
 
 def test_statuses_by_number_and_by_name():
     every = list(Status)
-    expected = [True, True, False, False, False]
+    expected = [True, True, False, False, False, False]
     assert is_hypothesis(np.array([int(one) for one in every])).tolist() == expected
     assert is_hypothesis(torch.tensor([[int(one)] for one in every])).tolist() == [[one] for one in expected]
     assert is_hypothesis(pd.Series([one.name for one in every])).tolist() == expected

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.contour import QuadContourSet
+from matplotlib.text import Text
 from picture_cases import statistics_of
 from pictures_read import ALL, drawn, explained, of_regions, outline
 
-from captum_causalseg import Status, regions
+from captum_causalseg import GradientTreatmentEffect, Status, regions
 from captum_causalseg.visualization import plot_effects, plot_volume
 from captum_causalseg.visualization.pictures import PALETTES, grayscale
 
@@ -164,3 +165,21 @@ def test_regions_without_classes():
     figure = plot_effects(torch.rand(1, 1, 2, 2), statistics, panels=("effect",))
     assert [drawn(axes)[0].tolist() for axes in figure.axes[:3]] == [[0, 3], [1, 4], [2, 5]]
     assert drawn(plot_effects(torch.rand(1, 1, 2, 2), statistics, target=2, panels=("effect",)).axes[0])[0].tolist() == [2, 5]
+
+
+@pytest.mark.parametrize(("d", "opacity"), [(2, "effect"), (2, "significance"), (3, "effect")])
+def test_effects_of_a_gradient_are_shown_and_called_neither_significant_nor_null(d, opacity):
+    image = torch.ones(1, 1, *(8,) * d)
+    face = GradientTreatmentEffect(lambda x: x[:, :, :4].sum(tuple(range(1, d + 2))))
+    _, statistics = face.attribute(image, 0.5, block_size=4, return_statistics=True)
+    panels = ALL if d == 2 else ("effect",)
+    figure = plot_effects(image, statistics, panels=panels, opacity=opacity)
+    said = " ".join(" ".join(one.get_text() for one in figure.findobj(Text)).split())
+    assert "their errors, intervals and p-values are not known, and none is called significant" in said
+    assert "does not differ from 0" not in said
+    for name, axes in zip(panels, figure.axes):
+        if name != "image":
+            assert bool(np.any(axes.images[1].get_alpha())) == (name == "effect" and opacity == "effect")
+            assert not hatched(axes, "....").any()
+    if d == 3:
+        assert plot_volume(image, statistics, n_slices=2).axes[0].images
