@@ -328,7 +328,8 @@ class Drawing:
             scene.tell(axes, plane)
         else:
             self._values(axes, name)
-        scene.finish(axes, plane)
+        # Outlines of what is folded, such as a brain's cortex, would cover the effects.
+        scene.finish(axes, plane, faint=name != "image")
         if name in _OF_EFFECTS:
             self._strongest(axes)
 

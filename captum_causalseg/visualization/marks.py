@@ -89,11 +89,14 @@ AREAS = {
 """The same."""
 
 
-def draw_line(axes: Axes, mask: np.ndarray, name: str, color: str | None = None) -> None:
-    """The border of a mask, as its kind is drawn; ``color`` in the place of its usual one."""
+def draw_line(axes: Axes, mask: np.ndarray, name: str, color: str | None = None, *, faint: bool = False) -> None:
+    """The border of a mask, as its kind is drawn; ``color`` in the place of its usual one; ``faint`` where it must not hide what lies under it."""
     if not mask.any():
         return
     line = LINES[name]
+    if faint:
+        contour(axes, mask, color or line.color, linewidth=0.6 * line.width, linestyle=line.style, closed=name != "outside")
+        return
     wide = line.width + _EDGES
     contour(axes, mask, line.edge, linewidth=wide, linestyle=_scaled(line.style, line.width / wide), closed=name != "outside")
     contour(axes, mask, color or line.color, linewidth=line.width, linestyle=line.style, closed=name != "outside")

@@ -63,14 +63,14 @@ class Scene:
         for kind, mask in self.mistakes.items():
             draw_area(axes, plane.cut(mask), kind)
 
-    def finish(self, axes: Axes, plane: Plane) -> None:
-        """Where the planes cross, and on top the segmentations and the region of interest."""
+    def finish(self, axes: Axes, plane: Plane, *, faint: bool = False) -> None:
+        """Where the planes cross, and on top the segmentations, thin lines where they are to be ``faint``, and the region of interest."""
         if plane.cross is not None:
             row, column = plane.place(plane.cross)
             axes.axhline(row, color="white", linewidth=0.6, linestyle=":")
             axes.axvline(column, color="white", linewidth=0.6, linestyle=":")
         for kind, mask in self.segmentations.items():
-            draw_line(axes, plane.cut(mask), kind)
+            draw_line(axes, plane.cut(mask), kind, faint=faint)
         if self.roi is not None:
             draw_line(axes, plane.cut(self.roi), "roi", color=self.color)
         show_part(axes, plane)

@@ -155,10 +155,9 @@ def test_the_comparison_sees_that_the_hatch_is_missing(monkeypatch):
 def test_the_comparison_sees_that_the_segmentations_are_missing(monkeypatch):
     draw_line = scene.draw_line
     monkeypatch.setattr(
-        scene, "draw_line", lambda axes, mask, name, **color: name != "roi" or draw_line(axes, mask, name, **color)
+        scene, "draw_line", lambda axes, mask, name, **style: name == "roi" and draw_line(axes, mask, name, **style)
     )
-    for draw in (accessible, zoomed):
-        assert not is_like(rendered(draw), kept(draw))
+    assert not is_like(rendered(zoomed), kept(zoomed))
 
 
 def test_the_comparison_sees_another_picture():

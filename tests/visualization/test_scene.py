@@ -17,10 +17,11 @@ from captum_causalseg.visualization.planes import About
 from captum_causalseg.visualization.scene import scene_and_planes
 
 
-def border(axes, name):
-    """Corners of a line, as ``outline`` has those of the region of interest."""
+def border(axes, name, *, width=1.0):
+    """Corners of a line, as ``outline`` has those of the region of interest; of a part of its usual width."""
     line = LINES[name]
-    lines = [one for one in axes.findobj(QuadContourSet) if not one.filled and one.get_linewidth()[0] == line.width]
+    drawn = [one for one in axes.findobj(QuadContourSet) if not one.filled]
+    lines = [one for one in drawn if one.get_linewidth()[0] == pytest.approx(width * line.width)]
     (found,) = [one for one in lines if tuple(one.get_edgecolor()[0][:3]) == pytest.approx(to_rgb(line.color))]
     points = np.concatenate([path.vertices for path in found.get_paths()])
     (left, top), (right, bottom) = points.min(0) + 0.5, points.max(0) - 0.5
@@ -39,9 +40,10 @@ def test_every_panel_of_effects_shows_both_segmentations():
     image, statistics, roi = case((16, 16), 4, 4, 4)
     segmentation, reference = regions.box((16, 16), 2, 6), regions.box((16, 16), 4, 8)
     figure = plot_effects(image, statistics, roi, segmentation=segmentation, reference=reference)
-    for axes in figure.axes[:3]:
-        assert border(axes, "segmentation") == (2, 7, 2, 7)
-        assert border(axes, "reference") == (4, 11, 4, 11)
+    # Thinner where effects lie under them.
+    for axes, width in zip(figure.axes[:3], (1.0, 0.6, 0.6)):
+        assert border(axes, "segmentation", width=width) == (2, 7, 2, 7)
+        assert border(axes, "reference", width=width) == (4, 11, 4, 11)
         assert outline(axes) == (4, 7, 4, 7)
     said = explained(figure)
     assert all(LINES[name].label in said for name in ("roi", "segmentation", "reference"))
@@ -59,7 +61,7 @@ def test_the_class_that_the_target_picks_is_outlined():
     masks[0, 0, :, :2] = masks[0, 1, :, 1:] = True
     for target, columns in (((0, 1), (0, 1)), ((1, 0), (1, 3))):
         figure = plot_effects(image, statistics, rois, target, panels=("effect",), segmentation=masks)
-        assert border(figure.axes[0], "segmentation") == (0, 1, *columns)
+        assert border(figure.axes[0], "segmentation", width=0.6) == (0, 1, *columns)
     one, one_statistics, roi = case((16, 16), 4, 4, 4)
     several = torch.ones(1, 2, 16, 16, dtype=torch.bool)
     with pytest.raises(ValueError, match="segmentation: it has 2 classes, and the target does not say"):
