@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from captum_causalseg._checks import BOOLEAN, FUNCTION, checked, integer, unexpected
 from captum_causalseg.attr.components import component_effects
+from captum_causalseg.attr.mediated_treatment_effect import MediatedTreatmentEffect
 from captum_causalseg.cohort.driver import Course
 from captum_causalseg.cohort.engines import Pool
-from captum_causalseg.cohort.explaining import ExplainCase
+from captum_causalseg.cohort.explaining import MEDIATED, ExplainCase
 from captum_causalseg.cohort.fingerprint import described
 from captum_causalseg.cohort.folder import Cohort, arrow
 from captum_causalseg.cohort.study import CASES, RESERVED, Engine, asked_of_cases, is_dataset, run_study
@@ -167,6 +168,8 @@ def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequenc
     for name in _OURS:
         if name in arguments:
             raise TypeError(f"{name}: {name!r} is not an argument of a study")
+    if isinstance(method, type) and issubclass(method, MediatedTreatmentEffect):
+        raise TypeError(MEDIATED)
     attribute = method if method is component_effects else getattr(method, "attribute", None)
     if attribute is None:
         return  # a function that makes the explainer: it is seen when the first case is explained

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from captum_causalseg.attr.components import component_effects
+from captum_causalseg.attr.mediated_treatment_effect import MediatedTreatmentEffect
 from captum_causalseg.attr.parts import InParts, merge_parts
 from captum_causalseg.cohort.work import CaseWork, Subject
 from captum_causalseg.evaluation.unit_space import Ruler, UnitSpace, unit_labels
@@ -19,7 +20,14 @@ from captum_causalseg.interventions.execution import WHOLE, Part
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics, target_index
 from captum_causalseg.target.scorer import as_scorer
 
-__all__ = ["ExplainCase"]
+__all__ = ["MEDIATED", "ExplainCase"]
+
+
+MEDIATED = (
+    "method: a study keeps one effect per unit, and MediatedTreatmentEffect splits each at every layer; "
+    "call its attribute (or pathway) case by case, and give the study AverageTreatmentEffect"
+)
+"""Why a study of mediated effects is refused, before anything is computed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class ExplainCase(CaseWork):
 
     def _statistics(self, subject: Subject, part: Part) -> TreatmentEffectStatistics:
         explainer: Any = self.method(subject.target)
+        if isinstance(explainer, MediatedTreatmentEffect):
+            raise TypeError(MEDIATED)
         if part != WHOLE:
             if not isinstance(explainer, InParts):
                 raise TypeError(
