@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pandas as pd
 from captum.attr import IntegratedGradients
 
 from captum_causalseg import regions
@@ -23,7 +24,15 @@ from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
 from captum_causalseg.cli.model import CommandModel, read_model
 from captum_causalseg.cli.viewer_files import finite
-from captum_causalseg.cohort import Cohort, CohortComparison, compare_cohort, explain_cohort, summarize_comparison
+from captum_causalseg.cohort import (
+    Cohort,
+    CohortComparison,
+    compare_cohort,
+    explain_cohort,
+    plot_cohort_profile,
+    summarize,
+    summarize_comparison,
+)
 from captum_causalseg.cohort.engines import WorkerError
 from captum_causalseg.images import save_map
 from captum_causalseg.statistics import TreatmentEffectStatistics
@@ -421,8 +430,30 @@ def _said(cohort: Cohort, out: Path) -> tuple[str, int]:
         lines.append(f"  ... and {len(failed) - 10} more")
     if len(failed):
         lines.append(f"the same line tries them again; their errors are in {printable(out)}/errors/")
-    lines += ["", f"written to {printable(out)}/: cases.parquet, units/, cases/"]
+    said, written = _summary(cohort, out) if len(failed) < len(table) else ([], [])
+    lines += [*said, "", f"written to {printable(out)}/: {', '.join(['cases.parquet', 'units/', 'cases/', *written])}"]
     return "\n".join(lines), int(len(failed) > 0)
+
+
+def _summary(cohort: Cohort, out: Path) -> tuple[list[str], list[str]]:
+    """What the finished cases have in common, in lines, and the files that say it."""
+    found = summarize(cohort)
+    write_csv(found.cases, out / "summary.csv")
+    written = ["summary.csv"]
+    if not found.profile.empty:
+        write_csv(found.profile, out / "profile.csv")
+        plot_cohort_profile(found).savefig(out / "profile.png", dpi=110)
+        written += ["profile.csv", "profile.png"]
+    row = found.cases.iloc[0]
+    names = [name for name in found.values if f"{name}_lower" in row.index and not pd.isna(row[name])]
+    width = max(map(len, names))
+    n = int(row["n_finished"])
+    lines = ["", f"means of {n} case{'s' * (n != 1)} [{100 * found.level:g} % interval between cases]:"]
+    for name in names:
+        lower, upper = row[f"{name}_lower"], row[f"{name}_upper"]
+        interval = "" if pd.isna(lower) else f"  [{lower:.4g}, {upper:.4g}]"
+        lines.append(f"  {name.replace('_', ' '):<{width}}  {row[name]:.4g}{interval}")
+    return lines, written
 
 
 def _yaml() -> Any:

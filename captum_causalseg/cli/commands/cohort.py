@@ -30,7 +30,8 @@ class CohortCommand(Command):
     help = "explain every image of a table of cases"
     description = (
         "Explain every row of a table, on this machine or on a Ray cluster. The same line goes on where it was "
-        "interrupted or killed, and tries again what failed. Writes cases.parquet (a row per case), units/ (a row per unit) and, per "
+        "interrupted or killed, and tries again what failed. Writes cases.parquet (a row per case), units/ (a row per unit), means over the finished "
+        "cases with their intervals (summary.csv; by distance profile.csv, profile.png) and, per "
         f"case, statistics.npz and effects.nii.gz.\n\n{_FILES}"
     )
     epilog = "examples:\n  causalseg cohort --cases cases.csv --config study.yaml --out study\n  causalseg cohort --out study --verify"
