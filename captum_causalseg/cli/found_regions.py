@@ -66,6 +66,11 @@ def unit_places(case: CommandCase, region: Region) -> pd.DataFrame:
     return case.units.in_own_voxels(pd.DataFrame(rows, columns=["region", "unit", *names]))
 
 
+def share_is_known(region: Region) -> bool:
+    """Whether there is something to take shares of, and it is told from 0: otherwise every share is in the interval."""
+    return not all(math.isinf(end) for end in region.share_interval)
+
+
 def region_rows(region: Region) -> list[tuple[str, ...]]:
     """Of each region: which, how many units, the share and its interval, the score and its interval, and whether the share is reached."""
     found: list[tuple[str, ...]] = []
@@ -75,7 +80,7 @@ def region_rows(region: Region) -> list[tuple[str, ...]]:
             (
                 one.kind if number == 0 else f"alternative {number}",
                 f"{len(one.units)} of {one.n_candidates}",
-                "not known" if math.isnan(one.share_reached) else f"{one.share_reached:.3f} [{shares}]",
+                f"{one.share_reached:.3f} [{shares}]" if share_is_known(one) else "not known",
                 f"{one.score:.3f} [{scores}]",
                 "yes" if one.reached else f"no: {one.reason}",
             )
@@ -121,7 +126,7 @@ def said_of(region: Region, metric: str) -> list[str]:
     said = [
         f"{first}; it is {region.observed_score:.3f} for the image as it is, and {region.replaced_score:.3f} with all of these parts replaced.",
     ]
-    if not math.isnan(region.share_reached):
+    if share_is_known(region):
         said.append(f"Of {whole} {region.share_reached:.3f} is {does}; {region.share:g} was asked for.")
     if not region.reached:
         said.append(f"That is not reached: {region.reason}.")

@@ -62,12 +62,14 @@ class Strongest:
         place: where it is, in the file's own voxels.
         effect: on the score.
         interval: 95 %.
+        told: whether it differs from 0 at a false discovery rate of 5 %.
     """
 
     kind: str
     place: str
     effect: str
     interval: str
+    told: bool
 
 
 def sign_words(metric: str) -> tuple[str, str]:
@@ -82,7 +84,9 @@ def score_in_words(metric: str) -> str:
 
 def strongest(case: CommandCase, options: argparse.Namespace, statistics: TreatmentEffectStatistics) -> list[Strongest]:
     """The strongest units of either sign."""
-    table = case.units.in_own_voxels(statistics.of_output(case.output).to_dataframe())
+    found_effects = statistics.of_output(case.output)
+    told = found_effects.significant(0.05)[found_effects.status != Status.ABSENT].numpy()
+    table = case.units.in_own_voxels(found_effects.to_dataframe().assign(told=told))
     table = table[table["effect"].notna()].sort_values("effect", kind="stable")
     digits = digits_for(table["effect"])
     rows = []
@@ -91,7 +95,11 @@ def strongest(case: CommandCase, options: argparse.Namespace, statistics: Treatm
             interval = f"[{number(row['lower'], digits)}, {number(row['upper'], digits)}]"
             rows.append(
                 Strongest(
-                    kind=kind, place=place(row, len(case.grids.shape)), effect=number(row["effect"], digits), interval=interval
+                    kind=kind,
+                    place=place(row, len(case.grids.shape)),
+                    effect=number(row["effect"], digits),
+                    interval=interval,
+                    told=row["told"],
                 )
             )
     return rows
@@ -236,7 +244,9 @@ def emptiness(case: CommandCase, options: argparse.Namespace, statistics: Treatm
     if why is None:
         return None
     smooth = METRICS[options.metric].surrogate
-    said = f"The map is empty: {why}" + (
+    # Effects that are not told from 0 have their color in the map: it then shows something, and "empty" would contradict it.
+    shown = bool((statistics.of_output(case.output).effect.nan_to_num() != 0).any())
+    said = (why[0].upper() + why[1:] if shown else f"The map is empty: {why}") + (
         f" ({option_name(options, 'metric')} {smooth})" if smooth != options.metric and smooth in why else ""
     )
     return said if said.endswith("?") else f"{said}."
@@ -260,7 +270,10 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
     """What ``explain`` prints."""
     rows = strongest(case, options, statistics)
     width = max([len(axes_in_words(case)), *(len(row.place) for row in rows)]) + 2
-    lines = [f"  {row.kind:<14}{row.place:<{width}}{row.effect}  {row.interval}" for row in rows]
+    lines = [
+        f"  {row.kind:<14}{row.place:<{width}}{row.effect}  {row.interval}{'' if row.told else '  not told from 0'}"
+        for row in rows
+    ]
     why = emptiness(case, options, statistics)
     empty = [] if why is None else [why]
     in_words = context_in_words(statistics)
@@ -269,7 +282,9 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
         [
             f"{case.name}: {options.metric} in {case.place} is {observed(case, statistics)}".removeprefix(": "),
             "",
-            f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]",
+            f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]"
+            if rows
+            else "no unit has an effect other than 0",
             *lines,
             "",
             *modality_text(case, statistics),

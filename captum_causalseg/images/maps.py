@@ -108,6 +108,10 @@ def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "imag
 
     if not isinstance(image, MetaTensor):
         raise TypeError(f"image: expected a MetaTensor, which knows the transforms that made it, got {type(image).__name__}")
+    if image.ndim == values.ndim - 1 and image.shape[1:] == values.shape[2:]:
+        raise ValueError(
+            f"image: expected (N, C, *spatial) as values have, got {tuple(image.shape)}; add the batch axis with image[None]"
+        )
     if values.ndim != image.ndim or len(values) != len(image) or values.shape[2:] != image.shape[2:]:
         raise ValueError(
             f"values: expected a map (N, C, *spatial) on the grid of the image {tuple(image.shape)}, got {tuple(values.shape)}"

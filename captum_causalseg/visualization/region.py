@@ -1,5 +1,6 @@
 """The picture of a region that is enough for a score, or without which it is lost."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -157,6 +158,9 @@ def _comes_to(region: Region) -> list[str]:
     """What it keeps or takes away."""
     n, (lower, upper) = len(region.units), region.share_interval
     does, done = ("kept", "kept") if region.kind == "sufficient" else ("replaced", "lost")
-    said = f"{n} of {region.n_candidates} units {does}: {region.share_reached:.3f} of the {region.share_of} is {done} [{lower:.3f}, {upper:.3f}]"
+    reached = f"{region.share_reached:.3f} of the {region.share_of} is {done} [{lower:.3f}, {upper:.3f}]"
+    if math.isinf(lower) and math.isinf(upper):
+        reached = f"what share of the {region.share_of} is {done} is not known"
+    said = f"{n} of {region.n_candidates} units {does}: {reached}"
     more = f"score {region.score:.3f}; observed {region.observed_score:.3f}, all replaced {region.replaced_score:.3f}"
     return [said if region.reached else f"{said}; {region.share:g} is not reached", more]

@@ -215,6 +215,10 @@ def test_invert_refuses():
         ValueError, match=r"values: expected a map .* on the grid of the image \(1, 1, 8, 8\), got \(1, 1, 5, 6\)"
     ):
         images.invert(torch.zeros(1, 1, 5, 6), image, prepare)
+    with pytest.raises(
+        ValueError, match=r"image: expected \(N, C, \*spatial\) .* got \(1, 8, 8\); add the batch axis with image\[None\]"
+    ):
+        images.invert(values, image[0], prepare)
     with pytest.raises(ValueError, match=r"key: transform has no step for 'scan'; its steps are for \['image'\]"):
         images.invert(values, image, prepare, key="scan")
     with pytest.raises(TypeError, match="transform: expected a MONAI Compose of dictionary transforms, got SpatialPad"):

@@ -202,6 +202,11 @@ def test_the_caption_and_the_report_say_it():
     assert statistics.why_empty(0) in caption
     case, options = SimpleNamespace(output=0), SimpleNamespace(metric="dice")
     assert emptiness(case, options, statistics) == (f"The map is empty: {statistics.why_empty(0)} (--metric soft_dice).")
+    # Where the map shows effects, none of them told from 0, it is not called empty.
+    effects = SimpleNamespace(effect=torch.tensor([[0.1, 0.0, float("nan")]]))
+    few = SimpleNamespace(why_empty=statistics.why_empty, of_output=lambda output: effects)
+    said = emptiness(case, options, few)
+    assert said.startswith("No effect differs from 0: of 12 units, ")
     soft = explained(target_of("soft_dice"))
     assert emptiness(case, SimpleNamespace(metric="soft_dice"), soft) is None
     assert "no effect differs" not in plot_effects(image(), soft, ROI, 0).get_supxlabel()

@@ -53,6 +53,9 @@ def test_necessary_regions_and_what_is_not_reached():
     assert "2 of 6 units replaced: 1.000 of the span is lost" in figure.get_supxlabel()
     other = dataclasses.replace(region, reached=False, reason="so it is")
     assert "; 0.95 is not reached" in plot_region(image, other).get_supxlabel()
+    unknown = dataclasses.replace(other, share_reached=-0.0, share_interval=(-np.inf, np.inf))  # the span is not told from 0
+    said = plot_region(image, unknown).get_supxlabel()
+    assert said.startswith("2 of 6 units replaced: what share of the span is lost is not known; 0.95 is not reached")
 
 
 def test_the_planes_of_a_volume_go_through_the_region():

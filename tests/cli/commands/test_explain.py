@@ -36,6 +36,13 @@ def test_explain_writes_a_folder_and_a_report_of_one_page(place, capsys):
     best = table[(table["class"] == 1) & table["effect"].notna()].sort_values("effect").iloc[-1]
     line = f"{best.start_0}-{best.stop_0 - 1} x {best.start_1}-{best.stop_1 - 1}"
     assert re.search(rf"supports +{line} +{re.escape(f'{best.effect:+.4f}')}", printed.out)
+    told = stats.of_output(1).significant(0.05)[0]
+    printed_rows = [one for one in printed.out.splitlines() if re.match("  (supports|harms) ", one)]
+    assert printed_rows
+    for row in table[table["class"] == 1].itertuples():
+        mark = f" {row.start_0}-{row.stop_0 - 1} x {row.start_1}-{row.stop_1 - 1} "
+        for one in (one for one in printed_rows if mark in one):
+            assert one.endswith("]  not told from 0") != bool(told[row.unit])
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert line in html
     assert f"[{best.lower:+.4f}, {best.upper:+.4f}]" in html

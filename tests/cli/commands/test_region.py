@@ -1,6 +1,8 @@
 """`causalseg region`, as a person meets it."""
 
+import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -9,10 +11,12 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from command_line import on_picture, on_scan
 from PIL import Image
 
-from captum_causalseg import cli
+from captum_causalseg import cli, sufficient_region
+from captum_causalseg.cli.found_regions import region_rows, said_of
 
 SOFT = ("--metric", "soft_dice")
 
@@ -78,3 +82,21 @@ def test_a_bundle_that_runs_in_windows(tmp_path, monkeypatch):
     html = Path("out/report.html").read_text(encoding="utf-8")
     assert "Forward passes of one window" in html
     assert "scan" not in re.sub("scan's|prepared", "", html)
+
+
+class Brightest(torch.nn.Module):
+    """The value of the brightest pixel."""
+
+    def forward(self, image):
+        return image.flatten(1).amax(1)
+
+
+@pytest.mark.parametrize("share", [-0.0, float("nan")])
+def test_a_share_of_a_span_that_is_not_told_from_0_is_not_known(share):
+    found = sufficient_region(Brightest(), torch.ones(1, 1, 1, 2), 0.0, block_size=1, exclude=None)
+    found = dataclasses.replace(
+        found, share_reached=share, share_interval=(-math.inf, math.inf), reached=False, reason="so it is"
+    )
+    ((_, _, said, *_),) = region_rows(found)
+    assert said == "not known"
+    assert not any("asked for" in sentence for sentence in said_of(found, "dice"))
