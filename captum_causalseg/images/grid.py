@@ -11,7 +11,7 @@ from captum_causalseg._checks import checked, integer, number, tensor_of
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["GRID", "affines_of", "check_same_grid", "known_affine", "spacing_of", "with_metadata"]
+__all__ = ["GRID", "affines_of", "check_same_grid", "known_affine", "same_places", "spacing_of", "with_metadata"]
 
 
 GRID = tensor_of("real", "(N, C, *spatial) with 1 to 3 spatial axes", (3, 5), may_be_empty=False)
@@ -49,15 +49,20 @@ def check_same_grid(image: Tensor, label: Tensor, tolerance: float = 0.01) -> No
     for first, second in zip(_affines(image), _affines(label)):
         if first is None or second is None:
             continue
-        axes = [(0, max(length - 1, 1)) for length in image.shape[2:]] + [(0, 0)] * (5 - image.ndim)
-        corners = np.array([*np.meshgrid(*axes, indexing="ij"), np.ones((2, 2, 2))]).reshape(4, -1)
-        edges = np.linalg.norm(first[:3, : image.ndim - 2], axis=0)
-        apart = np.linalg.norm(((first - second) @ corners)[:3], axis=0).max()
-        if not apart <= tolerance * edges.min():
+        if not same_places(first, second, tuple(image.shape[2:]), tolerance=tolerance):
             raise ValueError(
                 "label: it is not on the image's grid. Affine of the image: "
                 f"{_written(first)}; of the label: {_written(second)}"
             )
+
+
+def same_places(first: np.ndarray, second: np.ndarray, spatial: tuple[int, ...], *, tolerance: float = 0.01) -> bool:
+    """Whether two affines ``(4, 4)`` put the corners of a grid to the same places, to so many edges of its smallest voxel side."""
+    axes = [(0, max(length - 1, 1)) for length in spatial] + [(0, 0)] * (3 - len(spatial))
+    corners = np.array([*np.meshgrid(*axes, indexing="ij"), np.ones((2, 2, 2))]).reshape(4, -1)
+    edges = np.linalg.norm(first[:3, : len(spatial)], axis=0)
+    apart = np.linalg.norm(((first - second) @ corners)[:3], axis=0).max()
+    return bool(apart <= tolerance * edges.min())
 
 
 def with_metadata(values: Any, like: Any) -> Any:

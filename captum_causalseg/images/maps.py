@@ -12,7 +12,7 @@ from captum_causalseg.writing.files import written_whole
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
-from captum_causalseg.images.grid import GRID, affines_of
+from captum_causalseg.images.grid import GRID, affines_of, same_places, spacing_of
 
 __all__ = ["invert", "save_map"]
 
@@ -35,7 +35,7 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
         FileNotFoundError: there is no folder for ``path``, or nothing at ``like``.
         ImportError: nibabel is not installed.
         TypeError: ``like`` has no geometry, or is left out and ``values`` have none.
-        ValueError: another ending, or a map of another shape than the image.
+        ValueError: another ending, or a map of another shape than the image, or with another affine of its own.
 
     Example:
         >>> import tempfile, pathlib, torch
@@ -62,6 +62,13 @@ def save_map(path: str | Path, values: Tensor | np.ndarray, like: "MetaTensor | 
             f"values: expected one map of the image's spatial shape {shape} (or with axes for channels and one example before "
             f"them), got {array.shape}"
         )
+    if like is not None and lead == 2 and isinstance(values, Tensor) and spacing_of(values) is not None:
+        own = affines_of(values)[0]
+        if not same_places(own, affine, shape):
+            raise ValueError(
+                "values: they lie on another grid than the image, as after transforms that turn or flip a scan, and the map would come out in the wrong "
+                "place; bring it back first: images.invert(values, prepared_image, transform)"
+            )
     array = array.astype(_kind(array)).reshape(-1, *shape, *(1,) * (3 - len(shape)))
     picture = nibabel.Nifti1Image(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1), affine)
     picture.header.set_xyzt_units("mm")

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from captum.attr import IntegratedGradients
 from cohort_study import Reading, contents, images, load_model, make_cases, make_target, study
 from monai.data import Dataset
 from torch import nn
 
-from captum_causalseg import AverageTreatmentEffect, GradientTreatmentEffect, MediatedTreatmentEffect, PatchBank
+from captum_causalseg import AverageTreatmentEffect, MediatedTreatmentEffect, PatchBank
 from captum_causalseg.cohort import Cohort
 from captum_causalseg.cohort.driver import CohortError
 
@@ -84,7 +85,7 @@ def test_bad_arguments(tmp_path):
             "n_drawz: explain_cohort (with AverageTreatmentEffect) got an unexpected keyword argument 'n_drawz'; did you mean n_draws?",
         ),
         ({"show_progress": False, "return_statistics": True}, TypeError, "'return_statistics' is not an argument of a study"),
-        ({"method": GradientTreatmentEffect}, TypeError, "GradientTreatmentEffect returns no statistics"),
+        ({"method": IntegratedGradients}, TypeError, "IntegratedGradients returns no statistics"),
         ({"method": "PdCR"}, TypeError, "method: expected a callable, got str"),
         ({"cases": 3}, TypeError, "cases: expected an iterable of dicts or a data set of them, got int"),
         ({"cases": {"id": 1}}, TypeError, "cases: expected an iterable of dicts or a data set of them, got dict"),

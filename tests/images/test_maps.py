@@ -102,6 +102,17 @@ def test_save_map_refuses_maps_of_another_shape(tmp_path, shape):
     assert not list(tmp_path.iterdir())
 
 
+def test_save_map_refuses_what_lies_on_the_grid_of_a_turned_scan(tmp_path):
+    las, ras = torch.diag(torch.tensor([-2.0, 2, 3, 1])), torch.diag(torch.tensor([2.0, 2, 3, 1]))
+    values, like = (MetaTensor(torch.rand(1, 1, 4, 5, 6), affine=affine) for affine in (ras, las))
+    with pytest.raises(ValueError, match=r"values: they lie on another grid than the image, .* images.invert\(values"):
+        images.save_map(tmp_path / "map.nii", values, like=like)
+    assert not (tmp_path / "map.nii").exists()
+    # What says nothing of its geometry is the caller's to know.
+    images.save_map(tmp_path / "map.nii", values.as_tensor(), like=like)
+    images.save_map(tmp_path / "map.nii", MetaTensor(values.as_tensor(), affine=las), like=like)
+
+
 def test_save_map_refuses(tmp_path):
     like = scan(1, 1, 4, 5, 6)
     with pytest.raises(ValueError, match=r"path: expected a name that ends in \.nii or \.nii\.gz, got map\.png"):
