@@ -71,7 +71,7 @@ def test_a_scan_is_shown_where_it_lies(quick, signs):
     for file in ("scan.nii.gz", "truth.nii.gz"):
         values = np.asanyarray(nibabel.load(file).dataobj)
         nibabel.save(nibabel.Nifti1Image(values, affine), file)
-    assert cli.main(on_scan(name)) == 0
+    assert cli.main([*on_scan(name), "--all-units"]) == 0
     data = payload(page(folder))
     shown = np.array(data["affine"]).reshape(4, 4)
     np.testing.assert_allclose(shown[:3, :3], np.diag(data["edges"]))

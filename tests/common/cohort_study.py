@@ -121,7 +121,7 @@ def run_until_killed(out: Path, engine: str, finished: int, with_workers: bool =
     name, value = mark.split("=")
     program = subprocess.Popen([sys.executable, __file__, str(out), engine], env=os.environ | {name: value})
     manifest = out / "manifest.jsonl"
-    for _ in range(1200):
+    for _ in range(6000):
         if manifest.exists() and manifest.read_bytes().count(b"\n") >= finished:
             break
         assert program.poll() is None

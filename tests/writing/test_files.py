@@ -73,6 +73,16 @@ def test_a_file_of_the_longest_name(tmp_path):
     assert final.read_text() == "whole"
 
 
+@pytest.fixture
+def _untaken():
+    """Signals as a program finds them: Ray, in the tests of clusters, takes SIGTERM and keeps it."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_untaken")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_the_block_and_nothing_else(number, tmp_path):
     before = signal.getsignal(number)
@@ -89,6 +99,7 @@ def test_signals_end_the_block_and_nothing_else(number, tmp_path):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("_untaken")
 def test_signals_that_are_taken_or_ignored_stay_so():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
