@@ -52,7 +52,7 @@ from captum_causalseg.cli.segmentation import segmentation_rows, segmentation_sa
 from captum_causalseg.cli.viewer import viewer_of
 from captum_causalseg.evaluation.comparison import CONTROL, Comparison
 from captum_causalseg.evaluation.donor_comparison import DonorComparison
-from captum_causalseg.evaluation.pathways import Pathway, share_in_words
+from captum_causalseg.evaluation.pathways import Pathway, effect_in_words, share_in_words
 from captum_causalseg.evaluation.refute import RefutationReport
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, TreatmentEffectStatistics
@@ -285,7 +285,7 @@ def pathway_section(found: Pathway, figure: Figure) -> Section:
         header: tuple[str, ...] = ("layer", "through it", "around it", "both at once", "share through it")
         parts = ("indirect", "direct", "interaction")
         rows: list[tuple[str, ...]] = [
-            (row["layer"], *[_effect_in_words(row, part) for part in parts], share_in_words(row))
+            (row["layer"], *[effect_in_words(row, part, "+.3g") for part in parts], share_in_words(row))
             for row in found.to_dataframe().to_dict("records")
         ]
     else:
@@ -304,10 +304,6 @@ def pathway_section(found: Pathway, figure: Figure) -> Section:
             "those of the image as it is. What takes both ways at once is the rest. Brackets are 95 % intervals. Levels are nested: what passes a deeper one has passed those above it.",
         ),
     )
-
-
-def _effect_in_words(row: Mapping[Any, Any], name: str) -> str:
-    return f"{row[name]:+.3g} [{row[f'{name}_lower']:+.3g}, {row[f'{name}_upper']:+.3g}]"
 
 
 def _score_of(job: Job, value: str) -> str:

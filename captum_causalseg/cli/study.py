@@ -446,7 +446,7 @@ def _summary(cohort: Cohort, out: Path) -> tuple[list[str], list[str]]:
         written += ["profile.csv", "profile.png"]
     row = found.cases.iloc[0]
     names = [name for name in found.values if f"{name}_lower" in row.index and not pd.isna(row[name])]
-    width = max(map(len, names))
+    width = max(map(len, names), default=0)
     n = int(row["n_finished"])
     lines = ["", f"means of {n} case{'s' * (n != 1)} [{100 * found.level:g} % interval between cases]:"]
     for name in names:

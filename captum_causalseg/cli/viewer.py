@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from captum_causalseg.cli.job import Job
 from captum_causalseg.cli.results import axes_in_words, score_in_words, sign_words
+from captum_causalseg.images.grid import known_affine
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.visualization.pictures import grayscale, palette_of, robust_maximum
 
@@ -160,13 +161,10 @@ def _layers(job: Job, numbers: list[np.ndarray], *, box: tuple[slice, ...], step
         bits = bits + 4 * case.reference.numpy().astype(np.uint8)
     image = case.image[0].cpu()
     images = [_eight_bits(grayscale(image, channel)[box], step, len(box)) for channel, _ in case.units.modalities.shown]
-    affine = np.eye(4)
+    affine, known = np.eye(4), known_affine(case.grids.prepared)
     axes = len(box)
-    if case.grids.prepared_spacing is not None and hasattr(case.grids.prepared, "affine"):
-        from monai.data.utils import to_affine_nd
-
-        given = np.asarray(case.grids.prepared.affine.cpu(), dtype=np.float64)
-        affine = to_affine_nd(3, given[0] if given.ndim == 3 else given)
+    if known is not None:
+        affine[:axes, :axes], affine[:axes, 3] = known[:-1, :-1], known[:-1, -1]
     shift = np.eye(4)
     for axis in range(axes):
         shift[axis, axis], shift[axis, 3] = step, thinned[axis].start

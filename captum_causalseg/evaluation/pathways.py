@@ -35,7 +35,7 @@ from captum_causalseg.statistics import Status
 from captum_causalseg.statistics.mediation import MediationStatistics
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Pathway", "Place", "pathway", "share_in_words"]
+__all__ = ["Pathway", "Place", "effect_in_words", "pathway", "share_in_words"]
 
 # Draws of one region, which has no others to lean on: and, with a precision to reach, the most.
 _ALONE, _ALONE_WITH_PRECISION = 50, 500
@@ -239,10 +239,10 @@ class Pathway:
         first = rows[0]
         if first["status"] == Status.OUTSIDE_SUPPORT.name:
             return "the region cannot reach the region of interest through the network: its effect is 0"
-        said = [f"the region's effect is {first['total']:+.4f} [{first['total_lower']:+.4f}, {first['total_upper']:+.4f}]"]
+        said = [f"the region's effect is {effect_in_words(first, 'total', '+.4f')}"]
         for one in rows:
             said.append(
-                f"  through {one['layer']}: {one['indirect']:+.4f} [{one['indirect_lower']:+.4f}, {one['indirect_upper']:+.4f}], "
+                f"  through {one['layer']}: {effect_in_words(one, 'indirect', '+.4f')}, "
                 f"share {share_in_words(one)}; around it {one['direct']:+.4f}, both at once {one['interaction']:+.4f}"
             )
         return "\n".join(said)
@@ -257,6 +257,14 @@ class Pathway:
         found |= {"n_units": int(asked.sum()), "n_clear": int(clear.sum())}
         found["mass"] = float(np.abs(total.effect[row].numpy()[clear]).sum())
         return found | {"share": share, "share_lower": lower, "share_upper": upper}
+
+
+def effect_in_words(row: Any, quantity: str, form: str) -> str:
+    """A quantity with its interval, of a row of a table; draws that are all 0, or a single one, bound nothing."""
+    value, lower, upper = (row[f"{quantity}{end}"] for end in ("", "_lower", "_upper"))
+    if np.isinf(lower) and np.isinf(upper):
+        return "0 in every draw" if value == 0 else f"{value:{form}} (interval not known)"
+    return f"{value:{form}} [{lower:{form}}, {upper:{form}}]"
 
 
 def share_in_words(row: Any) -> str:

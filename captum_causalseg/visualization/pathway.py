@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from captum_causalseg._checks import checked, instance, integer
-from captum_causalseg.evaluation.pathways import Pathway
+from captum_causalseg.evaluation.pathways import Pathway, effect_in_words
 from captum_causalseg.visualization.pictures import BACKGROUND, PICTURE, ROLES, literal, short
 
 __all__ = ["plot_pathway"]
@@ -98,14 +98,16 @@ def plot_pathway(
         told = row["indirect_lower"] > 0 or row["indirect_upper"] < 0
         color = ROLES["supporting" if row["indirect"] > 0 else "harming"] if told else _DIM
         known = not np.isnan(row["share"])
-        through = f"share {_ends(row, 'share', '.2f')}" if known else f"indirect {_ends(row, 'indirect', '+.2g')}"
-        said = (through, f"interaction {_ends(row, 'interaction', '+.2g')}")
+        through = (
+            f"share {effect_in_words(row, 'share', '.2f')}" if known else f"indirect {effect_in_words(row, 'indirect', '+.2g')}"
+        )
+        said = (through, f"interaction {effect_in_words(row, 'interaction', '+.2g')}")
         depth = None if pd.isna(row["depth"]) else int(row["depth"])
         ways.append(_Way(row["layer"], row["role"], depth, size=abs(row["indirect"]) / largest, color=color, said=said))
     above, below = words
     figure, (axes,) = _figure(ways, title)
     _draw(axes, ways, ends=("region", "RoI"))
-    heading = f"Effect of the region on the {score_name}: {_ends(first, 'total', '+.2g')}"
+    heading = f"Effect of the region on the {score_name}: {effect_in_words(first, 'total', '+.2g')}"
     axes.set_title(heading if not title else f"{title}\n{heading}", fontsize=11)
     named = {above: ROLES["supporting"], below: ROLES["harming"], "not told from 0": _DIM}
     _legend(axes, {f"what travels there {name}" if color != _DIM else name: color for name, color in named.items()})
@@ -121,7 +123,7 @@ def _of_many(pathway: Pathway, example: int, title: str, *, score_name: str) -> 
         known = not np.isnan(share)
         told = known and (row["share_lower"] > 0 or row["share_upper"] < 0)
         color = _DIM if not told else "0.25" if share > 0 else BACKGROUND
-        said = (f"share {_ends(row, 'share', '.2f')}" if known else "share not known",)
+        said = (f"share {effect_in_words(row, 'share', '.2f')}" if known else "share not known",)
         depth = None if pd.isna(row["depth"]) else int(row["depth"])
         ways.append(_Way(row["layer"], row["role"], depth, size=abs(share) / largest if known else 0.0, color=color, said=said))
     figure, (axes, *panels) = _figure(ways, title, beside=pathway.rois is not None)
@@ -324,11 +326,3 @@ def _distances(axes: Axes, below: Axes, table: pd.DataFrame, *, score_name: str)
     below.sharex(axes)
     below.set_xlabel("distance from the region of interest (pixels)")
     below.set_ylabel(f"sum of |effect|\non the {score_name}")
-
-
-def _ends(row: object, name: str, form: str) -> str:
-    value, lower, upper = (row[f"{name}{end}"] for end in ("", "_lower", "_upper"))  # type: ignore[index]  # a row of a table
-    if np.isinf(lower) and np.isinf(upper):
-        # Draws that are all 0, or a single one, bound nothing.
-        return "0 in every draw" if value == 0 else f"{value:{form}} (interval not known)"
-    return f"{value:{form}} [{lower:{form}}, {upper:{form}}]"

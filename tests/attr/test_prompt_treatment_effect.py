@@ -177,7 +177,10 @@ def test_texts_are_left_out_or_become_an_empty_one():
         return image * words.sum(1).view(-1, 1, 1, 1)
 
     images, ids = torch.rand((2, 1, 8, 8), generator=generator), torch.tensor([[1, 2, 3], [4, 5, 6]])
-    mean = lambda image, ids: model(image, ids).mean((1, 2, 3))  # noqa: E731  # a function as users give them
+
+    def mean(image, ids):
+        return model(image, ids).mean((1, 2, 3))
+
     left_out = PromptTreatmentEffect(mean, texts=0).attribute(images, additional_forward_args=ids)
     assert torch.allclose(left_out[:, 0], mean(images, ids))
     empty = torch.tensor([7, 7, 7])

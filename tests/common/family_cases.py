@@ -47,7 +47,7 @@ class Family:
     spread: float = 1.5
 
 
-def decided(model: nn.Module, spread: float) -> nn.Module:
+def decided(model: nn.Module, spread: float = 1.5) -> nn.Module:
     """With weights so large that images differ in what is made of them."""
     generator = torch.Generator().manual_seed(3)
     for module in model.modules():

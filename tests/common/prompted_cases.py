@@ -2,20 +2,11 @@
 
 import torch
 import transformers
+from family_cases import decided
 from torch import Tensor, nn
 
 SIDE = 64
 """Of the images that the prompted networks take, ``(N, 3, 64, 64)``."""
-
-
-def decided(model: nn.Module, spread: float = 1.5) -> nn.Module:
-    """With weights so large that images differ in what is made of them."""
-    generator = torch.Generator().manual_seed(3)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
-            fan_in = module.weight[0].numel() if module.weight.ndim > 1 else 1
-            nn.init.normal_(module.weight, std=spread / fan_in**0.5, generator=generator)
-    return model.eval()
 
 
 def prompts(n: int = 1) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from family_cases import mask2former, maskformer
 from output_cases import Scores, both_dimensions, generator, images, returning
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,43 +15,8 @@ QUERIES = {"masks_queries_logits": (2, 6, 16, 16), "class_queries_logits": (2, 6
 @pytest.fixture(scope="module")
 def query_models():
     """Mask2Former and MaskFormer with three classes and six queries, for images (N, 3, 64, 64)."""
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    backbone = transformers.SwinConfig(
-        image_size=64,
-        patch_size=4,
-        embed_dim=8,
-        depths=[1] * 4,
-        num_heads=[1] * 4,
-        window_size=2,
-        out_features=[f"stage{stage}" for stage in range(1, 5)],
-    )
-    sizes = {"mask_feature_size": 32, "num_labels": 3, "backbone_config": backbone}
-    decoder = transformers.DetrConfig(
-        **{
-            f"{side}_{name}": n
-            for side in ("encoder", "decoder")
-            for name, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
-        },
-        d_model=16,
-        num_queries=6,
-    )
-    second = transformers.Mask2FormerConfig(
-        feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=16,
-        num_queries=6,
-        **sizes,
-    )
-    first = transformers.MaskFormerConfig(fpn_feature_size=32, decoder_config=decoder, **sizes)
-    return {
-        "Mask2Former": transformers.Mask2FormerForUniversalSegmentation(second).eval(),
-        "MaskFormer": transformers.MaskFormerForInstanceSegmentation(first).eval(),
-    }
+    return {"Mask2Former": mask2former().eval(), "MaskFormer": maskformer().eval()}
 
 
 def class_scores(out) -> Tensor:

@@ -15,7 +15,7 @@ playwright = pytest.importorskip(
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core, which looks for barriers")
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium"),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser, chromium, which no Python package brings"),
     # Each worker would make its own pages.
     pytest.mark.xdist_group("report in browser"),
 ]

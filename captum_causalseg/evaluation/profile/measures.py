@@ -116,7 +116,10 @@ def perception_profile(
     units = units[tested]
     outside = statistics.unit_ids.numpy()[status == Status.OUTSIDE_SUPPORT]
     if units.empty:
-        why = "none can reach the RoI through the model" if len(outside) else "all are excluded"
+        if (status == Status.FIRST_ORDER).any():
+            why = "its effects are those of a gradient, whose errors are not known"
+        else:
+            why = "none can reach the RoI through the model" if len(outside) else "all are excluded"
         raise ValueError(f"statistics: no unit of example {example} was intervened on, {why}")
     if alpha is None:
         role = np.select([units["effect"] > 0, units["effect"] < 0], ROLES[:2], ROLES[2])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from profile_cases import ABSENT, EXCLUDED, OUTSIDE, SCREENED, make, row
 
-from captum_causalseg import AverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+from captum_causalseg import AverageTreatmentEffect, GradientTreatmentEffect, PatchBank, SegmentationTarget, regions
 from captum_causalseg.evaluation.profile import perception_profile, profile_of_map
 from captum_causalseg.evaluation.unit_space import distance_to
 from captum_causalseg.visualization import plot_profile
@@ -348,6 +348,17 @@ def test_bad_input_of_perception_profile(options, error, message):
     statistics, roi = row([0.1, -0.2, 9.0, 0.4, 0.0])
     with pytest.raises(error, match=message):
         perception_profile(**({"statistics": statistics, "roi": roi} | options))
+
+
+def test_effects_of_a_gradient_have_no_profile():
+    images = torch.rand(1, 1, 8, 8)
+    _, statistics = GradientTreatmentEffect(lambda x: x.mean((1, 2, 3))).attribute(
+        images, 0.0, block_size=4, return_statistics=True
+    )
+    with pytest.raises(
+        ValueError, match="no unit of example 0 was intervened on, its effects are those of a gradient, whose errors"
+    ):
+        perception_profile(statistics, regions.box((8, 8), 0, 4))
 
 
 def test_nothing_to_profile():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from family_cases import hugging_face
 from output_cases import both_dimensions, generator, returning
 from torch import Tensor
 from torch.nn import functional
@@ -14,10 +15,8 @@ ROI = regions.box((64, 64), 8, 48)
 
 @pytest.fixture(scope="module", params=["sam", "sam2"])
 def prompted(request):
-    transformers = pytest.importorskip("transformers")
-    if not hasattr(transformers, "Sam2Model"):
-        pytest.skip("this version of transformers has no SAM 2")
-    import prompted_cases
+    hugging_face("Sam2Model")
+    import prompted_cases  # which imports transformers
 
     return getattr(prompted_cases, request.param)(), prompted_cases.prompts
 

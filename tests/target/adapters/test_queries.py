@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from family_cases import hugging_face
 from output_cases import both_dimensions, generator, returning
 from torch import Tensor
 from torch.nn import functional
@@ -17,9 +18,8 @@ OUTPUTS = {"maskformer": "MaskFormerForInstanceSegmentationOutput", "detr": "Det
 
 def output_of(name: str, side: int) -> object:
     """As the model returns it, with five queries and three classes."""
-    transformers = pytest.importorskip("transformers")
-    if not hasattr(transformers, "EomtForUniversalSegmentation"):
-        pytest.skip("this version of transformers is too old")
+    # The processors without torchvision, which are compared with, came with it.
+    hugging_face("EomtForUniversalSegmentation")
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     kind = getattr(module, OUTPUTS.get(name, f"{MODELS[name]}ForUniversalSegmentationOutput"))
     values = generator(side)
