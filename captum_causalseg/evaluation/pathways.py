@@ -268,8 +268,12 @@ def effect_in_words(row: Any, quantity: str, form: str) -> str:
 
 
 def share_in_words(row: Any) -> str:
-    """A share with its interval, or that it is not known, of a row of a table."""
+    """A share with its interval, or that and why it is not known, of a row of a table."""
     if np.isnan(row["share"]):
+        if row.get("n_clear") == 0:
+            return "not known (no effect is told from 0)"
+        if row.get("indirect") == 0 and not row["total_lower"] <= 0 <= row["total_upper"]:
+            return "not known (nothing in any draw, which bounds nothing)"
         return "not known (the total effect is not told from 0)"
     return f"{row['share']:.2f} [{row['share_lower']:.2f}, {row['share_upper']:.2f}]"
 

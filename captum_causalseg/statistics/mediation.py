@@ -76,7 +76,8 @@ class LayerMediation:
 
         Indirect over total effect, with Fieller's interval (1954), which knows that both come from the same draws. A share lies outside of 0 to 1 where
         what travels through the mediator and what goes around it have opposite signs. NaN where the total effect is not clearly nonzero: where its own
-        interval of this level holds 0.
+        interval of this level holds 0. Where no draw shows that the two differ, nothing is known of how they go together, and the interval is the widest that
+        their errors allow: a level that all passes has a share of 1 with an interval, as draws prove no more.
 
         Args:
             level: coverage, in (0, 1).
@@ -156,6 +157,7 @@ class LayerMediation:
         indirect, total = self.indirect.effect.numpy(), self.total.effect.numpy()
         a, b, c = (one.standard_error.numpy() ** 2 for one in (self.indirect, self.total, self.rest))
         with np.errstate(invalid="ignore"):
+            # Of a rest that is 0 in every draw the error is infinite: then the least that it can be.
             covariance = np.clip((a + b - c) / 2, -np.sqrt(a * b), np.sqrt(a * b))
         freedom = np.fmin(self.total.degrees_of_freedom.numpy(), self.indirect.degrees_of_freedom.numpy())
         return indirect, total, a, b, covariance, freedom

@@ -48,3 +48,21 @@ def test_what_is_not_there_is_refused_by_name():
         stats.of_layer("third")
     assert "third" not in stats
     assert repr(stats).startswith("MediationStatistics(first, second; TreatmentEffectStatistics(1 example(s)")
+
+
+def test_where_all_goes_through_in_every_draw_the_share_has_the_widest_interval_that_the_errors_allow():
+    """``total - r indirect`` has the largest variance where the errors of both are opposite: then ``|total| (1 - r)`` is at most ``t s (1 + r)``."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(32, 1))
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.abs_()
+    asked = {"block_size": 4, "exclude": None, "n_draws": 8, "n_screening_draws": 0, "sampling": "uniform"}
+    _, stats = MediatedTreatmentEffect(model, "0").attribute(
+        torch.ones(1, 1, 4, 4), torch.rand(40, 1, 4, 4), return_statistics=True, **asked
+    )
+    (row,) = stats.to_dataframe().to_dict("records")
+    assert (row["share"], row["direct"], row["interaction"]) == (pytest.approx(1.0), 0.0, pytest.approx(0.0, abs=1e-6))
+    low, high = sorted((row["total_lower"], row["total_upper"]), key=abs)
+    assert row["share_lower"] == pytest.approx(low / high)
+    assert row["share_upper"] == pytest.approx(high / low)
