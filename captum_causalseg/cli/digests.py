@@ -39,10 +39,12 @@ def digest_rows(files: Sequence[CaseFile]) -> list[tuple[str, str, str]]:
 def files_of(options: argparse.Namespace) -> list[CaseFile]:
     """What the options name; with ``--private`` the files of the case have no names."""
     found = [CaseFile("image", name_of_case(options, file, "an image"), file) for file in options.image]
-    for what in ("label", "roi", "units"):
-        value = getattr(options, what)
+    for what in ("label", "roi", "region", "units"):
+        value = getattr(options, what, None)
         if value is not None and is_file_of(what, value):
-            said = {"label": "reference", "roi": "region of interest", "units": "parts"}[what]
+            said = {"label": "reference", "roi": "region of interest", "region": "region that is replaced", "units": "parts"}[
+                what
+            ]
             found.append(CaseFile(said, name_of_case(options, value, "a file"), Path(value)))
     found += [CaseFile("model", name_of(file), file) for file in _model_files(options)]
     if options.donors is not None:

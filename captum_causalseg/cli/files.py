@@ -11,7 +11,7 @@ from captum_causalseg.writing.names import printable
 __all__ = ["command_line", "image_name", "is_file_of", "name_of", "name_of_case", "option_name", "place_name", "units_name"]
 
 # Options that may hold a patient's name; the others name models and their parts.
-_OF_A_PATIENT = ("image", "label", "donors", "roi", "units", "out")
+_OF_A_PATIENT = ("image", "label", "donors", "roi", "region", "units", "out")
 
 
 def name_of(path: str | Path) -> str:
@@ -30,11 +30,10 @@ def image_name(options: argparse.Namespace) -> str:
     return "" if options.private else ", ".join(name_of(file) for file in options.image)
 
 
-def place_name(options: argparse.Namespace) -> str:
-    """What ``--roi`` says, a file without its folder; with ``--private`` without its name, too."""
-    if not is_file_of("roi", options.roi):
-        return str(options.roi)
-    return name_of_case(options, options.roi, "a mask")
+def place_name(options: argparse.Namespace, name: str = "roi") -> str:
+    """What ``--roi`` (or ``--region``) says, a file without its folder; with ``--private`` without its name, too."""
+    value = getattr(options, name)
+    return name_of_case(options, value, "a mask") if is_file_of(name, value) else str(value)
 
 
 def units_name(options: argparse.Namespace) -> str:
@@ -75,7 +74,7 @@ def is_file_of(name: str, value: Any) -> bool:
     """Whether this option's value is a file or folder, of those that may also be something else."""
     if isinstance(value, Path):
         return True
-    if name == "roi":
+    if name in ("roi", "region"):
         return box_of(value) is None and value.partition(":")[0] not in ("box", "point", "label", "boundary", "error")
     if name == "units":
         return value != "channel_block" and not value.replace("x", "").isdecimal()

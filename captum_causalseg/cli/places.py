@@ -18,7 +18,7 @@ from captum_causalseg.cli.preparation import Preparation
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.statistics.unit_places import UnitPlaces
 
-__all__ = ["Units", "find_roi", "find_units"]
+__all__ = ["Units", "find_region", "find_roi", "find_units"]
 
 _EXPECTED_ROI = "expected box:72,88+32, point:80,90, label:2, boundary:3, error:1 or a file"
 _KINDS = ("box", "point", "label", "boundary")

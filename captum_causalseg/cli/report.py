@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from captum_causalseg._version import __version__
 from captum_causalseg.attr.region import Region
 from captum_causalseg.cli.digests import digest_rows
-from captum_causalseg.cli.files import command_line
+from captum_causalseg.cli.files import command_line, place_name
 from captum_causalseg.cli.findings import (
     direction_rows,
     directions_of,
@@ -262,11 +262,13 @@ def region_page(job: Job, region: Region, figure: Figure, *, seconds: float) -> 
 
 def pathway_page(job: Job, found: Pathway, figure: Figure, *, seconds: float) -> str:
     """Of ``pathway``."""
+    # Of one region, what would be parts of the image is of no matter.
+    region = {"Parts of the image": f"one region, {place_name(job.options, 'region')}"} if found.is_region else {}
     observed_score = float(found.statistics.total.observed_score[0])
     return rendered(
         "pathway.html",
         title=f"Through which layers does it act? {job.case.name}".rstrip(),
-        about=job.case.described,
+        about={**job.case.described, **region},
         score=_score_of(job, score(observed_score)),
         found=_section(pathway_section(found, figure)),
         computed=_computed(

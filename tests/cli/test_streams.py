@@ -203,9 +203,11 @@ def commands(name, files):
     weights = ["--weights", f"{PATIENT}/two.pt"]
     scan = ["--image", files["scan"], "--label", files["truth"], "--roi", files["truth"], "--out", f"{PATIENT}/{FILE}-out"]
     whole = [*picture, "--roi", files["mask"], "--units", "8", "--draws", "2", "--out", f"{PATIENT}/{FILE}-out"]
+    pathway = [*picture, "--roi", "box:18,24+4", "--draws", "2", "--out", f"{PATIENT}/{FILE}-out"]
     return {
         "explain": on_picture(name, *whole, *weights, "--components", "*"),
         "region": on_picture(name, *whole, *weights, "--kind", "necessary", command="region"),
+        "pathway": on_picture(name, *pathway, *weights, "--region", files["mask"], "--layers", "0", command="pathway"),
         "components": on_picture(name, *whole, *weights, command="components"),
         "compare": on_picture(name, *whole, *weights, command="compare"),
         "refute": on_picture(name, *whole, *weights, "--refuters", "placebo", command="refute"),
@@ -218,7 +220,10 @@ def commands(name, files):
     ("command", "private"),
     [
         ("explain", False),
-        *((command, True) for command in ("explain", "region", "components", "compare", "refute", "scan", "TorchScript")),
+        *(
+            (command, True)
+            for command in ("explain", "region", "pathway", "components", "compare", "refute", "scan", "TorchScript")
+        ),
     ],
 )
 def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place, capsys, monkeypatch, command, private):
@@ -230,6 +235,7 @@ def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place,
         (modules, "plot_components"),
         (visualization, "plot_comparison"),
         (visualization, "plot_region"),
+        (visualization, "plot_pathway"),
     ):
         original = getattr(module, plot)
         monkeypatch.setattr(module, plot, lambda *a, _plot=original, **k: titles.append(k.get("title", "")) or _plot(*a, **k))
@@ -246,7 +252,7 @@ def test_folders_are_named_nowhere_and_files_only_where_that_is_no_secret(place,
     assert any(FILE in title for title in titles) is not private
     # What the model is remains known.
     assert f"{name}:" in html or "TorchScript two.ts" in html
-    if command in ("explain", "region", "components", "compare", "refute"):
+    if command in ("explain", "region", "pathway", "components", "compare", "refute"):
         assert "--weights two.pt" in html
     printed = capsys.readouterr().out.splitlines()
     assert not any(FILE in line for line in printed[:-1]) or not private

@@ -25,6 +25,7 @@ def test_a_region_of_a_picture(place, capsys):
     assert f"  through 2: {table['indirect'][1]:+.4f} [" in said
     html = Path("out/report.html").read_text(encoding="utf-8")
     assert f"{table['indirect'][1]:+.3g} [" in html
+    assert "<dd>one region, box:2,8+6</dd>" in html
     assert sorted(file.name for file in Path("out").iterdir()) == ["pathway.csv", "pathway.png", "report.html"]
 
 
