@@ -189,7 +189,7 @@ def found_in_words(job: Job, table: pd.DataFrame) -> str:
     digits = digits_for(table["effect"])
     away = f"{strongest['distance']} from the region of interest" if strongest["distance"] else ""
     way = f" ({strongest['direction']} of its center)" if strongest["direction"] else ""
-    return f"{said} The strongest, {away}{way}, {kind} it by {number(strongest['effect'], digits)}."
+    return f"{said} The strongest, {away}{way}, {kind} it: its effect is {number(strongest['effect'], digits)}."
 
 
 def _verb(word: str, count: int) -> str:
