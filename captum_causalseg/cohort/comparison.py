@@ -23,7 +23,7 @@ from captum_causalseg.cohort.fingerprint import described
 from captum_causalseg.cohort.folder import Cohort, arrow
 from captum_causalseg.cohort.study import CASES, RESERVED, Engine, asked_of_cases, is_dataset, run_study
 from captum_causalseg.cohort.worker import Recipe
-from captum_causalseg.evaluation.faithfulness import metric_names, metric_of
+from captum_causalseg.evaluation.faithfulness import metric_names, metric_of, without_known_cost
 from captum_causalseg.evaluation.question import CONTROL, Question
 from captum_causalseg.evaluation.replacements import Attributions
 from captum_causalseg.writing.files import written_whole
@@ -300,12 +300,12 @@ def compare_cohort(
                 for name in (*methods, *([CONTROL] if n_controls else []))
                 for group in _groups(folder / _SCORES / _name_of(name), chosen)
             ]
-            _say_cost(judging, n_cases)
+            _say_cost(judging, n_cases, chosen)
             for one in judging:
                 course = Course(
                     errors=errors,
                     show_progress=show_progress,
-                    title=f"scores: {one.name}, at most {one.cost:,} forwards a case",
+                    title=f"scores: {one.name}, {one.cost_in_words}",
                 )
                 run_study(cases, one.recipe, one.asked, engine=where, course=course)
         finally:
@@ -322,12 +322,19 @@ class _Step:
         recipe: of the study.
         asked: all that it is asked, in words and digests.
         cost: images per case that judging takes at most.
+        is_cost_known: whether that counts all metrics.
     """
 
     name: str
     recipe: Recipe
     asked: dict[str, Any]
     cost: int = 0
+    is_cost_known: bool = True
+
+    @property
+    def cost_in_words(self) -> str:
+        """For the title of a progress bar."""
+        return f"at most {self.cost:,} forwards a case" if self.is_cost_known else f"{self.cost:,} forwards a case or more"
 
 
 def _check_maker(name: str, method: Any) -> None:
@@ -369,7 +376,8 @@ def _judging(
     own = recipe(work=work, arguments=arguments, folder=place)
     functions = {metric.name: described(metric.function, f"metrics[{metric.name!r}]") for metric in chosen}
     asked = {"method": name, "metrics": list(metrics), "computed by": functions, "n_controls": work.n_controls}
-    return _Step(name, own, asked_of_cases(own) | asked, cost=work.forecast(arguments))
+    is_known = not without_known_cost(metrics)
+    return _Step(name, own, asked_of_cases(own) | asked, cost=work.forecast(arguments), is_cost_known=is_known)
 
 
 def _groups(folder: Path, metrics: Sequence[str]) -> list[list[str]]:
@@ -383,13 +391,14 @@ def _groups(folder: Path, metrics: Sequence[str]) -> list[list[str]]:
     return [*groups, *([new] if new else [])]
 
 
-def _say_cost(judging: Sequence[_Step], n_cases: int | None) -> None:
+def _say_cost(judging: Sequence[_Step], n_cases: int | None, metrics: Sequence[str]) -> None:
     """Tell what judging will cost, before it begins; what an earlier call has judged costs nothing."""
     each = sum(one.cost for one in judging)
     total = "" if n_cases is None else f", {each * n_cases:,} for {_counted(n_cases, 'case')}"
-    logger.info(
-        "judging: at most %s images a case for %s%s", f"{each:,}", _counted(len({one.name for one in judging}), "method"), total
-    )
+    unknown = ", ".join(map(repr, without_known_cost(metrics)))
+    besides = f"; besides that, what {unknown} takes, which is not known" if unknown else ""
+    n_methods = _counted(len({one.name for one in judging}), "method")
+    logger.info("judging: at most %s images a case for %s%s%s", f"{each:,}", n_methods, total, besides)
 
 
 def _gather(folder: Path, methods: Sequence[str], metrics: Sequence[str]) -> None:

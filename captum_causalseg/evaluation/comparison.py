@@ -13,7 +13,7 @@ from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import ANY, BOOLEAN, FUNCTION, NONE, SEED, TEXT, checked, integer, mapping, sequence
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.progress import Progress
-from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names
+from captum_causalseg.evaluation.faithfulness import Faithfulness, metric_names, without_known_cost
 from captum_causalseg.evaluation.question import CONTROL, Method, Question, check_method, mean_scores
 from captum_causalseg.evaluation.replacements import Attributions
 from captum_causalseg.target.outputs import first_image
@@ -223,12 +223,13 @@ def _judged(bar: Progress, judge: Faithfulness, metrics: list[str], *, n_maps: i
         return math.ceil((every - of_whole) * pace.near + of_whole * pace.whole)
 
     before, total = world.n_forwards, most(n_maps)
+    besides = ", ".join(["what the methods take", *(f"what {name!r} takes" for name in without_known_cost(metrics))])
     bar.begin(
         math.ceil(pace.near * world.n_examples),
         most=total,
         noun=pace.noun,
         pace=pace.seconds,
-        purpose=f"for the scores of {n_maps} maps; what the methods take comes besides",
+        purpose=f"for the scores of {n_maps} maps; {besides} comes besides",
     )
 
     def advance() -> None:

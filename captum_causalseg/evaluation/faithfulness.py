@@ -648,6 +648,17 @@ def metric_of(name: str) -> FaithfulnessMetric:
     return replace(hard, name=name, function=partial(_softly, hard.function), measurements=needs)
 
 
+def without_known_cost(metrics: Sequence[str]) -> list[str]:
+    """Those of these metrics that no forecast counts: whoever registered them did not say what they are computed from.
+
+    Example:
+        >>> from captum_causalseg.evaluation.faithfulness import without_known_cost
+        >>> without_known_cost(["irof", "leakage"])
+        []
+    """
+    return [name for name in metrics if metric_of(name).measurements is None]
+
+
 def _softly(
     function: Callable[[Faithfulness, Attributions], np.ndarray], judge: Faithfulness, attributions: Attributions
 ) -> np.ndarray:

@@ -222,6 +222,17 @@ def test_judging_costs_no_more_than_was_forecast(tmp_path, caplog):
     assert said in caplog.text
 
 
+def test_metrics_of_unknown_cost_are_named_where_judging_is_forecast(tmp_path, caplog, monkeypatch):
+    """No number may be called the most where some metric is not counted in it."""
+    own = room.FaithfulnessMetric("mine", room.METRICS["irof"].function, "higher", "here")
+    monkeypatch.setitem(room.METRICS, "mine", own)
+    with caplog.at_level(logging.INFO, "captum_causalseg"):
+        study(tmp_path / "s", 1, metrics=["irof", "mine"], n_controls=0)
+    said = [line for line in caplog.messages if line.startswith("judging:")]
+    assert len(said) == 1
+    assert said[0].endswith("besides that, what 'mine' takes, which is not known")
+
+
 def test_bad_arguments(tmp_path):
     out = tmp_path / "s"
     made = AverageTreatmentEffect(make_target(make_cases(1)[0], load_model()))
