@@ -124,8 +124,8 @@ def _each(model: Any, one: Any, n_spatial: int) -> list[Mediator]:
         levels, skips = levels_and_skips(model)
         if not levels:
             raise ValueError(
-                f"layers: {one!r} are known of the U-Nets of MONAI and nnU-Net, and {type(model).__name__} is none of "
-                "them; name its modules"
+                f"layers: {one!r} are known of the U-Nets of MONAI, nnU-Net and segmentation_models_pytorch, and {type(model).__name__} is none "
+                "of them; name its modules"
             )
         return levels if one == "levels" else skips
     names = fnmatch.filter(every, one)

@@ -40,7 +40,7 @@ class LayerPort(Port):
 
     Args:
         module: see :class:`Port`.
-        at_input: what it takes, by position, instead of what it returns.
+        at_input: what it takes, by position or by keyword (in the order of its signature), instead of what it returns.
         slots: which of its floating-point tensors, where it is several; ``None``: all of them.
     """
 
@@ -67,7 +67,7 @@ class LayerPort(Port):
                 tensors[slot] = tensor
             return activation.with_tensors(tensors)
 
-        return watched(self.module, self.at_input, one)
+        return watched(self.module, self.at_input, one, keywords=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Layers that are watched while a function runs: what they return or take is recorded, or replaced."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -32,11 +33,14 @@ class _Visits:
 
 
 @contextmanager
-def watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any], any_thread: bool = False) -> Iterator[None]:
+def watched(
+    layer: nn.Module, at_input: bool, visit: Callable[[Any], Any], *, any_thread: bool = False, keywords: bool = False
+) -> Iterator[None]:
     """Pass what the layer returns (or its positional arguments) through ``visit``; the hook is gone whatever happens.
 
     Only where this thread runs it: others may explain the same model at the same time. With ``any_thread`` all of them count, as
-    those that ``DataParallel`` runs replicas in have to.
+    those that ``DataParallel`` runs replicas in have to. With ``keywords``, arguments given by keyword follow the positional ones, in the
+    order of the layer's signature, however they are written where it is called.
     """
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
@@ -46,10 +50,20 @@ def watched(layer: nn.Module, at_input: bool, visit: Callable[[Any], Any], any_t
         replaced = visit(args if len(args) != 1 else args[0])
         return replaced if replaced is None or isinstance(replaced, tuple) else (replaced,)
 
-    hook: Callable[..., Any] = before if at_input else after
+    def before_all(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        places = {name: place for place, name in enumerate(inspect.signature(module.forward).parameters)}
+        names = sorted(named, key=lambda name: places.get(name, len(places)))
+        replaced = before(module, (*args, *(named[name] for name in names)))
+        return None if replaced is None else (replaced[: len(args)], dict(zip(names, replaced[len(args) :], strict=True)))
+
+    hook: Callable[..., Any] = after if not at_input else before_all if keywords else before
     hook = hook if any_thread else in_this_thread(hook)
     # Before the hooks that the layer has: Hugging Face's collect hidden states, which have to be the replaced ones.
-    handle = layer.register_forward_pre_hook(hook) if at_input else layer.register_forward_hook(hook, prepend=True)
+    handle = (
+        layer.register_forward_pre_hook(hook, with_kwargs=keywords)
+        if at_input
+        else layer.register_forward_hook(hook, prepend=True)
+    )
     try:
         with _eagerly():
             yield

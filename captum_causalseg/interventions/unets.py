@@ -1,4 +1,4 @@
-"""The levels and skip connections of U-Nets, as mediators: MONAI's networks and nnU-Net's.
+"""The levels and skip connections of U-Nets, as mediators: MONAI's networks, nnU-Net's, and those of segmentation_models_pytorch.
 
 Level ``k`` is all that passes ``k`` halvings of the resolution or more, as it comes back up; the deepest is the bottleneck. Skip ``k`` is what goes over
 to the decoder at level ``k``, 0 at full resolution.
@@ -15,20 +15,30 @@ __all__ = ["levels_and_skips"]
 # MONAI's blocks of decoders that are given what comes from below and what comes over, in this order.
 _MERGES = ("UpCat", "UnetrUpBlock", "UnetUpBlock", "UpTransition")
 
+# Decoders that hold a list of blocks, the last of which comes back to full resolution, from where nothing goes over.
+_DECODERS = (
+    ("segmentation_models_pytorch", "UnetDecoder"),
+    ("segmentation_models_pytorch", "LinknetDecoder"),
+    ("segmentation_models_pytorch", "MAnetDecoder"),
+    ("monai", "UNetDecoder"),
+)
+
 _Pair = tuple[tuple[LayerPort, ...], tuple[LayerPort, ...], tuple[LayerPort, ...]]
-"""Of one joint of decoder and encoder: what comes from below, what comes over, and what has to stay as it is for that."""
+"""Of one joint of decoder and encoder: what comes from below, what comes over (nothing, perhaps), and what has to stay as it is for that."""
 
 
 def levels_and_skips(model: nn.Module) -> tuple[list[Mediator], list[Mediator]]:
     """The levels from the first halving on, and the skip connections from full resolution on; none where the model is no U-Net that is known."""
-    for joints in (_nested(model), _attention(model), _nnunet(model), _seg_res_net(model), _merges(model)):
+    for joints in (_nested(model), _attention(model), _nnunet(model), _seg_res_net(model), _blocks(model), _merges(model)):
         found = list(joints)
         if found:
             levels = [
                 Mediator(f"level {k}" if k < len(found) else "bottleneck", below, role="level", depth=k)
                 for k, (below, _, _) in enumerate(found, 1)
             ]
-            skips = [Mediator(f"skip {k}", over, around, role="skip", depth=k) for k, (_, over, around) in enumerate(found)]
+            skips = [
+                Mediator(f"skip {k}", over, around, role="skip", depth=k) for k, (_, over, around) in enumerate(found) if over
+            ]
             return levels, skips
     return [], []
 
@@ -75,6 +85,17 @@ def _seg_res_net(model: nn.Module) -> Iterator[_Pair]:
             assert isinstance(upward, nn.ModuleList)
             for k, below in enumerate(reversed(list(upward))):
                 yield (LayerPort(below),), (LayerPort(down[k]),), (LayerPort(down[k + 1]),)
+            return
+
+
+def _blocks(model: nn.Module) -> Iterator[_Pair]:
+    """The deepest first."""
+    for module in model.modules():
+        if any(_is(module, *named) for named in _DECODERS):
+            blocks = module.blocks
+            assert isinstance(blocks, nn.ModuleList)
+            for k, block in enumerate(reversed(list(blocks))):
+                yield (LayerPort(block, True, (0,)),), (LayerPort(block, True, (1,)),) if k else (), ()
             return
 
 

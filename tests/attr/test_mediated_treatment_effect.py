@@ -395,7 +395,7 @@ def test_intervals_hold_the_truth():
     [
         ("dep", r"^layers: no module is named 'dep'; did you mean deep"),
         (["deep", "deep"], r"^layers: \['deep'\] named more than once"),
-        ("levels", "^layers: 'levels' are known of the U-Nets of MONAI and nnU-Net"),
+        ("levels", "^layers: 'levels' are known of the U-Nets of MONAI, nnU-Net and segmentation_models_pytorch"),
         (FrozenStatistics(), "^layers: the model has no norm over space"),
         (nn.ReLU(), "^layers: this ReLU is no module of the model"),
         ([], "^layers: expected a module, a name"),

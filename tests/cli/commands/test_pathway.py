@@ -52,7 +52,7 @@ def test_every_part_of_a_picture(place, capsys):
     [
         (
             ["--layers", "levels"],
-            "--layers: 'levels' are known of the U-Nets of MONAI and nnU-Net, and Sequential is none of them; name its modules",
+            "--layers: 'levels' are known of the U-Nets of MONAI, nnU-Net and segmentation_models_pytorch, and Sequential is none of them; name its modules",
         ),
         (["--layers", "00"], "--layers: no module is named '00'"),
         (["--region", "box:0,0,0+6", "--layers", "0"], "--region: box:0,0,0+6 has 3 axes, the image 2"),
