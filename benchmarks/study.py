@@ -13,6 +13,7 @@ commands may run side by side: ``explain`` takes the networks that are there, an
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,8 @@ from torch import nn
 from captum_causalseg import compare_cohort
 from captum_causalseg.cohort import CohortComparison
 
-STEPS = {"skin": 400, "brain": 250}
+STEPS = {"skin": 1200, "brain": 750}
 """Of training."""
-FIRST = ("UNet, batch norm", "UNet, instance norm", "SegFormer")
-"""Are explained in full before any other."""
 _CHUNK = 3
 """Regions that are done at a time: one of each kind."""
 
@@ -46,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
     made.add_argument("--sets", nargs="+", choices=DATA, default=list(DATA))
     made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
-    made.add_argument("--regions", type=int, default=10, help="of each network and data set")
+    made.add_argument("--regions", type=int, default=12, help="of each network and data set")
     made.add_argument("--defaults", type=int, default=3, help="of these, explained with defaults as well")
     made.add_argument("--wait", action="store_true", help="explain: wait for networks that another process trains")
     made.add_argument("--threads", type=int, default=1)
@@ -78,25 +77,21 @@ def networks(options: argparse.Namespace) -> Iterator[tuple[Data, str, nn.Module
 
 
 def explain(options: argparse.Namespace, until: float) -> None:
-    """The networks of :data:`FIRST` before the others, at equal forwards before defaults; of these, those with the fewest regions first."""
-    first = [kind for kind in options.kinds if kind in FIRST]
-    others = [kind for kind in options.kinds if kind not in FIRST]
-    for kinds in (first, others):
-        chosen = argparse.Namespace(**{**vars(options), "kinds": kinds})
-        for budget, most in (("equal", options.regions), ("defaults", options.defaults)):
-            done: dict[tuple[str, str], int] = {}
-            while time.monotonic() < until:
-                there = {(data.name, kind): (data, kind, network) for data, kind, network in networks(chosen)}
-                left = [key for key in there if done.get(key, 0) < most]
-                if left:
-                    key = min(left, key=lambda one: done.get(one, 0))
-                    done[key] = min(done.get(key, 0) + _CHUNK, most)
-                    data, kind, network = there[key]
-                    _explained(options.work / budget / data.name / folder_of(kind), data, kind, network, (budget, done[key]))
-                elif options.wait and len(there) < len(kinds) * len(options.sets):
-                    time.sleep(10)  # another process trains them
-                else:
-                    break
+    """At equal forwards before defaults, the network with the fewest regions first: whenever it ends, all have about as many."""
+    most = {"equal": options.regions, "defaults": options.defaults}
+    done: Counter[tuple[str, str, str]] = Counter()
+    while time.monotonic() < until:
+        there = {(data.name, kind): (data, kind, network) for data, kind, network in networks(options)}
+        left = [(budget, *key) for budget in most for key in there if done[(budget, *key)] < most[budget]]
+        if left:
+            budget, *key = one = min(left, key=lambda other: (other[0] == "defaults", done[other]))
+            done[one] = min(done[one] + _CHUNK, most[budget])
+            data, kind, network = there[key[0], key[1]]
+            _explained(options.work / budget / data.name / folder_of(kind), data, kind, network, (budget, done[one]))
+        elif options.wait and len(there) < len(options.kinds) * len(options.sets):
+            time.sleep(10)  # another process trains them
+        else:
+            break
 
 
 def folder_of(kind: str) -> str:
@@ -130,7 +125,9 @@ def gathered(work: Path) -> pd.DataFrame:
         if file.parent.parent.name in ("equal", "defaults"):
             about: Mapping[str, Any] = json.loads(file.read_text())
             tables.append(CohortComparison(file.with_suffix("")).table().assign(**about))
-    return pd.concat(tables, ignore_index=True)
+    found = pd.concat(tables, ignore_index=True)
+    found["data"] = pd.Categorical(found["data"], list(DATA))
+    return found.sort_values("data", kind="stable", ignore_index=True).astype({"data": str})
 
 
 def about_networks(options: argparse.Namespace) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from captum_causalseg.baselines import MiSuRe, RiseSegmentation, SegHiResGradCam
 
 __all__ = ["DRAWS", "EFFORT", "METRICS", "OURS", "at_defaults", "at_equal_forwards", "donors"]
 
-DRAWS = 2
+DRAWS = 4
 """Of every unit, at equal forwards."""
 _LEAST_JOINT = 4
 N_DONORS = 32
@@ -31,11 +31,11 @@ N_DONORS = 32
 OURS = "effects"
 METRICS = (
     *("deletion, supporting, soft", "insertion, supporting, soft", "attribution score, soft"),
-    *("attribution score, a fifth kept, soft", "mu fidelity, soft"),
+    *("attribution score, a fifth kept, soft", "mu fidelity, soft", "sensitivity n, soft"),
     *("deletion, supporting", "attribution score", "attribution score, a fifth kept", "road"),
 )
 """By which maps are judged, hard Dice and soft."""
-EFFORT = {"n_draws": 1, "n_steps": 6, "n_subsets": 20, "support": None}
+EFFORT = {"n_draws": 2, "n_steps": 6, "n_subsets": 40, "support": None}
 """Of the judges."""
 Methods = Mapping[str, Callable[..., Any] | tuple[Callable[..., Any], Mapping[str, Any]]]
 
@@ -63,9 +63,9 @@ def _pictures(data: Data, half: int) -> Tensor:
 
 
 def at_equal_forwards(data: Data) -> Methods:
-    """All methods at about as many forwards as two draws of every unit take; a gradient counts as three.
+    """All methods at about as many forwards as four draws of every unit take; a gradient counts as three.
 
-    Methods that take a fixed, smaller number (the two Grad-CAMs, zeros for donors, first-order effects) have what they take, and so has Occlusion without overlap. Joint effects take no fewer than four draws of every unit: twice as many.
+    Methods that take a fixed, smaller number (the two Grad-CAMs, zeros for donors, first-order effects) have what they take, and so has Occlusion without overlap. Joint effects take no fewer than four draws.
     """
     n_units = data.size[0] * data.size[1] // BLOCK**2
     forwards = DRAWS * n_units
@@ -127,11 +127,11 @@ def gradient_shap(target: SegmentationTarget) -> "SeededGradientShap":
 class SeededGradientShap(GradientShap):
     """Captum's, with numbers of its own: the global ones are those of whatever ran before."""
 
-    def attribute(self, inputs: Any, baselines: Any, n_samples: int = 5, target: Any = None) -> Any:
+    def attribute(self, inputs: Any, baselines: Any, n_samples: int = 5, target: Any = None, seed: int = 0) -> Any:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             state = np.random.get_state()
-            np.random.seed(0)
+            np.random.seed(seed)
             try:
                 return super().attribute(inputs, baselines, n_samples=n_samples, target=target)
             finally:

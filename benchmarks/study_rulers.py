@@ -8,6 +8,7 @@ pictures. Networks are those that ``study.py train`` keeps in ``--work``; what i
 
 import argparse
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,9 +182,10 @@ def page(made: pd.DataFrame) -> str:
 
 def forest(made: pd.DataFrame) -> Figure:
     """Differences between rulers and skin with their intervals, a panel per network."""
-    figure = Figure(figsize=(9, 3), layout="constrained")
     networks = list(dict.fromkeys(made["network"]))
-    for axes, network in zip(figure.subplots(1, len(networks), sharey=True, squeeze=False)[0], networks):
+    n_rows = math.ceil(len(networks) / 3)
+    figure = Figure(figsize=(11, 0.4 + 2.3 * n_rows), layout="constrained")
+    for axes, network in zip(figure.subplots(n_rows, 3, sharey=True, sharex=True, squeeze=False).flat, networks):
         part = made[made["network"] == network]
         places = np.arange(len(part))[::-1]
         axes.hlines(places, 100 * part["lower"], 100 * part["upper"], color="0.4")
@@ -212,7 +214,7 @@ def main() -> None:
     print(text)
     if options.write is not None:
         (options.write / "benchmarks" / "study_rulers.md").write_text(text, encoding="utf-8")
-        forest(made).savefig(options.write / "_static" / "study_rulers.png", dpi=70)
+        forest(made).savefig(options.write / "_static" / "study_rulers.png", dpi=80)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""Is a map the network's and the picture's, or that of small noise and random numbers? The study's methods, at equal forwards.
+
+    python benchmarks/study_robustness.py --threads 1 --data FOLDER --work DIR [--hours 1] [--kinds ...] [--regions 2] [--write docs]
+
+On regions on the border of the object, of the networks that ``study.py train`` keeps in ``--work``: how much a map changes at most when small noise is added to the
+picture (max-sensitivity), and how well the maps of other random numbers agree with it. Maps are compared by the means of their units, since some are of blocks and
+some of pixels. What is found for a region and a method is kept in ``--work``.
+"""
+
+import argparse
+import inspect
+import itertools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from cases import say
+from matplotlib.figure import Figure
+from study import folder_of, training
+from study_cases import BLOCK, TargetOf, cases_of
+from study_data import DATA, Data, load_data, trained
+from study_kinds import KINDS
+from study_methods import OURS, at_equal_forwards, donors
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captum_causalseg.cohort.between_cases import mean_of_cases, paired_difference
+from captum_causalseg.evaluation import map_agreement, max_sensitivity
+from captum_causalseg.evaluation.question import Question
+from captum_causalseg.statistics import adjust_p_values
+
+RADIUS, PERTURBATIONS = 0.02, 3
+"""Noise of a fiftieth of the range of the pictures."""
+SEEDS = (1, 2)
+"""Of the repeats, beside the map's own 0."""
+MEASURES = {"sensitivity": "max-sensitivity ↓", "agreement": "agreement of repeats ↑"}
+
+
+def found_of(method: Any, case: Mapping[str, Any], data: Data, network: nn.Module) -> dict[str, float | None]:
+    """Both measures of a method in a region; ``None`` where they have no value: the map is empty, or nothing in the method is random."""
+    make, options = method if isinstance(method, tuple) else (method, {})
+    roi = functional.avg_pool2d(case["roi"][None, None].float(), BLOCK) > 0
+
+    def explain(images: Tensor, **more: Any) -> Tensor:
+        target = TargetOf(network)(case)
+        question = Question(target=target, inputs=images, baselines=donors(data)[0], output=data.output, block_size=BLOCK)
+        found = question.explained((make(target), {**options, **more})).attributions
+        return functional.avg_pool2d(found.mean(1, keepdim=True), BLOCK).masked_fill(roi, 0)
+
+    image = case["image"][None]
+    sensitivity = float(max_sensitivity(explain, image, radius=RADIUS, n_perturbations=PERTURBATIONS)[0])
+    agreement = float("nan")
+    if "seed" in inspect.signature(make(TargetOf(network)(case)).attribute).parameters:
+        agreement = float(map_agreement([explain(image), *(explain(image, seed=seed) for seed in SEEDS)], where=~roi)[0])
+    values = {"sensitivity": sensitivity, "agreement": agreement}
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def measured(options: argparse.Namespace) -> pd.DataFrame:
+    """A row per data set, network, region and method; the first region of every network before the second of any."""
+    rows = []
+    until = time.monotonic() + 3600 * options.hours
+    for number, kind, name in itertools.product(range(options.regions), options.kinds, options.sets):
+        data = load_data(name, options.data)
+        network = trained(kind, data, options.work, training(name, False), only_kept=True)
+        if network is None:
+            continue
+        case = [one for one in cases_of(kind, network, data, 3 * options.regions) if one["place"] == "boundary"][number]
+        for method, how in at_equal_forwards(data).items():
+            file = options.work / "robustness" / name / folder_of(kind) / case["picture"] / f"{folder_of(method)}.json"
+            if not file.exists():
+                if time.monotonic() > until:
+                    continue
+                found = found_of(how, case, data, network)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.with_suffix(".partial").write_text(json.dumps(found))
+                file.with_suffix(".partial").replace(file)
+                say(f"{name}, {kind}, {case['picture']}, {method}: {found}")
+            about = {"data": name, "network": kind, "cluster": case["cluster"], "case": f"{kind}, {case['picture']}"}
+            rows.append(about | {"method": method} | json.loads(file.read_text()))
+    return pd.DataFrame(rows)
+
+
+def compared(part: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Of one data set: per method, the mean over groups of pictures with its interval, and the paired difference from ours, with Holm's correction over methods."""
+    cases = part.pivot(index="case", columns="method", values=measure).astype(float)
+    cases = cases[list(dict.fromkeys(part["method"]))]
+    groups = part.drop_duplicates("case").set_index("case")["cluster"].reindex(cases.index)
+    made = mean_of_cases(cases.groupby(groups).mean())
+    rows = {}
+    for method in cases.columns.drop(OURS):
+        both = cases[[OURS, method]].dropna()
+        both = both.groupby(groups[both.index]).mean()
+        found = paired_difference(both[OURS].to_numpy(), both[method].to_numpy())
+        rows[method] = {name: found[name] for name in ("difference", "p_value")}
+    tested = pd.DataFrame(rows).T.reindex(made.index)
+    tested["p_adjusted"] = adjust_p_values(tested["p_value"].to_numpy(dtype=float), "holm")
+    return made.join(tested)
+
+
+def page(found: pd.DataFrame) -> str:
+    lines: list[str] = []
+    for name, part in found.groupby("data", sort=False):
+        tables = {measure: compared(part, measure) for measure in MEASURES}
+        lines += [
+            f"**{name}: {part['case'].nunique()} regions of {part['network'].nunique()} networks in {part['cluster'].nunique()} independent groups, means [95 % interval]**",
+            "",
+            f"| method | {' | '.join(MEASURES.values())} |",
+            "|---" * (len(MEASURES) + 1) + "|",
+        ]
+        for method in tables["sensitivity"].index:
+            cells = []
+            for table in tables.values():
+                row = table.loc[method]
+                text = f"{row['mean']:.2f} [{row['lower']:.2f}, {row['upper']:.2f}]" if row["n"] > 1 else "none"
+                cells.append(f"**{text}**" if row["p_adjusted"] < 0.05 else text)
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def forest(found: pd.DataFrame) -> Figure:
+    """Means with their intervals; blue where the difference from ours holds up."""
+    parts = list(found.groupby("data", sort=False))
+    methods = list(dict.fromkeys(found["method"]))
+    figure = Figure(figsize=(10, 3.6 * len(parts)), layout="constrained")
+    grid = figure.subplots(len(parts), len(MEASURES), squeeze=False, sharey=True)
+    for row, (name, part) in zip(grid, parts):
+        for axes, (measure, words) in zip(row, MEASURES.items()):
+            table = compared(part, measure).reindex(methods)
+            places = np.arange(len(methods))[::-1]
+            colors = ["#0072B2" if p < 0.05 else "0.55" for p in table["p_adjusted"]]
+            axes.hlines(places, table["lower"], table["upper"], color=colors)
+            axes.scatter(table["mean"], places, color=colors, s=18, zorder=3)
+            axes.set_yticks(places, methods, fontsize=8)
+            axes.set_title(f"{name}: {words}", fontsize=9)
+            axes.tick_params(axis="x", labelsize=8)
+    return figure
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="holds the skin pictures")
+    arguments.add_argument("--work", type=Path, required=True, metavar="DIR", help="where study.py keeps its networks")
+    arguments.add_argument("--sets", nargs="+", choices=DATA, default=list(DATA))
+    arguments.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
+    arguments.add_argument("--regions", type=int, default=2, help="of each network and data set")
+    arguments.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--write", type=Path, default=None, metavar="DOCS", help="the documentation's folder")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    found = measured(options)
+    text = page(found)
+    print(text)
+    if options.write is not None:
+        (options.write / "benchmarks" / "study_robustness.md").write_text(text, encoding="utf-8")
+        forest(found).savefig(options.write / "_static" / "study_robustness.png", dpi=80)
+
+
+if __name__ == "__main__":
+    main()
