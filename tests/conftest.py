@@ -34,6 +34,7 @@ SLOW = {
     "cli/test_report",
     "cli/test_segmentation",
     "cli/test_streams",
+    "cli/test_study_page",
     "cli/test_viewer",
     "cohort/test_between_cases",
     "cohort/test_driver",

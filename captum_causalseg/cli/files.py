@@ -11,7 +11,7 @@ from captum_causalseg.writing.names import printable
 __all__ = ["command_line", "image_name", "is_file_of", "name_of", "name_of_case", "option_name", "place_name", "units_name"]
 
 # Options that may hold a patient's name; the others name models and their parts.
-_OF_A_PATIENT = ("image", "label", "donors", "roi", "region", "units", "out")
+_OF_A_PATIENT = ("image", "label", "donors", "roi", "region", "units", "out", "cases")
 
 
 def name_of(path: str | Path) -> str:

@@ -1,24 +1,16 @@
 """The reports of the commands, each one page of HTML: what their templates in ``pages/`` are filled with."""
 
-import argparse
-import datetime
-import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
-import captum
-import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
-from captum_causalseg._version import __version__
 from captum_causalseg.attr.region import Region
+from captum_causalseg.cli.computed import how_computed
 from captum_causalseg.cli.digests import digest_rows
-from captum_causalseg.cli.files import command_line, place_name
+from captum_causalseg.cli.files import place_name
 from captum_causalseg.cli.findings import (
     direction_rows,
     directions_of,
@@ -131,7 +123,7 @@ def effects_page(
     forwards += 0 if further.donors is None else further.donors.n_forwards
     table = unit_table(job, statistics)
     counted: dict[str, object] = {f"Forward passes of one {forwarded(statistics.settings)}": forwards}
-    computed = _computed(options, seconds, counted, settings=statistics.settings)
+    computed = how_computed(options, seconds, counted, settings=statistics.settings)
     filled: dict[str, Any] = {
         "segmentation": _segmentation(job, statistics),
         "effects": _effects(job, statistics, effects, table=table),
@@ -178,7 +170,7 @@ def components_page(job: Job, table: pd.DataFrame, figure: Figure, seconds: floa
         components=_components(job, figure),
         rows=rows,
         styles=[sign_words(job.options.metric)[row[3].startswith("-")] for row in rows],
-        computed=_computed(job.options, seconds, facts, settings={}),
+        computed=how_computed(job.options, seconds, facts, settings={}),
     )
 
 
@@ -209,7 +201,7 @@ def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Figure],
         pictures=[picture(figure) for figure in figures],
         header=["score", "better", *wide.index],
         rows=rows,
-        computed=_computed(job.options, seconds, {}, settings={}),
+        computed=how_computed(job.options, seconds, {}, settings={}),
     )
 
 
@@ -225,7 +217,7 @@ def refutation_page(job: Job, report: RefutationReport, pictures: Sequence[Effec
         refutation=_refutation(report),
         effects=_effects(job, statistics, pictures, table=table),
         strongest=_strongest(job, statistics, table),
-        computed=_computed(
+        computed=how_computed(
             job.options,
             seconds,
             {f"Forward passes of one {forwarded(statistics.settings)}": report.n_forwards},
@@ -251,7 +243,7 @@ def region_page(job: Job, region: Region, figure: Figure, *, seconds: float) -> 
         grid=case.grids.in_words(),
         axes=axes_in_words(case),
         places=place_rows(case, region),
-        computed=_computed(
+        computed=how_computed(
             job.options,
             seconds,
             {f"Forward passes of one {forwarded(region.settings)}": region.n_forwards},
@@ -271,7 +263,7 @@ def pathway_page(job: Job, found: Pathway, figure: Figure, *, seconds: float) ->
         about={**job.case.described, **region},
         score=_score_of(job, score(observed_score)),
         found=_section(pathway_section(found, figure)),
-        computed=_computed(
+        computed=how_computed(
             job.options,
             seconds,
             {f"Forward passes of one {forwarded(found.settings)}": found.n_forwards},
@@ -472,30 +464,6 @@ def _section(section: Section) -> dict[str, Any]:
 
 def _refutation(report: RefutationReport) -> dict[str, Any]:
     return {"passed": report.passed, "rows": [(one.name, one.verdict, one.message) for one in report.refutations]}
-
-
-def _computed(
-    options: argparse.Namespace, seconds: float, facts: Mapping[str, object], settings: Mapping[str, Any]
-) -> dict[str, object]:
-    versions = {"captum_causalseg": __version__, "torch": torch.__version__, "captum": captum.__version__}
-    # Not asked of the module, which takes seconds to import.
-    versions |= {"monai": version("monai"), "numpy": np.__version__, "python": platform.python_version()}
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    rest = {name: value for name, value in settings.items() if name != "versions"}
-    in_words = _in_words({"seed": options.seed} | rest | {"versions": versions})
-    return {"Command": command_line(options), **facts, "Seconds": f"{seconds:.1f}", "Date": now, **in_words}
-
-
-def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as a person reads them; what is empty is left out."""
-
-    def said(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{name}: {said(one)}" for name, one in value.items())
-        return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-    shown = {name: value for name, value in settings.items() if value not in (None, {}, [])}
-    return {re.sub(r"^n_", "number_of_", name).replace("_", " ").capitalize(): said(shown[name]) for name in shown}
 
 
 def _marked(value: float, best: bool) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pandas as pd
 from captum.attr import IntegratedGradients
+from matplotlib.figure import Figure
 
 from captum_causalseg import regions
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
@@ -23,10 +23,13 @@ from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
 from captum_causalseg.cli.model import CommandModel, read_model
+from captum_causalseg.cli.results import score_in_words
+from captum_causalseg.cli.study_page import Asked, mean_rows, study_page
 from captum_causalseg.cli.viewer_files import finite
 from captum_causalseg.cohort import (
     Cohort,
     CohortComparison,
+    CohortSummary,
     compare_cohort,
     explain_cohort,
     plot_cohort_profile,
@@ -88,16 +91,23 @@ def run_study(options: argparse.Namespace) -> tuple[str, int]:
             raise InputError(f"--{name}: it has to be given; only --verify does without")
     study = _study(options.config)
     cases, columns = _cases(options.cases, study)
-    _check_one_score(study.of(row) for row in cases)
+    rows = [study.of(row) for row in cases]
+    asked = Asked(
+        options=options,
+        given=study.options,
+        of_all=study.of({"image": "-", "roi": "-"}),
+        rois=[row.roi for row in rows],
+        metric=_one_score(rows),
+    )
     with naming("--out"):
         cohort = _explain(cases, columns, study, options=options)
-    return _said(cohort, options.out)
+        return _said(cohort, asked)
 
 
-def _check_one_score(cases: Iterable[argparse.Namespace]) -> None:
-    """Effects on different scores have no common mean."""
+def _one_score(cases: Iterable[argparse.Namespace]) -> str:
+    """The score of all cases: effects on different ones have no common mean."""
     with naming("--config"):
-        found = {
+        found: dict[str, str] = {
             case.metric or ((score_of_mistake(case.roi) or case.roi) if is_mistake(case.roi) else "dice"): case.roi
             for case in cases
         }
@@ -111,6 +121,7 @@ def _check_one_score(cases: Iterable[argparse.Namespace]) -> None:
             raise InputError(
                 f"--config: metric: cases would be scored by {', '.join(sorted(found))}, as fits their roi; choose one for all"
             )
+        return next(iter(found))
 
 
 @dataclass(frozen=True)
@@ -242,7 +253,7 @@ def run_comparison(options: argparse.Namespace) -> tuple[str, int]:
         raise InputError("--config: it has to be given with --cases")
     study = _study(options.config)
     cases, columns = _cases(options.cases, study)
-    _check_one_score(study.of(row) for row in cases)
+    _one_score(study.of(row) for row in cases)
     effort = study.of({"image": "-", "roi": "-"})
     if effort.controls is not None or effort.channels not in (None, ["each"]):
         raise InputError("--config: maps are compared without controls, and on parts of the whole image or of each channel")
@@ -421,7 +432,9 @@ def _verified(options: argparse.Namespace) -> tuple[str, int]:
     return "\n".join([*lines, "the line that explained these cases does them again"]), 1
 
 
-def _said(cohort: Cohort, out: Path) -> tuple[str, int]:
+def _said(cohort: Cohort, asked: Asked) -> tuple[str, int]:
+    """What to print of a study, whose summary, figures and report are written, and the exit status."""
+    out = asked.options.out
     table = cohort.cases()
     failed = table[table["state"] == "failed"]
     lines = [f"{len(table) - len(failed)} of {len(table)} cases finished, {int(table['forwards'].sum())} forward passes"]
@@ -430,30 +443,30 @@ def _said(cohort: Cohort, out: Path) -> tuple[str, int]:
         lines.append(f"  ... and {len(failed) - 10} more")
     if len(failed):
         lines.append(f"the same line tries them again; their errors are in {printable(out)}/errors/")
-    said, written = _summary(cohort, out) if len(failed) < len(table) else ([], [])
-    lines += [*said, "", f"written to {printable(out)}/: {', '.join(['cases.parquet', 'units/', 'cases/', *written])}"]
+    summary = summarize(cohort) if len(failed) < len(table) else None
+    said, written, figure = ([], [], None) if summary is None else _summary(summary, asked)
+    (out / "report.html").write_text(study_page(asked, cohort, summary, figure=figure), encoding="utf-8")
+    written = ["report.html", "cases.parquet", "units/", "cases/", *written]
+    lines += [*said, "", f"written to {printable(out)}/: {', '.join(written)}"]
     return "\n".join(lines), int(len(failed) > 0)
 
 
-def _summary(cohort: Cohort, out: Path) -> tuple[list[str], list[str]]:
-    """What the finished cases have in common, in lines, and the files that say it."""
-    found = summarize(cohort)
+def _summary(found: CohortSummary, asked: Asked) -> tuple[list[str], list[str], Figure | None]:
+    """What the finished cases have in common, in lines, the files that say it, and the picture among them."""
+    out, figure = asked.options.out, None
     write_csv(found.cases, out / "summary.csv")
     written = ["summary.csv"]
     if not found.profile.empty:
         write_csv(found.profile, out / "profile.csv")
-        plot_cohort_profile(found).savefig(out / "profile.png", dpi=110)
+        figure = plot_cohort_profile(found, score_name=score_in_words(asked.metric))
+        figure.savefig(out / "profile.png", dpi=110)
         written += ["profile.csv", "profile.png"]
-    row = found.cases.iloc[0]
-    names = [name for name in found.values if f"{name}_lower" in row.index and not pd.isna(row[name])]
-    width = max(map(len, names), default=0)
-    n = int(row["n_finished"])
+    n = int(found.cases["n_finished"].iloc[0])
+    rows = mean_rows(found, asked.metric)
+    width = max((len(row[0]) for row in rows), default=0)
     lines = ["", f"means of {n} case{'s' * (n != 1)} [{100 * found.level:g} % interval between cases]:"]
-    for name in names:
-        lower, upper = row[f"{name}_lower"], row[f"{name}_upper"]
-        interval = "" if pd.isna(lower) else f"  [{lower:.4g}, {upper:.4g}]"
-        lines.append(f"  {name.replace('_', ' '):<{width}}  {row[name]:.4g}{interval}")
-    return lines, written
+    lines += [f"  {said:<{width}}  {mean}{'  ' * bool(interval)}{interval}" for said, mean, interval in rows]
+    return lines, written, figure
 
 
 def _yaml() -> Any:

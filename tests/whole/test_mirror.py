@@ -38,6 +38,7 @@ ELSEWHERE = {
     "cli/case": "cli/commands/test_explain",
     "cli/case_command": "cli/commands/test_explain",
     "cli/command": "cli/test_listing",
+    "cli/computed": "cli/test_report",
     "cli/commands/refute": "cli/test_report",
     "cli/found_regions": "cli/commands/test_region",
     "cli/files": "cli/test_errors",

@@ -30,8 +30,8 @@ class CohortCommand(Command):
     help = "explain every image of a table of cases"
     description = (
         "Explain every row of a table, on this machine or on a Ray cluster. The same line goes on where it was "
-        "interrupted or killed, and tries again what failed. Writes cases.parquet (a row per case), units/ (a row per unit), means over the finished "
-        "cases with their intervals (summary.csv; by distance profile.csv, profile.png) and, per "
+        "interrupted or killed, and tries again what failed. Writes report.html (one page with everything), cases.parquet (a row per case), "
+        "units/ (a row per unit), means over the finished cases with their intervals (summary.csv; by distance profile.csv, profile.png) and, per "
         f"case, statistics.npz and effects.nii.gz.\n\n{_FILES}"
     )
     epilog = "examples:\n  causalseg cohort --cases cases.csv --config study.yaml --out study\n  causalseg cohort --out study --verify"
@@ -66,6 +66,11 @@ class CohortCommand(Command):
             default=1,
             metavar="N",
             help="divide the units of each case into this many parts for different workers, for very large volumes (default: 1)",
+        )
+        parser.add_argument(
+            "--private",
+            action="store_true",
+            help="in report.html, name no case and no file of one, nor what the table's other columns say (all other files of the study still do)",
         )
         parser.add_argument(
             "--verify",

@@ -32,14 +32,16 @@ def test_each_row_is_explained_as_by_itself(place, capsys):
     assert status_of(line()) == 0
     said = capsys.readouterr().out
     assert said.startswith("2 of 2 cases finished, ")
-    assert "written to study/: cases.parquet, units/, cases/, summary.csv, profile.csv, profile.png" in said
+    assert "written to study/: report.html, cases.parquet, units/, cases/, summary.csv, profile.csv, profile.png" in said
     cohort = Cohort("study")
     scores = [float(cohort.statistics(case).of_output(1).observed_score) for case in "ab"]
     mean, half = sum(scores) / 2, 12.7062 * abs(scores[0] - scores[1]) / 2  # Student's t with one degree of freedom
     summary = pd.read_csv("study/summary.csv").iloc[0]
     assert summary["observed_score"] == pytest.approx(mean, abs=1e-6)
     assert summary["observed_score_upper"] - mean == pytest.approx(half, rel=1e-4)
-    assert re.search(rf"means of 2 cases \[95 % interval between cases\]:\n  observed score +{mean:.4g}  \[", said)
+    assert re.search(
+        rf"means of 2 cases \[95 % interval between cases\]:\n  Dice of the region of interest +{mean:.4g}  \[", said
+    )
     assert (pd.read_csv("study/profile.csv")["n_cases"] == 2).any()
     assert (folder / "study" / "profile.png").read_bytes().startswith(b"\x89PNG")
     assert cohort.cases()[["id", "site", "state"]].values.tolist() == [["a", "Bern", "finished"], ["b", "Jena", "finished"]]
