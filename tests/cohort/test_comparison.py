@@ -270,10 +270,3 @@ def test_cases_that_come_once_and_methods_by_any_name(tmp_path):
     )
     assert found.table()["method"].unique().tolist() == ["a/b: ü", "A/B: ü"]
     assert found.attributions("case/1", "a/b: ü").shape == (1, 1, *SHAPE)
-
-
-@pytest.mark.slow
-def test_a_cluster_finds_the_same(tmp_path):
-    pytest.importorskip("ray")
-    found = study(tmp_path / "s", 2, engine="ray", num_workers=1)
-    pd.testing.assert_frame_equal(without_times(found), without_times(study(tmp_path / "t", 2)))

@@ -1,15 +1,11 @@
 """Cases that are stopped, fail, or are resumed: nothing is lost, and nothing is done twice."""
 
 import signal
-import subprocess
-import sys
-import time
 
-import cohort_study
 import pandas as pd
 import pytest
 import torch
-from cohort_study import Unasked, contents, make_cases, make_target, run, run_until_killed, slow_target, study
+from cohort_study import Unasked, contents, make_cases, make_target, program, study, waiting_target
 
 from captum_causalseg import AverageTreatmentEffect
 from captum_causalseg.cohort import Cohort, CohortError
@@ -75,34 +71,38 @@ def test_what_fails_is_kept_and_the_others_go_on(tmp_path):
     assert contents(tmp_path / "s") == contents(whole.folder)
 
 
-def test_a_kill_loses_nothing(tmp_path):
-    run_until_killed(tmp_path / "s", "local", 3)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Cohort:
+    """What a program leaves that is never interrupted."""
+    return study(tmp_path_factory.mktemp("whole") / "s", 8, make_target=waiting_target)
+
+
+def test_a_kill_loses_nothing(tmp_path, whole):
+    with program(tmp_path / "s", "local", 3):
+        pass
     before = (tmp_path / "s" / "manifest.jsonl").read_text()
-    assert 3 <= before.count("\n") < 8
+    assert before.count("\n") == 3
     assert not (tmp_path / "s" / "cases.parquet").exists()
-    run(tmp_path / "s", "local")
-    study(tmp_path / "t", 8, make_target=slow_target)
+    study(tmp_path / "s", 8, make_target=waiting_target)
     assert (tmp_path / "s" / "manifest.jsonl").read_text().startswith(before)
-    assert contents(tmp_path / "s") == contents(tmp_path / "t")
+    assert contents(tmp_path / "s") == contents(whole.folder)
     assert not (tmp_path / "s" / ".unfinished").exists()
 
 
 def test_a_program_that_is_told_to_end_clears_up(tmp_path):
-    """By a closed terminal; a command is ended by the other signal in ``tests/writing/test_files.py``."""
+    """By a closed terminal; a command is ended by the other signal in ``tests/writing/test_files.py``. Until then no other may work there."""
     out = tmp_path / "s"
-    program = subprocess.Popen([sys.executable, cohort_study.__file__, str(out), "local"])
-    while not (out / "manifest.jsonl").exists() or not (out / "manifest.jsonl").read_bytes():
-        assert program.poll() is None
-        time.sleep(0.05)
-    program.send_signal(signal.SIGHUP)
-    assert program.wait() == 128 + signal.SIGHUP
+    with program(out, "local", 2) as running:
+        with pytest.raises(ValueError, match="out: another process is working in"):
+            study(out, 8, make_target=waiting_target)
+        running.send_signal(signal.SIGHUP)
+        assert running.wait() == 128 + signal.SIGHUP
     assert not (out / ".unfinished").exists()
-    done = len(Cohort(out).records())
-    assert 1 <= done < 8
+    assert len(Cohort(out).records()) == 2
     # The tables are those of what is finished.
-    assert len(pd.read_parquet(out / "cases.parquet")) == done
+    assert len(pd.read_parquet(out / "cases.parquet")) == 2
     assert Cohort(out).verify().empty
-    assert len(study(out, 8, make_target=slow_target).records()) == 8
+    assert len(study(out, 8, make_target=waiting_target).records()) == 8
 
 
 def test_a_line_cut_off_by_a_kill_is_done_again(tmp_path):
@@ -114,19 +114,6 @@ def test_a_line_cut_off_by_a_kill_is_done_again(tmp_path):
     study(tmp_path / "s", 3)
     assert manifest.read_text().count("\n") == 3
     assert contents(tmp_path / "s") == contents(study(tmp_path / "t", 3).folder)
-
-
-def test_two_at_once(tmp_path):
-    program = subprocess.Popen([sys.executable, cohort_study.__file__, str(tmp_path / "s"), "local"])
-    try:
-        while not (tmp_path / "s" / "manifest.jsonl").exists():
-            assert program.poll() is None
-            time.sleep(0.05)
-        with pytest.raises(ValueError, match="out: another process is working in"):
-            study(tmp_path / "s", 8)
-    finally:
-        program.kill()
-        program.wait()
 
 
 def test_parts_of_a_call_that_was_killed_are_taken_over(tmp_path):

@@ -1,20 +1,37 @@
-"""Many cases on a local Ray cluster of two workers: the same results, and workers and drivers that are killed."""
+"""Many cases on a local Ray cluster of two workers: the same results, and workers and drivers that are killed.
+
+A cluster and its workers take seconds to start: the tests share one, and one story of a program that is killed, which has its own.
+"""
 
 import contextlib
 import os
-import subprocess
+import signal
 import sys
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from cohort_study import Deadly, contents, run, run_until_killed, slow_target, study
+from captum.attr import IntegratedGradients
+from cohort_study import (
+    Deadly,
+    contents,
+    images,
+    load_model,
+    make_cases,
+    make_target,
+    processes_with,
+    program,
+    study,
+    waiting_target,
+)
 
-from captum_causalseg.cohort import Cohort, CohortError
+from captum_causalseg import PatchBank, compare_cohort
+from captum_causalseg.cohort import Cohort, CohortError, engines
 
-ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
 
 # A worker takes seconds to start.
 ONE = {"num_workers": 1}
@@ -22,9 +39,11 @@ ONE = {"num_workers": 1}
 
 @pytest.fixture(scope="module")
 def cluster():
+    import ray
+
     here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=here)
-    yield
+    yield ray
     ray.shutdown()
 
 
@@ -46,13 +65,14 @@ def here(tmp_path_factory) -> Cohort:
 def whole(tmp_path_factory) -> Cohort:
     """What the program leaves that is never interrupted."""
     torch.set_num_threads(1)
-    return study(tmp_path_factory.mktemp("whole") / "s", 8, make_target=slow_target)
+    return study(tmp_path_factory.mktemp("whole") / "s", 8, make_target=waiting_target)
 
 
 def test_the_same_as_in_one_process(tmp_path, cluster, here):
-    there = study(tmp_path / "s", engine="ray")
+    study(tmp_path / "s", 2)
+    there = study(tmp_path / "s", engine="ray")  # and what one process began goes on there
     assert contents(there.folder) == contents(here.folder)
-    assert ray.is_initialized()  # it was there before
+    assert cluster.is_initialized()  # it was there before
 
 
 def test_parts_go_to_both(tmp_path, cluster, here):
@@ -71,12 +91,14 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, cluster, here):
     assert contents(there.folder) == contents(here.folder)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_a_case_that_kills_every_worker_fails_alone(tmp_path, cluster, shards):
+@pytest.mark.parametrize(("shards", "attempts"), [(1, 3), (3, 2)])
+def test_a_case_that_kills_every_worker_fails_alone(tmp_path, cluster, monkeypatch, shards, attempts):
+    assert engines._ATTEMPTS == 3
+    monkeypatch.setattr(engines, "_ATTEMPTS", attempts)
     there = study(tmp_path / "s", 3, engine="ray", make_target=Deadly(tmp_path, "case/1", always=True), shards=shards, **ONE)
     table = there.cases()
     assert table["state"].tolist() == ["finished", "failed", "finished"]
-    assert "its worker died 3 times" in table["error"][1]
+    assert f"its worker died {attempts} times" in table["error"][1]
 
 
 def broken_model():
@@ -99,57 +121,92 @@ def test_what_fails_on_the_cluster(tmp_path, cluster):
         study(tmp_path / "c", 2, engine="ray", num_gpus=1)
 
 
-def test_the_driver_is_killed(tmp_path, whole):
-    """And with it its cluster: the same call goes on, on a new one."""
-    out = tmp_path / "s"
-    run_until_killed(out, "ray", 2)
-    before = Cohort(out).records()
-    assert 2 <= len(before) < 8
-    run(out, "ray")
+def soft_target(case, model):
+    return make_target(case, model, metric="soft_dice")
+
+
+def test_methods_are_compared_as_in_one_process(tmp_path, cluster):
+    # Maps and judging are a study each, with a worker of its own.
+    methods = {"gradients": (lambda target: IntegratedGradients(target.surrogate()), {"n_steps": 2})}
+    options = {
+        "load_model": load_model,
+        "metrics": ["irof"],
+        "n_controls": 1,
+        "block_size": 4,
+        "output": 1,
+        "show_progress": False,
+    }
+    options |= {
+        "baselines": PatchBank(images(12, seed=1)),
+        "faithfulness": {"n_draws": 2, "n_steps": 3, "perturbations_per_eval": 4},
+    }
+    there, here = (
+        compare_cohort(methods, make_cases(2), soft_target, out=tmp_path / name, **options, **how)
+        .table()
+        .drop(columns="seconds")
+        for name, how in (("a", {"engine": "ray", **ONE}), ("b", {}))
+    )
+    assert len(there) == 4
+    pd.testing.assert_frame_equal(there, here)
+
+
+class Killed:
+    """A program that began a cluster, and was killed when three of eight cases were finished.
+
+    Attributes:
+        folder: of its study.
+        listening: the addresses at which it and its cluster accepted connections, as /proc/net has them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        mark = f"COHORT_STUDY_OF_A_TEST={uuid.uuid4().hex}"
+        # An address in the environment is not one that was given.
+        with program(folder, "ray", 3, RAY_ADDRESS="192.0.2.1:6379", **dict([mark.split("=")])):
+            self.listening = listening(mark) if Path("/proc/net/tcp").exists() else None
+
+
+def listening(mark: str) -> set[str]:
+    sockets = set()
+    for process in processes_with(mark):
+        for file in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed already
+                sockets.add(os.readlink(file))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Killed:
+    return Killed(tmp_path_factory.mktemp("killed") / "s")
+
+
+def test_a_cluster_that_is_started_listens_to_this_machine_alone(killed):
+    if killed.listening is None:
+        pytest.skip("sockets are listed in /proc")
+    assert killed.listening
+    assert killed.listening <= {"0100007F", "0" * 16 + "FFFF0000" + "0100007F", "0" * 24 + "01000000"}
+
+
+def test_the_driver_is_killed_and_then_all_of_its_workers_at_once(killed, whole):
+    """And with a driver its cluster: the same call goes on, on a new one, and what that began in one process as well."""
+    out = killed.folder
+    before = (out / "manifest.jsonl").read_text()
+    assert before.count("\n") == 3
+    mark = f"COHORT_STUDY_OF_A_TEST={uuid.uuid4().hex}"
+    with program(out, "ray", 6, **dict([mark.split("=")])) as driver:
+        driver.send_signal(signal.SIGKILL)
+        for process in processes_with(mark):
+            os.kill(int(process.name), signal.SIGKILL)
+    between = (out / "manifest.jsonl").read_text()
+    assert between.startswith(before)
+    assert between.count("\n") == 6
+    study(out, 8, make_target=waiting_target)
     assert contents(out) == contents(whole.folder)
     lines = (out / "manifest.jsonl").read_text().splitlines()
     assert len(lines) == 8  # nothing was noted twice
-
-
-def test_driver_and_workers_are_killed_at_once(tmp_path, whole):
-    """What a cluster began goes on in one process as well."""
-    out = tmp_path / "s"
-    run_until_killed(out, "ray", 1, with_workers=True)
-    run(out, "local")
-    assert contents(out) == contents(whole.folder)
-
-
-STARTS = """
-import sys
-from captum_causalseg.cohort.engines import Pool, on_ray
-with on_ray(Pool(address=None, n_workers=1, num_cpus=1, num_gpus=0)):
-    print("started", flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are listed in /proc")
-def test_a_cluster_that_is_started_listens_to_this_machine_alone():
-    mark = f"COHORT_CLUSTER_OF_A_TEST={uuid.uuid4().hex}"
-    # An address in the environment is not one that was given.
-    environment = os.environ | {"RAY_ADDRESS": "192.0.2.1:6379"} | dict([mark.split("=")])
-    program = subprocess.Popen([sys.executable, "-c", STARTS], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert program.stdout.readline() == b"started\n"
-        sockets = set()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # gone already
-                if mark.encode() in (process / "environ").read_bytes():
-                    sockets |= {os.readlink(file) for file in (process / "fd").iterdir()}
-        open_to = []
-        for table in ("tcp", "tcp6"):
-            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                    open_to.append(fields[1].split(":")[0])
-        assert open_to
-        loopback = {"0100007F", "0" * 16 + "FFFF0000" + "0100007F", "0" * 24 + "01000000"}
-        assert {*open_to} <= loopback
-    finally:
-        program.communicate()
-    assert program.returncode == 0

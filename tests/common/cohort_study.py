@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -32,12 +32,17 @@ def make_cases(n: int) -> list[dict]:
     return [{"id": f"case/{k}", "image": image, "site": "AB"[k % 2]} for k, image in enumerate(images(n))]
 
 
-def make_target(case: dict, model: torch.nn.Module) -> SegmentationTarget:
-    return SegmentationTarget.from_prediction(model, case["image"][None], roi=regions.box(SHAPE, 8, 8))
+def make_target(case: dict, model: torch.nn.Module, **options) -> SegmentationTarget:
+    return SegmentationTarget.from_prediction(model, case["image"][None], roi=regions.box(SHAPE, 8, 8), **options)
 
 
-def slow_target(case: dict, model: torch.nn.Module) -> SegmentationTarget:
-    time.sleep(0.3)
+WAITS_FROM = "COHORT_STUDY_OF_A_TEST_WAITS_FROM"
+
+
+def waiting_target(case: dict, model: torch.nn.Module) -> SegmentationTarget:
+    """The same; a program that is to be killed after so many cases goes no further."""
+    while int(case["id"].removeprefix("case/")) >= int(os.environ.get(WAITS_FROM, "1000")):
+        time.sleep(0.1)
     return make_target(case, model)
 
 
@@ -115,29 +120,30 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def run_until_killed(out: Path, engine: str, finished: int, with_workers: bool = False) -> None:
-    """The study as a program, killed when so many cases are finished; perhaps with every process that it began."""
-    mark = f"COHORT_STUDY_OF_A_TEST={uuid.uuid4().hex}"
-    name, value = mark.split("=")
-    program = subprocess.Popen([sys.executable, __file__, str(out), engine], env=os.environ | {name: value})
-    manifest = out / "manifest.jsonl"
-    for _ in range(6000):
-        if manifest.exists() and manifest.read_bytes().count(b"\n") >= finished:
-            break
-        assert program.poll() is None
-        time.sleep(0.05)
-    program.send_signal(signal.SIGKILL)
-    for process in Path("/proc").glob("[0-9]*") if with_workers else ():
+@contextlib.contextmanager
+def program(out: Path, engine: str, finished: int, **environment: str) -> Iterator[subprocess.Popen]:
+    """The study as a program that stops after so many cases, from when they are finished; it is killed at the end of the block."""
+    environment |= {WAITS_FROM: str(finished)}
+    running = subprocess.Popen([sys.executable, __file__, str(out), engine], env=os.environ | environment)
+    try:
+        manifest = out / "manifest.jsonl"
+        while not manifest.exists() or manifest.read_bytes().count(b"\n") < finished:
+            assert running.poll() is None
+            time.sleep(0.05)
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+def processes_with(mark: str) -> Iterator[Path]:
+    """The folders in /proc of the processes that have this in their environment: a program, and all that it began."""
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone already
             if mark.encode() in (process / "environ").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
-    program.wait()
-
-
-def run(out: Path, engine: str) -> None:
-    subprocess.run([sys.executable, __file__, str(out), engine], check=True)
+                yield process
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    study(sys.argv[1], n=8, engine=sys.argv[2], make_target=slow_target, num_workers=2 if sys.argv[2] == "ray" else None)
+    study(sys.argv[1], n=8, engine=sys.argv[2], make_target=waiting_target, num_workers=2 if sys.argv[2] == "ray" else None)
