@@ -7,11 +7,12 @@ from matplotlib.figure import Figure
 
 from captum_causalseg._checks import ANY, NONE, TEXT, checked, instance, listed, mapping, shown
 from captum_causalseg.cohort.comparison_summary import ComparisonSummary
+from captum_causalseg.visualization.ink import ink, series_colors
 from captum_causalseg.visualization.pictures import PICTURE, literal, short
 
 __all__ = ["plot_cohort_comparison"]
 
-_OURS, _OTHERS, _BAR = "#0072B2", "0.25", "#D55E00"
+_OTHERS, _BAR = 0.25, "#D55E00"
 
 
 @checked(
@@ -72,7 +73,7 @@ def plot_cohort_comparison(
         ", ".join(f"{name} {value}" for name, value in zip(summary.by, means[list(summary.by)].iloc[0])) if summary.by else ""
     )
     said = f"bars: {100 * summary.level:g} % intervals between cases"
-    figure.supxlabel(f"{where}; {said}" if where else said, fontsize=9, color="0.3")
+    figure.supxlabel(f"{where}; {said}" if where else said, fontsize=9, color=ink(0.3))
     if title:
         figure.suptitle(title)
     return literal(figure)
@@ -96,11 +97,11 @@ def _rows(table: pd.DataFrame, summary: ComparisonSummary, metric: str, *, group
 
 def _means(axes: Axes, means: pd.DataFrame, summary: ComparisonSummary) -> None:
     for place, row in means.iterrows():
-        color = _OURS if row["method"] == summary.against else _OTHERS
+        color = series_colors()[0] if row["method"] == summary.against else ink(_OTHERS)
         axes.plot([row["lower"], row["upper"]], [place, place], color=color, linewidth=2)
         axes.plot(row["mean"], place, "o", color=color, markersize=6)
         n = f"n={row['n_cases']}" + (f"\n{row['n_missing']} silent" if row["n_missing"] else "")
-        axes.annotate(n, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7, color="0.45")
+        axes.annotate(n, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=ink(0.45))
     _methods(axes, means["method"].tolist())
     axes.set_xlabel("mean over cases", fontsize=9)
 
@@ -112,12 +113,12 @@ def _differences(axes: Axes, found: pd.DataFrame, names: list[str], *, summary: 
         row = found.loc[name]
         ends = sorted((sign * row["lower"], sign * row["upper"]))
         significant = row["p_adjusted"] < 1 - summary.level
-        axes.plot(ends, [place, place], color=_OTHERS, linewidth=2)
-        face = _OTHERS if significant else "white"
-        axes.plot(sign * row["difference"], place, "o", color=_OTHERS, markerfacecolor=face, markersize=6)
+        axes.plot(ends, [place, place], color=ink(_OTHERS), linewidth=2)
+        face = ink(_OTHERS if significant else 1)
+        axes.plot(sign * row["difference"], place, "o", color=ink(_OTHERS), markerfacecolor=face, markersize=6)
         won = f"better in\n{100 * row['win_rate']:.0f} % of {row['n_pairs']}"
-        axes.annotate(won, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7, color="0.45")
-    axes.axvline(0, color=_OURS, linewidth=0.9)
+        axes.annotate(won, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=ink(0.45))
+    axes.axvline(0, color=series_colors()[0], linewidth=0.9)
     _methods(axes, names)
     axes.set_yticklabels([])
     axes.set_title(f"difference from {short(str(summary.against), 28)}", fontsize=10)
@@ -133,7 +134,7 @@ def _ranked(axes: Axes, ranks: pd.DataFrame, summary: ComparisonSummary) -> None
     ranks = ranks.sort_values("mean_rank", ignore_index=True)
     k, n, critical = int(ranks["n_methods"].iloc[0]), int(ranks["n_cases"].iloc[0]), float(ranks["critical_difference"].iloc[0])
     for place, row in ranks.iterrows():
-        color = _OURS if row["method"] == summary.against else _OTHERS
+        color = series_colors()[0] if row["method"] == summary.against else ink(_OTHERS)
         axes.plot([row["mean_rank"], row["mean_rank"]], [place, -1], color=color, linewidth=0.7, alpha=0.5)
         axes.plot(row["mean_rank"], place, "o", color=color, markersize=6)
         left = row["mean_rank"] > (k + 1) / 2

@@ -9,13 +9,13 @@ from matplotlib.lines import Line2D
 from captum_causalseg._checks import TEXT, checked, instance, integer, sequence, shown
 from captum_causalseg.cohort.case_values import PARTS
 from captum_causalseg.cohort.summary import CohortSummary
+from captum_causalseg.visualization.ink import ink, series_colors
 from captum_causalseg.visualization.pictures import PICTURE, literal, short
 from captum_causalseg.writing.names import printable
 
 __all__ = ["plot_cohort_components", "plot_cohort_profile"]
 
-# Okabe and Ito's colors, told apart with any kind of color blindness, and markers for who prints in gray.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Besides colors, for who prints in gray.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS = {
     "mean_absolute_effect": "mean |effect| on the {score}",
@@ -85,7 +85,7 @@ def plot_cohort_profile(
         axes.set_xlabel("distance from the region of interest" + (f" ({unit})" if unit else ""))
         axes.set_ylabel(_PANELS[name].format(score=score_name))
         if name == "mean_effect":
-            axes.axhline(0, color="0.4", linewidth=0.8)
+            axes.axhline(0, color=ink(0.4), linewidth=0.8)
         elif name.endswith("share"):
             axes.set_ylim(-0.03, 1.03)
         axes.spines[["top", "right"]].set_visible(False)
@@ -97,7 +97,7 @@ def plot_cohort_profile(
         count = f"{n} case" if n == 1 else f"{n} cases"
         labels.append(f"{summary.groups[place]} ({count})" if summary.by else count)
     every[0, 0].legend(handles, labels, frameon=False, fontsize=9)
-    figure.supxlabel(f"bars: {100 * summary.level:g} % intervals between cases", fontsize=9, color="0.3")
+    figure.supxlabel(f"bars: {100 * summary.level:g} % intervals between cases", fontsize=9, color=ink(0.3))
     if title:
         figure.suptitle(title)
     return literal(figure)
@@ -154,12 +154,12 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
     for number, (_, table) in enumerate(groups):
         shown = table.set_index(named).reindex(chosen.index)
         place = np.arange(len(chosen)) + _beside(number, len(groups), 0.8 / len(groups))
-        color = _COLORS[number % len(_COLORS)]
+        color = _color(number)
         mean = shown["effect"].to_numpy(dtype=float)
         for low, high, width, alpha in (("prediction_lower", "prediction_upper", 1.2, 0.6), ("lower", "upper", 3.4, 1.0)):
             axes.hlines(place, shown[low], shown[high], color=color, linewidth=width, alpha=alpha)
         sure = (shown["q_value"] <= summary.alpha).to_numpy()
-        for which, face in ((sure, color), (~sure, "white")):
+        for which, face in ((sure, color), (~sure, ink(1))):
             axes.plot(
                 mean[which],
                 place[which],
@@ -180,11 +180,11 @@ def plot_cohort_components(summary: CohortSummary, *, max_rows: int = 30, title:
                     fontsize=7.5,
                     color=color,
                 )
-    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.axvline(0, color=ink(0.3), linewidth=0.8)
     axes.set_yticks(np.arange(len(chosen)), labels, fontsize=8.5)
     axes.set_ylim(len(chosen) - 0.5, -0.5)
     for edge in np.arange(len(chosen) - 1) + 0.5:
-        axes.axhline(edge, color="0.92", linewidth=0.8, zorder=0)
+        axes.axhline(edge, color=ink(0.92), linewidth=0.8, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(
@@ -229,7 +229,7 @@ def _with_intervals(axes: Axes, place: "pd.Series[float]", table: pd.DataFrame, 
         place.to_numpy(),
         mean,
         yerr=np.where(np.isfinite(ends), ends, 0),
-        color=_COLORS[number % len(_COLORS)],
+        color=_color(number),
         marker=_MARKERS[number % len(_MARKERS)],
         markersize=4.5,
         linewidth=1.2,
@@ -238,8 +238,13 @@ def _with_intervals(axes: Axes, place: "pd.Series[float]", table: pd.DataFrame, 
     )
 
 
+def _color(number: int) -> str:
+    colors = series_colors()
+    return colors[number % len(colors)]
+
+
 def _handle(number: int) -> Line2D:
-    color = _COLORS[number % len(_COLORS)]
+    color = _color(number)
     return Line2D([], [], color=color, marker=_MARKERS[number % len(_MARKERS)], markersize=5, linewidth=1.4)
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from captum_causalseg._checks import checked, instance, integer
-from captum_causalseg.visualization.pictures import PICTURE, ROLES, literal, short
+from captum_causalseg.visualization.ink import ink, role_color
+from captum_causalseg.visualization.pictures import PICTURE, literal, short
 from captum_causalseg.writing.names import printable
 
 __all__ = ["name_of", "plot_components"]
@@ -88,11 +89,11 @@ def plot_components(
     places = np.arange(len(bars))
     effect = bars["effect"].to_numpy()
     whiskers = np.abs(np.stack([effect - bars["lower"], bars["upper"] - effect]))
-    axes.barh(places, effect, color=[ROLES["supporting" if e >= 0 else "harming"] for e in effect], alpha=0.85)
+    axes.barh(places, effect, color=[role_color("supporting" if e >= 0 else "harming") for e in effect], alpha=0.85)
     axes.errorbar(
-        effect, places, xerr=np.where(np.isfinite(whiskers), whiskers, 0), fmt="none", ecolor="0.15", elinewidth=1, capsize=2
+        effect, places, xerr=np.where(np.isfinite(whiskers), whiskers, 0), fmt="none", ecolor=ink(0.15), elinewidth=1, capsize=2
     )
-    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.axvline(0, color=ink(0.3), linewidth=0.8)
     axes.set_yticks(places, labels, fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
@@ -101,7 +102,7 @@ def plot_components(
     )
     parts = bars["part"].tolist()
     for place in [i for i in range(1, len(parts)) if parts[i] != parts[i - 1]]:
-        axes.axhline(place - 0.5, color="0.6", linewidth=0.8, linestyle=":")
+        axes.axhline(place - 0.5, color=ink(0.6), linewidth=0.8, linestyle=":")
     for place in [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]:
         axes.text(1.01, place, parts[place], transform=axes.get_yaxis_transform(), va="center", fontsize=9, style="italic")
     axes.set_title(title)

@@ -15,12 +15,12 @@ from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import NONE, checked, instance, integer, one_of, sequence
 from captum_causalseg.evaluation.unit_space import check_example
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.visualization.ink import ink, series_colors
 from captum_causalseg.visualization.pictures import PICTURE, literal
 
 __all__ = ["plot_convergence"]
 
 # Okabe and Ito's colors, which the common kinds of color blindness tell apart; yellow is too pale for lines.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STATISTICS = instance(TreatmentEffectStatistics, expected="TreatmentEffectStatistics")
 _AGAINST = {"forwards": "forward passes", "draws": "draws per unit (mean)"}
@@ -183,7 +183,7 @@ def _effects(
     steps = np.diff(np.unique(np.log(places)))
     reach = min(0.12, float(steps.min()) / 3 if len(steps) else 0.12)
     shifts = np.exp(np.linspace(-reach, reach, len(units))) if len(units) > 1 else [1.0]
-    for unit, shift, color, marker in zip(units, shifts, cycle(_COLORS), cycle(_MARKERS)):
+    for unit, shift, color, marker in zip(units, shifts, cycle(series_colors()), cycle(_MARKERS)):
         rows = [table.loc[unit] if unit in table.index else None for table in tables]
         found = pd.DataFrame([row for row in rows if row is not None])
         where = places[[row is not None for row in rows]] * shift
@@ -202,7 +202,7 @@ def _effects(
         )
         if reference is not None and unit in reference.index:
             axes.axhline(reference.loc[unit, "effect"], color=color, linewidth=1, linestyle="--")
-    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.axhline(0, color=ink(0.3), linewidth=0.8)
     axes.set_ylabel(f"effect on the {score_name}")
     axes.set_title("Strongest units, 95 % intervals", fontsize=11)
     if units:
@@ -213,8 +213,8 @@ def _errors(axes: Axes, summary: pd.DataFrame, places: np.ndarray, score_name: s
     """Whether an error is exactly 0, which a logarithmic scale has no place for."""
     drawn, exact = False, False
     styles = {
-        "standard_error": ("standard error", _COLORS[0], "o"),
-        "error": ("error against the reference", _COLORS[1], "s"),
+        "standard_error": ("standard error", series_colors()[0], "o"),
+        "error": ("error against the reference", series_colors()[1], "s"),
     }
     for column, (label, color, marker) in styles.items():
         if column not in summary:
@@ -229,7 +229,7 @@ def _errors(axes: Axes, summary: pd.DataFrame, places: np.ndarray, score_name: s
     axes.set_ylabel(f"error of an effect, {score_name}")
     if not drawn:
         said = "every error is 0" if exact else "no standard error is known"
-        axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color="0.35")
+        axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color=ink(0.35))
         axes.set_yticks([])
         return False
     axes.set_yscale("log")
@@ -237,7 +237,7 @@ def _errors(axes: Axes, summary: pd.DataFrame, places: np.ndarray, score_name: s
         start = float(np.asarray(axes.lines[0].get_ydata())[0])
         guide = np.array([places.min(), places.max()])
         axes.plot(
-            guide, start * np.sqrt(guide[0] / guide), color="0.6", linestyle=":", label="four times the work, half the error"
+            guide, start * np.sqrt(guide[0] / guide), color=ink(0.6), linestyle=":", label="four times the work, half the error"
         )
     axes.legend(frameon=False, fontsize=9)
     return exact

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from captum_causalseg.evaluation.profile import BackgroundEffect, background_effect
 from captum_causalseg.statistics import EDGE_SHIFTED, Status, TreatmentEffectStatistics
 from captum_causalseg.visualization.frame import letter, show_part
+from captum_causalseg.visualization.ink import ink
 from captum_causalseg.visualization.marks import draw_area, draw_line
 from captum_causalseg.visualization.pictures import Palette, grayscale, robust_maximum, round_up, scale_labels
 from captum_causalseg.visualization.planes import Layout, Output, Plane, View, center, chosen_slices, layout_of, peak
@@ -280,7 +281,7 @@ def volume_figure(
         axes.title.set_fontsize(10)
         if plane.index == strongest:
             axes.title.set_fontweight("bold")
-            axes.spines[:].set(linewidth=2.5, color="black")
+            axes.spines[:].set(linewidth=2.5, color=ink())
     for axes in cells[len(planes) :]:
         axes.set_visible(False)
     _draw_bar(sheet, across - 1, panel=PANELS[panel], scales=scales, scale=beside)

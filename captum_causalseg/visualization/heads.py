@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 
 from captum_causalseg._checks import checked, instance
 from captum_causalseg.statistics import adjust_p_values
+from captum_causalseg.visualization.ink import ink
 from captum_causalseg.visualization.pictures import EFFECTS, PICTURE, decimals, literal, round_up, scale_labels, short
 from captum_causalseg.writing.names import printable
 
@@ -75,7 +76,7 @@ def plot_heads(
     cells = np.full((len(layers), n_heads), np.nan)
     rows = [layers.index(module) for module in mine["module"]]
     cells[rows, mine["head"]] = mine["effect"]
-    axes.set_facecolor("0.93")
+    axes.set_facecolor(ink(0.93))
     shown = axes.imshow(cells, cmap=EFFECTS, norm=Normalize(-largest, largest), aspect="auto", interpolation="nearest")
     digits, found = decimals(largest), _found(mine["p_value"].to_numpy(dtype=float))
     for row, head, is_found, (effect, lower, upper) in zip(

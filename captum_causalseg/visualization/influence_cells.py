@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from captum_causalseg._checks import ANY, NONE, checked, instance, sequence
 from captum_causalseg.evaluation.influence import InfluenceMatrix
+from captum_causalseg.visualization.ink import ink
 from captum_causalseg.visualization.pictures import EFFECTS, PICTURE, decimals, literal, robust_maximum, round_up
 from captum_causalseg.writing.names import printable
 
@@ -80,7 +81,7 @@ def plot_influence(
     largest = round_up(robust_maximum(np.abs(effect)))
     drawn = axes.imshow(effect, cmap=EFFECTS, norm=TwoSlopeNorm(0, -largest, largest), aspect="auto", interpolation="nearest")
     # NaN cells are not painted: the hatched background shows.
-    axes.patch.set(facecolor="0.96", edgecolor="0.6", hatch="////", linewidth=0)
+    axes.patch.set(facecolor=ink(0.96), edgecolor=ink(0.6), hatch="////", linewidth=0)
     for i, j in np.argwhere(np.isfinite(effect)):
         # Dark cells of either sign.
         color = "white" if abs(effect[i, j]) > 0.6 * largest else "black"

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from captum_causalseg._checks import NONE, TEXT, checked, instance, integer, tensor_of
 from captum_causalseg.target.masks import plain_tensor
+from captum_causalseg.visualization.ink import ink, role_color
 from captum_causalseg.visualization.marks import Legend
-from captum_causalseg.visualization.pictures import ROLES, literal
+from captum_causalseg.visualization.pictures import literal
 from captum_causalseg.visualization.planes import About, Plane
 from captum_causalseg.visualization.scene import scene_and_planes
 
 __all__ = ["plot_interactions"]
 
-_KINDS = {"redundant": ROLES["supporting"], "synergistic": ROLES["harming"], "unclear": "0.35", "none": "0.75"}
 _WORDS = {
     "redundant": "stand in for each other",
     "synergistic": "need each other",
@@ -102,23 +102,34 @@ def plot_interactions(
     scene.begin(axes, view, title, faded=True)
     scene.finish(axes, view)
     scene.frame(axes, view)
+    kinds = _kinds()
     strongest = float(shown["interaction"].abs().max()) or 1.0
     boxes = _boxes(axes, shown, view.cut(scene.picture).shape[:2])
     for row in shown[::-1].to_dict("records"):  # the strongest on top
         ends = [boxes.get(row[name]) or _end(view, row, name) for name in ("first", "second")]
         width = 0.8 + 4.2 * abs(row["interaction"]) / strongest
-        arc = _arc(ends, _KINDS[row["kind"]], width=width)
+        arc = _arc(ends, kinds[row["kind"]], width=width)
         axes.add_patch(arc)
         arc.set_clip_on(False)
         places = [end for name, end in zip(("first", "second"), ends) if row[name] not in boxes]
         if places:
             axes.plot(
-                *np.array(places).T, "o", color=_KINDS[row["kind"]], markersize=4, markeredgecolor="white", markeredgewidth=0.6
+                *np.array(places).T, "o", color=kinds[row["kind"]], markersize=4, markeredgecolor="white", markeredgewidth=0.6
             )
-    drawn = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
-    handles: list[Artist] = [Line2D([], [], color=_KINDS[kind], linewidth=3, label=_WORDS[kind]) for kind in drawn]
+    drawn = [kind for kind in kinds if (shown["kind"] == kind).any()]
+    handles: list[Artist] = [Line2D([], [], color=kinds[kind], linewidth=3, label=_WORDS[kind]) for kind in drawn]
     Legend([*handles, *scene.handles(scene.marks(told=False))], figure.get_figwidth()).put(figure)
     return literal(figure)
+
+
+def _kinds() -> dict[str, str]:
+    """The colors of arcs, the strongest statement first."""
+    return {
+        "redundant": role_color("supporting"),
+        "synergistic": role_color("harming"),
+        "unclear": ink(0.35),
+        "none": ink(0.75),
+    }
 
 
 def _end(plane: Plane, row: Mapping[str, Any], name: str) -> tuple[float, float]:
@@ -134,7 +145,7 @@ def _boxes(axes: Axes, shown: pd.DataFrame, size: Sequence[int]) -> dict[str, tu
     places = {}
     for number, name in enumerate(names):
         place = 1.08 * width, (number + 0.5) * height / len(names)
-        frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "0.35"}
+        frame = {"boxstyle": "round,pad=0.35", "facecolor": ink(1), "edgecolor": ink(0.35)}
         axes.text(*place, name, ha="left", va="center", fontsize=8, bbox=frame, clip_on=False)
         places[name] = place
     return places

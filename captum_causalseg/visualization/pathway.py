@@ -12,13 +12,14 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from captum_causalseg._checks import checked, instance, integer
 from captum_causalseg.evaluation.pathways import Pathway, effect_in_words
-from captum_causalseg.visualization.pictures import BACKGROUND, PICTURE, ROLES, literal, short
+from captum_causalseg.visualization.ink import ink, on_dark, role_color
+from captum_causalseg.visualization.pictures import BACKGROUND, PICTURE, literal, short
 
 __all__ = ["plot_pathway"]
 
 _WIDEST = 20.0
 """Of an arrow that all travels through, in points."""
-_DIM = "0.72"
+_DIM = 0.72
 _ROW, _SIDE = 1.0, 4.4
 _BOX = (0.52, 0.3)
 
@@ -96,7 +97,7 @@ def plot_pathway(
     ways = []
     for row in rows:
         told = row["indirect_lower"] > 0 or row["indirect_upper"] < 0
-        color = ROLES["supporting" if row["indirect"] > 0 else "harming"] if told else _DIM
+        color = role_color("supporting" if row["indirect"] > 0 else "harming") if told else ink(_DIM)
         known = not np.isnan(row["share"])
         through = (
             f"share {effect_in_words(row, 'share', '.2f')}" if known else f"indirect {effect_in_words(row, 'indirect', '+.2g')}"
@@ -109,8 +110,8 @@ def plot_pathway(
     _draw(axes, ways, ends=("region", "RoI"))
     heading = f"Effect of the region on the {score_name}: {effect_in_words(first, 'total', '+.2g')}"
     axes.set_title(heading if not title else f"{title}\n{heading}", fontsize=11)
-    named = {above: ROLES["supporting"], below: ROLES["harming"], "not told from 0": _DIM}
-    _legend(axes, {f"what travels there {name}" if color != _DIM else name: color for name, color in named.items()})
+    named = {above: role_color("supporting"), below: role_color("harming"), "not told from 0": ink(_DIM)}
+    _legend(axes, {f"what travels there {name}" if color != ink(_DIM) else name: color for name, color in named.items()})
     return literal(figure)
 
 
@@ -122,7 +123,7 @@ def _of_many(pathway: Pathway, example: int, title: str, *, score_name: str) -> 
         share = row["share"]
         known = not np.isnan(share)
         told = known and (row["share_lower"] > 0 or row["share_upper"] < 0)
-        color = _DIM if not told else "0.25" if share > 0 else BACKGROUND
+        color = ink(_DIM) if not told else ink(0.25) if share > 0 else BACKGROUND
         said = (f"share {effect_in_words(row, 'share', '.2f')}" if known else "share not known",)
         depth = None if pd.isna(row["depth"]) else int(row["depth"])
         ways.append(_Way(row["layer"], row["role"], depth, size=abs(share) / largest if known else 0.0, color=color, said=said))
@@ -132,7 +133,7 @@ def _of_many(pathway: Pathway, example: int, title: str, *, score_name: str) -> 
     axes.set_title(heading, fontsize=11)
     if title:
         figure.suptitle(title)
-    _legend(axes, {"in the direction of the effects": "0.25", "against them": BACKGROUND, "not told from 0": _DIM})
+    _legend(axes, {"in the direction of the effects": ink(0.25), "against them": BACKGROUND, "not told from 0": ink(_DIM)})
     if panels:
         _distances(panels[0], panels[1], pathway.by_distance(example=example), score_name=score_name)
     return literal(figure)
@@ -207,7 +208,7 @@ def _u(axes: Axes, levels: dict[int, _Way], skips: dict[int, _Way], *, n: int, e
         left, right, y = arms[k]
         for x in (left, right):
             axes.add_patch(_box((x, y), _BOX[0]))
-            axes.text(x, y, f"1/{2**k}" if k else "1", ha="center", va="center", fontsize=8, color="0.35")
+            axes.text(x, y, f"1/{2**k}" if k else "1", ha="center", va="center", fontsize=8, color=ink(0.35))
     axes.text(
         (arms[n][0] + arms[n][1]) / 2,
         arms[n][2],
@@ -215,7 +216,7 @@ def _u(axes: Axes, levels: dict[int, _Way], skips: dict[int, _Way], *, n: int, e
         ha="center",
         va="center",
         fontsize=8,
-        color="0.35",
+        color=ink(0.35),
     )
     half = _BOX[0] / 2
     for name, x, start, stop, side in (
@@ -233,8 +234,8 @@ def _box(middle: tuple[float, float], width: float) -> FancyBboxPatch:
         width,
         _BOX[1],
         boxstyle="round,pad=0,rounding_size=0.06",
-        facecolor="0.96",
-        edgecolor="0.4",
+        facecolor=ink(0.96),
+        edgecolor=ink(0.4),
         linewidth=0.8,
         zorder=3,
     )
@@ -267,7 +268,7 @@ def _thin(axes: Axes, start: tuple[float, float], stop: tuple[float, float], *, 
             mutation_scale=8,
             shrinkA=0,
             shrinkB=0,
-            color="0.6",
+            color=ink(0.6),
             linewidth=0.8,
             linestyle=":" if dotted else "-",
             zorder=1,
@@ -289,7 +290,7 @@ def _legend(axes: Axes, named: dict[str, str]) -> None:
 def _distances(axes: Axes, below: Axes, table: pd.DataFrame, *, score_name: str) -> None:
     """Shares by distance, and the mass that they are shares of."""
     names = table["layer"].drop_duplicates().tolist()
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    colors = colormaps["viridis"](np.linspace(*((0.25, 1.0) if on_dark() else (0.0, 0.9)), len(names)))
     width = float((table["upper"] - table["lower"]).max()) or 1.0
     for place, (name, color) in enumerate(zip(names, colors)):
         own = table[table["layer"] == name]
@@ -309,7 +310,7 @@ def _distances(axes: Axes, below: Axes, table: pd.DataFrame, *, score_name: str)
             label=short(name),
         )
     for level in (0, 1):
-        axes.axhline(level, color="0.6", linewidth=0.8)
+        axes.axhline(level, color=ink(0.6), linewidth=0.8)
     known = table["share"].dropna()
     if len(known):
         # Wide intervals of few units shall not press the others flat.
@@ -319,7 +320,7 @@ def _distances(axes: Axes, below: Axes, table: pd.DataFrame, *, score_name: str)
     # Beside the panel, as curves may be anywhere in it.
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     first = table[table["layer"] == names[0]]
-    below.bar(first["upper"] - width / 2, first["mass"], 0.9 * width, color="0.6")
+    below.bar(first["upper"] - width / 2, first["mass"], 0.9 * width, color=ink(0.6))
     for _, row in first.iterrows():
         below.text(row["upper"] - width / 2, row["mass"], f"{row['n_clear']:.0f}", ha="center", va="bottom", fontsize=8)
     below.margins(y=0.2)

@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from captum_causalseg.evaluation.profile import PerceptionProfile
+from captum_causalseg.visualization.ink import ink, role_color
 from captum_causalseg.visualization.pictures import BACKGROUND, ROLES
 
 __all__ = ["histogram", "mass_by_distance", "named_roles", "pie", "ratio"]
@@ -26,10 +27,10 @@ def pie(axes: Axes, profile: PerceptionProfile, names: dict[str, str]) -> None:
     shown = [role for role in ROLES if profile.counts[role]]
     wedges = axes.pie(
         [profile.counts[role] for role in shown],
-        colors=[ROLES[role] for role in shown],
+        colors=[role_color(role) for role in shown],
         startangle=90,
         counterclock=False,
-        wedgeprops={"edgecolor": "white"},
+        wedgeprops={"edgecolor": ink(1)},
     )[0]
     labels = [f"{names[role]}: {profile.counts[role]} ({100 * profile.shares[role]:.1f} %)" for role in shown]
     axes.legend(wedges, labels, loc="upper center", bbox_to_anchor=(0.5, 0.04), frameon=False, fontsize=9)
@@ -42,9 +43,9 @@ def ratio(axes: Axes, profile: PerceptionProfile, names: dict[str, str]) -> None
     left = 0.0
     for role, mass in (("supporting", profile.supporting_mass), ("harming", profile.harming_mass)):
         share = mass / profile.mass if profile.mass > 0 else 0.0
-        axes.barh(0, share, left=left, color=ROLES[role], height=0.8)
+        axes.barh(0, share, left=left, color=role_color(role), height=0.8)
         if share > 0.12:
-            axes.text(left + share / 2, 0, f"{100 * share:.1f} %", ha="center", va="center", color="white", fontsize=9)
+            axes.text(left + share / 2, 0, f"{100 * share:.1f} %", ha="center", va="center", color=ink(1), fontsize=9)
         left += share
     axes.set_xlim(0, 1)
     axes.set_axis_off()
@@ -63,12 +64,16 @@ def histogram(axes: Axes, profile: PerceptionProfile, score_name: str, names: di
     if shown:
         called = ["not significant" if role == "null" else names[role] for role in shown]
         axes.hist(
-            [groups[role] for role in shown], edges.tolist(), stacked=True, color=[ROLES[role] for role in shown], label=called
+            [groups[role] for role in shown],
+            edges.tolist(),
+            stacked=True,
+            color=[role_color(role) for role in shown],
+            label=called,
         )
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.legend(frameon=False, fontsize=9)
-    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.axvline(0, color=ink(0.3), linewidth=0.8)
     if profile.background is not None and profile.background.effect != 0:
         axes.axvline(profile.background.effect, color=BACKGROUND, linestyle=":", linewidth=2, label="background")
         axes.legend(frameon=False, fontsize=9)
@@ -81,20 +86,18 @@ def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, na
     """Where the mass lies, by distance from the region of interest."""
     table, width = profile.by_distance, profile.bin_width
     middle = table["upper"] - width / 2
-    axes.bar(middle, table["supporting_mass"], 0.9 * width, color=ROLES["supporting"], label=names["supporting"])
+    axes.bar(middle, table["supporting_mass"], 0.9 * width, color=role_color("supporting"), label=names["supporting"])
     axes.bar(
         middle,
         table["harming_mass"],
         0.9 * width,
         bottom=table["supporting_mass"],
-        color=ROLES["harming"],
+        color=role_color("harming"),
         label=names["harming"],
     )
     if table["noise_mass"].notna().all():
         edges = np.append(table["upper"] - width, table["upper"].iloc[-1])
-        axes.stairs(
-            table["noise_mass"], edges, color="black", linestyle="--", linewidth=1.2, label="noise alone", baseline=None
-        )
+        axes.stairs(table["noise_mass"], edges, color=ink(), linestyle="--", linewidth=1.2, label="noise alone", baseline=None)
     units = {"pixel": "pixels", "spacing": "in the unit of the spacing", "bin": "bins"}
     axes.set_xlabel(f"distance from the region of interest ({units.get(profile.distance_unit, profile.distance_unit)})")
     axes.set_ylabel(f"sum of |effect| on the {score_name}")
@@ -105,9 +108,9 @@ def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, na
     cumulative = axes.twinx()
     if profile.mass > 0:
         axes.set_ylim(top=1.08 * max(table["mass"].max(), np.nan_to_num(table["noise_mass"]).max()))
-        halo = [withStroke(linewidth=3, foreground="white")]
+        halo = [withStroke(linewidth=3, foreground=ink(1))]
         cumulative.plot(
-            table["upper"], 100 * table["cumulative_share"], color="0.15", marker=".", linewidth=1.2, path_effects=halo
+            table["upper"], 100 * table["cumulative_share"], color=ink(0.15), marker=".", linewidth=1.2, path_effects=halo
         )
         radii = [profile.radius(share) for share in (0.5, 0.9)]
         # What lies beyond the last mass is empty paper.
@@ -116,7 +119,7 @@ def mass_by_distance(axes: Axes, profile: PerceptionProfile, score_name: str, na
         unit = "" if profile.distance_unit in units else f" {profile.distance_unit}"
         axes.set_title(f"Half of the mass lies within {radii[0]:.4g}{unit}, 90 % within {radii[1]:.4g}{unit}", fontsize=11)
         for radius in radii:
-            cumulative.axvline(radius, color="0.25", linewidth=0.8, linestyle=":")
+            cumulative.axvline(radius, color=ink(0.25), linewidth=0.8, linestyle=":")
     cumulative.set_ylim(0, 105)
     cumulative.set_ylabel("share of the mass up to there (%)")
     # Above the bars and the line, on white: bars of the legend's own colors may lie behind it.

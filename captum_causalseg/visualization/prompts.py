@@ -16,6 +16,7 @@ from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import NONE, TEXT, checked, instance, integer, sequence, tensor_of
 from captum_causalseg.attr.prompt_treatment_effect import PromptTreatmentEffect
 from captum_causalseg.statistics import TreatmentEffectStatistics
+from captum_causalseg.visualization.ink import ink
 from captum_causalseg.visualization.marks import Legend, draw_line, handle
 from captum_causalseg.visualization.pictures import (
     EFFECTS,
@@ -190,5 +191,5 @@ def _draw(axes: Axes, row: dict[Any, Any], said: str, *, color: Any, flip: bool,
         textcoords="offset points",
         fontsize=9,
         alpha=max(alpha, 0.6),
-        bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        bbox={"boxstyle": "round,pad=0.2", "facecolor": ink(1), "edgecolor": "none", "alpha": 0.8},
     )

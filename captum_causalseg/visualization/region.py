@@ -10,6 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from captum_causalseg._checks import NONE, array_of, checked, instance, integer
@@ -134,17 +135,13 @@ def _of_input(values: Tensor | tuple[Tensor, ...], number: int) -> Tensor:
 
 
 def _handles(region: Region, colors: Sequence[str]) -> list[Artist]:
-    return [
-        Line2D(
-            [],
-            [],
-            color=color,
-            linewidth=2.0,
-            linestyle="--" if number else "-",
-            label=f"alternative {number}" if number else f"{region.kind} region",
-        )
-        for number, color in enumerate(colors)
-    ]
+    drawn: list[Artist] = []
+    for number, color in enumerate(colors):
+        label = f"alternative {number}" if number else f"{region.kind} region"
+        line = Line2D([], [], color=color, linewidth=2.0, linestyle="--" if number else "-", label=label)
+        line.set_path_effects([Stroke(linewidth=3.2, foreground="white"), Normal()])
+        drawn.append(line)
+    return drawn
 
 
 def _outlined(axes: Axes, mask: np.ndarray, color: str, *, dashed: bool) -> None:
