@@ -5,22 +5,23 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_causalseg.cli.channels import find_modalities
 from captum_causalseg.cli.digests import CaseFile, files_of
 from captum_causalseg.cli.errors import InputError, naming, naming_arguments
 from captum_causalseg.cli.files import image_name, name_of_case, place_name, units_name
-from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.mistakes import Mistake, find_mistake, is_mistake
-from captum_causalseg.cli.model import CommandModel, first_prediction, first_segmentations, read_model
-from captum_causalseg.cli.places import Units, find_roi, find_units
-from captum_causalseg.cli.preparation import Preparation
+from captum_causalseg.cli.model import read_model
+from captum_causalseg.cli.places import find_roi
 from captum_causalseg.donors import DonorSource, PatchBank, SameImage
 from captum_causalseg.metrics import METRICS
+from captum_causalseg.preparation.channels import find_modalities
+from captum_causalseg.preparation.grid import Grids
+from captum_causalseg.preparation.image_files import DonorFolder, Preparation
+from captum_causalseg.preparation.models import PreparedModel, find_class, first_prediction, first_segmentations
+from captum_causalseg.preparation.units import Units, find_units
 from captum_causalseg.target import SegmentationTarget
 
 __all__ = ["CommandCase", "read_case"]
@@ -65,7 +66,7 @@ class CommandCase:
     chosen: tuple[str, ...] = ()
 
 
-def read_case(options: argparse.Namespace, model: CommandModel | None = None) -> CommandCase:
+def read_case(options: argparse.Namespace, model: PreparedModel | None = None) -> CommandCase:
     """Read and check everything that the options name, and settle the metric where none was.
 
     Args:
@@ -97,7 +98,8 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
         with naming("--model"), naming_arguments():
             prediction = first_prediction(model, image, reference).cpu()
     _warn_of_intensities(options, preparation, image=image, prediction=prediction)
-    output = _output(options.class_, prediction.shape[1], preparation.labels)
+    with naming("--class"):
+        output = find_class(options.class_, prediction.shape[1], preparation.labels)
     channel = 0 if output is None else output
     mistake: Mistake | None = None
     with naming("--roi"):
@@ -117,7 +119,7 @@ def read_case(options: argparse.Namespace, model: CommandModel | None = None) ->
     folder = None
     if options.donors is not None:
         with naming("--donors"):
-            folder = _DonorFolder(options.donors, preparation, image.shape[1], explained=options.image)
+            folder = DonorFolder(options.donors, preparation, image.shape[1], explained=options.image)
             donors = PatchBank(folder, match=options.match, blend=_blend(options.blend))
     elif options.match is not None or options.blend:
         raise InputError(f"--{'blend' if options.match is None else 'match'}: it goes with --donors, whose images it changes")
@@ -210,58 +212,11 @@ def _fit_in_words(options: argparse.Namespace) -> str:
     return matched + (f", faded in over {options.blend} pixel{'s' * (options.blend > 1)}" if options.blend else "")
 
 
-class _DonorFolder(Sequence[Tensor]):
-    """Donor images of a folder but the explained one, prepared as that was. By its ``files`` a study tells whether donors are still the same."""
-
-    def __init__(self, folder: Path, preparation: Preparation, channels: int, *, explained: Sequence[Path]) -> None:
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}")
-        own = {file.resolve() for file in explained}
-        cases = preparation.cases(folder, len(explained))
-        self._cases = [files for files in cases if own.isdisjoint(file.resolve() for file in files)]
-        if not self._cases:
-            raise ValueError(f"there is no image in {folder} but the explained one")
-        self._preparation, self._channels = preparation, channels
-        # What is wrong with them all is said before anything is computed.
-        self[0]
-
-    def __len__(self) -> int:
-        return len(self._cases)
-
-    @property
-    def files(self) -> list[Path]:
-        """Of all images."""
-        return [file for files in self._cases for file in files]
-
-    def __getitem__(self, index: Any) -> Any:
-        with naming("--donors"):
-            image = self._preparation.image(self._cases[index]).as_subclass(Tensor)[0].cpu()
-            if len(image) != self._channels:
-                raise ValueError(f"{self._cases[index][0]} holds {len(image)} channel(s), the image {self._channels}")
-        return image
-
-
 def _label(file: Path, grids: Grids) -> tuple[Tensor, bool]:
     """The reference, and whether it lies on the file's grid rather than on the prepared one."""
     with naming("--label"):
         label, is_own = grids.read_labels(file)
     return ((label > 0).long() if torch.unique(label).tolist() in ([0, 255], [255]) else label), is_own
-
-
-def _output(asked: str | None, classes: int, labels: Mapping[str, int]) -> int | None:
-    names = f" ({', '.join(labels)})" if labels else ""
-    if asked is not None and asked not in labels and not asked.lstrip("-").isdecimal():
-        raise InputError(f"--class: expected 0..{classes - 1}{names}, got {asked!r}")
-    chosen = None if asked is None else labels.get(asked, int(asked) if asked not in labels else 0)
-    if chosen is None:
-        if classes > 2:
-            raise InputError(f"--class: the model has {classes} classes, say which one (0..{classes - 1}{names})")
-        return None if classes == 1 else 1
-    if classes == 1 and chosen in (0, 1):
-        return None
-    if not 0 <= chosen < classes:
-        raise InputError(f"--class: expected 0..{classes - 1}{names}, got {chosen}")
-    return chosen
 
 
 def _class_in_words(output: int, classes: int, labels: Mapping[str, int]) -> str:

@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from captum_causalseg.cli.arguments import box_of
-from captum_causalseg.writing.names import printable
+from captum_causalseg.writing.names import name_of, printable
 
 __all__ = ["command_line", "image_name", "is_file_of", "name_of", "name_of_case", "option_name", "place_name", "units_name"]
 
 # Options that may hold a patient's name; the others name models and their parts.
 _OF_A_PATIENT = ("image", "label", "donors", "roi", "region", "units", "out", "cases")
-
-
-def name_of(path: str | Path) -> str:
-    """A file or folder without where it is."""
-    path = Path(path)
-    return printable(path.name or path.resolve().name)
 
 
 def name_of_case(options: argparse.Namespace, path: str | Path, otherwise: str) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_causalseg import regions
 from captum_causalseg.boxes import hull
-from captum_causalseg.cli.grid import Grids
+from captum_causalseg.preparation.grid import Grids
 
 __all__ = ["Mistake", "find_mistake", "is_mistake", "score_of_mistake"]
 

@@ -22,7 +22,7 @@ from captum_causalseg.cli.case_command import check_options
 from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
-from captum_causalseg.cli.model import CommandModel, read_model
+from captum_causalseg.cli.model import read_model
 from captum_causalseg.cli.results import score_in_words
 from captum_causalseg.cli.study_page import Asked, mean_rows, study_page
 from captum_causalseg.cli.viewer_files import finite
@@ -38,6 +38,7 @@ from captum_causalseg.cohort import (
 )
 from captum_causalseg.cohort.engines import WorkerError
 from captum_causalseg.images import save_map
+from captum_causalseg.preparation.models import PreparedModel
 from captum_causalseg.statistics import TreatmentEffectStatistics
 from captum_causalseg.target import SegmentationTarget
 from captum_causalseg.writing.names import native, printable, write_csv
@@ -152,7 +153,7 @@ class _Load:
     def __init__(self, study: _Study) -> None:
         self.study = study
 
-    def __call__(self) -> CommandModel:
+    def __call__(self) -> PreparedModel:
         return read_model(self.study.of({"image": "-", "roi": "-"}))
 
 
@@ -162,7 +163,7 @@ class _Prepare:
     def __init__(self, study: _Study) -> None:
         self.study = study
 
-    def __call__(self, row: Mapping[str, Any], model: CommandModel) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], model: PreparedModel) -> dict[str, Any]:
         case = read_case(self.study.of(row), model)
         mask = case.units.arguments.get("feature_mask")
         if mask is None:
@@ -182,7 +183,7 @@ class _Prepare:
 class _PrepareComparison(_Prepare):
     """The same for a comparison, whose arguments have other names."""
 
-    def __call__(self, row: Mapping[str, Any], model: CommandModel) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], model: PreparedModel) -> dict[str, Any]:
         found = super().__call__(row, model)
         case: CommandCase = found[_CASE]
         mask = found["feature_mask"]
@@ -191,7 +192,7 @@ class _PrepareComparison(_Prepare):
         return found | {"image": case.image, "feature_mask": mask, "output": found.pop("target")}
 
 
-def _make_target(case: Mapping[str, Any], model: CommandModel) -> SegmentationTarget:
+def _make_target(case: Mapping[str, Any], model: PreparedModel) -> SegmentationTarget:
     found: CommandCase = case[_CASE]
     return found.target
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.images import save_map
-from captum_causalseg.statistics import Status, TreatmentEffectStatistics
+from captum_causalseg.statistics import TreatmentEffectStatistics
 
-__all__ = ["MAPS", "color_of", "finite", "labels_of", "write_volumes"]
+__all__ = ["MAPS", "color_of", "finite", "write_volumes"]
 
 MAPS = ("effect", "standard_error", "significant")
 # Of what supports and what harms, as in the pictures; and of no effect.
@@ -27,7 +27,11 @@ def write_volumes(case: CommandCase, statistics: TreatmentEffectStatistics, fold
     one = statistics.of_output(case.output)
     names = _names(one)
     for name in (*MAPS, "units"):
-        found = labels_of(case, one) if name == "units" else finite(case.units.own_map(one, None, grids, field=name), name)
+        found = (
+            case.units.own_labels(one, grids)
+            if name == "units"
+            else finite(case.units.own_map(one, None, grids, field=name), name)
+        )
         if name == "significant":
             found = found.bool()
         beginning = "effects" if name == "effect" else name
@@ -42,14 +46,6 @@ def write_volumes(case: CommandCase, statistics: TreatmentEffectStatistics, fold
 def finite(values: Tensor, field: str) -> Tensor:
     """What viewers can show: 0 where a map is not known; -1 where a standard error is not, which 0 would call exact."""
     return torch.where(values.isfinite(), values, -1.0 if field == "standard_error" else 0.0)
-
-
-def labels_of(case: CommandCase, statistics: TreatmentEffectStatistics) -> Tensor:
-    """Per voxel of the file the number of its unit and 1, 0 where it has none or one that was not intervened on; int64, shaped as the maps are."""
-    units = case.units.own_map(statistics, None, case.grids, field="unit")
-    treated = (statistics.status == Status.ESTIMATED) | (statistics.status == Status.SCREENED)
-    ids = statistics.unit_ids[treated[0]]
-    return torch.where(torch.isin(units.nan_to_num(-1).long(), ids), units.nan_to_num(-1).long() + 1, 0)
 
 
 def color_of(effect: float, largest: float) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["encodable", "native", "printable", "write_csv"]
+__all__ = ["encodable", "name_of", "native", "printable", "write_csv"]
 
 # Python's stand-ins for the bytes of a file name that the locale's encoding does not know.
 _BYTES = re.compile("[\udc80-\udcff]+")
@@ -39,6 +39,12 @@ def printable(name: str | os.PathLike[str]) -> str:
         two\nlines.png
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), encodable(os.fspath(name)))
+
+
+def name_of(path: str | Path) -> str:
+    """A file or folder without where it is."""
+    path = Path(path)
+    return printable(path.name or path.resolve().name)
 
 
 def native(name: str) -> str:

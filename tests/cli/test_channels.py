@@ -18,9 +18,9 @@ from captum_causalseg import (
 )
 from captum_causalseg.bundle import Bundle
 from captum_causalseg.cli import job, report
-from captum_causalseg.cli.channels import Modalities, find_modalities
-from captum_causalseg.cli.places import Units
-from captum_causalseg.cli.preparation import BundlePreparation
+from captum_causalseg.preparation.channels import Modalities, find_modalities
+from captum_causalseg.preparation.image_files import BundlePreparation
+from captum_causalseg.preparation.units import Units
 
 # The red channel alone is looked at.
 RED = """

@@ -15,7 +15,7 @@ import torch
 
 from captum_causalseg import cli
 from captum_causalseg.bundle import load_bundle
-from captum_causalseg.cli.grid import Grids, grids_of_bundle
+from captum_causalseg.preparation.grid import Grids, grids_of_bundle
 
 nibabel = pytest.importorskip("nibabel")
 pillow = pytest.importorskip("PIL.Image")

@@ -8,8 +8,8 @@ from command_line import on_picture, status_of
 from PIL import Image
 
 from captum_causalseg import TreatmentEffectStatistics, regions
-from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.mistakes import find_mistake, is_mistake, score_of_mistake
+from captum_causalseg.preparation.grid import Grids
 
 
 def found(text, prediction, truth):

@@ -130,9 +130,9 @@ def _command_case(case: "Case") -> "CommandCase":
     from captum_causalseg.cli.case import CommandCase
     from captum_causalseg.cli.digests import CaseFile
     from captum_causalseg.cli.files import name_of
-    from captum_causalseg.cli.grid import Grids
-    from captum_causalseg.cli.places import Units
     from captum_causalseg.donors import PatchBank
+    from captum_causalseg.preparation.grid import Grids
+    from captum_causalseg.preparation.units import Units
     from captum_causalseg.target import SegmentationTarget
 
     target = SegmentationTarget(case.network, roi=case.roi, reference=case.reference)

@@ -13,9 +13,9 @@ from command_line import on_picture, on_scan
 from captum_causalseg import TreatmentEffectStatistics, cli, images
 from captum_causalseg.cli import job as _cli_job
 from captum_causalseg.cli import report as _cli_report
-from captum_causalseg.cli.grid import Grids
 from captum_causalseg.cli.places import find_roi
-from captum_causalseg.cli.preparation import FilePreparation
+from captum_causalseg.preparation.grid import Grids
+from captum_causalseg.preparation.image_files import FilePreparation
 from captum_causalseg.visualization import plot_effects
 
 nibabel = pytest.importorskip("nibabel")

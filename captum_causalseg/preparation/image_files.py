@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from captum_causalseg.bundle import Bundle
-from captum_causalseg.cli.grid import Grids, grids_of_bundle, is_picture
 from captum_causalseg.images import load_image
 from captum_causalseg.nnunet import NnunetModel
+from captum_causalseg.preparation.grid import Grids, grids_of_bundle, is_picture
 
-__all__ = ["BundlePreparation", "FilePreparation", "NnunetPreparation", "Preparation"]
+__all__ = ["BundlePreparation", "DonorFolder", "FilePreparation", "NnunetPreparation", "Preparation"]
 
 
 class Preparation(ABC):
@@ -99,7 +99,7 @@ def _cases_of_several(folder: Path, n_files: int) -> list[tuple[Path, ...]]:
 
 def _checked_axes(image: Any, files: Sequence[Path], dims: int | None, who: str) -> Any:
     if dims is not None and image.ndim - 2 != dims:
-        raise ValueError(f"{who} makes {image.ndim - 2} spatial axes of {files[0]}, --dims asks for {dims}")
+        raise ValueError(f"{who} makes {image.ndim - 2} spatial axes of {files[0]}, expected {dims}")
     return image
 
 
@@ -108,7 +108,7 @@ class FilePreparation(Preparation):
     """Files as they are, or normalized in one of a few simple ways.
 
     Args:
-        normalize: of ``--normalize``.
+        normalize: ``"none"``, ``"255"`` (divided by 255), ``"range"`` (from 0 to 1) or ``"zscore"`` (mean 0, standard deviation 1).
         dims: how many spatial axes there must be.
     """
 
@@ -118,12 +118,23 @@ class FilePreparation(Preparation):
     def image(self, files: Sequence[Path]) -> Any:
         """See :meth:`Preparation.image`."""
         if len(files) != 1:
-            raise ValueError(f"expected one file, got {len(files)}; several, one per channel, go with --bundle and --nnunet")
-        image = load_image(files[0], spatial_dims=self.dims)
+            raise ValueError(f"expected one file, got {len(files)}; several, one per channel, go with a bundle or an nnU-Net")
+        return self.normalized(load_image(files[0], spatial_dims=self.dims), str(files[0]))
+
+    def normalized(self, image: Any, name: str) -> Any:
+        """The values of an image as the network takes them.
+
+        Args:
+            image: as it was read.
+            name: what it is called in messages.
+
+        Raises:
+            ValueError: it is the same everywhere.
+        """
         values = image.as_subclass(Tensor)
         low, high, spread = float(values.min()), float(values.max()), float(values.std())
         if self.normalize in ("range", "zscore") and low == high:
-            raise ValueError(f"{files[0]} is {low:g} everywhere, it cannot be normalized")
+            raise ValueError(f"{name} is {low:g} everywhere, it cannot be normalized")
         if self.normalize == "255":
             return image / 255
         if self.normalize == "range":
@@ -221,3 +232,47 @@ class NnunetPreparation(Preparation):
     def reference(self, labels: Tensor) -> Tensor:
         """See :meth:`Preparation.reference`; of regions a mask for each."""
         return self.net.masks(labels) if self.net.has_regions else labels
+
+
+class DonorFolder(Sequence[Tensor]):
+    """Donor images of a folder but the explained one, prepared as that was. By its ``files`` a study tells whether donors are still the same.
+
+    Args:
+        folder: of images.
+        preparation: of the explained image.
+        channels: how many it has.
+        explained: its files.
+
+    Raises:
+        ValueError: there is no such folder, nothing in it, or what cannot be used; also later, of an image that is asked for.
+    """
+
+    def __init__(self, folder: Path, preparation: Preparation, channels: int, *, explained: Sequence[Path]) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"baselines: there is no folder {folder}")
+        own = {file.resolve() for file in explained}
+        cases = preparation.cases(folder, max(1, len(explained)))
+        self._cases = [files for files in cases if own.isdisjoint(file.resolve() for file in files)]
+        if not self._cases:
+            raise ValueError(f"baselines: there is no image in {folder} but the explained one")
+        self._preparation, self._channels = preparation, channels
+        # What is wrong with them all is said before anything is computed.
+        self[0]
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @property
+    def files(self) -> list[Path]:
+        """Of all images."""
+        return [file for files in self._cases for file in files]
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            image = self._preparation.image(self._cases[index]).as_subclass(Tensor)[0].cpu()
+        except (ImportError, OSError, ValueError) as error:
+            # In place of an argument's name, such as a path's, that the user never saw.
+            raise ValueError(f"baselines: {re.sub(r'^[a-z_]+: ', '', str(error))}") from error
+        if len(image) != self._channels:
+            raise ValueError(f"baselines: {self._cases[index][0]} holds {len(image)} channel(s), the image {self._channels}")
+        return image

@@ -7,7 +7,7 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from captum_causalseg import Bundle
-from captum_causalseg.cli.preparation import BundlePreparation, FilePreparation
+from captum_causalseg.preparation.image_files import BundlePreparation, FilePreparation
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_file_as_it_is_or_normalized(files, normalize, expected):
 
 
 def test_one_file_where_nothing_says_how_several_go_together(files):
-    with pytest.raises(ValueError, match="expected one file, got 2; several, one per channel, go with --bundle and --nnunet"):
+    with pytest.raises(ValueError, match="expected one file, got 2; several, one per channel, go with a bundle or an nnU-Net"):
         FilePreparation("none", None).image(files)
 
 
@@ -47,7 +47,7 @@ def test_a_bundle_takes_a_file_per_channel(files):
     grids = preparation.grids(files, image)
     assert not grids.differ
     assert grids.shape == (3, 4, 5)
-    with pytest.raises(ValueError, match=r"the bundle makes 3 spatial axes of .*t0\.nii\.gz, --dims asks for 2"):
+    with pytest.raises(ValueError, match=r"the bundle makes 3 spatial axes of .*t0\.nii\.gz, expected 2"):
         BundlePreparation(bundle, 2).image(files)
 
 
