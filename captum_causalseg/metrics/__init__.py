@@ -14,7 +14,7 @@ are *negated*. Sums, means and volumes, ``relative_volume`` among them, have no 
 more". Every score of finite numbers is finite, also where prediction or reference is empty.
 """
 
-from captum_causalseg.metrics.objects import boundary_alignment, detection, uniformity
+from captum_causalseg.metrics.objects import best_dice, boundary_alignment, detection, soft_best_dice, uniformity
 from captum_causalseg.metrics.overlap import dice, iou, sum_inside
 from captum_causalseg.metrics.probability import brier, negated_cross_entropy
 from captum_causalseg.metrics.surfaces import average_surface_distance, hausdorff_95, surface_dice
@@ -25,6 +25,7 @@ __all__ = [
     "METRICS",
     "Metric",
     "average_surface_distance",
+    "best_dice",
     "boundary_alignment",
     "brier",
     "detection",
@@ -36,6 +37,7 @@ __all__ = [
     "negated_cross_entropy",
     "register",
     "relative_volume",
+    "soft_best_dice",
     "sum_inside",
     "surface_dice",
     "uniformity",

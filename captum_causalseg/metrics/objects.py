@@ -6,11 +6,82 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
-from captum_causalseg.metrics.overlap import ratio, sum_inside
+from captum_causalseg.metrics.overlap import dice, ratio, sum_inside
 from captum_causalseg.metrics.per_region import Score, pairwise, per_pixel
 
-__all__ = ["boundary_alignment", "components", "depth_weights", "detected_share", "detection", "uniform_share", "uniformity"]
+__all__ = [
+    "best_dice",
+    "best_match",
+    "best_share",
+    "boundary_alignment",
+    "components",
+    "depth_weights",
+    "detected_share",
+    "detection",
+    "soft_best_dice",
+    "uniform_share",
+    "uniformity",
+]
+
+
+def best_dice(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0, instances: bool = False) -> Tensor:
+    """Dice of the predicted object that matches the reference's object best, in [0, 1]; the mean over the reference's objects.
+
+    ``1/M sum_m max_q 2 |p_q r_m| / (|p_q| + |r_m|)``, the *Best Dice* of Scharr et al. 2016 (doi 10.1007/s00138-015-0737-3), of what lies
+    inside the RoI. Objects that match nothing do not count. An object of which nothing lies in the RoI is no object there. Where
+    there is nothing to find, any prediction is a false alarm (0) and none is right (``empty_score``).
+
+    The match is sought anew in every prediction: the score follows the reference's object, by whichever instance it is found.
+
+    Args:
+        prediction: ``(N, C, *spatial)``, hard.
+        reference: ``(N or 1, C, *spatial)``; of instances ``(N or 1, M, *spatial)``, a mask for each.
+        roi: ``(N or 1, R, *spatial)``.
+        empty_score: where both are empty.
+        instances: channels are instances, one object each; if not, they are classes, whose objects are connected components
+            (diagonal neighbors included) of what lies inside the RoI.
+
+    Returns:
+        ``(N, C, R)``, of instances ``(N, 1, R)``.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import metrics
+        >>> roi = torch.ones(1, 1, 8, dtype=torch.bool)
+        >>> reference = torch.tensor([[[1.0, 1, 1, 0, 0, 0, 0, 0]]])
+        >>> prediction = torch.tensor([[[0.0, 1, 1, 0, 0, 1, 1, 1]]])  # the object, nearly, and another one
+        >>> round(metrics.best_dice(prediction, reference, roi).item(), 4), metrics.dice(prediction, reference, roi).item()
+        (0.8, 0.5)
+        >>> queries = torch.tensor([[[0.0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]])
+        >>> round(metrics.best_dice(queries, reference, roi, instances=True).item(), 4)
+        0.8
+    """
+    if instances:
+        return _best_of_channels(prediction, reference, roi, empty_score=empty_score)
+    return pairwise(prediction, reference, roi, prepare=partial(best_share, empty_score=empty_score))
+
+
+def soft_best_dice(
+    prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0, instances: bool = False
+) -> Tensor:
+    """The differentiable twin of :func:`best_dice`: soft Dice of the instance whose probabilities match the reference best.
+
+    The gradient is that of the instance which matches where it is taken. Connected components of a class have no smooth twin; there
+    it is the soft Dice of all of the class.
+
+    Example:
+        >>> import torch
+        >>> from captum_causalseg import metrics
+        >>> roi, reference = torch.ones(1, 1, 4, dtype=torch.bool), torch.tensor([[[1.0, 1, 0, 0]]])
+        >>> queries = torch.tensor([[[0.5, 0.5, 0, 0], [0, 0, 0.9, 0.9]]])
+        >>> round(metrics.soft_best_dice(queries, reference, roi, instances=True).item(), 4)  # 2 * 1 / (1 + 2)
+        0.6667
+    """
+    if instances:
+        return _best_of_channels(prediction, reference, roi, empty_score=empty_score)
+    return dice(prediction, reference, roi, empty_score=empty_score)
 
 
 def detection(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float = 1.0, threshold: float = 0.1) -> Tensor:
@@ -89,6 +160,53 @@ def boundary_alignment(prediction: Tensor, reference: Tensor, roi: Tensor, empty
         total = sum_inside(weight * prediction, region) + sum_inside(weight * reference, region)
         columns.append(ratio(2 * sum_inside(weight * prediction * reference, region), total, empty_score))
     return torch.cat(columns, dim=2)
+
+
+def best_match(prediction: Tensor, reference: Tensor, roi: Tensor) -> Tensor:
+    """Boolean ``(N, 1, *spatial)``: the instances that match an object of the reference best, all together.
+
+    Args:
+        prediction: hard instances ``(N, Q, *spatial)``.
+        reference: ``(N or 1, M, *spatial)``.
+        roi: ``(N or 1, 1, *spatial)``, where they are compared.
+    """
+    shares, there = _dice_of_channels(prediction.float(), reference, roi)
+    is_match = there & (shares.amax(1) > 0)
+    chosen = (functional.one_hot(shares.argmax(1), prediction.shape[1]).bool() & is_match[..., None]).any(1)
+    return (prediction.bool() & chosen.view(*chosen.shape, *(1,) * (prediction.ndim - 2))).any(1, keepdim=True)
+
+
+def _best_of_channels(prediction: Tensor, reference: Tensor, roi: Tensor, empty_score: float) -> Tensor:
+    """``(N, 1, R)``."""
+    columns = []
+    for r in range(roi.shape[1]):
+        region = roi[:, r : r + 1]
+        shares, there = _dice_of_channels(prediction, reference, region)
+        mean = ratio((shares.amax(1) * there).sum(1), there.sum(1), 0)
+        is_found = sum_inside(prediction, region).sum((1, 2)) > 0
+        columns.append(torch.where(there.any(1), mean, torch.where(is_found, 0, empty_score).to(mean.dtype)))
+    return torch.stack(columns, 1)[:, None]
+
+
+def _dice_of_channels(prediction: Tensor, reference: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+    """Dice ``(N, Q, M)`` of each instance and each object of the reference; and which of these lie in the region, ``(N or 1, M)``."""
+    objects = reference.bool() & region
+    sizes = objects.flatten(2).sum(-1)
+    total = sum_inside(prediction, region) + sizes[:, None]
+    return ratio(2 * sum_inside(prediction, objects), total, 0), sizes > 0
+
+
+def best_share(mask: np.ndarray, region: np.ndarray, *, empty_score: float) -> Score:
+    """The mean over the reference's components of the Dice of the predicted component that matches best."""
+    labels, count = components(mask)
+
+    def score(other: np.ndarray) -> float:
+        if count == 0:
+            return 0.0 if other.any() else empty_score
+        shared, sizes, other_sizes = _overlaps(labels, count, other)
+        return float((2 * shared / (sizes[:, None] + other_sizes)).max(1, initial=0).mean())
+
+    return score
 
 
 def detected_share(mask: np.ndarray, region: np.ndarray, *, threshold: float, empty_score: float) -> Score:

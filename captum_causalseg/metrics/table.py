@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, TEXT, check_all, checked, instance, one_of
-from captum_causalseg.metrics.objects import boundary_alignment, detection, uniformity
+from captum_causalseg.metrics.objects import best_dice, boundary_alignment, detection, soft_best_dice, uniformity
 from captum_causalseg.metrics.overlap import dice, iou
 from captum_causalseg.metrics.probability import brier, negated_cross_entropy
 from captum_causalseg.metrics.surfaces import average_surface_distance, hausdorff_95, surface_dice
@@ -29,7 +29,8 @@ class Metric:
         domain: what ``prediction`` holds: ``"labels"`` (hard, 0 or 1), ``"probabilities"``, ``"logits"`` or ``"log_odds"``.
         needs_reference: whether a reference segmentation is compared with.
         surrogate: name of the differentiable metric that stands in where gradients are wanted.
-        options: which of ``empty_score`` (float) and ``exclusive`` (bool: the classes exclude each other) it is passed.
+        options: which of ``empty_score`` (float), ``exclusive`` (bool: the classes exclude each other) and ``instances`` (bool: the channels
+            are objects in no order, and those of the reference are its objects) it is passed.
         inside_roi: whether nothing outside the RoI has a part in it, so that it may be computed from a part of the image.
         larger_is_better: whether a larger score is a better segmentation. Sums, means and volumes have no better: their effects
             raise or lower, where others support or harm.
@@ -144,6 +145,8 @@ _add("surface_dice", surface_dice, "labels", twin="soft_dice", options=["empty_s
 _add("average_surface_distance", average_surface_distance, "labels", twin="soft_dice")
 _add("hausdorff_95", hausdorff_95, "labels", twin="soft_dice")
 _add("detection", detection, "labels", twin="soft_dice", options=["empty_score"])
+_add("best_dice", best_dice, "labels", twin="soft_best_dice", options=["empty_score", "instances"])
+_add("soft_best_dice", soft_best_dice, "probabilities", twin="soft_best_dice", options=["empty_score", "instances"])
 _add("uniformity", uniformity, "labels", twin="soft_dice", options=["empty_score"])
 _add("logit_sum", inside_sum, "logits", twin="logit_sum", reference=False, better=False)
 _add("logit_mean", inside_mean, "logits", twin="logit_mean", reference=False, better=False)

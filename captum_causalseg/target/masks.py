@@ -12,6 +12,7 @@ __all__ = [
     "absent_classes",
     "batch_error",
     "check_roi",
+    "instances_of",
     "is_one_hot",
     "mask_argument",
     "mask_source",
@@ -155,6 +156,38 @@ def one_hot(batch: Tensor, channels: int, activation: str, exclusive: bool) -> T
     return batch
 
 
+def instances_of(reference: Tensor, n: int, n_spatial: int) -> Tensor:
+    """A mask for each object ``(N or 1, M, *spatial)``, from a reference of checked shape.
+
+    In a label map every label but 0 is an object; one that an example does not have is empty there.
+
+    Raises:
+        ValueError: it cannot be told what the first axis is, or there are other values than labels or masks have.
+    """
+    if reference.ndim == n_spatial + 1:
+        if len(reference) not in (1, n):
+            raise ValueError(
+                f"reference: expected a label map of objects, one per example (N, *spatial) with N={n}, or one mask per object (N or 1, objects, "
+                f"*spatial), got {tuple(reference.shape)}; masks of objects need the axis of the examples in front: reference[None]"
+            )
+        reference = reference[:, None]
+    if reference.shape[1] > 1:
+        if not bool(((reference == 0) | (reference == 1)).all()):
+            raise ValueError(
+                f"reference: expected 0 and 1 in one mask per object, found {_range(reference)}{_scale(reference)}"
+            )
+        return reference
+    _refuse_fractions(reference)
+    labels: Tensor = torch.unique(reference)
+    if bool((labels < 0).any()):
+        raise ValueError(f"reference: expected labels of objects from 0 (none) on, found {_range(reference)}")
+    labels = labels[labels > 0]
+    if len(labels) == 0:
+        return reference
+    planes: Tensor = reference == labels.view(-1, *(1,) * n_spatial)
+    return planes
+
+
 def refuse_other_classes(reference: Tensor, channels: int) -> None:
     """Raise if ``(K, *spatial)`` is one mask per class, of another number of classes than the model's.
 
@@ -197,12 +230,16 @@ def _from_labels(labels: Tensor, channels: int, activation: str, exclusive: bool
         raise ValueError(
             f"reference: labels {_range(labels)} are outside the model's classes 0..{channels - 1}{_scale(labels)}"
         )
+    _refuse_fractions(labels)
+    classes = torch.arange(channels, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
+    return labels == classes
+
+
+def _refuse_fractions(labels: Tensor) -> None:
     if labels.is_floating_point() and not bool((labels == labels.round()).all()):
         raise ValueError(
             f"reference: expected whole numbers as labels, got {'NaN' if bool(labels.isnan().any()) else 'fractions'}"
         )
-    classes = torch.arange(channels, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
-    return labels == classes
 
 
 def _scale(values: Tensor) -> str:

@@ -1,6 +1,6 @@
 """From a model's output to scores: which activation it needs, what a metric wants to be given, what it must return."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -130,14 +130,13 @@ def in_domain(metric: Metric, logits: Tensor, activation: str, exclusive: bool, 
 
 
 def named_score(
-    metric: Metric, prediction: Tensor, truth: Tensor | None, masks: Tensor, exclusive: bool, empty_score: float
+    metric: Metric, prediction: Tensor, truth: Tensor | None, masks: Tensor, given: Mapping[str, bool | float]
 ) -> Tensor:
-    """The scores ``(N, C, R)`` of a metric of the table.
+    """The scores ``(N, C, R)`` of a metric of the table, which is passed those options of ``given`` that it takes.
 
     Raises:
         ValueError: it returned another shape.
     """
-    given: dict[str, Any] = {"empty_score": empty_score, "exclusive": exclusive}
     scores = metric.function(prediction, truth, masks, **{name: given[name] for name in metric.options})
     if scores.ndim != 3 or scores.shape[::2] != (prediction.shape[0], masks.shape[1]):
         raise ValueError(

@@ -26,6 +26,7 @@ from captum_causalseg._checks import (
     tensor_of,
 )
 from captum_causalseg._state import modules_of, undisturbed
+from captum_causalseg.metrics.objects import best_match
 from captum_causalseg.target.adapters import adapter_for, model_adapter
 from captum_causalseg.target.batches import Batches
 from captum_causalseg.target.gradient import refusing_gradient
@@ -34,6 +35,7 @@ from captum_causalseg.target.masks import (
     absent_classes,
     batch_error,
     check_roi,
+    instances_of,
     is_one_hot,
     mask_argument,
     mask_source,
@@ -124,7 +126,13 @@ class SegmentationTarget(nn.Module):
             for the outputs of transformers' models and for MONAI's ``VISTA3D``: ``"mask2former"``, ``"maskformer"``,
             ``"oneformer"``, ``"eomt"`` and ``"detr"`` add up the queries of each class as the models' processors do; ``"sam"``
             takes for each prompt the candidate of best predicted quality (``"sam:0"`` the first); ``"vista3d"`` has one
-            channel per class or click; ``"instances"`` one per query. :func:`register_adapter` adds your own.
+            channel per class or click. :func:`register_adapter` adds your own.
+
+            ``"instances"`` has one channel per query: the probability that a pixel belongs to an object that this query has found. The
+            reference then holds objects and no classes: a mask, a label map in which every label but 0 is an object, or ``(N or 1,
+            objects, *spatial)``. ``metric="best_dice"`` scores the instance that matches best, sought anew in every image: it follows
+            the object. Other metrics compare every query with the one object of the reference, ``(N, queries)``: Captum's ``target`` follows
+            one query, whatever it has found.
         n_samples: for stochastic models (diffusion, dropout kept in training mode): scores are the mean over this many outputs. The
             random numbers are **common**: they depend on ``seed`` alone, not on the batch or the image, so that an observed and an
             intervened image share the same noise. Each example runs through the model alone. ``None`` runs the model once, as it
@@ -442,6 +450,8 @@ class SegmentationTarget(nn.Module):
     def segmentations(self, *inputs: Any) -> tuple[Tensor, Tensor | None]:
         """Prediction and reference of a call with these arguments, boolean ``(N, C, *spatial)``; ``None`` without a reference.
 
+        Of instances that are matched (``metric="best_dice"``), ``(N, 1, *spatial)``: those that match an object best, and all objects.
+
         Example:
             >>> import torch
             >>> from captum_causalseg import SegmentationTarget
@@ -454,8 +464,14 @@ class SegmentationTarget(nn.Module):
         prediction, activation, exclusive = self._hard_prediction(self.model_inputs(*inputs))
         if truth is None:
             return prediction, None
-        found = self._one_hot(truth.to(prediction.device), prediction.shape, activation, exclusive=exclusive)
-        return prediction, found.bool().expand(prediction.shape)
+        found = self._one_hot(truth.to(prediction.device), prediction.shape, activation, exclusive=exclusive).bool()
+        if self._has_instances and "instances" in self._metric.options:
+            # One score, of the instances that match.
+            rois = self.roi_masks(inputs)
+            region = torch.ones_like(prediction[:1, :1]) if rois is None else rois.to(prediction.device).any(1, keepdim=True)
+            matches = best_match(prediction, found, region)
+            return matches, found.any(1, keepdim=True).expand(matches.shape)
+        return prediction, found.expand(prediction.shape)
 
     @checked(metric=NONE | TEXT)
     def surrogate(self, metric: str | None = None) -> "SegmentationTarget":
@@ -799,6 +815,9 @@ class SegmentationTarget(nn.Module):
             if asked == "auto" and self._reading is not None:
                 asked = self._reading.adapter.activation
             resolved, is_blank = read_activation(values, asked)
+            if self._has_instances:
+                # Objects may overlap, or leave pixels to none, also where probabilities happen to sum to 1.
+                resolved = resolved[0], False
             if is_blank:
                 # An output that is the same everywhere (a blank image) says nothing: another one settles it.
                 return resolved
@@ -838,13 +857,14 @@ class SegmentationTarget(nn.Module):
 
     def _named_score(self, prediction: Tensor, truth: Tensor | None, masks: Tensor, exclusive: bool) -> Tensor:
         """``(N, C, R)``."""
-        return named_score(
-            self._metric, prediction, truth=truth, masks=masks, exclusive=exclusive, empty_score=self.empty_score
-        )
+        given = {"exclusive": exclusive, "instances": self._has_instances, "empty_score": self.empty_score}
+        return named_score(self._metric, prediction, truth=truth, masks=masks, given=given)
 
     def _one_hot(self, reference: Tensor, shape: Sequence[int], activation: str, exclusive: bool) -> Tensor:
         """``(N or 1, C, *spatial)`` for logits of this shape, from a reference of checked shape."""
         n, channels = shape[:2]
+        if self._has_instances:
+            return self._objects(reference, n, channels, n_spatial=len(shape) - 2)
         if self._shared_reading is not None:
             if is_one_hot(self._shared_reading, channels, exclusive):
                 reference = self._shared_reading.to(reference.device)
@@ -855,6 +875,23 @@ class SegmentationTarget(nn.Module):
         if channels > 1 and batch.shape[1] == 1:
             self._say_what_is_absent(batch, channels)
         return truth
+
+    def _objects(self, reference: Tensor, n: int, channels: int, n_spatial: int) -> Tensor:
+        """Objects ``(N or 1, M, *spatial)`` for a metric that matches them, else for every query the one that it is compared with."""
+        found = instances_of(reference, n, n_spatial)
+        if callable(self.metric) or "instances" in self._metric.options:
+            return found
+        is_one_each = reference.ndim == n_spatial + 2 and reference.shape[1] == found.shape[1] == channels
+        if found.shape[1] > 1 and not is_one_each:
+            raise ValueError(
+                f"reference: metric {self.metric!r} compares each of the model's {channels} instances with one object, and there are "
+                f'{found.shape[1]}; give the mask of one of them, or metric="best_dice", which finds the instance that matches each'
+            )
+        return found.expand(-1, channels, *found.shape[2:])
+
+    @property
+    def _has_instances(self) -> bool:
+        return self._reading is not None and self._reading.adapter.instances
 
     def _say_what_is_absent(self, labels: Tensor, channels: int) -> None:
         """Say once how a label map was read that does not hold the model's last class."""

@@ -12,6 +12,7 @@ Pixel = tuple[int, ...]
 NEW = [
     *("average_surface_distance", "hausdorff_95", "detection", "uniformity", "boundary_alignment", "soft_boundary_alignment"),
     *("relative_volume", "soft_relative_volume", "volumetric_similarity", "soft_volumetric_similarity", "brier"),
+    "best_dice",
 ]
 
 SHAPES = [(12,), (7, 8), (4, 5, 4)]

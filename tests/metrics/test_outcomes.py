@@ -61,6 +61,14 @@ def naive_uniformity(first, second, roi, empty_score=1.0) -> float:
     return 2 * true / (2 * true + split + merged) if true else 0.0
 
 
+def naive_best(first, second, roi, empty_score=1.0) -> float:
+    predicted, wanted = naive_components(first & roi), naive_components(second & roi)
+    if not wanted:
+        return 0.0 if predicted else empty_score
+    best = [max([0.0, *(2 * len(one & other) / (len(one) + len(other)) for other in predicted)]) for one in wanted]
+    return sum(best) / len(best)
+
+
 def naive_alignment(first, second, roi, empty_score=1.0) -> list[float]:
     """Two bounds, where pixels are as near to one object as to another. ``first`` may be probabilities."""
     inside, wanted = pixels_of(roi), pixels_of(second & roi)
@@ -102,6 +110,7 @@ NAIVE = {
     "average_surface_distance": naive_average,
     "hausdorff_95": naive_hausdorff,
     "detection": naive_detection,
+    "best_dice": naive_best,
     "uniformity": naive_uniformity,
     "boundary_alignment": naive_alignment,
     "soft_boundary_alignment": naive_alignment,
@@ -173,6 +182,7 @@ def test_effects_equal_interventions_made_by_hand(metric, n_spatial, sampling):
 
 
 TWINS = dict.fromkeys(["average_surface_distance", "hausdorff_95", "detection", "uniformity"], "soft_dice") | {
+    "best_dice": "soft_best_dice",
     "boundary_alignment": "soft_boundary_alignment",
     "soft_boundary_alignment": "soft_boundary_alignment",
     "relative_volume": "soft_relative_volume",

@@ -46,6 +46,7 @@ DIFFERENTIABLE = [
     "soft_relative_volume",
     "soft_volumetric_similarity",
     "soft_boundary_alignment",
+    "soft_best_dice",
 ]
 
 # Nothing that is compared with is better or worse there, only larger or smaller.

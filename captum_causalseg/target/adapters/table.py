@@ -29,6 +29,7 @@ class Adapter:
         activation: what ``activation="auto"`` of the target means for it.
         one_image: the model takes one image at a time, whatever its batch looks like.
         has_entries: whether ``"name:2"`` asks for one entry of several.
+        instances: channels are objects in no order, and a reference's are its objects.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Adapter:
     activation: AdapterActivation = "auto"
     one_image: bool = False
     has_entries: bool = False
+    instances: bool = False
 
 
 class Reading(NamedTuple):
@@ -54,7 +56,13 @@ class Reading(NamedTuple):
 ADAPTERS: dict[str, Adapter] = {}
 
 
-@checked(name=TEXT, function=FUNCTION, activation=one_of("auto", "sigmoid", "softmax", "shares", "none"), one_image=BOOLEAN)
+@checked(
+    name=TEXT,
+    function=FUNCTION,
+    activation=one_of("auto", "sigmoid", "softmax", "shares", "none"),
+    one_image=BOOLEAN,
+    instances=BOOLEAN,
+)
 def register_adapter(
     name: str,
     function: Callable[[Any, Tensor], Tensor],
@@ -62,6 +70,7 @@ def register_adapter(
     types: Sequence[type | str] = (),
     activation: AdapterActivation = "auto",
     one_image: bool = False,
+    instances: bool = False,
 ) -> None:
     """Teach :class:`SegmentationTarget` to read what a kind of model returns.
 
@@ -73,6 +82,8 @@ def register_adapter(
             them, the adapter is chosen without being named.
         activation: what ``activation="auto"`` of the target then means.
         one_image: images are run one by one, for a model that does not take several, or whose prompts belong to one image.
+        instances: the channels are objects in no order (queries, boxes) rather than classes, and the labels or masks of a reference are
+            objects as well; see ``output="instances"`` of :class:`SegmentationTarget`.
 
     Raises:
         ValueError: the name is taken.
@@ -97,7 +108,7 @@ def register_adapter(
     if isinstance(types, (str, type)) or not all(isinstance(kind, (str, type)) for kind in types):
         raise TypeError(f"types: expected a sequence of classes or of their names, got {shown(types)}")
     names = frozenset(kind if isinstance(kind, str) else kind.__name__ for kind in types)
-    ADAPTERS[name] = Adapter(name, function, types=names, activation=activation, one_image=one_image)
+    ADAPTERS[name] = Adapter(name, function, types=names, activation=activation, one_image=one_image, instances=instances)
 
 
 def adapter_for(returned: Any, output: Any) -> Reading | None:
@@ -164,6 +175,6 @@ _add("eomt", _fine, "shares", types=[f"Eomt{_UNIVERSAL}", f"EomtDinov3{_UNIVERSA
 _add("maskformer", class_scores, "shares", types=["MaskFormerForInstanceSegmentationOutput"])
 _add("oneformer", class_scores, "shares", types=[f"OneFormer{_UNIVERSAL}"])
 _add("detr", class_scores, "shares", types=["DetrSegmentationOutput", "ConditionalDetrSegmentationOutput"])
-_add("instances", object_masks, "none", has_entries=True)
+_add("instances", object_masks, "none", has_entries=True, instances=True)
 _add("sam", best_candidate, "sigmoid", types=[f"{model}ImageSegmentationOutput" for model in _SAMS], has_entries=True)
 _add("vista3d", of_prompts, "sigmoid", types=["VISTA3D"], one_image=True)

@@ -18,7 +18,9 @@ def prompted(request):
     hugging_face("Sam2Model")
     import prompted_cases  # which imports transformers
 
-    return getattr(prompted_cases, request.param)(), prompted_cases.prompts
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return getattr(prompted_cases, request.param)(), prompted_cases.prompts
 
 
 def photos(n: int = 1, seed: int = 0) -> Tensor:
