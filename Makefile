@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What the documentation and a release need besides.
+DOCS := $(VENV)/.docs
+RELEASE := $(VENV)/.release
 WORKERS ?= auto
 # One thread per worker: the networks of the tests are tiny, and threads get in each other's way (OMP_NUM_THREADS=4 make test).
 # A worker that has nothing left takes over from others: the slowest files come first (tests/conftest.py), none waits for the last.
@@ -17,9 +20,17 @@ WHEEL_ENV := .venv-wheel
 # nnU-Net brings some thirty packages and torchvision.
 NNUNET := .venv-nnunet
 
-.PHONY: bench check clean coverage demo docs hooks install lint test test-browser test-captum-oldest test-lowest test-nnunet test-wheel wheel viewer
+.PHONY: bench check checks clean coverage demo docs hooks install install-all lint test test-browser test-captum-oldest test-lowest test-nnunet test-wheel \
+	wheel viewer
 
 install: $(INSTALLED)
+
+# One after the other, for pip; then `make -j2 checks` can run two at a time: each of them keeps one core busy.
+install-all: $(INSTALLED)
+	$(MAKE) $(DOCS)
+	$(MAKE) $(RELEASE)
+
+checks: lint docs test-wheel
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -72,17 +83,21 @@ test-browser: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	$(THREADS) $(BIN)/python -m pytest -n0 tests/whole/test_report_in_browser.py
 
-wheel: $(INSTALLED)
-	rm -rf dist
+$(RELEASE): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[release]"
+	touch $@
+
+wheel: $(RELEASE)
+	rm -rf dist
 	$(BIN)/python -m build --quiet
 	$(BIN)/twine check --strict dist/*
 
-# In an environment of its own and an empty folder: what someone gets who has nothing but the wheel.
+# In an environment of its own and an empty folder: what someone gets who has nothing but the wheel. It is used once: what is imported is compiled
+# then, and not all of torch before.
 test-wheel: wheel
 	rm -rf $(WHEEL_ENV)
 	$(PYTHON) -m venv $(WHEEL_ENV)
-	$(WHEEL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[demo]"
+	$(WHEEL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt "$$(ls dist/*.whl)[demo]"
 	empty="$$(mktemp -d)" && run="$(CURDIR)/$(WHEEL_ENV)/bin" && cd "$$empty" \
 		&& "$$run/causalseg" demo --draws 3 \
 		&& test -s causalseg-demo/report.html && test -s causalseg-demo/effects.png && test -s causalseg-demo/effects.csv && rm -r "$$empty"
@@ -133,8 +148,11 @@ viewer:
 	folder="$$(mktemp -d)" && cd "$$folder" && npm pack --silent @niivue/niivue@$(NIIVUE) && tar xzf *.tgz \
 		&& gzip -9nc package/dist/niivue.umd.js > "$(CURDIR)/captum_causalseg/cli/pages/niivue.umd.js.gz" && rm -r "$$folder"
 
-docs: $(INSTALLED)
+$(DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(DOCS)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
