@@ -15,6 +15,7 @@ from captum_causalseg.attr.estimate import PlannedInterventions, answer, estimat
 from captum_causalseg.attr.exclusion import Exclude
 from captum_causalseg.attr.options import InputUnits, Options
 from captum_causalseg.attr.parts import InParts
+from captum_causalseg.attr.progress import SHOW_PROGRESS, Report
 from captum_causalseg.donors import DonorSource
 from captum_causalseg.engine.sampling import SamplingScheme
 from captum_causalseg.interventions.execution import Execution
@@ -83,7 +84,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
     ) -> tuple[Any, TreatmentEffectStatistics]: ...
 
     @log_usage(part_of_slo=True)
-    @checked(EFFORT, CONTROLS, n_draws=OPEN_DRAWS, channels=CHANNELS, units=UNITS)
+    @checked(EFFORT, CONTROLS, n_draws=OPEN_DRAWS, channels=CHANNELS, units=UNITS, show_progress=SHOW_PROGRESS)
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -100,7 +101,7 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
         exclude: Exclude = "roi",
         perturbations_per_eval: int = 16,
         seed: int | Sequence[int] = 0,
-        show_progress: bool = False,
+        show_progress: bool | Report = False,
         return_statistics: bool = False,
         precision: float | None = None,
         decide: float | None = None,
@@ -157,7 +158,9 @@ class AverageTreatmentEffect(InParts, PerturbationAttribution):
                 use the same donors; give one seed per example for independent draws (not under Captum's wrappers, which do not
                 repeat it with the examples).
             show_progress: say what is being done, how many forwards (windows, of a sliding window) there are at most and about how long they take at
-                the pace of those that were run by then, and show a bar over them.
+                the pace of those that were run by then, and show a bar over them. A function is told in place of the bar, for a window or a log of your own:
+                ``show_progress(what, done, most)``, what is being done, and how many forwards of how many at most, 0 as long as that is not known. What it
+                raises ends the call, and leaves the model as it was.
             return_statistics: return :class:`~captum_causalseg.TreatmentEffectStatistics` as well.
             precision: continue until the 95 % interval of every effect (of the target's class, on every RoI) has at most this
                 half-width, in the score's units. Units with the largest standard errors come first; each further look doubles a

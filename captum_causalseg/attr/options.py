@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType
 from captum_causalseg.attr.effort import Effort
+from captum_causalseg.attr.progress import Report
 from captum_causalseg.donors import MovedPrompts
 from captum_causalseg.engine.contexts import Context
 from captum_causalseg.interventions.execution import Execution
@@ -133,7 +134,7 @@ class Options:
     context: Context | None = None
     execution: Execution = field(default_factory=Execution)
     name: str = ""
-    show_progress: bool = False
+    show_progress: bool | Report = False
     return_statistics: bool = False
     controls: Literal["edge"] | None = None
     images: ImageSearch | None = None

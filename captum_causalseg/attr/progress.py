@@ -1,11 +1,19 @@
 """What is shown of a run while it lasts: what is being done, how many forwards there are at most, and about how long they take."""
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from captum_causalseg._captum import progress
+from captum_causalseg._checks import BOOLEAN, FUNCTION
 
-__all__ = ["Progress", "duration"]
+__all__ = ["SHOW_PROGRESS", "Progress", "Report", "duration"]
+
+Report: TypeAlias = Callable[[str, int, int], object]
+"""Is told what is being done, how many forwards are made, and how many there are at most, 0 as long as that is not known."""
+
+SHOW_PROGRESS = BOOLEAN | FUNCTION
+"""What ``show_progress`` has to be where it may be a function."""
 
 # A terminal is written over; in a file every change stays.
 _SECONDS_BETWEEN, _SECONDS_BETWEEN_IN_FILES = 0.5, 30.0
@@ -16,19 +24,20 @@ class Progress:
 
     Args:
         name: of what is done.
-        shown: whether anything is shown at all.
+        shown: whether anything is shown at all; a function is told in place of a bar, and what it raises ends the work.
     """
 
-    def __init__(self, name: str, shown: bool) -> None:
-        self._name, self._most = name, 0
+    def __init__(self, name: str, shown: bool | Report) -> None:
+        self._name, self._most, self._noun = name, 0, ""
+        self._report = None if isinstance(shown, bool) else shown
         seconds = _SECONDS_BETWEEN if _is_watched() else _SECONDS_BETWEEN_IN_FILES
         how: dict[str, Any] = {"mininterval": seconds, "maxinterval": seconds, "bar_format": "{desc} [{elapsed}]"}
-        self._bar: Any = progress(desc=self._name, **how) if shown else None
+        self._bar: Any = progress(desc=self._name, **how) if shown is True else None
 
     @property
     def shown(self) -> bool:
         """Whether anything is shown."""
-        return self._bar is not None
+        return self._bar is not None or self._report is not None
 
     @property
     def has_begun(self) -> bool:
@@ -37,6 +46,8 @@ class Progress:
 
     def doing(self, what: str) -> None:
         """Say what is being done before the interventions."""
+        if self._report is not None:
+            self._report(what, 0, 0)
         if self._bar is not None:
             self._bar.set_description_str(f"{self._name}: {what}")
 
@@ -50,10 +61,13 @@ class Progress:
             pace: measured seconds of one; ``None`` where none were measured.
             purpose: of those to come, in words, where there are others besides.
         """
-        if self._bar is None:
+        if not self.shown:
             return
-        self._most = most
+        self._most, self._noun = most, noun
         takes = "" if pace is None else f", about {duration(most * pace)}"
+        if self._report is not None:
+            self._report(f"at most {most} {noun} to come{purpose and ' '}{purpose}{takes}", 0, most)
+            return
         # Not beside the bar: the line stays.
         self._bar.clear()
         print(f"{self._name}: {made} {noun} so far, at most {most} to come{purpose and ' '}{purpose}{takes}", file=sys.stderr)
@@ -63,14 +77,19 @@ class Progress:
 
     def advance(self, made: int, *, left: int) -> None:
         """So many of the forwards that were to come are made, and at most so many are left."""
-        if self._bar is None:
+        if not self.shown:
             return
         self._most = max(made, min(self._most, made + left))
+        if self._report is not None:
+            self._report(self._noun, made, self._most)
+            return
         self._bar.total = self._most
         self._bar.update(made - self._bar.n)
 
     def finish(self) -> None:
         """All is done: a bar that has begun is full."""
+        if self._report is not None and self.has_begun:
+            self._report(self._noun, self._most, self._most)
         if self._bar is not None and self.has_begun:
             self._bar.total = self._bar.n
             self._bar.refresh()

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import torch
 
+from captum_causalseg import AverageTreatmentEffect, SegmentationTarget, regions
 from captum_causalseg.attr import progress
 from captum_causalseg.attr.progress import Progress, duration
 
@@ -74,3 +76,45 @@ def test_an_error_leaves_the_bar_where_it_was(every_change, capfd):
     with pytest.raises(ValueError, match="stop"):
         stop()
     assert capfd.readouterr().err.strip().split("\r")[-1].startswith("Some:  10%")
+
+
+def explained(report):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 5, padding=2), torch.nn.BatchNorm2d(2)).eval()
+    network[0].train()
+    target = SegmentationTarget(network, roi=regions.box((24, 24), 8, 8), metric="logit_mean")
+    try:
+        AverageTreatmentEffect(target).attribute(torch.rand(1, 1, 24, 24), target=1, n_draws=4, show_progress=report)
+    finally:
+        assert [module.training for module in network.modules()] == [False, True, False]
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_function_is_told_in_place_of_a_bar(capfd):
+    told = []
+    explained(lambda *said: told.append(said))
+    begun = [number for number, (_, _, most) in enumerate(told) if most]
+    assert all(most == 0 and done == 0 for _, done, most in told[: begun[0]])
+    assert told[begun[0]][0].startswith(f"at most {told[begun[0]][2]} forward passes to come")
+    (_, done, most), counts = told[-1], [done for _, done, _ in told]
+    assert done == most > 0
+    assert counts == sorted(counts)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("when", ["before the interventions", "while they are made"])
+def test_what_the_function_raises_ends_the_call_and_leaves_the_model_as_it_was(when):
+    class Cancelled(Exception):
+        pass
+
+    def report(what, done, most):
+        if when == "before the interventions" or done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        explained(report)
+
+
+def test_only_a_function_or_whether_can_be_said():
+    with pytest.raises(TypeError, match=r"^show_progress: expected True or False or a callable, got str"):
+        explained("yes")
