@@ -87,6 +87,7 @@ ELSEWHERE = {
     "statistics/on_image": "statistics/test_treatment_effect_statistics",
     "target/batches": "target/test_label_maps",
     "target/function_scorer": "target/test_scorer",
+    "napari/layers": "napari/test_explaining",
     "nnunet/imports": "nnunet/test_model",
     "preparation/channels": "cli/test_channels",
     "preparation/grid": "cli/test_grid",
