@@ -34,6 +34,9 @@ from captum_causalseg.engine.sample import Selection, Strata
 __all__ = ["Design", "PaperDesign", "StratifiedDesign", "UniformDesign"]
 
 
+_ANY_SEED = np.random.SeedSequence(0)
+
+
 class Design(ABC):
     """The donors of one row. As it stands, a simple random sample of them, of which :meth:`donors` says how it is drawn.
 
@@ -73,8 +76,8 @@ class Design(ABC):
         if type(self._generator) is not np.random.Generator:
             return copy.deepcopy(self._generator)  # another kind may hold more than its bits
         bits = self._generator.bit_generator
-        # A deep copy of a generator takes ten times as long.
-        again = type(bits)(0)
+        # A deep copy of a generator takes ten times as long, and a seed of its own twice as long.
+        again = type(bits)(_ANY_SEED)
         again.state = bits.state
         return np.random.Generator(again)
 
@@ -200,7 +203,7 @@ class StratifiedDesign(Design):
         self._draw = self.generator()
         self._ranked = candidates(self._draw, self.population, len(self._ranking))[self._ranking]
         edges = self._first_edges()
-        ranks = edges[:-1] + (self._draw.random(self.n_first) * np.diff(edges)).astype(np.int64)
+        ranks = edges[:-1] + (self._draw.random(self.n_first) * (edges[1:] - edges[:-1])).astype(np.int64)
         self._stages.append(ranks[_ends_first(self.n_first, self.n_screening)])
         self._edges.append(edges)
 

@@ -104,7 +104,7 @@ class StratifiedEstimator(Estimator):
             return Estimate(mean=mean, variance=ranked.var(0, ddof=1), factor=sampled, freedom=n - 1, n=n)
         counts = _counts_of_differences(n)
         added = sampled / within * ranked.var(0, ddof=1)
-        variance = counts @ np.diff(ranked, axis=0) ** 2 / (2 * n) + added
+        variance = counts @ (ranked[1:] - ranked[:-1]) ** 2 / (2 * n) + added
         freedom = _freedom_of_differences(n)
         sums = None
         if sample.first_order is not None and n >= _LEAST_DRAWS:
@@ -205,9 +205,9 @@ def _slope_sums(
     weights = strata.sizes / strata.n_candidates
     # Of the numbers that are squared here, (L, 1 + K): those of x first.
     both = np.column_stack([x, ranked])
-    counts, steps = _counts_of_differences(n), np.diff(both, axis=0)
+    counts, steps = _counts_of_differences(n), both[1:] - both[:-1]
     differences = _forms(steps, counts / (2 * n))
-    rise = np.diff(centers)
+    rise = centers[1:] - centers[:-1]
     scale = counts @ (variances[1:] + variances[:-1] + rise**2) / (2 * n)
     if not scale > 0:
         return None
@@ -248,12 +248,14 @@ def _without_each(steps: np.ndarray) -> np.ndarray:
     """``xx`` and ``vx`` of successive differences ``(n, 1 + K)`` if the draw at each place were not there, from steps ``(n - 1, 1 + K)``."""
     n = len(steps) + 1
     products, bridges = steps[:, :1] * steps, (steps[:-1, :1] + steps[1:, :1]) * (steps[:-1] + steps[1:])
-    found = np.broadcast_to(products.sum(0), (n, steps.shape[1])).copy()
+    found = np.empty((n, steps.shape[1]))
+    found[:] = products.sum(0)
     found[:-1] -= products
     found[1:] -= products
     found[1:-1] += bridges
     # The first and the last difference that are left count twice.
-    first, last = np.broadcast_to(products[0], found.shape).copy(), np.broadcast_to(products[-1], found.shape).copy()
+    first, last = np.empty_like(found), np.empty_like(found)
+    first[:], last[:] = products[0], products[-1]
     first[0], first[1], last[-1], last[-2] = products[1], bridges[0], products[-2], bridges[-1]
     left: np.ndarray = (found + first + last) / (2 * (n - 1))
     return left

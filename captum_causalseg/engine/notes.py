@@ -62,7 +62,7 @@ class Notes:
             rounding: ``(K,)`` how much that is.
         """
         out = self.alone
-        mean, rounding = np.where(still, 0.0, estimate.mean), np.broadcast_to(rounding, estimate.mean.shape)
+        mean, rounding = np.where(still, 0.0, estimate.mean), np.full(len(estimate.mean), rounding)
         variance = np.where(estimate.variance <= rounding**2, 0.0, estimate.variance)
         out.effect[row, which] = mean[which]
         out.sample_variance[row, which] = out.test_variance[row, which] = variance[which]

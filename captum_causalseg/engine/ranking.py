@@ -42,10 +42,12 @@ class FirstOrder:
 
     def within(self, strata: Strata) -> tuple[np.ndarray, np.ndarray]:
         """Means and variances ``(n,)`` over the candidates of each stratum of a stage, exact; the variance of one candidate is 0."""
-        edges = np.concatenate([[0], np.cumsum(self.stratum_sizes)])
-        first = np.searchsorted(edges, strata.edges[:-1])
+        # Where each stratum begins among those of the last stage, by the number of candidates before it.
+        first = np.zeros(len(strata.sizes), dtype=np.int64)
+        first[1:] = np.searchsorted(np.cumsum(self.stratum_sizes), strata.edges[1:-1]) + 1
         means = np.add.reduceat(self.stratum_sizes * self.stratum_means, first) / strata.sizes
-        parts = np.diff(np.append(first, len(self.stratum_sizes)))
+        parts = np.empty_like(first)
+        parts[:-1], parts[-1] = first[1:] - first[:-1], len(self.stratum_sizes) - first[-1]
         between = self.stratum_sizes * (self.stratum_means - np.repeat(means, parts)) ** 2
         return means, np.add.reduceat(self.stratum_squares + between, first) / strata.sizes
 

@@ -32,7 +32,8 @@ class Strata:
     @cached_property
     def sizes(self) -> np.ndarray:
         """Candidates per stratum, ``(n,)``, along the ranking."""
-        return np.diff(self.edges)
+        found: np.ndarray = self.edges[1:] - self.edges[:-1]
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,29 +56,25 @@ class SlopeSums:
 
     def array(self) -> np.ndarray:
         """All of them side by side in a last axis."""
-        found = self.missing(np.shape(self.mean))
-        numbers = found.shape[-1] - 3 * len(_FORMS)
-        for place, one in enumerate(fields(self)[:numbers]):
-            found[..., place] = getattr(self, one.name)
-        for place, name in enumerate(_FORMS):
-            found[..., numbers + 3 * place : numbers + 3 * (place + 1)] = getattr(self, name)
-        return found
+        numbers = [getattr(self, name)[..., None] for name in _NUMBERS]
+        return np.concatenate([*numbers, *(getattr(self, name) for name in _FORMS)], axis=-1)
 
     @classmethod
     def of_array(cls, array: np.ndarray) -> "SlopeSums":
         """From what :meth:`array` gave, of any number of units."""
-        numbers = array.shape[-1] - 3 * len(_FORMS)
-        parts = [array[..., index] for index in range(numbers)]
-        parts += [array[..., begin : begin + 3] for begin in range(numbers, array.shape[-1], 3)]
+        parts = [array[..., index] for index in range(len(_NUMBERS))]
+        parts += [array[..., begin : begin + 3] for begin in range(len(_NUMBERS), array.shape[-1], 3)]
         return cls(*parts)
 
     @staticmethod
     def missing(shape: tuple[int, ...]) -> np.ndarray:
         """The array of units that have none."""
-        return np.full((*shape, len(fields(SlopeSums)) + 2 * len(_FORMS)), np.nan)
+        return np.full((*shape, len(_NUMBERS) + 3 * len(_FORMS)), np.nan)
 
 
+# In the order of the fields.
 _FORMS = ("differences", "noise", "steps", "climbs")
+_NUMBERS = tuple(one.name for one in fields(SlopeSums) if one.name not in _FORMS)
 
 
 @dataclass(frozen=True, eq=False)
