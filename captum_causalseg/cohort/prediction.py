@@ -1,6 +1,7 @@
 """Where another case's effect would lie: prediction intervals of random-effects means (Nagashima, Noma and Furukawa 2019)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +25,8 @@ _SHAPE = (0.5017, 0.6407, 0.6122, 0.2645)
 # Degrees of freedom from which a line is better, and its step, in standard deviations.
 _WELL_KNOWN = 60
 _STEP = 0.25
+# Steps of a search that are tried together.
+_AT_ONCE = 8
 # Numbers held at a time.
 _HELD = 2_000_000
 
@@ -186,11 +189,9 @@ def _variances(share: np.ndarray, y: np.ndarray, variance: np.ndarray, weight: n
     begin = float(reached(np.zeros(1))[0])
     if 1 - begin <= _TAIL:
         return np.zeros(len(share))
-    high = low = float(variance.mean())
-    while 1 - reached(np.array([high]))[0] > _TAIL:
-        high *= 4
-    while reached(np.array([low]))[0] - begin > _TAIL:
-        low /= 4
+    middle = float(variance.mean())
+    high = _first(middle, 4.0, lambda tau2: 1 - reached(tau2) <= _TAIL)
+    low = _first(middle, 0.25, lambda tau2: reached(tau2) - begin <= _TAIL)
     nodes = np.geomspace(low, high, _TABULATED)
     table = reached(nodes)
     rising = np.concatenate([[True], np.diff(np.maximum.accumulate(table)) > 0]) & (table > begin) & (table < 1)
@@ -203,3 +204,12 @@ def _variances(share: np.ndarray, y: np.ndarray, variance: np.ndarray, weight: n
     found[above] = nodes[-1] * ((1 - table[-1]) / (1 - share[above])) ** (2 / (len(y) - 1))
     variances: np.ndarray = found
     return variances
+
+
+def _first(begin: float, factor: float, found: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The first of ``begin, begin * factor, begin * factor**2, ...`` of which it is true; some at a time, which takes as long as one."""
+    while True:
+        values = begin * factor ** np.arange(_AT_ONCE)
+        if (true := found(values)).any():
+            return float(values[np.argmax(true)])
+        begin = float(values[-1]) * factor
