@@ -981,6 +981,8 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "cohort.Cohort.statistics": lambda w: _call("cohort", w.study.statistics, case="case 0"),
     "cohort.Cohort.file": lambda w: _call("cohort", w.study.file, case="case 0", name="units.parquet"),
     "cohort.Cohort.units": lambda w: _call("cohort", w.study.units),
+    "cohort.Cohort.has": lambda w: _call("cohort", w.study.has, case="case 0", name="units.parquet"),
+    "cohort.Cohort.mediation": lambda w: _call("cohort", w.study.mediation, cases=[]),
     "cohort.CohortSummary.significant_units": lambda w: _call("cohort", w.summary.significant_units),
     "cohort.explain_cohort": lambda w: _call("cohort", explain_cohort, **w.study_arguments),
     "cohort.CohortComparison": lambda w: _call("cohort", type(w.cohort_comparison), folder=w.cohort_comparison.folder),

@@ -63,7 +63,7 @@ class MediatedTreatmentEffect(PerturbationAttribution):
 
     Args:
         forward_func: any forward function that Captum accepts, with one score or a fixed number of scores per example, around a torch module.
-        layers: the mediators: a module of the model; its name; a name with wildcards (each that fits is a mediator); ``"levels"`` or ``"skips"`` of a U-Net;
+        layers: the mediators: a module of the model; its name; a name with wildcards (each that fits is a mediator); ``"levels"`` (by default) or ``"skips"`` of a U-Net;
             :class:`~captum_causalseg.FrozenStatistics`; a list of these. A tuple in the list is *one* mediator, of all of its layers at once. A mapping gives
             names of your own.
         baselines: a default for ``attribute``'s argument of this name, for Captum's wrappers.
@@ -80,7 +80,7 @@ class MediatedTreatmentEffect(PerturbationAttribution):
     """
 
     @checked(forward_func=FUNCTION, layers=LAYERS)
-    def __init__(self, forward_func: Callable[..., Any], layers: Layers, baselines: Baselines = None) -> None:
+    def __init__(self, forward_func: Callable[..., Any], layers: Layers = "levels", baselines: Baselines = None) -> None:
         super().__init__(forward_func)
         self.layers, self.baselines = layers, baselines
 

@@ -55,19 +55,23 @@ class Source:
     cohort: Cohort
     output: Mapping[str, int] | None
 
-    def columns(self, case: str) -> list[str]:
+    def columns(self, case: str, file: str = "units.parquet") -> list[str]:
         """Of the table of its units."""
         import pyarrow.parquet
 
-        return list(pyarrow.parquet.read_schema(self.cohort.file(case, "units.parquet")).names)
+        return list(pyarrow.parquet.read_schema(self.cohort.file(case, file)).names)
 
     def units(self, case: str, wanted: tuple[str, ...]) -> pd.DataFrame:
-        """The rows of one case and output; of the ``wanted`` columns those that there are.
+        """The rows of one case and output; see :meth:`rows`."""
+        return self.rows(case, wanted, "units.parquet")
+
+    def rows(self, case: str, wanted: tuple[str, ...], file: str) -> pd.DataFrame:
+        """The rows of one case and output in a table of it; of the ``wanted`` columns those that there are.
 
         Raises:
             ValueError: ``output`` names an axis that the units do not have, picks no row, or leaves several outputs.
         """
-        there = self.columns(case)
+        there = self.columns(case, file)
         output = dict(self.output or {})
         axes = _output_axes(there)
         unknown = sorted({*output} - {*axes})
@@ -76,7 +80,7 @@ class Source:
             raise ValueError(f"output: the units of case {case!r} have no output axis {unknown[0]!r}; {known}")
         picking = [*output] if output else [name for name in ("asked",) if name in there]
         read = [name for name in dict.fromkeys((*wanted, *picking, *axes)) if name in there]
-        table = pd.read_parquet(self.cohort.file(case, "units.parquet"), columns=read, partitioning=None)
+        table = pd.read_parquet(self.cohort.file(case, file), columns=read, partitioning=None)
         if output:
             every = table[axes].drop_duplicates()
             table = table[np.logical_and.reduce([table[name] == number for name, number in output.items()])]

@@ -11,11 +11,12 @@ from captum_causalseg.attr.components import component_effects
 from captum_causalseg.attr.mediated_treatment_effect import MediatedTreatmentEffect
 from captum_causalseg.cohort.driver import Course
 from captum_causalseg.cohort.engines import Pool
-from captum_causalseg.cohort.explaining import MEDIATED, ExplainCase
+from captum_causalseg.cohort.explaining import FUNCTIONS, ExplainCase, of_constructor
 from captum_causalseg.cohort.fingerprint import described
 from captum_causalseg.cohort.folder import Cohort, arrow
 from captum_causalseg.cohort.study import CASES, RESERVED, Engine, asked_of_cases, is_dataset, run_study
 from captum_causalseg.cohort.worker import Recipe
+from captum_causalseg.evaluation.pathways import pathway
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["explain_cohort"]
@@ -72,8 +73,9 @@ def explain_cohort(
             the models of all cases are those that the function holds, or one that it makes by itself.
         method: a target to what has ``attribute(..., return_statistics=True)``: a class such as
             :class:`~captum_causalseg.AverageTreatmentEffect`, or a function such as
-            ``lambda target: LayerAverageTreatmentEffect(target, target.model.decoder)``; or
-            :func:`~captum_causalseg.component_effects` itself.
+            ``lambda target: LayerAverageTreatmentEffect(target, target.model.decoder)``; or :func:`~captum_causalseg.component_effects` or
+            :func:`~captum_causalseg.pathway` itself. What a class is made with besides the target (``layers`` of
+            :class:`~captum_causalseg.MediatedTreatmentEffect`) is among ``arguments``.
         out: the folder; :class:`Cohort` says what is in it. With several machines, a folder that all of them can reach.
         engine: ``"local"``, this process; ``"ray"``, actors on a Ray cluster.
         resume: continue a study that is already there. With ``False``, an existing study is an error.
@@ -163,22 +165,22 @@ def _check(method: Any, shards: int, arguments: dict[str, Any], columns: Sequenc
             raise ValueError(f"columns: {column!r} is a column of the table already")
     if shards > 1 and method is component_effects:
         raise ValueError("shards: component_effects has no units to divide; one worker explains all modules")
+    if shards > 1 and (method is pathway or (isinstance(method, type) and issubclass(method, MediatedTreatmentEffect))):
+        raise ValueError("shards: effects that are split at layers are not divided among workers; give shards=1")
     if shards > 1 and any(arguments.get(name) is not None for name in ("precision", "decide")):
         raise ValueError("shards: not with precision or decide, whose budget is shared among all units of a case")
     for name in _OURS:
         if name in arguments:
             raise TypeError(f"{name}: {name!r} is not an argument of a study")
-    if isinstance(method, type) and issubclass(method, MediatedTreatmentEffect):
-        raise TypeError(MEDIATED)
-    attribute = method if method is component_effects else getattr(method, "attribute", None)
+    attribute = method if method in FUNCTIONS else getattr(method, "attribute", None)
     if attribute is None:
         return  # a function that makes the explainer: it is seen when the first case is explained
-    known = [*inspect.signature(attribute).parameters]
+    known = [*inspect.signature(attribute).parameters, *sorted(of_constructor(method))]
     if shards > 1 and "context" in known and arguments.get("context", "shapley") != 0:
         raise ValueError(
             "shards: contexts are made of all units of a case, which cannot be divided among workers; give shards=1"
         )
-    if method is component_effects:
+    if method in FUNCTIONS:
         known.append("target")
     elif "return_statistics" not in known:
         raise TypeError(

@@ -36,16 +36,19 @@ __all__ = [
 
 # 2: canonical descriptions, digests of files and models. Format 1 can be read, and not gone on with.
 _FORMAT = 2
-_STUDY, _MANIFEST, _CASES, _UNITS, _PARTS, _LOCK, _BESIDE = (
+_STUDY, _MANIFEST, _CASES, _UNITS, _MEDIATION, _PARTS, _LOCK, _BESIDE = (
     "study.json",
     "manifest.jsonl",
     "cases.parquet",
     "units",
+    "mediation",
     "parts",
     ".lock",
     ".unfinished",
 )
-_FILES = ("units.parquet", "statistics.npz", "effects.nii.gz", "map.npz")
+_FILES = ("units.parquet", "mediation.parquet", "statistics.npz", "effects.nii.gz", "map.npz")
+# Where tables of cases lie: folders that readers of Parquet take for one table.
+_TABLES = {"units.parquet": _UNITS, "mediation.parquet": _MEDIATION}
 # Bytes of an escaped id: file systems take 255 (some that encrypt 143), and there is something before or behind it.
 _LONGEST_NAME, _KEPT_NAME = 120, 80
 
@@ -55,6 +58,7 @@ class Cohort:
 
     The folder holds ``study.json`` (what was asked), ``manifest.jsonl`` (a line per case that came to its end, with the digests of its
     files), ``cases.parquet`` (a row per case), ``units/case=<id>/units.parquet`` (a row per unit and output),
+    ``mediation/case=<id>/mediation.parquet`` (of effects that were split at layers: a row per layer, unit and output),
     ``cases/<id>/statistics.npz`` and, if asked for, ``cases/<id>/effects.nii.gz``, and ``errors/<id>.txt`` of the cases that failed.
     Ids are escaped there as in addresses (``%2F`` for a slash); very long ones, and such as differ from another in capital letters only,
     are cut short and end in a digest.
@@ -220,14 +224,37 @@ class Cohort:
             >>> table.columns.tolist(), int(table.loc[table["effect"].idxmax(), "unit"]) in planted.cause_units
             (['case', 'unit', 'effect'], True)
         """
-        records = self.records()
-        finished = [name for name, record in records.items() if record["state"] == "finished"]
-        chosen = finished if cases is None else list(cases)
-        missing = sorted({*chosen} - {*finished})
-        if missing:
-            raise KeyError(f"cases: {', '.join(map(repr, missing))} not finished in {str(self.folder)!r}")
-        tables = [self._units_of(records[name], columns, asked) for name in chosen]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        return self._table("units.parquet", cases, columns, asked=asked)
+
+    @checked(cases=NONE | sequence(TEXT), columns=NONE | sequence(TEXT), asked=BOOLEAN)
+    def mediation(
+        self, cases: Sequence[str] | None = None, columns: Sequence[str] | None = None, asked: bool = False
+    ) -> pd.DataFrame:
+        """The rows of all units and layers of finished cases, of a study whose effects were split at layers.
+
+        Columns as of :meth:`MediationStatistics.to_dataframe`, and besides ``case``, ``order`` (of the layer among those that were named), ``asked``,
+        ``distance`` and ``distance_unit`` as in :meth:`units`; ``covariance`` (of total and indirect effect) and ``degrees_of_freedom``, of which
+        intervals of sums and shares are made.
+
+        Args:
+            cases, columns, asked: as in :meth:`units`.
+
+        Raises:
+            KeyError: a case that is not finished, or was not split at layers.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from captum_causalseg import MediatedTreatmentEffect, SegmentationTarget
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 1, 3, padding=1))
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": torch.rand(1, 8, 8)}], lambda case: SegmentationTarget(model, metric="logit_mean"),
+            ...     method=MediatedTreatmentEffect, out=tempfile.mkdtemp(), show_progress=False, layers="0", baselines=0.0, block_size=4,
+            ... )
+            >>> study.mediation(columns=["layer", "unit", "share"]).round(3).values.tolist()[0]  # nothing goes around it
+            ['a', '0', 0, 1.0]
+        """
+        return self._table("mediation.parquet", cases, columns, asked=asked)
 
     @checked(case=TEXT)
     def statistics(self, case: str) -> TreatmentEffectStatistics:
@@ -256,7 +283,8 @@ class Cohort:
 
     @checked(case=TEXT, name=one_of(*_FILES))
     def file(self, case: str, name: str) -> Path:
-        """Where a file of a finished case lies: ``"units.parquet"``, ``"statistics.npz"`` or ``"effects.nii.gz"``; ``"map.npz"`` of a comparison.
+        """Where a file of a finished case lies: ``"units.parquet"``, ``"mediation.parquet"``, ``"statistics.npz"`` or ``"effects.nii.gz"``; ``"map.npz"`` of a
+        comparison.
 
         Raises:
             KeyError: the case is not finished.
@@ -279,10 +307,41 @@ class Cohort:
             raise KeyError(f"case: {case!r} is not finished in {str(self.folder)!r}")
         return file_of(self.folder, partition_of(record), name)
 
-    def _units_of(self, record: Mapping[str, Any], columns: Sequence[str] | None, asked: bool) -> pd.DataFrame:
+    @checked(case=TEXT, name=one_of(*_FILES))
+    def has(self, case: str, name: str) -> bool:
+        """Whether a finished case left such a file; see :meth:`file`.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_causalseg import AverageTreatmentEffect
+            >>> from captum_causalseg.cohort import explain_cohort
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> planted = planted_case((32, 32), roi_size=8)
+            >>> study = explain_cohort(
+            ...     [{"id": "a", "image": planted.images[0]}], lambda case: planted.target(), method=AverageTreatmentEffect,
+            ...     out=tempfile.mkdtemp(), show_progress=False, baselines=planted.donors, n_draws=8,
+            ... )
+            >>> study.has("a", "statistics.npz"), study.has("a", "mediation.parquet")
+            (True, False)
+        """
+        return self.file(case, name).exists()
+
+    def _table(self, file: str, cases: Sequence[str] | None, columns: Sequence[str] | None, *, asked: bool) -> pd.DataFrame:
+        records = self.records()
+        finished = [name for name, record in records.items() if record["state"] == "finished"]
+        chosen = finished if cases is None else list(cases)
+        missing = sorted({*chosen} - {*finished})
+        if missing:
+            raise KeyError(f"cases: {', '.join(map(repr, missing))} not finished in {str(self.folder)!r}")
+        tables = [self._rows_of(records[name], file, columns, asked=asked) for name in chosen]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def _rows_of(self, record: Mapping[str, Any], file: str, columns: Sequence[str] | None, *, asked: bool) -> pd.DataFrame:
         case = record["id"]
         wanted = None if columns is None else sorted({*columns} - {"case"} | ({"asked"} if asked else set()))
-        path = file_of(self.folder, partition_of(record), "units.parquet")
+        path = file_of(self.folder, partition_of(record), file)
+        if file not in record.get("files", {file: None}):
+            raise KeyError(f"cases: {case!r} in {str(self.folder)!r} was not split at layers (method=MediatedTreatmentEffect)")
         # Not by way of the folder: a reader that guesses types would take the id "007" for a number.
         table = pd.read_parquet(path, columns=wanted, partitioning=None)
         if asked:
@@ -300,8 +359,8 @@ def file_of(folder: Path, partition: str, name: str) -> Path:
         name: of the file; ``"error"`` for the text of an error.
     """
     escaped = quote(partition, safe="")
-    if name == "units.parquet":
-        return folder / _UNITS / f"case={escaped}" / name
+    if name in _TABLES:
+        return folder / _TABLES[name] / f"case={escaped}" / name
     if name == "error":
         return folder / "errors" / f"{escaped}.txt"
     return folder / "cases" / escaped.replace(".", "%2E") / name
@@ -468,7 +527,7 @@ def _open(folder: Path, study: dict[str, Any], resume: bool) -> None:
         if changed:
             raise study_error(folder, changed)
         return
-    ours = (_STUDY, _MANIFEST, _CASES, _UNITS, _PARTS, "cases", "errors")
+    ours = (_STUDY, _MANIFEST, _CASES, _UNITS, _MEDIATION, _PARTS, "cases", "errors")
     # What begins with a dot is the operating system's, and where a volume is mounted there is more of that kind.
     others = sorted(path.name for path in folder.iterdir() if path.name not in (*ours, "lost+found") and path.name[0] != ".")
     if others:

@@ -28,6 +28,7 @@ from captum_causalseg.cohort.groups import (
     there_are,
     word,
 )
+from captum_causalseg.cohort.pathways import read_pathways, table_of_distances, table_of_pathways
 from captum_causalseg.cohort.tables import (
     labeled,
     read,
@@ -75,6 +76,14 @@ class CohortSummary:
             ``upper``, ``p_value``, and ``q_value`` (Benjamini and Hochberg, over the modules of the
             group); the heterogeneity between cases, ``tau`` and ``tau2``, ``q`` with ``q_p_value``, ``i2``; ``prediction_lower``,
             ``prediction_upper``, where another case's effect would lie; ``weights``. How: see *Notes* of :func:`summarize`.
+        pathways: one row per group, layer and ``quantity`` of studies whose effects were split at layers
+            (:class:`~captum_causalseg.MediatedTreatmentEffect`, :func:`~captum_causalseg.pathway`): ``layer``, ``quantity``, ``n_cases`` in which it is
+            known, ``n_unknown``, ``n_units`` and ``n_clear`` (of all cases); the random-effects ``mean`` with ``standard_error``, ``lower``, ``upper``,
+            ``p_value``, and the heterogeneity as in ``components``. The quantity ``"share"`` is what share of a case's effects travels through the layer, as of
+            :meth:`Pathway.shares`; where every case has one region, there are also its effects, ``"total"``, ``"indirect"``, ``"direct"`` and
+            ``"interaction"``. Of cases none of whose effects is told from 0 no share is known: means of shares are of the others.
+        pathway_profile: the shares by the distance from the region of interest: one row per group, layer and ``bin`` (distances in
+            ``(lower_distance, upper_distance]``); the rest as in ``pathways``.
         comparison: one row per measure and two groups that were paired: ``first``, ``second`` (their names), ``family`` (``"case"``,
             ``"profile"`` or ``"components"``), ``measure``, ``bin`` or ``module`` [``channel``, ``token`` or ``head``], ``n_pairs``,
             ``n_unpaired_first``, ``n_unpaired_second`` (finished cases without a partner), ``mean_first``, ``mean_second`` (over the pairs),
@@ -110,6 +119,8 @@ class CohortSummary:
     cases: pd.DataFrame
     profile: pd.DataFrame
     components: pd.DataFrame
+    pathways: pd.DataFrame
+    pathway_profile: pd.DataFrame
     comparison: pd.DataFrame
     by: tuple[str, ...]
     groups: tuple[str, ...]
@@ -131,6 +142,8 @@ class CohortSummary:
             )
         if len(self.components):
             said.append(f"{self.components['module'].nunique()} modules")
+        if len(self.pathways):
+            said.append(f"{self.pathways['layer'].nunique()} layers")
         for (first, second), rows in self.comparison.groupby(["first", "second"], sort=False):
             said.append(f"{rows['n_pairs'].max()} pairs of {first} and {second}")
         return f"CohortSummary({', '.join(said)})"
@@ -240,6 +253,9 @@ def summarize(
         which. The prediction interval is made by the parametric bootstrap of Nagashima, Noma and Furukawa (2019), with the same numbers
         in every process; it holds what is not known of ``tau``. Modules of a chain (a convolution and what follows it) have the same effect in every case.
 
+        **Ways through the network.** Units, and the size of their effects, are not the same in different cases; shares are. A case's share is that of the sum of its
+        effects that are told from 0, and its error that of an interval as wide as Fieller's. Over cases they are pooled as effects of components are.
+
         **What intervals cover**: other cases of the same kind, with this model and these donors. Not other models, other donors or
         other regions of interest.
 
@@ -285,12 +301,15 @@ def summarize(
     groups = list(counts.index)
     names = tuple(", ".join(word(part) for part in group) if columns else "all" for group in groups)
     pairs = pairs_of(members, groups, names, pair=pair) if pair_by is not None else []
+    ways = read_pathways(members, bin_width, alpha=alpha, level=level)
     comparison = table_of_comparison(values, bins, parts=parts, members=members, pairs=pairs, level=level)
     return CohortSummary(
         values=labeled(values.drop(columns=["row", "group"]), [groups[g] for g in values["group"]], columns),
         cases=labeled(*table_of_groups(values, counts, level), columns),
         profile=labeled(*table_of_profile(values, bins, groups=groups, width=bin_width, level=level), columns),
         components=labeled(*table_of_components(parts, groups, level), columns),
+        pathways=labeled(*table_of_pathways(ways, groups, level), columns),
+        pathway_profile=labeled(*table_of_distances(ways, groups, bin_width, level=level), columns),
         comparison=comparison,
         by=columns,
         groups=names,

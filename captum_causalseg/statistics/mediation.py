@@ -17,12 +17,107 @@ from captum_causalseg.statistics.ratios import fieller
 from captum_causalseg.statistics.status import Status
 from captum_causalseg.statistics.treatment_effect_statistics import TreatmentEffectStatistics
 
-__all__ = ["LayerMediation", "MediationStatistics", "Quantity"]
+__all__ = ["LayerMediation", "MediationStatistics", "Quantity", "Split"]
 
 Quantity = Literal["total", "indirect", "direct", "interaction"]
 
 # Columns of a quantity of its own, beside the effect.
 _OWN = ("standard_error", "lower", "upper", "p_value")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Total and indirect effects of units, and how well they are known together: what shares are made of.
+
+    Arrays of one shape.
+
+    Attributes:
+        total, indirect: the effects.
+        total_variance, indirect_variance: of their estimates.
+        covariance: of the two, which are from the same donors.
+        freedom: degrees of freedom of the variances.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_causalseg.statistics.mediation import Split
+        >>> total, indirect, exact = np.array([0.2, -0.2]), np.array([0.1, -0.2]), np.zeros(2)
+        >>> split = Split(total, indirect, exact, indirect_variance=exact, covariance=exact, freedom=np.full(2, np.inf))
+        >>> [round(float(end), 6) for end in split.together().share(0.95)]  # units of both signs do not undo each other
+        [0.75, 0.75, 0.75]
+    """
+
+    total: np.ndarray
+    indirect: np.ndarray
+    total_variance: np.ndarray
+    indirect_variance: np.ndarray
+    covariance: np.ndarray
+    freedom: np.ndarray
+
+    def some(self, which: Any) -> "Split":
+        """Those at an index, or where a mask says so.
+
+        Example:
+            >>> import numpy as np
+            >>> from captum_causalseg.statistics.mediation import Split
+            >>> Split(*np.ones((6, 3))).some([True, False, True]).total.shape
+            (2,)
+        """
+        return Split(**{name: values[which] for name, values in vars(self).items()})
+
+    def together(self) -> "Split":
+        """Of units ``(U,)`` that draw their donors independently the sums, each with the sign of its total effect.
+
+        Example:
+            >>> import numpy as np
+            >>> from captum_causalseg.statistics.mediation import Split
+            >>> float(Split(*np.ones((6, 3))).together().total)
+            3.0
+        """
+        sign, b = np.sign(self.total), self.total_variance
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # As Welch and Satterthwaite have it: what is known exactly takes no part.
+            freedom = b.sum() ** 2 / np.where(b > 0, b**2 / self.freedom, 0.0).sum()
+        sums = [np.abs(self.total).sum(), (sign * self.indirect).sum()]
+        sums += [values.sum() for values in (b, self.indirect_variance, self.covariance)]
+        return Split(*(np.asarray(one) for one in (*sums, freedom)))
+
+    def share(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Indirect over total effects, and the ends of Fieller's intervals; NaN where the total effect is not told from 0.
+
+        Example:
+            >>> import numpy as np
+            >>> from captum_causalseg.statistics.mediation import Split
+            >>> unclear, clear = Split(*np.ones((6, 1))).share(0.95), Split(*(np.full(1, x) for x in (4, 2, 1, 1, 0.5, 99))).share(0.95)
+            >>> [round(float(end[0]), 2) for end in (*unclear, *clear)]
+            [nan, nan, nan, 0.5, 0.01, 0.99]
+        """
+        a, b = self.indirect_variance, self.total_variance
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = self.indirect / self.total
+            rest = np.maximum(a - 2 * share * self.covariance + share**2 * b, 0.0)
+            covariance = self.covariance - share * b
+            lower, upper = fieller(share, self.total, variances=(rest, b), covariance=covariance, t=self._t(level))
+            known = np.isfinite(lower)
+            return np.where(known, share, np.nan), np.where(known, lower, np.nan), np.where(known, upper, np.nan)
+
+    def share_error(self, level: float) -> np.ndarray:
+        """Standard errors that give intervals as wide as those of :meth:`share`; NaN where there are none.
+
+        Example:
+            >>> import numpy as np
+            >>> from captum_causalseg.statistics.mediation import Split
+            >>> round(float(Split(*(np.full(1, x) for x in (4, 2, 1, 1, 0.5, 99))).share_error(0.95)[0]), 3)
+            0.249
+        """
+        _, lower, upper = self.share(level)
+        t = self._t(level)
+        return np.where(t > 0, (upper - lower) / np.where(t > 0, 2 * t, 1.0), np.where(np.isfinite(lower), 0.0, np.nan))
+
+    def _t(self, level: float) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # Exact effects have no degrees of freedom, and need none.
+            exact = (self.indirect_variance == 0) & (self.total_variance == 0)
+            return np.where(exact, 0.0, quantile(self.freedom, level))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +187,7 @@ class LayerMediation:
             >>> bool(share.nan_to_num(1.0).allclose(torch.ones_like(share)))
             True
         """
-        found = _shares(*self._parts(), level=level)
-        share, lower, upper = (torch.from_numpy(values) for values in found)
+        share, lower, upper = (torch.from_numpy(values) for values in self.split().share(level))
         return share, lower, upper
 
     @checked(units=array_of("boolean", "(U,)", (1, 1)), example=integer(0), level=FRACTION)
@@ -126,15 +220,9 @@ class LayerMediation:
         """
         if self.total.output_shape:
             raise ValueError("share_of_units: expected one output; choose it with of_output")
-        indirect, total, a, b, covariance, freedom = (values[example][units] for values in self._parts())
         if not units.any():
             return math.nan, math.nan, math.nan
-        sign = np.sign(total)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # As Welch and Satterthwaite have it: what is known exactly takes no part.
-            together = b.sum() ** 2 / np.where(b > 0, b**2 / freedom, 0.0).sum()
-        sums = [(sign * indirect).sum(), np.abs(total).sum(), a.sum(), b.sum(), covariance.sum(), together]
-        share, lower, upper = (float(values) for values in _shares(*(np.asarray(one) for one in sums), level=level))
+        share, lower, upper = (float(end) for end in self.split().some(example).some(units).together().share(level))
         return share, lower, upper
 
     def of_output(self, target: TargetType = None) -> "LayerMediation":
@@ -152,15 +240,25 @@ class LayerMediation:
         parts = ("total", "indirect", "direct", "interaction", "rest")
         return replace(self, **{name: getattr(self, name).of_output(target) for name in parts})
 
-    def _parts(self) -> tuple[np.ndarray, ...]:
-        """Indirect and total effects, their variances, the covariance, and degrees of freedom."""
+    def split(self) -> Split:
+        """Total and indirect effects ``(N, U, *output_shape)`` with their variances and covariance.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import MediatedTreatmentEffect
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+            >>> mediated = MediatedTreatmentEffect(model, ["0", "1"])
+            >>> _, stats = mediated.attribute(torch.ones(1, 2), torch.zeros(1, 2), return_statistics=True)
+            >>> stats["0"].split().covariance.tolist()  # with one donor, effects are exact
+            [[[0.0], [0.0]]]
+        """
         indirect, total = self.indirect.effect.numpy(), self.total.effect.numpy()
         a, b, c = (one.standard_error.numpy() ** 2 for one in (self.indirect, self.total, self.rest))
         with np.errstate(invalid="ignore"):
             # Of a rest that is 0 in every draw the error is infinite: then the least that it can be.
             covariance = np.clip((a + b - c) / 2, -np.sqrt(a * b), np.sqrt(a * b))
         freedom = np.fmin(self.total.degrees_of_freedom.numpy(), self.indirect.degrees_of_freedom.numpy())
-        return indirect, total, a, b, covariance, freedom
+        return Split(total, indirect, b, indirect_variance=a, covariance=covariance, freedom=freedom)
 
     @checked(level=FRACTION)
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
@@ -287,24 +385,3 @@ class MediationStatistics(Mapping[str, LayerMediation]):
             torch.Size([1, 2])
         """
         return MediationStatistics({name: layer.of_output(target) for name, layer in self._layers.items()})
-
-
-def _shares(
-    indirect: np.ndarray,
-    total: np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
-    covariance: np.ndarray,
-    freedom: np.ndarray,
-    *,
-    level: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ratios of effects with variances ``a`` and ``b``, and the ends of their intervals; NaN where the total effect is not told from 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # Exact effects have no degrees of freedom, and need none.
-        t = np.where((a == 0) & (b == 0), 0.0, quantile(freedom, level))
-        share = indirect / total
-        rest = np.maximum(a - 2 * share * covariance + share**2 * b, 0.0)
-        lower, upper = fieller(share, total, variances=(rest, b), covariance=covariance - share * b, t=t)
-        known = np.isfinite(lower)
-        return np.where(known, share, np.nan), np.where(known, lower, np.nan), np.where(known, upper, np.nan)

@@ -11,9 +11,8 @@ from cohort_study import Reading, contents, images, load_model, make_cases, make
 from monai.data import Dataset
 from torch import nn
 
-from captum_causalseg import AverageTreatmentEffect, MediatedTreatmentEffect, PatchBank
+from captum_causalseg import AverageTreatmentEffect, PatchBank
 from captum_causalseg.cohort import Cohort
-from captum_causalseg.cohort.driver import CohortError
 
 
 def test_a_case_is_explained_as_by_hand(tmp_path):
@@ -136,11 +135,3 @@ def test_maps_can_be_written_in_another_way(tmp_path):
     cohort = study(tmp_path / "s", 1, nifti=write)
     written = tmp_path / "s" / "cases" / "case%2F0" / "effects.nii.gz"
     assert written.read_text() == f"A {cohort.cases()['forwards'][0]}"
-
-
-def test_effects_that_are_split_at_layers_are_refused_in_a_line(tmp_path):
-    line = "method: a study keeps one effect per unit, and MediatedTreatmentEffect splits each at every layer"
-    with pytest.raises(TypeError, match=f"^{line}"):
-        study(tmp_path / "class", 1, method=MediatedTreatmentEffect)
-    with pytest.raises(CohortError, match=f"^case 'case/0' failed: TypeError: {line}"):
-        study(tmp_path / "function", 1, method=lambda target: MediatedTreatmentEffect(target, "*"), errors="raise")

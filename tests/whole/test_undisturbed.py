@@ -402,7 +402,11 @@ def test_processes_give_the_same_bits(capsys):
     # One that orders sets in another way than this one.
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     there = subprocess.run(
-        [sys.executable, "-c", LONG_RUN], env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", LONG_RUN],
+        env=os.environ | {"PYTHONHASHSEED": seed},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     assert len(there.stdout) == 65
     assert there.stdout == capsys.readouterr().out
