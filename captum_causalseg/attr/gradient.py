@@ -18,7 +18,7 @@ from captum_causalseg.interventions.repeatability import refuse_unrepeatable
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
 from captum_causalseg.statistics.moments import UnitMoments
 from captum_causalseg.statistics.unit_places import UnitPlaces
-from captum_causalseg.target.gradient import has_gradient
+from captum_causalseg.target.gradient import has_gradient, why_no_gradient
 from captum_causalseg.target.scores import checked_scores
 
 __all__ = ["backpropagate"]
@@ -158,6 +158,8 @@ def _gradients(scores: Tensor, index: Tensor, leaves: Sequence[Tensor]) -> list[
     chosen = scores.reshape(len(index), -1).gather(1, index.view(-1, 1).to(scores.device))
     found = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True) if has_gradient(scores) else (None,)
     if all(gradient is None for gradient in found):
+        if (reason := why_no_gradient(scores)) is not None:
+            raise ValueError(f"forward_func: its score has no gradient ({reason})")
         raise ValueError(
             "forward_func: its score has no gradient (it comes from hard labels, or is detached from what is attributed to); give "
             "a differentiable score, such as SegmentationTarget.surrogate(), or estimate the effect by interventions "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_causalseg._state import modules_within
 from captum_causalseg.attr.options import LayerUnits, Options
 from captum_causalseg.attr.problem import Call
-from captum_causalseg.interventions.activation import Activation
+from captum_causalseg.interventions.activation import Activation, as_they_lie
 from captum_causalseg.interventions.evaluator import Local, ModelEvaluator
 from captum_causalseg.interventions.layer import LayersEvaluator, Recording, StochasticLayersEvaluator
 from captum_causalseg.interventions.layouts import Sighting, channels_first_by_type, following, read_layout
@@ -220,12 +220,22 @@ class _InModel(LayerPlace):
         found = record_together(self._function, [self.asked.layer], pair, **self._watch)[0][0].laid_out(activation.layouts)
         self.ledger.count("answers compared", 2)
         for several, alone in zip(found.tensors, activation.tensors):
+            if several.shape != (2, *alone.shape[1:]):
+                raise ValueError(
+                    f"layer: its activation is {tuple(self._lying(activation))} of one image and {tuple(self._lying(found))} of two: the images are "
+                    "not its first axis (queries or tokens come first); choose a layer around it, or another one whose first axis they are"
+                )
             tolerance = 1e-4 * float(alone[:1].abs().max())
             if not torch.allclose(several[:1], alone[:1], rtol=1e-3, atol=tolerance):
                 raise ValueError(
                     "layer: it runs on several windows of each image, and those of one image do not lie side by side when several images are run; "
                     "choose a layer around it"
                 )
+
+    @staticmethod
+    def _lying(activation: Activation) -> torch.Size:
+        """The shape of the first tensor as it lies."""
+        return as_they_lie(activation.tensors, activation.layouts)[0].shape
 
     def _model_inputs(self) -> list[Any]:
         return list(self.call.scorer.model_inputs(*_fresh(self.call.inputs + self.call.arguments)))

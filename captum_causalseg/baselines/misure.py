@@ -17,11 +17,13 @@ from captum_causalseg.baselines.call import counting, prepare_image, scores_of_o
 from captum_causalseg.images import with_metadata
 from captum_causalseg.interventions.frames import gather
 from captum_causalseg.target import SegmentationTarget
+from captum_causalseg.target.gradient import why_no_gradient
 from captum_causalseg.target.outputs import interpolated
 from captum_causalseg.target.scorer import Scorer
 
 __all__ = ["MiSuRe"]
 
+_NO_GRADIENT = "forward_func: the model's output has no gradient with respect to its input; MiSuRe needs one"
 _MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
 
@@ -185,7 +187,10 @@ class _Question:
         values = gather([self.image, self.baseline, *self.arguments, self.roi, self.prediction, self.label], examples)
         image, baseline, *others, label = values
         masked = torch.lerp(baseline, image, mask.to(image.dtype).expand_as(image))
-        scores: Tensor = scored_by(masked, *others).reshape(len(examples), -1)
+        answered: Tensor = scored_by(masked, *others)
+        if (reason := why_no_gradient(answered)) is not None:
+            raise ValueError(f"{_NO_GRADIENT} ({reason})")
+        scores = answered.reshape(len(examples), -1)
         return scores.gather(1, label.view(-1, 1).to(scores.device))[:, 0].to(image.device)
 
 
@@ -296,7 +301,7 @@ def _reduce(
 def _gradient(dice: Tensor, mask: Tensor) -> Tensor:
     found = torch.autograd.grad(dice.sum(), mask, allow_unused=True)[0] if dice.requires_grad else None
     if found is None:
-        raise ValueError("forward_func: the model's output has no gradient with respect to its input; MiSuRe needs one")
+        raise ValueError(_NO_GRADIENT)
     if not bool(found.isfinite().all()):
         raise ValueError("forward_func: the gradient of the Dice score holds NaN or infinite values")
     return found

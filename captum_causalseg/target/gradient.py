@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["has_gradient", "refusing_gradient"]
+__all__ = ["has_gradient", "refusing_gradient", "why_no_gradient"]
 
 
 def refusing_gradient(scores: Tensor, reason: str, sources: Sequence[Tensor]) -> Tensor:
@@ -20,7 +20,12 @@ def refusing_gradient(scores: Tensor, reason: str, sources: Sequence[Tensor]) ->
 
 def has_gradient(scores: Tensor) -> bool:
     """Whether scores can be differentiated."""
-    return scores.requires_grad and not hasattr(scores.grad_fn, "no_gradient_for")
+    return scores.requires_grad and why_no_gradient(scores) is None
+
+
+def why_no_gradient(scores: Tensor) -> str | None:
+    """What scores of :func:`refusing_gradient` say; ``None`` of others."""
+    return getattr(scores.grad_fn, "no_gradient_for", None)
 
 
 class _Flat(torch.autograd.Function):

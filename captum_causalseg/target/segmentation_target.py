@@ -745,7 +745,7 @@ class SegmentationTarget(nn.Module):
         numbers, to which no graph is attached.
         """
         is_soft = self._metric.domain != "labels" and not callable(self.metric)
-        if is_soft or scores.requires_grad or not torch.is_grad_enabled() or not scores.is_floating_point():
+        if scores.requires_grad or not torch.is_grad_enabled() or not scores.is_floating_point():
             return scores
         sources = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
         follows = logits is not None and logits.requires_grad
@@ -760,8 +760,8 @@ class SegmentationTarget(nn.Module):
         perturb = "methods that perturb the image need none (AverageTreatmentEffect, Occlusion)"
         if self._hard.dtype is not None:
             reason = f"model: it returns labels ({self._hard.dtype}), which have no gradient; {perturb}"
-        elif logits is not None and not follows:
-            reason = f"model: its output is cut off from its inputs (torch.no_grad, detach or NumPy inside), so it has no gradient; {perturb}"
+        elif is_soft or (logits is not None and not follows):
+            reason = f"model: its output is cut off from its inputs (torch.no_grad, detach, NumPy or another runtime inside), so it has no gradient; {perturb}"
         elif callable(self.metric):
             reason = (
                 f"metric: the scores of {self._metric.name!r} have no gradient; give gradient methods a differentiable one: "

@@ -266,13 +266,14 @@ def test_scores_without_a_gradient_are_refused():
     def hard(probabilities: Tensor, reference: Tensor, roi: Tensor) -> Tensor:
         return (probabilities > 0.5).double().mean((2, 3))
 
-    for score in (
-        SegmentationTarget(model, roi=roi, reference=labels, metric=hard),
-        lambda x: model(x.detach()).mean((2, 3)),
-        lambda x: model(x).argmax(1).double().mean((1, 2))[:, None].expand(-1, 3),
+    plain = r".* SegmentationTarget\.surrogate"
+    for score, help in (
+        (SegmentationTarget(model, roi=roi, reference=labels, metric=hard), r".*'hard' .* target\.surrogate\(\"soft_dice\"\)"),
+        (lambda x: model(x.detach()).mean((2, 3)), plain),
+        (lambda x: model(x).argmax(1).double().mean((1, 2))[:, None].expand(-1, 3), plain),
     ):
         for n_steps in (1, 2):
-            with pytest.raises(ValueError, match=r"forward_func: its score has no gradient .* SegmentationTarget\.surrogate"):
+            with pytest.raises(ValueError, match=f"forward_func: its score has no gradient {help}"):
                 GradientTreatmentEffect(score).attribute(images, baselines=0, target=1, block_size=4, n_steps=n_steps)
     with pytest.raises(ValueError, match="forward_func: the gradient of its score holds NaN or infinite values"):
         GradientTreatmentEffect(lambda x: (x * 0).sqrt().sum((1, 2, 3))).attribute(images, baselines=0, block_size=4)

@@ -125,3 +125,26 @@ def test_layouts_of_windows_count_all_tokens_of_an_image_as_one_row():
         layout.check((4, 4, 2))
     with pytest.raises(ValueError, match=r"^windows: they hold tokens that lie on no grid"):
         Layout("N*C", windows=2)
+
+
+class QueriesFirst(nn.Module):
+    """Queries on the first axis, images on the second, as in the decoders of DETR and Mask2Former."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.pixels, self.inside = nn.Embedding(2, 8), nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 8)
+
+    def forward(self, x):
+        pixels = self.pixels(x)
+        queries = self.queries.weight[:, None].expand(-1, len(x), -1) + pixels.mean((2, 3))
+        return torch.einsum("qnc,nchw->nqhw", self.inside(queries), pixels)
+
+
+def test_layers_whose_first_axis_are_no_images_are_refused():
+    model, images = QueriesFirst().eval(), torch.rand(3, 1, 8, 8)
+    face = LayerAverageTreatmentEffect(SegmentationTarget(model, metric="logit_mean"), model.inside)
+    for units in ("layer", "channel"):
+        with pytest.raises(
+            ValueError, match=r"^layer: its activation is \(2, 1, 8\) of one image and \(2, 2, 8\) of two: .*queries"
+        ):
+            face.attribute(images[:1], images[1:], target=1, units=units)

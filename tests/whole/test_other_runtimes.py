@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from captum.attr import IntegratedGradients, Occlusion
+from captum.attr import InputXGradient, IntegratedGradients, Occlusion, Saliency
 from family_cases import Interactive
 from torch import Tensor, nn
 
-from captum_causalseg import AverageTreatmentEffect, LayerAverageTreatmentEffect, PatchBank, SegmentationTarget, regions
+from captum_causalseg import (
+    AverageTreatmentEffect,
+    GradientTreatmentEffect,
+    LayerAverageTreatmentEffect,
+    PatchBank,
+    SegmentationTarget,
+    regions,
+)
+from captum_causalseg.baselines import MiSuRe
 
 ROI = regions.box((16, 16), 4, 8)
 
@@ -111,8 +119,31 @@ def test_sessions_of_onnx_runtime(tmp_path):
     target = assert_explained(run, 1e-6)
     eager = explained(model, image, donors)[1]
     torch.testing.assert_close(explained(run, image, donors)[1], eager, atol=1e-5, rtol=0)
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(RuntimeError, match=r"^model: its output is cut off from its inputs"):
         IntegratedGradients(target).attribute(image, target=1, n_steps=2)
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+def test_models_without_gradient_say_so_to_every_method_that_wants_one():
+    """Through NumPy, as a runtime would be called."""
+    model, image, donors = example()
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.from_numpy(model(x.detach()).numpy())
+
+    soft = SegmentationTarget(run, ROI, metric="probability_mean")
+    compared = SegmentationTarget.from_prediction(run, image, roi=ROI)
+    cut = "model: its output is cut off from its inputs .* methods that perturb the image need none"
+    for target in (soft, compared.surrogate(), compared.surrogate("logit_sum")):
+        for method in (IntegratedGradients, Saliency, InputXGradient):
+            with pytest.raises(RuntimeError, match=f"^{cut}"):
+                method(target).attribute(image.clone(), target=1)
+        with pytest.raises(ValueError, match=rf"^forward_func: its score has no gradient \({cut}"):
+            GradientTreatmentEffect(target).attribute(image, donors, 1, block_size=4)
+    with pytest.raises(ValueError, match=rf"^forward_func: the model's output has no gradient .* MiSuRe needs one \({cut}"):
+        MiSuRe(compared).attribute(image, target=1)
+    assert explained(run, image, donors)[1].any()
 
 
 def test_prompts_in_the_same_tensor_as_the_image():
