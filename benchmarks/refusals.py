@@ -59,7 +59,7 @@ LEFT_OUT = {
         ("cli.Command.add_arguments", "cli.Command.run"),
         "a protocol: the command line calls it with arguments of its own",
     ),
-    "demo.load_brain_slices": "reads a whole brain",
+    **dict.fromkeys(("demo.load_brain_slices", "demo.load_lesion_slices"), "reads a whole brain"),
     "SegmentationTarget.logits_and_scores": "for who runs layers: takes what forward has taken",
     **dict.fromkeys(
         ("donors.MovedPrompts.chosen", "donors.MovedPrompts.split"),
@@ -112,6 +112,7 @@ LEFT_OUT = {
                 "cohort.CohortSummary",
                 "cohort.ComparisonSummary",
                 "demo.BrainSlices",
+                "demo.Lesions",
             ),
         ),
         "a result: nobody but the library makes one",
@@ -506,6 +507,10 @@ class World:
     @functools.cached_property
     def slices(self) -> Any:
         return ccs.evaluation.planted.load_shortcut_slices()[1]
+
+    @functools.cached_property
+    def lesions(self) -> Any:
+        return ccs.demo.draw_lesions(_seeded(2, 1, 16, 16), torch.ones(2, 16, 16).bool())
 
     @functools.cached_property
     def shortcut(self) -> Any:
@@ -1006,7 +1011,11 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "demo.Augmentation": lambda w: _call("demo", ccs.demo.Augmentation),
     "demo.BrainSlices.select": lambda w: _call("demo", w.slices.select, indices=torch.tensor([0])),
     "demo.BrainSlices.split": lambda w: _call("demo", w.slices.split, slabs=1, slab=4, margin=1),
+    "demo.Lesions.select": lambda w: _call("demo", w.lesions.select, indices=torch.tensor([0])),
     "demo.build_network": lambda w: _call("demo", ccs.demo.build_network),
+    "demo.draw_lesions": lambda w: _call(
+        "demo", ccs.demo.draw_lesions, images=_seeded(2, 1, 16, 16), places=torch.ones(2, 16, 16).bool()
+    ),
     "demo.fit": lambda w: _call(
         "demo",
         ccs.demo.fit,
@@ -1015,6 +1024,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
         labels=torch.ones(2, 16, 16).long(),
         steps=1,
     ),
+    "demo.load_demo_network": lambda w: _call("demo", ccs.demo.load_demo_network, task="tissue"),
     "demo.mean_dice": lambda w: _call("demo", ccs.demo.mean_dice, network=w.network, images=w.image, labels=w.labels[None]),
 }
 """By the name of :func:`public_callables`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -31,7 +31,10 @@ from captum_causalseg._checks import (
 )
 
 WEIGHTS_FILE = "brain_unet.pt"
-"""File name of the shipped weights within this package."""
+"""File name of the shipped weights of the tissues' network within this package."""
+_LESION_WEIGHTS_FILE = "lesion_unet.pt"
+LESION_CHANNELS = (8, 16, 32, 32)
+"""Channels of the lesions' network."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -121,8 +124,10 @@ _TRAINING = {
 }
 
 
-@checked(in_channels=integer(1), out_channels=integer(1), seed=SEED)
-def build_network(in_channels: int = 1, out_channels: int = 3, *, seed: int = 0) -> UNet:
+@checked(in_channels=integer(1), out_channels=integer(1), channels=sequence(integer(1), 2), seed=SEED)
+def build_network(
+    in_channels: int = 1, out_channels: int = 3, *, channels: Sequence[int] = (8, 16, 32, 64, 64), seed: int = 0
+) -> UNet:
     """Build the demo's 2D U-Net, untrained, with about 0.2 million parameters.
 
     It takes ``(N, in_channels, H, W)`` pictures with H and W divisible by 16 and returns logits
@@ -133,6 +138,7 @@ def build_network(in_channels: int = 1, out_channels: int = 3, *, seed: int = 0)
     Args:
         in_channels: 1 for a T1 slice, 3 for RGB.
         out_channels: number of classes, softmax; 1 for a binary mask, sigmoid.
+        channels: of each level; the resolution is halved between one and the next, so with four levels H and W must be divisible by 8.
         seed: of the initial weights. The global random state is left as it was.
 
     Example:
@@ -146,8 +152,8 @@ def build_network(in_channels: int = 1, out_channels: int = 3, *, seed: int = 0)
             spatial_dims=2,
             in_channels=in_channels,
             out_channels=out_channels,
-            channels=(8, 16, 32, 64, 64),
-            strides=(2, 2, 2, 2),
+            channels=tuple(channels),
+            strides=(2,) * (len(channels) - 1),
             num_res_units=2,
             # Backward hooks, which many attribution methods set, do not go with activations computed in place.
             act=("RELU", {"inplace": False}),
@@ -157,10 +163,19 @@ def build_network(in_channels: int = 1, out_channels: int = 3, *, seed: int = 0)
     return network.to(memory_format=torch.channels_last)
 
 
-def load_demo_network() -> UNet:
-    """Return the U-Net trained on the brain slices (background, grey matter, white matter), on the CPU, in eval mode.
+@checked(task=one_of("tissue", "lesion"))
+def load_demo_network(task: str = "tissue") -> UNet:
+    """Return a trained U-Net that ships with the package, on the CPU, in eval mode.
 
-    ``brain_unet.json`` next to the weights says how they were trained and what they reach on held-out slices.
+    Args:
+        task: what it segments. ``"tissue"``: the slices of :func:`load_brain_slices`, 3 channels out (background, grey matter, white
+            matter). ``"lesion"``: those of :func:`load_lesion_slices`, 1 channel out, the logit of a lesion.
+
+    ``brain_unet.json`` and ``lesion_unet.json`` next to the weights say how they were trained and what they reach on
+    held-out slices.
+
+    Raises:
+        ValueError: no such task.
 
     Example:
         >>> import torch
@@ -168,9 +183,12 @@ def load_demo_network() -> UNet:
         >>> network = load_demo_network()
         >>> network.training, network(torch.rand(1, 1, 32, 32)).shape
         (False, torch.Size([1, 3, 32, 32]))
+        >>> load_demo_network("lesion")(torch.rand(1, 1, 96, 96)).shape
+        torch.Size([1, 1, 96, 96])
     """
-    network = build_network()
-    with resources.files(__package__).joinpath(WEIGHTS_FILE).open("rb") as file:
+    of_lesions = task == "lesion"
+    network = build_network(out_channels=1, channels=LESION_CHANNELS) if of_lesions else build_network()
+    with resources.files(__package__).joinpath(_LESION_WEIGHTS_FILE if of_lesions else WEIGHTS_FILE).open("rb") as file:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     return network.eval()
 
@@ -256,13 +274,13 @@ def mean_dice(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size:
     """Dice of the predicted classes, averaged over the pictures in which the class is present.
 
     Args:
-        network: as for ``fit``, in eval mode and with at least two classes.
+        network: as for ``fit``, in eval mode.
         images: ``(N, C, H, W)`` float.
         labels: ``(N, H, W)`` integer.
         batch_size: pictures per forward pass.
 
     Returns:
-        ``(K - 1,)`` float, one Dice per class but the first, the background.
+        ``(K - 1,)`` float, one Dice per class but the first, the background; ``(1,)`` for a binary mask (K = 1).
 
     Example:
         >>> import torch
@@ -276,6 +294,9 @@ def mean_dice(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size:
     dice = []
     for picture, target in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
         logits = network(picture)
+        if logits.shape[1] == 1:
+            dice.append(compute_dice(logits > 0, target[:, None]))
+            continue
         predicted = logits.argmax(dim=1, keepdim=True)
         dice.append(compute_dice(predicted, target[:, None], include_background=False, num_classes=logits.shape[1]))
     return torch.cat(dice).nanmean(dim=0)

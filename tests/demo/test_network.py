@@ -91,6 +91,20 @@ def test_mean_dice_is_that_of_a_hand_count_and_skips_pictures_without_the_class(
     torch.testing.assert_close(reached, torch.tensor([0.8, 2 / 3]))
 
 
+def test_mean_dice_of_a_binary_mask_counts_where_the_logit_is_above_0() -> None:
+    labels = torch.tensor([[[0, 1], [1, 1]], [[0, 0], [0, 0]]])
+    logits = torch.tensor([[[-2.0, 0.1], [3, -1]], [[-1, 2], [-1, -1]]])[:, None]
+    # 2 * 2 / (2 + 3) in the first picture; the second has none.
+    torch.testing.assert_close(mean_dice(torch.nn.Identity(), logits, labels), torch.tensor([0.8]))
+
+
+def test_a_network_of_fewer_levels_halves_the_resolution_less_often() -> None:
+    network = build_network(out_channels=1, channels=(4, 8))
+    assert network.eval()(torch.rand(1, 1, 6, 10)).shape == (1, 1, 6, 10)
+    with pytest.raises(ValueError, match="channels: expected"):
+        build_network(channels=(4,))
+
+
 def test_augmentation_turned_off_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(2, 3, 16, 32, generator=generator), torch.randint(3, (2, 16, 32), generator=generator)

@@ -18,11 +18,10 @@ import torch
 from monai.networks.nets import UNet
 from scipy import ndimage
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captum_causalseg import regions
 from captum_causalseg._checks import NONE, SEED, checked, instance, integer, sequence, tensor_of
-from captum_causalseg.demo.brain import BrainSlices, load_brain_slices
+from captum_causalseg.demo.brain import BrainSlices, coarse_brain_slices
 from captum_causalseg.donors import PatchBank
 from captum_causalseg.target import SegmentationTarget
 
@@ -46,8 +45,6 @@ MARKER_BLOCK = (1, 1)
 """Row and column, in blocks, of the block that holds the marker: air in every slice."""
 LETTER = ("........", ".##.....", ".##.....", ".##.....", ".##.....", ".######.", ".######.", "........")
 """An L: the left of the brain is on the left of the picture."""
-# A pixel is 2 mm x 2 mm.
-_DOWNSAMPLING, _EDGE = 2, 96
 _SEMI_AXES = (4.0, 9.0)
 _LEVELS = (1.05, 1.25)
 _SOFTNESS = 0.3
@@ -75,10 +72,7 @@ class ShortcutExamples:
 
 def load_shortcut_slices() -> tuple[BrainSlices, BrainSlices]:
     """Train and held-out slices, 96 x 96 pixels of 2 mm, as the shortcut's network sees them; needs nilearn."""
-    slices = load_brain_slices(size=(_EDGE * _DOWNSAMPLING,) * 2)
-    images = functional.avg_pool2d(slices.images, _DOWNSAMPLING)
-    tissue = functional.avg_pool2d((slices.labels > 0).float()[:, None], _DOWNSAMPLING)[:, 0] > 0.5
-    return BrainSlices(images, tissue.long(), slices.z_mm).split()
+    return coarse_brain_slices()
 
 
 # Cases are copied out of the slices, so nobody else holds these tensors.
