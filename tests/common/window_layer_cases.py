@@ -38,33 +38,40 @@ def modules(model, name):
     return [one.get_submodule(name) for one in model.networks]
 
 
-def literal(model, name, image, donor, inside, at_input=False):
-    """Logits of a run of all windows in which a unit is in every one of them what it is in the donor's run of all windows.
+def visited(model, name, image, edit, at_input):
+    """Logits of a run of all windows in which what a layer returns, or takes, becomes what ``edit`` makes of it."""
 
-    ``inside`` says of a flip where the unit is in the activation as it lies.
-    """
-    flips, recorded, handles = model.flips, {}, []
+    def one(fold, module):
+        if at_input:
+            return module.register_forward_pre_hook(lambda m, args: (edit(fold, args[0]),))
+        return module.register_forward_hook(lambda m, args, out: edit(fold, out))
 
-    def watch(edit):
-        """What a layer returns, or takes, becomes what ``edit`` makes of it."""
+    handles = [one(fold, module) for fold, module in enumerate(modules(model, name))]
+    with torch.no_grad():
+        logits = model(image)
+    for handle in handles:
+        handle.remove()
+    return logits
 
-        def one(fold, module):
-            if at_input:
-                return module.register_forward_pre_hook(lambda m, args: (edit(fold, args[0]),))
-            return module.register_forward_hook(lambda m, args, out: edit(fold, out))
 
-        return [one(fold, module) for fold, module in enumerate(modules(model, name))]
+def recordings(model, name, donor, at_input=False):
+    """By fold, a layer's activations in the run of all windows of an image, in the order of the calls."""
+    recorded = {}
 
     def listen(fold, value):
         recorded.setdefault(fold, []).append(value.detach().clone())
         return value
 
-    handles = watch(listen)
-    with torch.no_grad():
-        model(donor)
-    for handle in handles:
-        handle.remove()
-    calls = dict.fromkeys(recorded, 0)
+    visited(model, name, donor, listen, at_input)
+    return recorded
+
+
+def literal(model, name, image, recorded, inside, at_input=False):
+    """Logits of a run of all windows in which a unit is in every one of them what it is in the donor's run of all windows.
+
+    ``recorded`` is that run's, of :func:`recordings`; ``inside`` says of a flip where the unit is in the activation as it lies.
+    """
+    flips, calls = model.flips, dict.fromkeys(recorded, 0)
 
     def put(fold, value):
         here = inside(flips[calls[fold] % len(flips)]).expand(value.shape)
@@ -72,11 +79,7 @@ def literal(model, name, image, donor, inside, at_input=False):
         calls[fold] += 1
         return new
 
-    handles = watch(put)
-    with torch.no_grad():
-        logits = model(image)
-    for handle in handles:
-        handle.remove()
+    logits = visited(model, name, image, put, at_input)
     assert all(count == len(recorded[fold]) for fold, count in calls.items())
     return logits
 
@@ -103,12 +106,13 @@ def mask_of(kind, channels, d):
 
 def expected_effects(model, name, images, donors, labels, *, rois, mask, units):
     found = torch.zeros(len(images), len(units), len(rois), dtype=torch.float64)
+    recorded = [recordings(model, name, donor[None]) for donor in donors]
     for n, (image, truth) in enumerate(zip(images, labels)):
         with torch.no_grad():
             observed = model(image[None])
         for u, unit in enumerate(units):
-            for donor in donors:
-                logits = literal(model, name, image[None], donor[None], in_mask(mask, unit))
+            for donor in recorded:
+                logits = literal(model, name, image[None], donor, in_mask(mask, unit))
                 for r, roi in enumerate(rois):
                     found[n, u, r] += (dice(observed, truth, roi) - dice(logits, truth, roi)) / len(donors)
     return found

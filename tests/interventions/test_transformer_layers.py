@@ -16,32 +16,37 @@ from captum_causalseg import (
 from captum_causalseg.visualization import plot_effects
 
 
-def literal(model, layer, image, donor, inside, at_input):
-    """What the model answers with the elements ``inside`` of the layer's activation replaced by those on the donor image.
+def visited(model, layer, image, at_input, visit):
+    """What the model answers with the layer's activation changed by ``visit``.
 
     The layer's own method is replaced, not hooked: hooks that the model has on it (Hugging Face's) see what it returns now.
     """
-    seen = []
     forward = layer.forward
 
-    def visit(value):
-        first = value[0] if isinstance(value, tuple) else value
-        if len(seen) == 0:
-            seen.append(first.clone())
-            return value
-        new = torch.where(inside, seen[0], first)
-        return (new, *value[1:]) if isinstance(value, tuple) else new
+    def one(value):
+        return (visit(value[0]), *value[1:]) if isinstance(value, tuple) else visit(value)
 
     def changed(*args, **kwargs):
-        return forward(*visit(args), **kwargs) if at_input else visit(forward(*args, **kwargs))
+        return forward(*one(args), **kwargs) if at_input else one(forward(*args, **kwargs))
 
     layer.forward = changed
     try:
         with torch.no_grad():
-            model(donor)
             return model(image)
     finally:
         layer.forward = forward
+
+
+def activation(model, layer, image, at_input):
+    seen = []
+    visited(model, layer, image, at_input, lambda value: seen.append(value.clone()) or value)
+    (found,) = seen
+    return found
+
+
+def literal(model, layer, image, donated, inside, at_input):
+    """What the model answers with the elements ``inside`` of the layer's activation replaced by those on a donor image."""
+    return visited(model, layer, image, at_input, lambda value: torch.where(inside, donated, value))
 
 
 def unit_of(kind: str, u: int, shape: tuple[int, ...], channels_last: bool, heads: int, grid: tuple[int, int]) -> Tensor:
@@ -111,6 +116,7 @@ def test_effects_equal_the_literal_loop(name, layer, kind, at_input, more, n):
     shape, channels_last = tuple(attr.shape[1:]), stats.layouts[0].axes != "NC*"
     units = stats.unit_ids.tolist()
     some = units if len(units) <= 8 else [units[0], units[1], units[7], units[-2], units[-1]]
+    donated = [activation(model, module, donor[None], at_input) for donor in donors]
     for example in range(n):
         image, labels = images[example : example + 1], target.reference[example : example + 1]
 
@@ -122,7 +128,7 @@ def test_effects_equal_the_literal_loop(name, layer, kind, at_input, more, n):
         largest = 0.0
         for u in some:
             inside = unit_of(kind, u, shape, channels_last, more.get("heads", 1), more.get("grid", (1, 1)))
-            answers = [literal(model, module, image, donor[None], inside, at_input) for donor in donors]
+            answers = [literal(model, module, image, one, inside, at_input) for one in donated]
             expected = torch.stack([observed - score(answer) for answer in answers]).mean(0)
             torch.testing.assert_close(stats.effect[example, units.index(u)], expected, atol=2e-6, rtol=0)
             largest = max(largest, float(expected.abs().max()))

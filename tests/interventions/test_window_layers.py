@@ -9,7 +9,7 @@ from layer_cases import Net
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 from transformer_cases import network
-from window_layer_cases import SIZE, SPATIAL, case, expected_effects, in_mask, literal, mask_of, modules
+from window_layer_cases import SIZE, SPATIAL, case, expected_effects, in_mask, literal, mask_of, modules, recordings
 
 from captum_causalseg import (
     ActivationBank,
@@ -95,8 +95,9 @@ def test_heads_and_blocks_of_tokens(units, name, n_units):
 
     with torch.no_grad():
         observed = target(image)[0, 1]
+    recorded = [recordings(model, name, donor[None], at_input=heads) for donor in donors]
     for unit in range(n_units):
-        found = [literal(model, name, image, donor[None], where(unit), at_input=heads) for donor in donors]
+        found = [literal(model, name, image, donor, where(unit), at_input=heads) for donor in recorded]
         scores = torch.stack([logits[0, 1, 9:23, 9:23].mean() for logits in found])
         assert float(stats.effect[0, unit, 1]) == pytest.approx(float(observed - scores.mean()), abs=1e-5)
     assert float(stats.effect[0, :, 1].abs().min()) > 1e-3
@@ -199,9 +200,9 @@ def test_the_logits_are_those_of_all_windows(batch_size):
     group = found.runs.geometry.groups[0].frame
     near = tuple(slice(a, a + n) for a, n in zip(group.starts[0].tolist(), group.size))
     for row, (unit, donor) in enumerate(((0, 0), (4, 1), (2, 2), (2, 0))):
-        expected = literal(model, "middle", images, donors[donor : donor + 1], in_mask(mask_of("channel", 5, 2), unit))[
-            (0, slice(None), *near)
-        ]
+        recorded = recordings(model, "middle", donors[donor : donor + 1])
+        logits_of_all = literal(model, "middle", images, recorded, in_mask(mask_of("channel", 5, 2), unit))
+        expected = logits_of_all[(0, slice(None), *near)]
         # Inside the region; one pixel beside it, windows that touch no region are as they were.
         inside = (slice(None), slice(1, -1), slice(1, -1))
         if batch_size == 1:
