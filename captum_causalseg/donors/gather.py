@@ -80,10 +80,12 @@ class ImageRows:
 
 def alike(*columns: np.ndarray) -> list[np.ndarray]:
     """Rows ``(B,)`` or ``(B, d)`` that agree in all columns, as indices ``(m,)``; group by group, a lone column's ascending."""
+    if len(columns[0]) < 2:
+        return [np.arange(1)] if len(columns[0]) else []
     rows = np.column_stack(columns)
     order = np.lexsort(rows.T)
     changes = np.flatnonzero((np.diff(rows[order], axis=0) != 0).any(1)) + 1
-    return np.split(order, changes) if len(order) else []
+    return np.split(order, changes)
 
 
 def cut(images: Tensor, which: np.ndarray, corners: np.ndarray, size: Sequence[int]) -> Tensor:

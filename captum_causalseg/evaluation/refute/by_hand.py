@@ -95,28 +95,28 @@ class ByHand:
             return float(self._score(scorer, example, change))
 
     def products(self, steps: Sequence[Intervention]) -> np.ndarray:
-        """Of planned interventions in one unit: the gradient of the score times the donor's values, summed over the unit."""
-        return np.array([self._product(step, step.read()) for step in steps])
+        """Of planned interventions in one unit, one at least: the gradient of the score times the donor's values, summed over the unit."""
+        weights = self._weights(steps[0])
+        return np.array([_product(weights, step.read()) for step in steps])
 
     def product_of_mean(self, step: Intervention) -> float:
         """The same of the mean over all the unit's donors."""
-        return self._product(
-            step,
+        return _product(
+            self._weights(step),
             [
                 source.mean_value(step.example, piece.box, channels=piece.channels, mask=piece.mask)
                 for source, piece in step.sources
             ],
         )
 
-    def _product(self, step: Intervention, values: Sequence[Tensor]) -> float:
-        gradients = self._gradients(step.example)
-        total = 0.0
-        for (slot, _, _), one in zip(step.donors, values):
-            gradient = gradients[slot]
+    def _weights(self, step: Intervention) -> list[Tensor]:
+        """The gradient in the unit's elements, 0 beside them, in the box of each of its pieces."""
+        found = []
+        for slot, _, _ in step.donors:
+            gradient = self._gradients(step.example)[slot]
             inside, box = self._places(slot, step.example, step.unit, shape=gradient.shape)
-            weight = torch.where(inside.to(gradient.device), gradient, 0.0)[box]
-            total += float((weight * one.to(weight).expand(weight.shape)).sum())
-        return total
+            found.append(torch.where(inside.to(gradient.device), gradient, 0.0)[box])
+        return found
 
     def _gradients(self, example: int) -> list[Tensor]:
         """Of the score, per tensor ``(C, *spatial)`` in float64; ones where donors could not be ranked by it."""
@@ -244,3 +244,10 @@ class ByHand:
 
     def _cast(self, device: torch.device) -> Any:
         return nullcontext() if self._autocast is None else torch.autocast(device.type, dtype=self._autocast)
+
+
+def _product(weights: Sequence[Tensor], values: Sequence[Tensor]) -> float:
+    total = 0.0
+    for weight, one in zip(weights, values):
+        total += float((weight * one.to(weight).expand(weight.shape)).sum())
+    return total
