@@ -1,8 +1,7 @@
 """The effects of a case with other kinds of donors."""
 
-from matplotlib.figure import Figure
-
 from captum_causalseg.cli.job import Job, about_the_picture
+from captum_causalseg.cli.page import Drawing
 from captum_causalseg.cli.results import score_in_words, sign_words
 from captum_causalseg.donors import PatchBank
 from captum_causalseg.evaluation.donor_comparison import DonorComparison, compare_donors, kinds_of_donors
@@ -19,10 +18,11 @@ def compared_donors(job: Job) -> DonorComparison:
     return compare_donors(case.target, case.image, kinds, output=case.output, **job.effort())
 
 
-def donors_picture(job: Job, comparison: DonorComparison) -> Figure:
+def donors_picture(job: Job, comparison: DonorComparison) -> Drawing:
     """All maps side by side, in the words of the case's score."""
     metric = job.options.metric
-    return plot_donors(
+    return Drawing(
+        plot_donors,
         comparison,
         title=job.case.name,
         score_name=score_in_words(metric),

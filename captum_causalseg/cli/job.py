@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from captum_causalseg._version import __version__
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
 from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
 from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.cli.dicom_files import dicom_files_of, has_highdicom, write_dicom_objects
 from captum_causalseg.cli.errors import InputError, naming
+from captum_causalseg.cli.page import Drawing
 from captum_causalseg.cli.results import score_in_words, sign_words
 from captum_causalseg.cli.viewer_files import write_volumes
 from captum_causalseg.statistics import Status, TreatmentEffectStatistics
@@ -133,8 +132,8 @@ class EffectPictures:
 
     file: str
     modality: str
-    effects: Figure
-    intervals: Figure
+    effects: Drawing
+    intervals: Drawing
 
 
 def about_the_picture(case: CommandCase) -> dict[str, Any]:
@@ -159,6 +158,7 @@ def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> list[Eff
         "score_name": score_in_words(metric),
         "words": sign_words(metric),
         **about_the_picture(case),
+        "narrow": {"columns": 1},
     }
     modalities, found = case.units.modalities, []
     for channel, modality in modalities.shown:
@@ -167,8 +167,8 @@ def effect_pictures(job: Job, statistics: TreatmentEffectStatistics) -> list[Eff
             EffectPictures(
                 file=modalities.file_name("effects", channel, ".png"),
                 modality=modality,
-                effects=plot_effects(**drawn, title=title, channel=channel),
-                intervals=plot_effects(**drawn, title=modality, channel=channel, panels=("lower", "upper")),
+                effects=Drawing(plot_effects, **drawn, title=title, channel=channel),
+                intervals=Drawing(plot_effects, **drawn, title=modality, channel=channel, panels=("lower", "upper")),
             )
         )
     return found

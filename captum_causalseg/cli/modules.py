@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from captum_causalseg._checks import no_module
@@ -14,6 +13,7 @@ from captum_causalseg.attr.components import component_effects
 from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.cli.errors import InputError, naming_arguments
 from captum_causalseg.cli.job import Job
+from captum_causalseg.cli.page import Drawing
 from captum_causalseg.cli.results import score_in_words, sign_words
 from captum_causalseg.donors import ActivationBank
 from captum_causalseg.target import WindowedModel
@@ -80,7 +80,7 @@ def _donors(case: CommandCase, images: Sequence[Tensor]) -> ActivationBank:
     return ActivationBank([one.to(case.image) for one in found], placement="anywhere")
 
 
-def component_picture(job: Job, table: pd.DataFrame, title: str = "") -> Figure:
+def component_picture(job: Job, table: pd.DataFrame, title: str = "") -> Drawing:
     """Bars."""
     metric = job.options.metric
-    return plot_components(table, title=title, score_name=score_in_words(metric), words=sign_words(metric))
+    return Drawing(plot_components, table, title=title, score_name=score_in_words(metric), words=sign_words(metric))

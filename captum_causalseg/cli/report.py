@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from captum_causalseg.attr.region import Region
 from captum_causalseg.cli.computed import how_computed
@@ -23,7 +22,7 @@ from captum_causalseg.cli.findings import (
 )
 from captum_causalseg.cli.found_regions import place_rows, region_rows, said_of
 from captum_causalseg.cli.job import EffectPictures, Job
-from captum_causalseg.cli.page import packed_asset, picture, rendered, text_asset
+from captum_causalseg.cli.page import Drawing, packed_asset, rendered, text_asset
 from captum_causalseg.cli.results import (
     axes_in_words,
     components_rows,
@@ -83,7 +82,7 @@ class Section:
 
     title: str
     sentences: Sequence[str] = ()
-    figure: Figure | None = None
+    figure: Drawing | None = None
     alternative: str = ""
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
@@ -113,7 +112,7 @@ def effects_page(
     statistics: TreatmentEffectStatistics,
     *,
     effects: Sequence[EffectPictures],
-    pictures: Mapping[str, Figure],
+    pictures: Mapping[str, Drawing],
     further: Further,
     seconds: float,
 ) -> str:
@@ -153,7 +152,7 @@ def effects_page(
     )
 
 
-def components_page(job: Job, table: pd.DataFrame, figure: Figure, seconds: float) -> str:
+def components_page(job: Job, table: pd.DataFrame, figure: Drawing, seconds: float) -> str:
     """Of ``components``."""
     known = table[table["effect"].notna()]
     left_out = table.attrs.get("left_out", {})
@@ -174,7 +173,7 @@ def components_page(job: Job, table: pd.DataFrame, figure: Figure, seconds: floa
     )
 
 
-def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Figure], seconds: float) -> str:
+def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Drawing], seconds: float) -> str:
     """Of ``compare``."""
     wide = comparison.wide()
     directions = comparison.table.groupby("metric", sort=False)["score_direction"].first()
@@ -198,7 +197,7 @@ def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Figure],
         raises=raises,
         lowers=lowers,
         what=_what(job.options.metric),
-        pictures=[picture(figure) for figure in figures],
+        pictures=figures,
         header=["score", "better", *wide.index],
         rows=rows,
         computed=how_computed(job.options, seconds, {}, settings={}),
@@ -226,7 +225,7 @@ def refutation_page(job: Job, report: RefutationReport, pictures: Sequence[Effec
     )
 
 
-def region_page(job: Job, region: Region, figure: Figure, *, seconds: float) -> str:
+def region_page(job: Job, region: Region, figure: Drawing, *, seconds: float) -> str:
     """Of ``region``."""
     case, metric = job.case, job.options.metric
     question = "Which part is enough?" if region.kind == "sufficient" else "Which part is needed?"
@@ -237,7 +236,7 @@ def region_page(job: Job, region: Region, figure: Figure, *, seconds: float) -> 
         score=_score_of(job, score(region.observed_score)),
         kind=region.kind,
         said=said_of(region, metric),
-        picture=picture(figure),
+        picture=figure,
         noun=score_in_words(metric),
         rows=region_rows(region),
         grid=case.grids.in_words(),
@@ -252,7 +251,7 @@ def region_page(job: Job, region: Region, figure: Figure, *, seconds: float) -> 
     )
 
 
-def pathway_page(job: Job, found: Pathway, figure: Figure, *, seconds: float) -> str:
+def pathway_page(job: Job, found: Pathway, figure: Drawing, *, seconds: float) -> str:
     """Of ``pathway``."""
     # Of one region, what would be parts of the image is of no matter.
     region = {"Parts of the image": f"one region, {place_name(job.options, 'region')}"} if found.is_region else {}
@@ -272,7 +271,7 @@ def pathway_page(job: Job, found: Pathway, figure: Figure, *, seconds: float) ->
     )
 
 
-def pathway_section(found: Pathway, figure: Figure) -> Section:
+def pathway_section(found: Pathway, figure: Drawing) -> Section:
     """The ways through the network, in words, as a picture and as a table."""
     said = str(found).splitlines()[0]
     if found.is_region:
@@ -345,10 +344,11 @@ def _contents(filled: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _segmentation(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any]:
     case = job.case
     header, rows = segmentation_rows(case)
-    drawn = plot_effects(
+    drawn = Drawing(
+        plot_effects,
         case.image.cpu(),
         statistics,
-        case.roi,
+        roi=case.roi,
         target=case.output,
         panels=("image",),
         spacing=case.grids.prepared_spacing,
@@ -356,11 +356,12 @@ def _segmentation(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, 
         reference=case.reference,
         affine=case.grids.prepared_affine,
         channel=case.units.modalities.shown[0][0],
+        times=1.8,
     )
     outlined = "the prediction" if case.reference is None else "the prediction and the reference"
     return {
         "said": segmentation_said(case),
-        "picture": picture(drawn, times=1.8),
+        "picture": drawn,
         "alternative": f"The image with the outlines of {outlined} and the region of interest",
         "header": header,
         "rows": rows,
@@ -380,9 +381,7 @@ def _effects(
         "noun": _score_noun(job.options.metric),
         "context": context_in_words(statistics),
         "modalities": modality_rows(job.case, statistics),
-        "pictures": [
-            {"modality": one.modality, "effects": picture(one.effects), "intervals": picture(one.intervals)} for one in pictures
-        ],
+        "pictures": [{"modality": one.modality, "effects": one.effects, "intervals": one.intervals} for one in pictures],
     }
 
 
@@ -432,11 +431,13 @@ def _profile(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any] 
         "background": beside,
         "directions": direction_rows(case, profile) if profile.mass > 0 else [],
         "directions_of": directions_of(case).said,
-        "picture": picture(plot_profile(profile, score_name=score_in_words(metric), words=sign_words(metric))),
+        "picture": Drawing(
+            plot_profile, profile, score_name=score_in_words(metric), words=sign_words(metric), narrow={"columns": 1}
+        ),
     }
 
 
-def _components(job: Job, figure: Figure) -> dict[str, Any]:
+def _components(job: Job, figure: Drawing) -> dict[str, Any]:
     raises, lowers = sign_words(job.options.metric)
     return {
         "has_donors": job.case.donor_images is not None,
@@ -444,22 +445,22 @@ def _components(job: Job, figure: Figure) -> dict[str, Any]:
         "lowers": lowers,
         "what": _what(job.options.metric),
         "noun": _score_noun(job.options.metric),
-        "picture": picture(figure),
+        "picture": figure,
     }
 
 
-def _donors(comparison: DonorComparison, figure: Figure) -> dict[str, Any]:
+def _donors(comparison: DonorComparison, figure: Drawing) -> dict[str, Any]:
     table = comparison.table
     rows = [
         (f"{row.first}, {row.second}", row.n_units, f"{row.rank_correlation:.2f}", f"{row.slope:.2f}", row.n_sign_differs)
         for row in table.itertuples()
         if row.first == table["first"].iloc[0]
     ]
-    return {"conclusion": comparison.conclusion, "rows": rows, "picture": picture(figure)}
+    return {"conclusion": comparison.conclusion, "rows": rows, "picture": figure}
 
 
 def _section(section: Section) -> dict[str, Any]:
-    return vars(section) | {"picture": None if section.figure is None else picture(section.figure)}
+    return vars(section) | {"picture": section.figure}
 
 
 def _refutation(report: RefutationReport) -> dict[str, Any]:

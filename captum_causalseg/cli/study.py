@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from captum.attr import IntegratedGradients
-from matplotlib.figure import Figure
 
 from captum_causalseg import regions
 from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffect
@@ -23,6 +22,7 @@ from captum_causalseg.cli.commands.explain import Explain
 from captum_causalseg.cli.errors import InputError, naming
 from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
 from captum_causalseg.cli.model import read_model
+from captum_causalseg.cli.page import Drawing
 from captum_causalseg.cli.results import score_in_words
 from captum_causalseg.cli.study_page import Asked, mean_rows, study_page
 from captum_causalseg.cli.viewer_files import finite
@@ -452,15 +452,15 @@ def _said(cohort: Cohort, asked: Asked) -> tuple[str, int]:
     return "\n".join(lines), int(len(failed) > 0)
 
 
-def _summary(found: CohortSummary, asked: Asked) -> tuple[list[str], list[str], Figure | None]:
+def _summary(found: CohortSummary, asked: Asked) -> tuple[list[str], list[str], Drawing | None]:
     """What the finished cases have in common, in lines, the files that say it, and the picture among them."""
     out, figure = asked.options.out, None
     write_csv(found.cases, out / "summary.csv")
     written = ["summary.csv"]
     if not found.profile.empty:
         write_csv(found.profile, out / "profile.csv")
-        figure = plot_cohort_profile(found, score_name=score_in_words(asked.metric))
-        figure.savefig(out / "profile.png", dpi=110)
+        figure = Drawing(plot_cohort_profile, found, narrow={"columns": 1}, score_name=score_in_words(asked.metric))
+        figure.save(out / "profile.png")
         written += ["profile.csv", "profile.png"]
     n = int(found.cases["n_finished"].iloc[0])
     rows = mean_rows(found, asked.metric)

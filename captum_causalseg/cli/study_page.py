@@ -8,12 +8,11 @@ from urllib.parse import quote
 
 import pandas as pd
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 
 from captum_causalseg.cli.computed import how_computed
 from captum_causalseg.cli.digests import CaseFile, digest_rows, files_of
 from captum_causalseg.cli.files import is_file_of, name_of, name_of_case, place_name
-from captum_causalseg.cli.page import picture, rendered
+from captum_causalseg.cli.page import Drawing, rendered
 from captum_causalseg.cli.results import score, score_in_words, sign_words
 from captum_causalseg.cohort import Cohort, CohortSummary
 from captum_causalseg.writing.names import encodable, printable
@@ -40,7 +39,7 @@ class Asked:
     metric: str
 
 
-def study_page(asked: Asked, cohort: Cohort, summary: CohortSummary | None, figure: Figure | None) -> str:
+def study_page(asked: Asked, cohort: Cohort, summary: CohortSummary | None, figure: Drawing | None) -> str:
     """Of ``cohort``.
 
     Args:
@@ -65,7 +64,7 @@ def study_page(asked: Asked, cohort: Cohort, summary: CohortSummary | None, figu
         answer=_answer(asked, summary, n=len(table), n_failed=len(failed)),
         level="" if summary is None else f"{100 * summary.level:g}",
         means=[] if summary is None else mean_rows(summary, asked.metric),
-        picture=None if figure is None else picture(figure),
+        picture=figure,
         noun=score_in_words(asked.metric),
         words=sign_words(asked.metric),
         header=_header(asked, summary, cohort),

@@ -33,6 +33,7 @@ def plot_cohort_profile(
     panels: tuple[str, ...] = ("mean_absolute_effect", "mean_effect", "cumulative_share"),
     title: str = "",
     score_name: str = "score",
+    columns: int | None = None,
 ) -> Figure:
     """How the effects change with the distance from the region of interest: means over cases with their intervals, by group.
 
@@ -45,6 +46,7 @@ def plot_cohort_profile(
             ``"energy"``.
         title: above the panels.
         score_name: the name of the score, with its unit.
+        columns: at most so many panels side by side; by default all.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -71,10 +73,14 @@ def plot_cohort_profile(
         raise ValueError("summary: it has no profile; its study is of components, or its units have no distance")
     if not all(name in _PANELS for name in panels):
         raise ValueError(f"panels: expected some of {tuple(_PANELS)}, got {shown(panels)}")
-    figure = Figure(figsize=(1 + 4.2 * len(panels), 4.2), layout="constrained")
-    every: np.ndarray = figure.subplots(1, len(panels), squeeze=False)
+    across = min(columns or len(panels), len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=((1 if across > 1 else 0.5) + 4.2 * across, 4.2 if down == 1 else 3.4 * down), layout="constrained")
+    every: np.ndarray = figure.subplots(down, across, squeeze=False)
+    for unused in every.flat[len(panels) :]:
+        unused.set_visible(False)
     groups = _groups(summary.profile, summary)
-    for axes, name in zip(every[0], panels):
+    for axes, name in zip(every.flat, panels):
         for number, (_, table) in enumerate(groups):
             # Side by side within the bin.
             place = table["bin"] * summary.bin_width + summary.bin_width * _beside(

@@ -12,7 +12,12 @@ __all__ = ["plot_profile"]
 
 @checked(PICTURE, profile=instance(PerceptionProfile))
 def plot_profile(
-    profile: PerceptionProfile, title: str = "", score_name: str = "score", words: tuple[str, str] = ("supports", "harms")
+    profile: PerceptionProfile,
+    title: str = "",
+    score_name: str = "score",
+    words: tuple[str, str] = ("supports", "harms"),
+    *,
+    columns: int | None = None,
 ) -> Figure:
     """The paper's pie, ratio bar and histogram, and how the mass of the effects falls with the distance from the RoI.
 
@@ -27,6 +32,7 @@ def plot_profile(
         title: above the panels.
         score_name: the name of the score, with its unit.
         words: what positive and negative effects do; for a score without better and worse, ``("raises", "lowers")``.
+        columns: 1 for a narrow page, with the panels below each other.
 
     Returns:
         A new figure, not registered with pyplot: save it with ``savefig``.
@@ -42,12 +48,16 @@ def plot_profile(
         >>> [axes.get_title().splitlines()[0] for axes in figure.axes[:2]]
         ['11 units', '3 effects other than 0']
     """
-    figure = Figure(figsize=(14.5, 4.6), layout="constrained")
-    panels = figure.subplot_mosaic(
-        [["pie", "histogram", "distance"], ["ratio", "histogram", "distance"]],
-        height_ratios=[4, 1],
-        width_ratios=[1, 1.25, 1.9],
-    )
+    if columns == 1:
+        figure = Figure(figsize=(5.2, 13), layout="constrained")
+        panels = figure.subplot_mosaic([["pie"], ["ratio"], ["histogram"], ["distance"]], height_ratios=[4, 1, 4, 4])
+    else:
+        figure = Figure(figsize=(14.5, 4.6), layout="constrained")
+        panels = figure.subplot_mosaic(
+            [["pie", "histogram", "distance"], ["ratio", "histogram", "distance"]],
+            height_ratios=[4, 1],
+            width_ratios=[1, 1.25, 1.9],
+        )
     if title:
         figure.suptitle(title)
     names = named_roles(words)

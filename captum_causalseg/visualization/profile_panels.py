@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from captum_causalseg.evaluation.profile import PerceptionProfile
 from captum_causalseg.visualization.ink import ink, role_color
@@ -77,6 +78,8 @@ def histogram(axes: Axes, profile: PerceptionProfile, score_name: str, names: di
     if profile.background is not None and profile.background.effect != 0:
         axes.axvline(profile.background.effect, color=BACKGROUND, linestyle=":", linewidth=2, label="background")
         axes.legend(frameon=False, fontsize=9)
+    # Numbers of small effects are long.
+    axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     axes.set_xlabel(f"effect on the {score_name}")
     axes.set_ylabel("units")
     axes.set_title(f"{len(units)} effects other than 0", fontsize=11)

@@ -5,6 +5,14 @@ from command_line import make_place
 from matplotlib.figure import Figure
 
 from captum_causalseg.cli import job, report
+from captum_causalseg.cli.page import Drawing
+
+
+@pytest.fixture(autouse=True)
+def one_paper(request, monkeypatch):
+    """Pictures take most of the time: only the tests of pages have them on dark paper and for narrow screens as well."""
+    if not request.module.__name__.endswith("test_page") or "study" in request.module.__name__:
+        monkeypatch.setattr(Drawing, "sources", property(lambda drawing: [drawing._source("", drawing.figure)]))
 
 
 @pytest.fixture

@@ -45,7 +45,6 @@ ELSEWHERE = {
     "cli/job": "cli/commands/test_explain",
     "cli/model": "cli/commands/test_explain",
     "cli/modules": "cli/test_streams",
-    "cli/page": "cli/test_report",
     "cli/places": "cli/test_grid",
     "cli/results": "cli/commands/test_explain",
     "cli/study": "cli/commands/test_cohort",

@@ -98,6 +98,7 @@ class Compare(CaseCommand):
         from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.job import about_the_picture, explainer_in
+        from captum_causalseg.cli.page import Drawing
         from captum_causalseg.cli.report import comparison_page
         from captum_causalseg.cli.results import records, sign_words
         from captum_causalseg.evaluation.comparison import compare
@@ -144,8 +145,8 @@ class Compare(CaseCommand):
             title = ", ".join(part for part in (case.name, modality) if part)
             drawn: dict[str, Any] = {"title": title, "columns": 5, "words": sign_words(options.metric), "channel": channel}
             drawn |= about_the_picture(case)
-            pictures.append(plot_comparison(comparison, **drawn))
-            pictures[-1].savefig(folder / modalities.file_name("comparison", channel, ".png"), dpi=110)
+            pictures.append(Drawing(plot_comparison, comparison, **drawn, narrow={"columns": 1}))
+            pictures[-1].save(folder / modalities.file_name("comparison", channel, ".png"))
         (folder / "report.html").write_text(comparison_page(job, comparison, pictures, seconds=seconds), encoding="utf-8")
         said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}")
         return said

@@ -65,6 +65,6 @@ class Components(CaseCommand):
         job.found["components"] = records(table)
         write_csv(table, folder / "components.csv")
         picture = component_picture(job, table, title=job.case.name)
-        picture.savefig(folder / "components.png", dpi=110)
+        picture.save(folder / "components.png")
         (folder / "report.html").write_text(components_page(job, table, picture, seconds=seconds), encoding="utf-8")
         return components_text(table)

@@ -118,7 +118,7 @@ def _explained(case: "Case", asked: _Asked, *, show_progress: bool = True) -> st
         seconds = job.seconds()
         drawn = effect_pictures(job, statistics)
         for one in drawn:
-            one.effects.savefig(folder / one.file, dpi=110)
+            one.effects.save(folder / one.file)
         write_effects(job, statistics, folder)
         page = effects_page(job, statistics, effects=drawn, pictures={}, further=Further(), seconds=seconds)
         (folder / "report.html").write_text(page, encoding="utf-8")

@@ -9,10 +9,9 @@ from captum_causalseg.cli.arguments import add_all_units, add_context
 from captum_causalseg.cli.case_command import CaseCommand
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from captum_causalseg.cli.case import CommandCase
     from captum_causalseg.cli.job import Job
+    from captum_causalseg.cli.page import Drawing
     from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Explain"]
@@ -99,7 +98,7 @@ class Explain(CaseCommand):
         arguments = {"inputs": case.image, "baselines": case.donors, "target": case.output, **effort}
         if options.controls is not None:
             arguments["controls"] = options.controls
-        pictures: dict[str, Figure] = {}
+        pictures: dict[str, Drawing] = {}
         drawn: list[EffectPictures] = []
         found = nothing_further = Further()
 
@@ -111,7 +110,7 @@ class Explain(CaseCommand):
             seconds = job.seconds()
             drawn.extend(effect_pictures(job, statistics))
             for one in drawn:
-                one.effects.savefig(folder / one.file, dpi=110)
+                one.effects.save(folder / one.file)
             write_effects(job, statistics, folder)
             page(statistics, seconds)
             job.found.update(effects_found(case, statistics))
@@ -136,7 +135,7 @@ class Explain(CaseCommand):
                 donors = compared_donors(job)
             write_csv(donors.table.drop(columns="example"), folder / "donors.csv")
             pictures["donors"] = donors_picture(job, donors)
-            pictures["donors"].savefig(folder / "donors.png", dpi=110)
+            pictures["donors"].save(folder / "donors.png")
             found = replace(found, donors=donors)
             job.found["donors"] = records(donors.table.drop(columns="example"))
             page(statistics, job.seconds())

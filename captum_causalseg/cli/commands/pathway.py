@@ -66,6 +66,7 @@ class PathwayCommand(CaseCommand):
         """See :meth:`CaseCommand.explain`."""
         from captum_causalseg.attr.mediator_names import FrozenStatistics
         from captum_causalseg.cli.errors import naming, naming_arguments
+        from captum_causalseg.cli.page import Drawing
         from captum_causalseg.cli.places import find_region
         from captum_causalseg.cli.report import pathway_page
         from captum_causalseg.cli.results import score_in_words, sign_words
@@ -105,7 +106,7 @@ class PathwayCommand(CaseCommand):
         if not found.is_region:
             write_csv(found.by_distance(spacing=case.grids.prepared_spacing), folder / "by_distance.csv")
         words, score_name = sign_words(options.metric), score_in_words(options.metric)
-        picture = plot_pathway(found, title=case.name, score_name=score_name, words=words)
-        picture.savefig(folder / "pathway.png", dpi=110)
+        picture = Drawing(plot_pathway, found, title=case.name, score_name=score_name, words=words)
+        picture.save(folder / "pathway.png")
         (folder / "report.html").write_text(pathway_page(job, found, picture, seconds=seconds), encoding="utf-8")
         return f"{found}\n{found.n_forwards} forward passes of one image, {seconds:.1f} s"

@@ -72,7 +72,7 @@ class Refute(CaseCommand):
         job.found.update(effects_found(case, report.statistics), refutation=records(report.to_dataframe()))
         pictures = effect_pictures(job, report.statistics)
         for one in pictures:
-            one.effects.savefig(folder / one.file, dpi=110)
+            one.effects.save(folder / one.file)
         write_effects(job, report.statistics, folder)
         (folder / "report.html").write_text(refutation_page(job, report, pictures, seconds=seconds), encoding="utf-8")
         return str(report)

@@ -83,6 +83,7 @@ class RegionCommand(CaseCommand):
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.found_regions import regions_text, write_regions
         from captum_causalseg.cli.job import about_the_picture
+        from captum_causalseg.cli.page import Drawing
         from captum_causalseg.cli.report import region_page
         from captum_causalseg.cli.results import records
         from captum_causalseg.visualization import plot_region
@@ -109,7 +110,7 @@ class RegionCommand(CaseCommand):
         seconds = job.seconds()
         write_regions(case, region, folder)
         job.found.update(forward_passes=region.n_forwards, regions=records(region.to_dataframe()))
-        picture = plot_region(case.image.cpu(), region, case.roi, title=case.name, **about_the_picture(case))
-        picture.savefig(folder / "region.png", dpi=110)
+        picture = Drawing(plot_region, case.image.cpu(), region, roi=case.roi, title=case.name, **about_the_picture(case))
+        picture.save(folder / "region.png")
         (folder / "report.html").write_text(region_page(job, region, picture, seconds=seconds), encoding="utf-8")
         return regions_text(job, region, seconds=seconds)
