@@ -775,6 +775,7 @@ CALLS: dict[str, Callable[[World], Call]] = {
     "register_adapter": lambda w: _call(
         "target", ccs.register_adapter, name=f"adapter {next(_COUNTER)}", function=total, types=["Found"], activation="softmax"
     ),
+    "reveal_heads": lambda w: _call("interventions", ccs.reveal_heads, model=torch.nn.MultiheadAttention(4, 2)),
     "metrics.register": lambda w: _call("metrics", metrics.register, name=f"metric {next(_COUNTER)}", function=total),
     # Files.
     "images.check_same_grid": lambda w: _call("images", ccs.images.check_same_grid, image=w.image, label=w.image),

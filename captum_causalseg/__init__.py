@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from captum_causalseg.evaluation.pathways import Pathway, pathway
     from captum_causalseg.evaluation.profile import PerceptionProfile, perception_profile
     from captum_causalseg.evaluation.refute import RefutationReport, refute
+    from captum_causalseg.interventions.attention import reveal_heads
     from captum_causalseg.layout import Layout
     from captum_causalseg.nnunet import NnunetModel, load_nnunet
     from captum_causalseg.statistics import Status, TreatmentEffectStatistics
@@ -91,6 +92,7 @@ __all__ = [
     "refute",
     "regions",
     "register_adapter",
+    "reveal_heads",
     "sufficient_region",
     "summarize_comparison",
 ]
@@ -140,6 +142,7 @@ _PLACES = {
     "perception_profile": "captum_causalseg.evaluation.profile",
     "refute": "captum_causalseg.evaluation.refute",
     "register_adapter": "captum_causalseg.target",
+    "reveal_heads": "captum_causalseg.interventions.attention",
     "sufficient_region": "captum_causalseg.attr.region_search",
     "summarize_comparison": "captum_causalseg.cohort",
 }

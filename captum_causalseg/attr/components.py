@@ -438,6 +438,8 @@ def _layouts(name: str, level: str, asked: Any, watched: _Watched) -> tuple[str 
         raise _LeftOut(f"it is replaced together with {watched.elsewhere[name]}, its like in the first network")
     reason = watched.visits.get(name, _Visit()).unusable()
     if reason:
+        if level == "head" and isinstance(watched.modules[name], nn.modules.linear.NonDynamicallyQuantizableLinear):
+            reason += "; its attention computes it in one function with all else: see reveal_heads"
         raise _LeftOut(reason)
     sighting = watched.seen[name]
     activation = sighting.taken if level == "head" else sighting.returned

@@ -203,8 +203,8 @@ def with_heads(layout: Layout, name: str, modules: Mapping[str, nn.Module], seen
         told += f"; give the module {holding[-1]!r} with attribute_to_layer_input=True"
     elif attention is not None and isinstance(modules[attention], nn.MultiheadAttention):
         told += (
-            f"; {attention!r} is a torch.nn.MultiheadAttention, which projects them inside one function: no module takes or returns "
-            "them"
+            f"; {attention!r} is a torch.nn.MultiheadAttention, which projects them inside one function: after captum_causalseg.reveal_heads(model), "
+            f"give {attention + '.out_proj'!r} with attribute_to_layer_input=True"
         )
     elif not named:
         told += ", and no module around it has a num_heads; give layout=Layout(..., heads=...)"

@@ -140,6 +140,9 @@ def _put_together(
     calls = {len(values) for values in visits.values.values()}
     if not calls:
         script = " (hooks do not run inside TorchScript; give the eager module)" if _scripted(forward_func, layer) else ""
+        if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            # By this class PyTorch marks the projection of its attention.
+            script = "; torch.nn.MultiheadAttention computes it in one function with all else: captum_causalseg.reveal_heads(model) has it run by itself"
         raise ValueError(f"layer: {type(layer).__name__} is not called when the model runs{script}")
     if calls != {1}:
         raise ValueError(

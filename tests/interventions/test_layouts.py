@@ -152,7 +152,11 @@ def test_layouts_that_mean_nothing_are_refused(arguments):
             "give the module 'segformer.stages.2.blocks.0.attention.o_proj' with",
         ),
         ("unetr", "vit.blocks.2.attn", "give the module 'vit.blocks.2.attn.out_proj' with attribute_to_layer_input=True"),
-        ("plain", "blocks.0.self_attn", "a torch.nn.MultiheadAttention, which projects them inside one function"),
+        (
+            "plain",
+            "blocks.0.self_attn",
+            r"after captum_causalseg.reveal_heads\(model\), give 'blocks.0.self_attn.out_proj' with attr",
+        ),
         ("plain", "patches", "no attention heads side by side .*, and no module around it has a num_heads"),
     ],
 )
