@@ -221,7 +221,7 @@ def not_done(job: Job, statistics: TreatmentEffectStatistics, done: Collection[s
     Args:
         job: what was asked.
         statistics: what came of it.
-        done: which further sections there are: ``refutation``, ``components``, ``donors``.
+        done: which further sections there are: ``refutation``, ``components``, ``donors``, ``pathway``.
     """
     found = statistics.of_output(job.case.output)
 
@@ -261,6 +261,10 @@ def not_done(job: Job, statistics: TreatmentEffectStatistics, done: Collection[s
         (
             "components",
             f"Effects of the network's own parts were not measured: that was not asked for ({option('components')}).",
+        ),
+        (
+            "pathway",
+            f"By which ways through the network the effects travel was not measured: that was not asked for ({option('pathway')}).",
         ),
     )
     said += [sentence for name, sentence in asked if name not in done]

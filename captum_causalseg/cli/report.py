@@ -143,7 +143,10 @@ def effects_page(
         score=_score_of(job, observed(job.case, statistics)),
         contents=_contents(filled),
         not_done=not_done(
-            job, statistics, {name for name in ("refutation", "components", "donors") if filled[name] is not None}
+            job,
+            statistics,
+            {name for name in ("refutation", "components", "donors") if filled[name] is not None}
+            | ({"pathway"} if further.sections else set()),
         ),
         command=computed.pop("Command"),
         files=digest_rows(job.case.files),

@@ -15,6 +15,7 @@ from captum_causalseg.attr.average_treatment_effect import AverageTreatmentEffec
 from captum_causalseg.attr.channels import of_channels
 from captum_causalseg.attr.gradient_treatment_effect import GradientTreatmentEffect
 from captum_causalseg.attr.joint_treatment_effect import JointTreatmentEffect
+from captum_causalseg.attr.mediated_treatment_effect import MediatedTreatmentEffect
 from captum_causalseg.cli.arguments import Parser, add_command
 from captum_causalseg.cli.case import CommandCase, read_case
 from captum_causalseg.cli.case_command import check_options
@@ -26,6 +27,7 @@ from captum_causalseg.cli.page import Drawing
 from captum_causalseg.cli.results import score_in_words
 from captum_causalseg.cli.study_page import Asked, mean_rows, study_page
 from captum_causalseg.cli.viewer_files import finite
+from captum_causalseg.cli.ways import mediators_named
 from captum_causalseg.cohort import (
     Cohort,
     CohortComparison,
@@ -37,6 +39,7 @@ from captum_causalseg.cohort import (
     summarize_comparison,
 )
 from captum_causalseg.cohort.engines import WorkerError
+from captum_causalseg.evaluation.pathways import share_in_words
 from captum_causalseg.images import save_map
 from captum_causalseg.preparation.models import PreparedModel
 from captum_causalseg.statistics import TreatmentEffectStatistics
@@ -64,13 +67,14 @@ _OF_A_STUDY = (
     "channels",
     "metric",
     "controls",
+    "pathway",
 )
 _EFFORT = ("draws", "precision", "allocation", "seed", "context")
 _OF_A_ROW = ("image", "label", "class", "roi", "donors", "units")
 _FILES = ("bundle", "nnunet", "weights", "donors", "image", "label")
 _PERHAPS_FILES = ("model", "roi", "units")
 # Options that take several words.
-_OF_SEVERAL = ("fold", "channels")
+_OF_SEVERAL = ("fold", "channels", "pathway")
 # Columns of further files of an image, one per channel.
 _FURTHER = re.compile(r"image_([2-9]|[1-9]\d+)")
 # Entries of a prepared case that no column of a table can be called.
@@ -213,6 +217,13 @@ def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, opt
         )
     if effort.context is not None:
         more["context"] = effort.context
+    method: Any = AverageTreatmentEffect if effort.context is None else JointTreatmentEffect
+    if effort.pathway is not None:
+        if effort.context is not None or effort.controls is not None:
+            raise InputError("--config: pathway: effects are split at layers without context and controls; leave those out")
+        # The map is that of the effects themselves.
+        method = MediatedTreatmentEffect
+        more |= {"layers": mediators_named(effort.pathway), "quantity": "total"}
     if options.ray is not None:
         more |= {
             "engine": "ray",
@@ -225,7 +236,7 @@ def _explain(cases: list[dict[str, str]], columns: list[str], study: _Study, opt
         return explain_cohort(
             cases,
             _make_target,
-            method=AverageTreatmentEffect if effort.context is None else JointTreatmentEffect,
+            method=method,
             out=options.out,
             load_model=_Load(study),
             prepare=_Prepare(study),
@@ -256,6 +267,8 @@ def run_comparison(options: argparse.Namespace) -> tuple[str, int]:
     cases, columns = _cases(options.cases, study)
     _one_score(study.of(row) for row in cases)
     effort = study.of({"image": "-", "roi": "-"})
+    if effort.pathway is not None:
+        raise InputError("--config: pathway: causalseg cohort splits effects at layers; leave it out to compare methods")
     if effort.controls is not None or effort.channels not in (None, ["each"]):
         raise InputError("--config: maps are compared without controls, and on parts of the whole image or of each channel")
     folder: Path = options.out
@@ -462,11 +475,21 @@ def _summary(found: CohortSummary, asked: Asked) -> tuple[list[str], list[str], 
         figure = Drawing(plot_cohort_profile, found, narrow={"columns": 1}, score_name=score_in_words(asked.metric))
         figure.save(out / "profile.png")
         written += ["profile.csv", "profile.png"]
+    for name, table in (("pathways", found.pathways), ("pathway_profile", found.pathway_profile)):
+        if not table.empty:
+            write_csv(table, out / f"{name}.csv")
+            written.append(f"{name}.csv")
     n = int(found.cases["n_finished"].iloc[0])
     rows = mean_rows(found, asked.metric)
     width = max((len(row[0]) for row in rows), default=0)
     lines = ["", f"means of {n} case{'s' * (n != 1)} [{100 * found.level:g} % interval between cases]:"]
     lines += [f"  {said:<{width}}  {mean}{'  ' * bool(interval)}{interval}" for said, mean, interval in rows]
+    for row in found.pathways[found.pathways["quantity"] == "share"].to_dict("records") if len(found.pathways) else ():
+        known = f"of {row['n_cases']} cases" if row["n_unknown"] else ""
+        said = share_in_words(
+            {"share": row["mean"], "share_lower": row["lower"], "share_upper": row["upper"], "n_clear": row["n_clear"]}
+        )
+        lines.append(f"  share through {row['layer']}: {said} {known}".rstrip())
     return lines, written, figure
 
 

@@ -35,7 +35,7 @@ from captum_causalseg.statistics import Status
 from captum_causalseg.statistics.mediation import MediationStatistics
 from captum_causalseg.target import SegmentationTarget
 
-__all__ = ["Pathway", "Place", "effect_in_words", "pathway", "share_in_words"]
+__all__ = ["Pathway", "Place", "effect_in_words", "number_in_words", "pathway", "share_in_words"]
 
 # Draws of one region, which has no others to lean on: and, with a precision to reach, the most.
 _ALONE, _ALONE_WITH_PRECISION = 50, 500
@@ -243,7 +243,7 @@ class Pathway:
         for one in rows:
             said.append(
                 f"  through {one['layer']}: {effect_in_words(one, 'indirect', '+.4f')}, "
-                f"share {share_in_words(one)}; around it {one['direct']:+.4f}, both at once {one['interaction']:+.4f}"
+                f"share {share_in_words(one)}; around it {number_in_words(one['direct'], '+.4f')}, both at once {number_in_words(one['interaction'], '+.4f')}"
             )
         return "\n".join(said)
 
@@ -263,8 +263,14 @@ def effect_in_words(row: Any, quantity: str, form: str) -> str:
     """A quantity with its interval, of a row of a table; draws that are all 0, or a single one, bound nothing."""
     value, lower, upper = (row[f"{quantity}{end}"] for end in ("", "_lower", "_upper"))
     if np.isinf(lower) and np.isinf(upper):
-        return "0 in every draw" if value == 0 else f"{value:{form}} (interval not known)"
-    return f"{value:{form}} [{lower:{form}}, {upper:{form}}]"
+        return "0 in every draw" if value == 0 else f"{number_in_words(value, form)} (interval not known)"
+    return f"{number_in_words(value, form)} [{number_in_words(lower, form)}, {number_in_words(upper, form)}]"
+
+
+def number_in_words(value: float, form: str) -> str:
+    """A number in a format; what is rounded to 0 has no sign."""
+    said = f"{value:{form}}"
+    return said if any(digit in said for digit in "123456789") or "n" in said else said.lstrip("+-")
 
 
 def share_in_words(row: Any) -> str:
@@ -275,7 +281,15 @@ def share_in_words(row: Any) -> str:
         if row.get("indirect") == 0 and not row["total_lower"] <= 0 <= row["total_upper"]:
             return "not known (nothing in any draw, which bounds nothing)"
         return "not known (the total effect is not told from 0)"
-    return f"{row['share']:.2f} [{row['share_lower']:.2f}, {row['share_upper']:.2f}]"
+    share, lower, upper = (row[f"share{end}"] for end in ("", "_lower", "_upper"))
+    if np.isnan(lower):
+        return f"{number_in_words(share, '.2f')} (interval not known)"
+    said = f"{number_in_words(share, '.2f')} [{number_in_words(lower, '.2f')}, {number_in_words(upper, '.2f')}]"
+    if lower > 1 or upper < 0:
+        said += ", beyond 0 to 1: ways undo each other"
+    elif upper - lower > 1:
+        said += ", which says little"
+    return said
 
 
 @checked(

@@ -5,7 +5,7 @@ import pytest
 from command_line import on_picture, status_of
 
 from captum_causalseg import TreatmentEffectStatistics
-from captum_causalseg.cli import donors, modules
+from captum_causalseg.cli import donors, modules, ways
 from captum_causalseg.evaluation.refute import refuters
 
 EFFECTS = ["effects.csv", "effects.png", "report.html", "statistics.npz"]
@@ -28,6 +28,7 @@ def given(name, *more):
         (["--components", "*"], modules, "component_effects"),
         (["--compare-donors"], donors, "compare_donors"),
         (["--refute"], refuters, "RefutationContext"),
+        (["--pathway", "0"], ways, "pathway"),
     ],
 )
 def test_effects_are_kept_where_a_later_part_fails(quick, capsys, monkeypatch, more, room, what):

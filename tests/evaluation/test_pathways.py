@@ -7,6 +7,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from captum_causalseg import MediatedTreatmentEffect, SegmentationTarget, Status, pathway, perception_profile, regions
+from captum_causalseg.evaluation.pathways import effect_in_words, share_in_words
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 # With five donors, every one is used, and effects are exact.
@@ -155,6 +156,27 @@ def test_what_cannot_be_is_refused_by_name(asked, match):
     target, images, donors, _ = case(2)
     with pytest.raises(ValueError, match=match):
         pathway(target, images, donors, **{"layers": "deep", "output": (1, 1), "block_size": 4} | asked)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ((-0.001, -0.004, 0.003), "0.00 [0.00, 0.00]"),
+        ((0.5, 0.25, 0.75), "0.50 [0.25, 0.75]"),
+        ((0.5, -0.5, 1.5), "0.50 [-0.50, 1.50], which says little"),
+        ((1.5, 1.25, 1.75), "1.50 [1.25, 1.75], beyond 0 to 1: ways undo each other"),
+        ((0.5, np.nan, np.nan), "0.50 (interval not known)"),
+    ],
+)
+def test_shares_in_words(row, said):
+    assert share_in_words(dict(zip(("share", "share_lower", "share_upper"), row))) == said
+
+
+def test_what_is_rounded_to_0_has_no_sign():
+    row = {"direct": -1e-9, "direct_lower": -0.002, "direct_upper": 2e-9}
+    assert effect_in_words(row, "direct", "+.2f") == "0.00 [0.00, 0.00]"
+    assert effect_in_words(row, "direct", "+.2g") == "-1e-09 [-0.002, +2e-09]"
+    assert effect_in_words({"direct": 0.0, "direct_lower": 0.0, "direct_upper": -0.0}, "direct", "+.2g") == "0 [0, 0]"
 
 
 def test_a_distance_takes_units_and_a_region_of_interest():

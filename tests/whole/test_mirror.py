@@ -48,6 +48,7 @@ ELSEWHERE = {
     "cli/places": "cli/test_grid",
     "cli/results": "cli/commands/test_explain",
     "cli/study": "cli/commands/test_cohort",
+    "cli/ways": "cli/commands/test_pathway",
     "cohort/code": "cohort/test_fingerprint",
     "cohort/comparing": "cohort/test_comparison",
     "cohort/digests": "cohort/test_fingerprint",

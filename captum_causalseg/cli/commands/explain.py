@@ -44,7 +44,13 @@ class Explain(CaseCommand):
             metavar="PATTERN",
             help='also measure the effects of the network\'s modules with these names, e.g. "decoder.*"',
         )
-
+        parser.add_argument(
+            "--pathway",
+            nargs="*",
+            metavar="NAME",
+            help="also measure what of every part's effect travels through each of these: levels or skips (of a U-Net; levels, if nothing is named), statistics "
+            "(of instance, group and layer norms), or modules by their names (for each up to twice the work)",
+        )
         parser.add_argument(
             "--controls",
             choices=("edge",),
@@ -60,6 +66,8 @@ class Explain(CaseCommand):
 
     def check(self, options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check`."""
+        if options.pathway == []:
+            options.pathway = ["levels"]
         if options.context is None:
             return
         from captum_causalseg.cli.errors import InputError
@@ -67,6 +75,7 @@ class Explain(CaseCommand):
         for name, given in (
             ("--controls", options.controls),
             ("--compare-donors", options.compare_donors),
+            ("--pathway", options.pathway),
         ):
             if given:
                 raise InputError(f"{name}: it is about effects of single parts; give --context or {name}, not both")
@@ -81,6 +90,10 @@ class Explain(CaseCommand):
             from captum_causalseg.cli.modules import check_modules
 
             check_modules(case, options.components, "--components")
+        if options.pathway is not None:
+            from captum_causalseg.cli.ways import check_ways
+
+            check_ways(case, options.pathway, "--pathway")
 
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
@@ -88,8 +101,9 @@ class Explain(CaseCommand):
         from captum_causalseg.cli.errors import naming_arguments
         from captum_causalseg.cli.job import EffectPictures, effect_pictures, explainer_of, further_files, write_effects
         from captum_causalseg.cli.modules import component_picture, component_table
-        from captum_causalseg.cli.report import Further, effects_page
+        from captum_causalseg.cli.report import Further, effects_page, pathway_section
         from captum_causalseg.cli.results import components_text, edge_text, effects_found, effects_text, records
+        from captum_causalseg.cli.ways import ways_of, write_ways
         from captum_causalseg.evaluation.refute import refute
         from captum_causalseg.writing.names import write_csv
 
@@ -148,4 +162,11 @@ class Explain(CaseCommand):
             job.found["components"] = records(components)
             page(statistics, job.seconds())
             job.finished(folder, components_text(components))
+        if options.pathway is not None:
+            ways = ways_of(job, options.pathway, "--pathway")
+            drawing = write_ways(job, ways, folder)
+            found = replace(found, sections=[*found.sections, pathway_section(ways, drawing)])
+            job.found["pathway"] = records(ways.shares())
+            page(statistics, job.seconds())
+            job.finished(folder, str(ways))
         return "" if found is nothing_further else f"{job.seconds():.1f} s in all"

@@ -58,55 +58,24 @@ class PathwayCommand(CaseCommand):
 
     def check_case(self, case: "CommandCase", options: argparse.Namespace) -> None:
         """See :meth:`CaseCommand.check_case`."""
-        from captum_causalseg.cli.modules import check_modules
+        from captum_causalseg.cli.ways import check_ways
 
-        check_modules(case, None, "--layers")
+        check_ways(case, options.layers, "--layers")
 
     def explain(self, job: "Job", folder: Path) -> str:
         """See :meth:`CaseCommand.explain`."""
-        from captum_causalseg.attr.mediator_names import FrozenStatistics
-        from captum_causalseg.cli.errors import naming, naming_arguments
-        from captum_causalseg.cli.page import Drawing
+        from captum_causalseg.cli.errors import naming
         from captum_causalseg.cli.places import find_region
         from captum_causalseg.cli.report import pathway_page
-        from captum_causalseg.cli.results import score_in_words, sign_words
-        from captum_causalseg.evaluation.pathways import pathway
-        from captum_causalseg.visualization import plot_pathway
-        from captum_causalseg.writing.names import write_csv
+        from captum_causalseg.cli.ways import ways_of, write_ways
 
         case, options = job.case, job.options
         region = None
         if options.region is not None:
             with naming("--region"):
                 region = find_region(options.region, case.grids)
-        # Of one region, units are of no matter.
-        units = case.units.arguments if region is None else {}
-        with naming_arguments(region_units="--region", layers="--layers", exclude="--units"):
-            found = pathway(
-                case.target,
-                case.image,
-                case.donors,
-                region_units=region,
-                layers=[FrozenStatistics() if name == "statistics" else name for name in options.layers],
-                output=case.output,
-                n_draws=options.draws,
-                n_screening_draws=None if region is not None else min(3, options.draws),
-                precision=options.precision,
-                seed=options.seed,
-                show_progress=True,
-                **units,
-            )
+        found = ways_of(job, options.layers, "--layers", region=region)
         seconds = job.seconds()
-        table = found.to_dataframe()
-        places = [name for name in table if name.startswith(("start_", "stop_"))]
-        write_csv(
-            table.drop(columns=["unit", *places]) if found.is_region else case.units.in_own_voxels(table),
-            folder / "pathway.csv",
-        )
-        if not found.is_region:
-            write_csv(found.by_distance(spacing=case.grids.prepared_spacing), folder / "by_distance.csv")
-        words, score_name = sign_words(options.metric), score_in_words(options.metric)
-        picture = Drawing(plot_pathway, found, title=case.name, score_name=score_name, words=words)
-        picture.save(folder / "pathway.png")
+        picture = write_ways(job, found, folder)
         (folder / "report.html").write_text(pathway_page(job, found, picture, seconds=seconds), encoding="utf-8")
         return f"{found}\n{found.n_forwards} forward passes of one image, {seconds:.1f} s"

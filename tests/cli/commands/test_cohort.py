@@ -78,6 +78,21 @@ def test_a_study_may_ask_for_joint_effects(place, capsys):
     assert "--shards: the contexts of joint effects are made of all units of a case" in capsys.readouterr().err
 
 
+def test_a_study_may_split_effects_at_layers(place, capsys):
+    folder, name = place
+    write_study(folder, name, "id,image\na,image.png\nb,image.png\n", pathway="['0', '2']", metric="soft_dice")
+    assert status_of(line()) == 0
+    assert Cohort("study").mediation()["layer"].unique().tolist() == ["0", "2"]
+    ways = pd.read_csv("study/pathways.csv")
+    assert ways[["layer", "quantity"]].values.tolist() == [[0, "share"], [2, "share"]]
+    said = capsys.readouterr().out
+    assert "  share through 0: " in said
+    assert "pathways.csv" in said
+    write_study(folder, name, "id,image\na,image.png\n", pathway="['0']", metric="soft_dice", controls="edge")
+    assert status_of(["cohort", "--cases", "cases.csv", "--config", "study.yaml", "--out", "other"]) == 2
+    assert "--config: pathway: effects are split at layers without context and controls" in capsys.readouterr().err
+
+
 def test_scans_get_their_maps_on_their_own_grid(place):
     folder, name = place
     write_study(

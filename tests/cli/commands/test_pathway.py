@@ -65,3 +65,36 @@ def test_what_cannot_be_is_said_of_the_option(place, capsys, more, said):
     assert cli.main(on_picture(name, *SOFT, *more, command="pathway")) == 2
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_section_of_the_report_of_explain(place, capsys):
+    _, name = place
+    more = [*SOFT, "--units", "4", "--components", "0", "--pathway", "0", "2"]
+    assert cli.main(on_picture(name, "--label", "mask.png", "--donors", "donors", *more)) == 0
+    table = pd.read_csv("out/pathway.csv")
+    assert table["layer"].drop_duplicates().tolist() == [0, 2]
+    html = Path("out/report.html").read_text(encoding="utf-8")
+    assert "Ways through the network</h2>" in html
+    assert "By which ways" not in html
+    assert {"by_distance.csv", "components.csv", "effects.csv", "pathway.png"} <= {file.name for file in Path("out").iterdir()}
+    assert "units have an effect that is told from 0" in capsys.readouterr().out
+    effects = pd.read_csv("out/effects.csv").query("`class` == 1").set_index("unit")["effect"]
+    # The same draws, as none go where they are needed: from 12 on.
+    total = table[table["layer"] == 0].set_index("unit")["total"].reindex(effects.index)
+    assert np.allclose(total, effects, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--pathway"], "--pathway: 'levels' are known of the U-Nets of MONAI"),
+        (["--pathway", "00"], "--pathway: no module is named '00'"),
+        (["--pathway", "statistics"], "--pathway: the model has no norm over space"),
+        (["--pathway", "0", "--context", "shapley"], "--pathway: it is about effects of single parts"),
+    ],
+)
+def test_what_cannot_be_in_explain_is_said_before_anything_is_computed(place, capsys, more, said):
+    _, name = place
+    assert cli.main(on_picture(name, *SOFT, *more)) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
