@@ -76,15 +76,35 @@ def test_any_name_works(place, capsys):
     check_names(capsys.readouterr().out, folder, SHOWN)
 
 
+# Two commands in one program, for it takes seconds to start.
+BOTH = PROGRAM.replace(
+    "sys.exit(main())", "at = sys.argv.index('then'); print(main(sys.argv[1:at])); print(main(sys.argv[at + 1 :]))"
+)
+
+
 def test_any_name_works_where_the_locale_knows_no_letters(place):
+    """Of the files of one case, and in a table of cases."""
     folder, name = place
-    command = [sys.executable, "-c", PROGRAM, *map(os.fsencode, odd_case(folder, name))]
+    shutil.copy("image.png", "gr\u00fc\u00df $a$.png")
+    (folder / "cases.csv").write_text(
+        "id,image,site\n=gr\u00fc\u00df,gr\u00fc\u00df $a$.png,-\u00dc\nb,n\u00f6.png,x\n", encoding="utf-8"
+    )
+    (folder / "study.yaml").write_text(f"model: {name}:two\nnormalize: 255\nroi: box:8,8+8\ndraws: 2\nunits: 8\n")
+    study = ["cohort", "--cases", "cases.csv", "--config", "study.yaml", "--out", "study"]
+    command = [sys.executable, "-c", BOTH, *map(os.fsencode, [*odd_case(folder, name), "then", *study])]
     environment = surroundings(LC_ALL="C", PYTHONUTF8="0")
     done = subprocess.run(command, capture_output=True, timeout=300, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     # Matplotlib's font does not have the last letter, which is no news to anyone.
     assert b"Glyph" not in done.stderr
-    check_names(done.stdout.decode("ascii"), folder, SHOWN.encode("ascii", "backslashreplace").decode())
+    of_case, of_study = done.stdout.decode("ascii").split("\n0\n")
+    check_names(of_case, folder, SHOWN.encode("ascii", "backslashreplace").decode())
+    assert of_study.splitlines()[-1] == "1"
+    assert r"b: InputError: --image: there is no file n\xf6.png" in of_study
+    table = Cohort("study").cases().set_index("id")
+    assert table["state"].to_dict() == {"=gr\u00fc\u00df": "finished", "b": "failed"}
+    assert table["site"].tolist() == ["-\u00dc", "x"]
+    assert table.at["b", "error"] == "InputError: --image: there is no file n\u00f6.png"
 
 
 @pytest.mark.parametrize("model", ["TorchScript", "bundle"])
@@ -107,24 +127,6 @@ def test_models_by_any_name(quick, model):
         shutil.move("two.ts", f"{ODD} two.ts")
         arguments = ["explain", "--model", f"{ODD} two.ts", *on_picture(name)[3:]]
     assert cli.main([*arguments, "--units", "8", "--draws", "2"]) == 0
-
-
-def test_a_table_of_cases_by_any_name(place):
-    folder, name = place
-    shutil.copy("image.png", "gr\u00fc\u00df $a$.png")
-    (folder / "cases.csv").write_text(
-        "id,image,site\n=gr\u00fc\u00df,gr\u00fc\u00df $a$.png,-\u00dc\nb,n\u00f6.png,x\n", encoding="utf-8"
-    )
-    (folder / "study.yaml").write_text(f"model: {name}:two\nnormalize: 255\nroi: box:8,8+8\ndraws: 2\nunits: 8\n")
-    command = [sys.executable, "-c", PROGRAM, "cohort", "--cases", "cases.csv", "--config", "study.yaml", "--out", "study"]
-    environment = surroundings(LC_ALL="C", PYTHONUTF8="0")
-    done = subprocess.run(command, capture_output=True, timeout=300, cwd=folder, env=environment)
-    assert done.returncode == 1, done.stderr.decode(errors="replace")
-    table = Cohort("study").cases().set_index("id")
-    assert table["state"].to_dict() == {"=gr\u00fc\u00df": "finished", "b": "failed"}
-    assert table["site"].tolist() == ["-\u00dc", "x"]
-    assert table.at["b", "error"] == "InputError: --image: there is no file n\u00f6.png"
-    assert r"b: InputError: --image: there is no file n\xf6.png" in done.stdout.decode("ascii")
 
 
 def test_errors_name_files_as_they_can_be_printed(place, capsys):
