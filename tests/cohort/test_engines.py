@@ -84,21 +84,31 @@ def test_parts_go_to_both(tmp_path, cluster, here):
     pd.testing.assert_frame_equal(here.units(["case/0", "case/1"]), there.units())
 
 
-def test_a_worker_that_is_killed_is_replaced(tmp_path, cluster, here):
-    there = study(tmp_path / "s", engine="ray", make_target=Deadly(tmp_path, "case/1"), **ONE)
-    assert (tmp_path / "was-here").exists()
-    assert repr(there) == "Cohort(5 finished)"
-    assert contents(there.folder) == contents(here.folder)
-
-
-@pytest.mark.parametrize(("shards", "attempts"), [(1, 3), (3, 2)])
-def test_a_case_that_kills_every_worker_fails_alone(tmp_path, cluster, monkeypatch, shards, attempts):
+@pytest.fixture
+def _fewer_attempts(monkeypatch):
+    """Each worker that is killed takes seconds: two of them for a case, not three."""
     assert engines._ATTEMPTS == 3
-    monkeypatch.setattr(engines, "_ATTEMPTS", attempts)
-    there = study(tmp_path / "s", 3, engine="ray", make_target=Deadly(tmp_path, "case/1", always=True), shards=shards, **ONE)
+    monkeypatch.setattr(engines, "_ATTEMPTS", 2)
+
+
+@pytest.mark.usefixtures("_fewer_attempts")
+def test_a_worker_that_is_killed_is_replaced_and_a_case_that_kills_every_one_fails_alone(tmp_path, cluster, here):
+    there = study(tmp_path / "s", engine="ray", make_target=Deadly(tmp_path, always="case/1", once="case/3"), **ONE)
+    assert (tmp_path / "was-here").exists()
+    table = there.cases()
+    assert table["state"].tolist() == ["finished", "failed", "finished", "finished", "finished"]
+    assert "its worker died 2 times" in table["error"][1]
+    of_others = {name: data for name, data in contents(here.folder).items() if name != "cases" and "case%2F1" not in name}
+    assert len(of_others) == 8
+    assert of_others.items() <= contents(there.folder).items()
+
+
+@pytest.mark.usefixtures("_fewer_attempts")
+def test_a_case_in_parts_that_kills_every_worker_fails_alone(tmp_path, cluster):
+    there = study(tmp_path / "s", 3, engine="ray", make_target=Deadly(tmp_path, always="case/1"), shards=3, **ONE)
     table = there.cases()
     assert table["state"].tolist() == ["finished", "failed", "finished"]
-    assert f"its worker died {attempts} times" in table["error"][1]
+    assert "its worker died 2 times" in table["error"][1]
 
 
 def broken_model():

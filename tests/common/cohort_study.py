@@ -47,15 +47,16 @@ def waiting_target(case: dict, model: torch.nn.Module) -> SegmentationTarget:
 
 
 class Deadly:
-    """Kills the process that it runs in at one case: once, or whenever it comes to it."""
+    """Kills the process that it runs in: whenever it comes to one case, at another once."""
 
-    def __init__(self, marks: Path, case: str, always: bool = False) -> None:
-        self.marks, self.case, self.always = marks, case, always
+    def __init__(self, marks: Path, always: str, once: str | None = None) -> None:
+        self.mark, self.always, self.once = marks / "was-here", always, once
 
     def __call__(self, case: dict, model: torch.nn.Module) -> SegmentationTarget:
-        mark = self.marks / "was-here"
-        if case["id"] == self.case and (self.always or not mark.exists()):
-            mark.touch()
+        first = case["id"] == self.once and not self.mark.exists()
+        if first:
+            self.mark.touch()
+        if first or case["id"] == self.always:
             os.kill(os.getpid(), signal.SIGKILL)
         return make_target(case, model)
 
