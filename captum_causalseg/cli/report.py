@@ -190,7 +190,7 @@ def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Drawing]
         for metric, better in directions.items()
     ]
     through = "images" if as_scorer(job.case.target).windowed_model is None else "windows"
-    rows.append([f"{through} through the model", "", *("" if pd.isna(n) else f"{n:.0f}" for n in wide["forwards"])])
+    rows.append([f"{through} through the model", "", *("-" if pd.isna(n) else f"{n:.0f}" for n in wide["forwards"])])
     rows.append(["seconds", "", *(f"{s:.1f}" for s in wide["seconds"])])
     raises, lowers = sign_words(job.options.metric)
     return rendered(
@@ -203,6 +203,7 @@ def comparison_page(job: Job, comparison: Comparison, figures: Sequence[Drawing]
         pictures=figures,
         header=["score", "better", *wide.index],
         rows=rows,
+        unknown=comparison.unknown(),
         computed=how_computed(job.options, seconds, {}, settings={}),
     )
 
@@ -471,7 +472,7 @@ def _refutation(report: RefutationReport) -> dict[str, Any]:
 
 
 def _marked(value: float, best: bool) -> str:
-    return "" if pd.isna(value) else f"{value:.4g}{' *' if best else ''}"
+    return "-" if pd.isna(value) else f"{value:.4g}{' *' if best else ''}"
 
 
 def _score_noun(metric: str) -> str:

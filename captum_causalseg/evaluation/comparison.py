@@ -27,7 +27,7 @@ class Comparison:
 
     Args:
         table: tidy, one row per method, example and metric: ``method``, ``example``, ``metric``, ``value``, ``score_direction``
-            (``"higher"`` or ``"lower"`` is better), ``source``, ``forwards`` (images that went through the model to make the
+            (``"higher"`` or ``"lower"`` is better), ``source``, ``why`` (why there is no value, where that is NaN; else empty), ``forwards`` (images that went through the model to make the
             maps of the whole batch, windows of a :class:`~captum_causalseg.WindowedModel`; NaN where they cannot be counted) and ``seconds`` (for the same).
         attributions: per method, the maps as they were scored: like the inputs, or with one channel; of the control, one of them.
         image: the first of the inputs that is an image, ``(N, C, *spatial)``.
@@ -70,6 +70,26 @@ class Comparison:
         costs = self.table.groupby("method", sort=False)[["forwards", "seconds"]].first()
         metrics = list(dict.fromkeys(self.table["metric"]))
         return values.reindex(index=methods, columns=metrics).join(costs).rename_axis(columns=None)
+
+    def unknown(self) -> list[str]:
+        """Why fields of the table are empty: a sentence without its period per metric and reason, with the methods that it is about.
+
+        Example:
+            >>> import torch
+            >>> from captum_causalseg import compare
+            >>> from captum_causalseg.evaluation.planted import planted_case
+            >>> case = planted_case((32, 32), roi_size=8)
+            >>> maps, options = {"all": torch.ones_like(case.images)}, {"block_size": 8, "metrics": ["deletion, harming"]}
+            >>> compare(maps, case.target(), case.images, case.donors, n_controls=0, **options).unknown()
+            ['deletion, harming of all: the map has no value below 0']
+        """
+        missing = self.table[self.table["why"] != ""]
+        found = missing.groupby(["metric", "why"], sort=False)["method"].unique()
+        said = [f"{metric} of {', '.join(methods)}: {why}" for (metric, why), methods in found.items()]
+        uncounted = self.table.loc[self.table["forwards"].isna(), "method"].unique()
+        return said + (
+            [f"forwards of {', '.join(uncounted)}: they are counted only of a model that is a module"] if len(uncounted) else []
+        )
 
     @checked(title=TEXT)
     def plot(self, *, example: int = 0, title: str = "") -> Figure:

@@ -8,6 +8,7 @@ Supporting and harming units are ranked apart: removing what supports the segmen
 interest, removing what harms it should raise it. A map without a negative value says nothing of harm, and gets NaN there.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -118,7 +119,7 @@ class Faithfulness:
         >>> attribution = AverageTreatmentEffect(target).attribute(image, bank, target=1, block_size=4, n_draws=10)
         >>> table = Faithfulness(target, image, held_out, target=1, block_size=4).evaluate(attribution)
         >>> table.columns.tolist()
-        ['example', 'metric', 'value', 'score_direction', 'source']
+        ['example', 'metric', 'value', 'score_direction', 'source', 'why']
     """
 
     @checked(
@@ -287,8 +288,8 @@ class Faithfulness:
     def evaluate(self, attributions: Attributions, metrics: list[str] | None = None) -> pd.DataFrame:
         """Every metric of :data:`METRICS` (or those named) of a map: one row per example and metric.
 
-        Columns: ``example``, ``metric``, ``value``, ``score_direction`` (``"higher"`` or ``"lower"`` is better) and ``source``. A metric that has nothing
-        to say about this map is NaN.
+        Columns: ``example``, ``metric``, ``value``, ``score_direction`` (``"higher"`` or ``"lower"`` is better), ``source`` and ``why``: a metric that has nothing
+        to say about this map is NaN, and ``why`` says the reason; elsewhere it is empty.
 
         Args:
             attributions: like ``inputs``; one channel may stand for all.
@@ -298,8 +299,9 @@ class Faithfulness:
         for name in metric_names(metrics):
             metric = metric_of(name)
             for example, value in enumerate(metric.function(self, attributions)):
-                rows.append((example, name, float(value), metric.score_direction, metric.source))
-        return pd.DataFrame(rows, columns=["example", "metric", "value", "score_direction", "source"])
+                why = metric.undefined if math.isnan(value) else ""
+                rows.append((example, name, float(value), metric.score_direction, metric.source, why))
+        return pd.DataFrame(rows, columns=["example", "metric", "value", "score_direction", "source", "why"])
 
     @checked(order=_ORDER)
     def deletion(self, attributions: Attributions, order: Order = "supporting") -> Curve:
@@ -565,6 +567,7 @@ class FaithfulnessMetric:
         source: where it comes from.
         measurements: what it is computed from, names in :data:`captum_causalseg.evaluation.judging_cost.MEASUREMENTS`: the cost is known
             from these. ``None`` where it is not known.
+        undefined: when it is NaN, in words.
 
     Example:
         >>> from captum_causalseg.evaluation.faithfulness import METRICS
@@ -578,6 +581,7 @@ class FaithfulnessMetric:
     score_direction: Literal["higher", "lower"]
     source: str
     measurements: tuple[str, ...] | None = None
+    undefined: str = "it is not defined for this map"
 
     def __post_init__(self) -> None:
         check_all(
@@ -587,6 +591,7 @@ class FaithfulnessMetric:
             score_direction=one_of("higher", "lower"),
             source=TEXT,
             measurements=NONE | sequence(one_of(*MEASUREMENTS, *(f"{name}{SOFT}" for name in MEASUREMENTS))),
+            undefined=TEXT,
         )
 
 
@@ -604,12 +609,14 @@ def register(
     measurements: Sequence[str] | None = None,
     *,
     on_request: bool = False,
+    undefined: str = "it is not defined for this map",
 ) -> None:
     """Add your own metric to the table :data:`METRICS`; its name must not be taken.
 
     Args:
         name, function, score_direction, source, measurements: as of :class:`FaithfulnessMetric`.
         on_request: add it to :data:`ON_REQUEST` instead.
+        undefined: when it is NaN, in words.
 
     Example:
         >>> import numpy as np
@@ -622,7 +629,9 @@ def register(
         'higher'
     """
     needs = None if measurements is None else tuple(measurements)
-    metric = FaithfulnessMetric(name, function, score_direction=score_direction, source=source, measurements=needs)
+    metric = FaithfulnessMetric(
+        name, function, score_direction=score_direction, source=source, measurements=needs, undefined=undefined
+    )
     if name in METRICS or name in ON_REQUEST:
         raise ValueError(f"name: {name!r} is taken")
     (ON_REQUEST if on_request else METRICS)[name] = metric
@@ -675,21 +684,46 @@ _AREAS: tuple[tuple[str, Callable[[Faithfulness, Attributions], np.ndarray], Lit
     ("insertion, harming", lambda f, a: f.insertion(a, "harming").area, "lower"),
 )
 for _name, _area, _direction in _AREAS:
-    register(_name, _area, _direction, source=_CURVES, measurements=(_name,))
+    _side = "above" if _name.endswith("supporting") else "below"
+    register(_name, _area, _direction, source=_CURVES, measurements=(_name,), undefined=f"the map has no value {_side} 0")
 register(
     "irof",
     lambda f, a: f.irof(a),
     "higher",
     source="Rieger and Hansen 2020 (arXiv 2003.08747)",
     measurements=("deletion, supporting",),
+    undefined="the map has no value above 0, or the observed score is 0",
 )
-register("faithfulness correlation", lambda f, a: f.correlation(a), "higher", source=_SUBSETS, measurements=("subsets",))
+_SAME = "the sums of the map, or the changes of the score, are the same for all sets of parts"
+register(
+    "faithfulness correlation",
+    lambda f, a: f.correlation(a),
+    "higher",
+    source=_SUBSETS,
+    measurements=("subsets",),
+    undefined=_SAME,
+)
 register(
     "mu fidelity",
     lambda f, a: f.correlation(a, ranks=True),
     "higher",
     source=f"{_SUBSETS}, by ranks",
     measurements=("subsets",),
+    undefined=_SAME,
 )
-register("infidelity", lambda f, a: f.infidelity(a), "lower", source=_INFIDELITY, measurements=("subsets",))
-register("leakage", lambda f, a: f.leakage(a), "lower", source="this library", measurements=("leakage",))
+register(
+    "infidelity",
+    lambda f, a: f.infidelity(a),
+    "lower",
+    source=_INFIDELITY,
+    measurements=("subsets",),
+    undefined="no set of parts changes the score",
+)
+register(
+    "leakage",
+    lambda f, a: f.leakage(a),
+    "lower",
+    source="this library",
+    measurements=("leakage",),
+    undefined="nothing changes when the parts are replaced, or there is no region of interest",
+)

@@ -157,7 +157,8 @@ class Question:
 def mean_scores(judge: Faithfulness, maps: Sequence[Attributions], metrics: Sequence[str]) -> pd.DataFrame:
     """Of several maps, as :meth:`Faithfulness.evaluate` has them of one."""
     scored = [judge.evaluate(one, list(metrics)) for one in maps]
-    return scored[0].assign(value=pd.concat([one["value"] for one in scored], axis=1).mean(axis=1))
+    means = pd.concat([one["value"] for one in scored], axis=1).mean(axis=1)
+    return scored[0].assign(value=means, why=scored[0]["why"].where(means.isna(), ""))
 
 
 def check_method(name: str, method: Any) -> None:

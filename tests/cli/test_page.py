@@ -41,6 +41,7 @@ def on_page(*drawings):
         pictures=drawings,
         header=["score"],
         rows=[],
+        unknown=[],
         computed={},
     )
 

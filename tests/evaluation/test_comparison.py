@@ -54,7 +54,7 @@ def test_any_method_of_captum_and_ours(d, n):
     assert len(table) == (len(methods) + 1) * n * len(room.METRICS)
     assert not table.duplicated(["method", "example", "metric"]).any()
     assert table.columns.tolist() == [
-        *("method", "example", "metric", "value", "score_direction", "source", "forwards", "seconds")
+        *("method", "example", "metric", "value", "score_direction", "source", "why", "forwards", "seconds")
     ]
     wide = found.wide()
     assert wide.index.tolist() == list(found.attributions)
@@ -271,3 +271,19 @@ def test_to_exclude_nothing_is_handed_on():
     assert float(inside.abs().max()) > 0
     excluded = case.compare({"effects": AverageTreatmentEffect(case.target)}).attributions["effects"]
     assert float(excluded[:, :, case.rois[0]].abs().max()) == 0
+
+
+def test_what_has_no_value_says_why():
+    """A constant map orders nothing, one above 0 says nothing of harm, and one of 0 not of support either."""
+    case = Case()
+    maps = {"same": torch.ones_like(case.images), "nothing": torch.zeros_like(case.images)}
+    found = case.compare(maps, n_controls=1)
+    table = found.table
+    assert ((table["why"] != "") == table["value"].isna()).all()
+    why = table.set_index(["method", "metric"])["why"]
+    assert why["same", "deletion, supporting"] == ""
+    assert why["same", "deletion, harming"] == "the map has no value below 0"
+    assert why["nothing", "insertion, supporting"] == "the map has no value above 0"
+    assert why["same", "mu fidelity"].startswith("the sums of the map, or the changes of the score")
+    assert "deletion, harming of same, nothing: the map has no value below 0" in found.unknown()
+    assert not [said for said in found.unknown() if "random" in said]

@@ -148,5 +148,6 @@ class Compare(CaseCommand):
             pictures.append(Drawing(plot_comparison, comparison, **drawn, narrow={"columns": 1}))
             pictures[-1].save(folder / modalities.file_name("comparison", channel, ".png"))
         (folder / "report.html").write_text(comparison_page(job, comparison, pictures, seconds=seconds), encoding="utf-8")
-        said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}")
-        return said
+        said: str = comparison.wide().T.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-")
+        why = comparison.unknown()
+        return "\n".join([said, *(["", "without a value:"] if why else []), *(f"  {one}" for one in why)])
