@@ -172,7 +172,8 @@ def _refuse_mixing(evaluator: ModelEvaluator, other: Tensor, alone: Tensor) -> N
     raise ValueError(
         "forward_func: an image was answered alone and in a batch with others, and "
         f"{_worded(evaluator, other, alone)}: the model mixes the images of a batch (batch norm with the batch's own statistics, "
-        "attention across the batch), and effects would be partly those of the other images. Put it into evaluation mode, or give "
+        "attention across the batch, prompts of one image given to all), and effects would be partly those of the other images. Put it into "
+        "evaluation mode, or give "
         "perturbations_per_eval=1, which runs every image alone"
     )
 

@@ -245,10 +245,11 @@ def vista3d() -> nn.Module:
     )
 
 
-def swin_v2() -> nn.Module:
-    small = {"depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4, "feature_size": 12}
-    more = {"img_size": 64} if importlib.import_module("monai").__version__ < "1.5" else {}
-    return nets.SwinUNETR(in_channels=1, out_channels=2, spatial_dims=2, use_v2=True, **small, **more)
+def swin_v2(d: int) -> nn.Module:
+    small = {"depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": {2: 4, 3: 2}[d], "feature_size": 12}
+    small["norm_name"] = {2: "instance", 3: "batch"}[d]  # a single voxel is left of the smallest volume
+    more = {"img_size": 64 // (d - 1)} if importlib.import_module("monai").__version__ < "1.5" else {}
+    return nets.SwinUNETR(in_channels=1, out_channels=2, spatial_dims=d, use_v2=True, **small, **more)
 
 
 def mednext(d: int) -> nn.Module:
@@ -358,7 +359,7 @@ FAMILIES = {
         logits=lambda o: o.transpose(0, 1),
         activation="sigmoid",
     ),
-    "SwinUNETR v2": Family(swin_v2, "decoder1", channels=1),
+    "SwinUNETR v2": Family(lambda: swin_v2(2), "decoder1", channels=1),
     "MedNeXt 2D": Family(lambda: mednext(2), "dec_stages.0", **_flat),
     "MedNeXt 3D": Family(lambda: mednext(3), "dec_stages.0", **_cube),
     "SegResNetDS 2D": Family(lambda: segresnet_ds(2), "up_layers.0.blocks", **_flat),

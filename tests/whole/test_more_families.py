@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from captum.attr import IntegratedGradients, Occlusion
-from family_cases import FAMILIES, Family, decided
+from family_cases import FAMILIES, Family, decided, swin_v2
 from torch import Tensor
 from torch.nn import functional
 
@@ -139,3 +139,58 @@ def test_captums_integrated_gradients_of_the_same_target(example):
     expected = example.image * torch.stack(gradients).mean(0)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-3)
     assert found.any()
+
+
+@pytest.mark.slow
+def test_the_smallest_swin_v2_of_volumes():
+    """All four in a few of its runs, those without a gradient in single precision: one takes as long as a dozen of the others'."""
+    model = decided(swin_v2(3))
+    values = torch.Generator().manual_seed(2)
+    image, donor = torch.rand(2, 1, 1, 32, 32, 32, generator=values)
+    roi = regions.box((32, 32, 32), start=4, size=8)
+    target = SegmentationTarget(model, roi, metric="probability_mean")
+
+    def score(x: Tensor) -> Tensor:
+        return model(x).softmax(1)[0, 1, roi].mean()
+
+    options = {"n_draws": 1, "n_screening_draws": 0, "support": None}
+    half = (..., slice(16, None))
+    with torch.no_grad():
+        observed = score(image)
+        found = AverageTreatmentEffect(target).attribute(
+            image, PatchBank(donor, placement="aligned"), 1, block_size=(32, 32, 16), exclude=None, **options
+        )
+        changed = image.clone()
+        changed[half] = donor[half]
+        expected = observed - score(changed)
+        torch.testing.assert_close(found[half].mean(), expected, atol=1e-5, rtol=1e-4)
+        assert expected.abs() > 1e-4
+        changed[half] = 0
+        occluded = Occlusion(target).attribute(image, (1, 32, 32, 16), strides=(1, 32, 32, 16), target=1)
+        torch.testing.assert_close(occluded[half].mean(), observed - score(changed), atol=1e-5, rtol=1e-4)
+
+        layer = model.swinViT.layers1c[0]
+        taken: list[Tensor] = []
+        handle = layer.register_forward_hook(lambda module, args, output: taken.append(output))
+        score(donor)
+        handle.remove()
+        first = torch.ones(1, n_channels := taken[0].shape[1], 1, 1, 1, dtype=torch.long)
+        first[:, : n_channels // 2] = 0
+        found = LayerAverageTreatmentEffect(target, layer).attribute(image, donor, 1, layer_mask=first, **options)
+
+        def swap(module, args, output):
+            return torch.where(first == 0, taken[0], output)
+
+        handle = layer.register_forward_hook(swap)
+        expected = observed - score(image)
+        handle.remove()
+        torch.testing.assert_close(found[0, 0].mean(), expected, atol=1e-5, rtol=1e-4)
+        assert expected.abs() > 1e-5
+    model.double()
+    image = image.double()
+    integrated = IntegratedGradients(target).attribute(image, target=1, n_steps=2, method="riemann_middle")
+    gradients = []
+    for share in (0.25, 0.75):
+        point = (share * image).requires_grad_()
+        gradients.append(torch.autograd.grad(score(point), point)[0])
+    torch.testing.assert_close(integrated, image * torch.stack(gradients).mean(0), atol=1e-9, rtol=1e-3)
