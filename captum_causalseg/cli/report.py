@@ -22,6 +22,7 @@ from captum_causalseg.cli.findings import (
 )
 from captum_causalseg.cli.found_regions import place_rows, region_rows, said_of
 from captum_causalseg.cli.job import EffectPictures, Job
+from captum_causalseg.cli.limits import effects_beyond
 from captum_causalseg.cli.page import Drawing, packed_asset, rendered, text_asset
 from captum_causalseg.cli.results import (
     axes_in_words,
@@ -130,7 +131,7 @@ def effects_page(
         "profile": _profile(job, statistics),
         "edge": _edge(job, statistics) if statistics.controls else None,
         "donors": None if further.donors is None else _donors(further.donors, pictures["donors"]),
-        "components": None if further.components is None else _components(job, pictures["components"]),
+        "components": None if further.components is None else _components(job, further.components, pictures["components"]),
         "sections": [_section(one) for one in further.sections],
         "refutation": None if report is None else _refutation(report),
     }
@@ -169,7 +170,7 @@ def components_page(job: Job, table: pd.DataFrame, figure: Drawing, seconds: flo
         title=f"Which parts of the network matter? {job.case.name}".rstrip(),
         about={name: value for name, value in job.case.described.items() if name != "Parts of the image"},
         score=_score_of(job, score(float(known["observed_score"].iloc[0]))) if len(known) else "",
-        components=_components(job, figure),
+        components=_components(job, table, figure),
         rows=rows,
         styles=[sign_words(job.options.metric)[row[3].startswith("-")] for row in rows],
         computed=how_computed(job.options, seconds, facts, settings={}),
@@ -441,7 +442,7 @@ def _profile(job: Job, statistics: TreatmentEffectStatistics) -> dict[str, Any] 
     }
 
 
-def _components(job: Job, figure: Drawing) -> dict[str, Any]:
+def _components(job: Job, table: pd.DataFrame, figure: Drawing) -> dict[str, Any]:
     raises, lowers = sign_words(job.options.metric)
     return {
         "has_donors": job.case.donor_images is not None,
@@ -449,6 +450,7 @@ def _components(job: Job, figure: Drawing) -> dict[str, Any]:
         "lowers": lowers,
         "what": _what(job.options.metric),
         "noun": _score_noun(job.options.metric),
+        "wider": effects_beyond(job.options.metric, score_in_words(job.options.metric), zip(table["lower"], table["upper"])),
         "picture": figure,
     }
 

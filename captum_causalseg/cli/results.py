@@ -11,6 +11,7 @@ import pandas as pd
 
 from captum_causalseg.cli.case import CommandCase
 from captum_causalseg.cli.files import option_name
+from captum_causalseg.cli.limits import effects_beyond
 from captum_causalseg.metrics import METRICS
 from captum_causalseg.statistics import EDGE_MATCHED, EDGE_SHIFTED, Status, TreatmentEffectStatistics
 from captum_causalseg.visualization.component_bars import name_of
@@ -227,9 +228,11 @@ def counts(case: CommandCase, options: argparse.Namespace, statistics: Treatment
     found = statistics.of_output(case.output)
     said = ", ".join(f"{int((found.status == s).sum())} {_STATUS[s]}" for s in _STATUS if bool((found.status == s).any()))
     said += f"; {int(found.significant(0.05).sum())} differ from 0 at a false discovery rate of 5 %"
+    lower, upper = found.confidence_interval()
+    wider = effects_beyond(options.metric, score_in_words(options.metric), zip(lower.tolist(), upper.tolist()))
+    said += "" if wider is None else f"; {wider}"
     if options.precision is None:
         return said
-    lower, upper = found.confidence_interval()
     wide = int(((upper - lower) / 2 > options.precision * (1 + 1e-9)).sum())
     return f"{said}; " + (
         f"{wide} intervals are still wider than {options.precision:g} to either side, more --draws would narrow them"
@@ -352,13 +355,15 @@ def left_out(options: argparse.Namespace, case: CommandCase, statistics: Treatme
     return [f"effects.csv: without the {outside} that cannot reach the region of interest, whose effect is 0 (--all-units)"]
 
 
-def components_text(table: pd.DataFrame) -> str:
+def components_text(table: pd.DataFrame, metric: str) -> str:
     """What ``components`` prints."""
     rows = [("module", "type", "part", "effect", "[95 % interval]"), *components_rows(table)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     said = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]) for row in rows]
     if any(row[0].endswith(")") for row in rows):
         said += ["", "(+3): so many modules that follow in a chain have the same effect"]
+    wider = effects_beyond(metric, score_in_words(metric), zip(table["lower"], table["upper"]))
+    said += [] if wider is None else ["", wider]
     return "\n".join(said)
 
 

@@ -25,7 +25,7 @@ from captum_causalseg.cli.mistakes import is_mistake, score_of_mistake
 from captum_causalseg.cli.model import read_model
 from captum_causalseg.cli.page import Drawing
 from captum_causalseg.cli.results import score_in_words
-from captum_causalseg.cli.study_page import Asked, mean_rows, study_page
+from captum_causalseg.cli.study_page import Asked, mean_note, mean_rows, study_page
 from captum_causalseg.cli.viewer_files import finite
 from captum_causalseg.cli.ways import mediators_named
 from captum_causalseg.cohort import (
@@ -490,7 +490,8 @@ def _summary(found: CohortSummary, asked: Asked) -> tuple[list[str], list[str], 
             {"share": row["mean"], "share_lower": row["lower"], "share_upper": row["upper"], "n_clear": row["n_clear"]}
         )
         lines.append(f"  share through {row['layer']}: {said} {known}".rstrip())
-    return lines, written, figure
+    note = mean_note(rows, found, asked.metric)
+    return [*lines, *([f"  {note}"] if note else [])], written, figure
 
 
 def _yaml() -> Any:

@@ -1,6 +1,7 @@
 """The report of a study: what many cases have in common, on one page."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,14 @@ from markupsafe import Markup, escape
 from captum_causalseg.cli.computed import how_computed
 from captum_causalseg.cli.digests import CaseFile, digest_rows, files_of
 from captum_causalseg.cli.files import is_file_of, name_of, name_of_case, place_name
+from captum_causalseg.cli.limits import MARK, beyond, beyond_in_words
 from captum_causalseg.cli.page import Drawing, rendered
 from captum_causalseg.cli.results import score, score_in_words, sign_words
 from captum_causalseg.cohort import Cohort, CohortSummary
+from captum_causalseg.metrics import METRICS
 from captum_causalseg.writing.names import encodable, printable
 
-__all__ = ["Asked", "mean_rows", "study_page"]
+__all__ = ["Asked", "mean_note", "mean_rows", "study_page"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def study_page(asked: Asked, cohort: Cohort, summary: CohortSummary | None, figu
         summary: of the finished cases; None where there is none.
         figure: their effects by distance; None where there is none.
     """
-    table = cohort.cases()
+    table, means = cohort.cases(), [] if summary is None else mean_rows(summary, asked.metric)
     failed, private = table[table["state"] == "failed"], asked.options.private
     names = [f"case {n}" for n in range(1, len(table) + 1)] if private else [printable(str(one)) for one in table["id"]]
     facts = {
@@ -63,7 +66,8 @@ def study_page(asked: Asked, cohort: Cohort, summary: CohortSummary | None, figu
         question=_question(asked, len(table)),
         answer=_answer(asked, summary, n=len(table), n_failed=len(failed)),
         level="" if summary is None else f"{100 * summary.level:g}",
-        means=[] if summary is None else mean_rows(summary, asked.metric),
+        means=means,
+        means_note="" if summary is None else mean_note(means, summary, asked.metric),
         picture=figure,
         noun=score_in_words(asked.metric),
         words=sign_words(asked.metric),
@@ -92,13 +96,23 @@ def mean_rows(summary: CohortSummary, metric: str) -> list[tuple[str, str, str]]
         "radius_50": f"distance within which half of that sum of sizes lies{unit}",
         "n_units": "parts that can reach the region of interest",
     }
+    # Signs of energies are free, shares are parts of 1; no other number is below 0.
+    free = (-math.inf, math.inf)
+    possible = {"observed_score": METRICS[metric].limits, "share_significant": (0.0, 1.0), "energy": free}
     rows = []
     for name, in_words in said.items():
         if f"{name}_lower" not in row.index or pd.isna(row[name]):
             continue
         lower, upper = row[f"{name}_lower"], row[f"{name}_upper"]
-        rows.append((in_words, f"{row[name]:.4g}", "" if pd.isna(lower) else f"[{lower:.4g}, {upper:.4g}]"))
+        mark = MARK if beyond((lower, upper), possible.get(name, (0.0, math.inf))) else ""
+        rows.append((in_words, f"{row[name]:.4g}", "" if pd.isna(lower) else f"[{lower:.4g}, {upper:.4g}]{mark}"))
     return rows
+
+
+def mean_note(rows: Sequence[tuple[str, str, str]], summary: CohortSummary, metric: str) -> str:
+    """What is to be said of these rows; empty if nothing is."""
+    marked = any(interval.endswith(MARK) for _, _, interval in rows)
+    return beyond_in_words(metric, score_in_words(metric), int(summary.cases["n_finished"].iloc[0])) if marked else ""
 
 
 def _about(asked: Asked) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """The table of metrics by name, open to the user's own."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from captum_causalseg._checks import BOOLEAN, FUNCTION, NONE, TEXT, check_all, checked, instance, one_of
+from captum_causalseg._checks import ANY, BOOLEAN, FUNCTION, NONE, TEXT, check_all, checked, instance, one_of, sequence
 from captum_causalseg.metrics.objects import best_dice, boundary_alignment, detection, soft_best_dice, uniformity
 from captum_causalseg.metrics.overlap import dice, iou
 from captum_causalseg.metrics.probability import brier, negated_cross_entropy
@@ -34,6 +35,7 @@ class Metric:
         inside_roi: whether nothing outside the RoI has a part in it, so that it may be computed from a part of the image.
         larger_is_better: whether a larger score is a better segmentation. Sums, means and volumes have no better: their effects
             raise or lower, where others support or harm.
+        limits: the least and the largest value that the score can have.
 
     Example:
         >>> from captum_causalseg import metrics
@@ -50,6 +52,7 @@ class Metric:
     options: frozenset[str] = field(default_factory=frozenset)
     inside_roi: bool = False
     larger_is_better: bool = True
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
         check_all(
@@ -62,6 +65,7 @@ class Metric:
             options=instance(frozenset),
             inside_roi=BOOLEAN,
             larger_is_better=BOOLEAN,
+            limits=sequence(ANY, length=2, expected="the least and the largest value"),
         )
 
 
@@ -78,6 +82,7 @@ def register(
     surrogate: str | None = None,
     inside_roi: bool = False,
     larger_is_better: bool = True,
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> None:
     """Add your own metric to the table under ``name``.
 
@@ -90,6 +95,7 @@ def register(
         inside_roi: whether the score depends on nothing outside the RoI. If so, parts of the image that cannot reach the RoI are
             left out of the computation.
         larger_is_better: ``False`` if there is no better or worse: reports then say "raises" instead of "supports".
+        limits: the least and the largest value that the score can have, if it has any: reports say where intervals reach beyond.
 
     Example:
         >>> from captum_causalseg import metrics
@@ -108,6 +114,7 @@ def register(
         surrogate=twin,
         inside_roi=inside_roi,
         larger_is_better=larger_is_better,
+        limits=limits,
     )
     if name in METRICS:
         raise ValueError(f"name: a metric called {name!r} exists already")
@@ -123,6 +130,7 @@ def _add(
     options: Sequence[str] = (),
     reference: bool = True,
     better: bool = True,
+    limits: tuple[float, float] = (0.0, 1.0),
 ) -> None:
     METRICS[name] = Metric(
         name=name,
@@ -133,30 +141,32 @@ def _add(
         options=frozenset(options),
         inside_roi=True,
         larger_is_better=better,
+        limits=limits,
     )
 
 
+_FREE, _FROM_0, _TO_0 = (-math.inf, math.inf), (0.0, math.inf), (-math.inf, 0.0)
 _add("dice", dice, "labels", twin="soft_dice", options=["empty_score"])
 _add("soft_dice", dice, "probabilities", twin="soft_dice", options=["empty_score"])
 _add("iou", iou, "labels", twin="soft_iou", options=["empty_score"])
 _add("soft_iou", iou, "probabilities", twin="soft_iou", options=["empty_score"])
 # Outlines and components have no smooth twin of their own; soft Dice moves with them and has gradients.
 _add("surface_dice", surface_dice, "labels", twin="soft_dice", options=["empty_score"])
-_add("average_surface_distance", average_surface_distance, "labels", twin="soft_dice")
-_add("hausdorff_95", hausdorff_95, "labels", twin="soft_dice")
+_add("average_surface_distance", average_surface_distance, "labels", twin="soft_dice", limits=_TO_0)
+_add("hausdorff_95", hausdorff_95, "labels", twin="soft_dice", limits=_TO_0)
 _add("detection", detection, "labels", twin="soft_dice", options=["empty_score"])
 _add("best_dice", best_dice, "labels", twin="soft_best_dice", options=["empty_score", "instances"])
 _add("soft_best_dice", soft_best_dice, "probabilities", twin="soft_best_dice", options=["empty_score", "instances"])
 _add("uniformity", uniformity, "labels", twin="soft_dice", options=["empty_score"])
-_add("logit_sum", inside_sum, "logits", twin="logit_sum", reference=False, better=False)
-_add("logit_mean", inside_mean, "logits", twin="logit_mean", reference=False, better=False)
+_add("logit_sum", inside_sum, "logits", twin="logit_sum", reference=False, better=False, limits=_FREE)
+_add("logit_mean", inside_mean, "logits", twin="logit_mean", reference=False, better=False, limits=_FREE)
 _add("probability_mean", inside_mean, "probabilities", twin="probability_mean", reference=False, better=False)
-_add("cross_entropy", negated_cross_entropy, "log_odds", twin="cross_entropy", options=["exclusive"])
-_add("brier", brier, "probabilities", twin="brier")
-_add("volume", inside_sum, "labels", twin="soft_volume", reference=False, better=False)
-_add("soft_volume", inside_sum, "probabilities", twin="soft_volume", reference=False, better=False)
-_add("relative_volume", relative_volume, "labels", twin="soft_relative_volume", better=False)
-_add("soft_relative_volume", relative_volume, "probabilities", twin="soft_relative_volume", better=False)
+_add("cross_entropy", negated_cross_entropy, "log_odds", twin="cross_entropy", options=["exclusive"], limits=_TO_0)
+_add("brier", brier, "probabilities", twin="brier", limits=(-1.0, 0.0))
+_add("volume", inside_sum, "labels", twin="soft_volume", reference=False, better=False, limits=_FROM_0)
+_add("soft_volume", inside_sum, "probabilities", twin="soft_volume", reference=False, better=False, limits=_FROM_0)
+_add("relative_volume", relative_volume, "labels", twin="soft_relative_volume", better=False, limits=_FROM_0)
+_add("soft_relative_volume", relative_volume, "probabilities", twin="soft_relative_volume", better=False, limits=_FROM_0)
 _add("volumetric_similarity", volumetric_similarity, "labels", twin="soft_volumetric_similarity", options=["empty_score"])
 _add(
     "soft_volumetric_similarity",

@@ -67,4 +67,4 @@ class Components(CaseCommand):
         picture = component_picture(job, table, title=job.case.name)
         picture.save(folder / "components.png")
         (folder / "report.html").write_text(components_page(job, table, picture, seconds=seconds), encoding="utf-8")
-        return components_text(table)
+        return components_text(table, job.options.metric)

@@ -161,7 +161,7 @@ class Explain(CaseCommand):
             found = replace(found, components=components)
             job.found["components"] = records(components)
             page(statistics, job.seconds())
-            job.finished(folder, components_text(components))
+            job.finished(folder, components_text(components, options.metric))
         if options.pathway is not None:
             ways = ways_of(job, options.pathway, "--pathway")
             drawing = write_ways(job, ways, folder)
