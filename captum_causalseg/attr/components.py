@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from captum_causalseg._captum import TargetType
 from captum_causalseg._checks import NONE, TEXT, checked, instance, mapping, no_module, one_of, renamed, sequence
 from captum_causalseg._state import in_this_thread, undisturbed
+from captum_causalseg.attr.component_shares import SHARES, with_shares
 from captum_causalseg.attr.effort import EFFORT, Effort
 from captum_causalseg.attr.estimate import estimate
 from captum_causalseg.attr.forecast import ModulesForecast
 from captum_causalseg.attr.layer import LAYOUT, are_images
 from captum_causalseg.attr.layer_average_treatment_effect import LayerBaselines
-from captum_causalseg.attr.options import LayerUnits, Options
+from captum_causalseg.attr.one_region import REGION, RegionUnits
+from captum_causalseg.attr.options import InputUnits, LayerUnits, Options
 from captum_causalseg.attr.problem import Call, prepare_call
 from captum_causalseg.attr.progress import Progress
 from captum_causalseg.donors import ActivationBank
@@ -56,6 +58,7 @@ _UNITS: dict[str, UnitKind] = {"module": "layer", "channel": "channel", "token":
     layers=NONE | TEXT | sequence(TEXT, 1, expected="a sequence of them"),
     level=one_of(*_UNITS),
     layout=LAYOUT | mapping(TEXT, LAYOUT),
+    region_units=REGION,
 )
 def component_effects(
     target: SegmentationTarget | nn.Module,
@@ -74,6 +77,9 @@ def component_effects(
     seed: int = 0,
     show_progress: bool = False,
     layout: str | Layout | Mapping[str, str | Layout] = "auto",
+    region_units: RegionUnits = None,
+    block_size: int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
 ) -> pd.DataFrame:
     """The average treatment effect of every component of a network on the score of the RoI.
 
@@ -99,6 +105,10 @@ def component_effects(
         layout: what the axes of the activations mean, as in :meth:`LayerAverageTreatmentEffect.attribute`: one for all modules, or a
             mapping from names (with wildcards) to one. Modules for which ``"auto"`` cannot tell are left out of the other levels than
             ``"module"``.
+        region_units: a region of the image, as in :func:`~captum_causalseg.pathway`: the id of a unit, ids of several, or a boolean mask
+            ``(*spatial)``. Of the effect that replacing it by donors has on the score, the table then says what share passes through each module (with ``level="module"``), from
+            up to ``n_draws`` further draws, each with up to two forwards per module. Shares of modules do not add up: they lie one behind the other.
+        block_size, feature_mask: the units that ids of ``region_units`` name.
 
     Returns:
         A table, the largest effects first within each example, with the columns ``example``, ``module``, ``type``, ``part`` (encoder,
@@ -106,7 +116,9 @@ def component_effects(
         and last inner calls lie in different ones the span, such as encoder-decoder; network if there is no smallest), ``order`` (in
         the forward pass), ``layout`` (of the activation; empty if not known), ``channel``, ``token`` or ``head`` (its number, at that
         level), ``special`` (tokens that lie on no grid, such as a class token, at that level), ``effect``, ``standard_error``, ``lower``, ``upper`` (95 % interval),
-        ``p_value``, ``share`` (of the observed score), ``status``, ``n_draws``, ``observed_score``, ``forwards`` (images run for the module,
+        ``p_value``, ``share`` (of the observed score), with ``region_units`` ``share_mediated``, ``share_mediated_lower`` and ``share_mediated_upper`` (what share of the
+        region's effect passes through the module, with the 95 % interval, as :meth:`LayerMediation.share_mediated` has it; NaN where that effect is not
+        told from 0: ``table.attrs["region"]`` has it and the reason), ``status``, ``n_draws``, ``observed_score``, ``forwards`` (images run for the module,
         for all examples and parts; what several modules have in common stands at the first of them).
 
     Raises:
@@ -122,6 +134,11 @@ def component_effects(
         >>> sorted(table["module"])
         ['0', '1', '2']
     """
+    if region_units is not None and level != "module":
+        raise ValueError(f'region_units: shares are of whole modules; expected level="module", got {level!r}')
+    for name, units in (("block_size", block_size), ("feature_mask", feature_mask)):
+        if units is not None and region_units is None:
+            raise ValueError(f"{name}: it names the units of region_units, which is not given")
     model = as_scorer(target).model
     if not isinstance(model, nn.Module):
         raise TypeError(f"target: its components are modules, but its model is a {type(model).__name__}")
@@ -211,8 +228,29 @@ def component_effects(
         "observed_score",
         "forwards",
     ]
-    table = table.sort_values(["example", "effect"], ascending=[True, False], ignore_index=True)[columns]
-    table.attrs["left_out"] = left_out
+    table = table.sort_values(["example", "effect"], ascending=[True, False], ignore_index=True)
+    if region_units is not None:
+        options = Options(
+            name="Shares of the region's effect",
+            forward_func=target,
+            inputs=inputs,
+            baselines=baselines,
+            target=output,
+            additional_forward_args=additional_forward_args,
+            units=InputUnits(feature_mask=feature_mask, block_size=block_size),
+            # A region has no others to lean on: it is not given up after a few draws.
+            effort=Effort(
+                n_draws=n_draws, n_screening_draws=0, seed=seed, sampling="stratified", allocation="equal", support=support
+            ),
+            execution=Execution(perturbations_per_eval=perturbations_per_eval),
+            show_progress=show_progress,
+            return_statistics=True,
+        )
+        with renamed(forward_func="target", target="output"):
+            table = with_shares(table, options, {name: chosen[name] for name in found}, region=region_units)
+        columns = [*columns[: columns.index("share") + 1], *SHARES, *columns[columns.index("share") + 1 :]]
+    attrs, table = table.attrs, table[columns]
+    table.attrs = attrs | {"left_out": left_out}
     return table
 
 

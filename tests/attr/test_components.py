@@ -15,6 +15,7 @@ from captum_causalseg import (
     WindowedModel,
     causal_support,
     component_effects,
+    pathway,
     regions,
 )
 from captum_causalseg.attr.components import _seed_of
@@ -346,3 +347,75 @@ def test_what_of_the_image_reaches_the_roi_is_searched_once_for_all_modules():
     search = int(causal_support(target, images).n_forwards)
     assert search > 30
     assert by_itself - later - len(donors) == pytest.approx(search, abs=4), "the looks at the model are those of two modules"
+
+
+class Ways(nn.Module):
+    """Two ways side by side, one module on both, and one that nothing follows from."""
+
+    def __init__(self, d):
+        super().__init__()
+        conv = (nn.Conv2d, nn.Conv3d)[d - 2]
+        self.first, self.deep, self.skip, self.aside = conv(1, 2, 3, padding=1), *(conv(2, 2, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        x = self.first(x)
+        self.aside(x)
+        return torch.tanh(self.deep(x)) + self.skip(x)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_shares_of_a_region_are_those_of_its_pathway(d):
+    torch.manual_seed(d)
+    size = (12,) * d
+    target = SegmentationTarget(
+        Ways(d), roi=regions.box(size, start=0, size=4), reference=torch.randint(0, 2, (2, *size)), metric="soft_dice"
+    )
+    images, donors = torch.rand(2, 1, *size), torch.rand(5, 1, *size)
+    near, far = regions.box(size, start=4, size=4), regions.box(size, start=8, size=4)
+    table = component_effects(target, images, None, donors, output=1, n_draws=5, region_units=near)
+    found = pathway(target, images, donors, region_units=near, layers=["first", "deep", "skip", "aside"], output=1, n_draws=5)
+    expected = found.to_dataframe().set_index(["example", "layer"])
+    rows = table.set_index(["example", "module"])
+    assert len(rows) == 8
+    for key, row in rows.iterrows():
+        assert row["share_mediated"] == pytest.approx(expected.loc[key, "share"])
+        assert row["share_mediated_lower"] == pytest.approx(expected.loc[key, "share_lower"])
+        assert row["share_mediated_upper"] == pytest.approx(expected.loc[key, "share_upper"])
+    shares = rows["share_mediated"].unstack()
+    assert shares["first"].tolist() == pytest.approx([1, 1], abs=1e-3)
+    assert shares["aside"].tolist() == pytest.approx([0, 0], abs=1e-3)
+    assert [one["total"] for one in table.attrs["region"]] == pytest.approx(
+        expected["total"].groupby(level="example").first().tolist()
+    )
+    assert [one["shares_unknown"] for one in table.attrs["region"]] == ["", ""]
+    # All else is as without a region.
+    plain = component_effects(target, images, None, donors, output=1, n_draws=5)
+    assert table.drop(columns=[name for name in table if name.startswith("share_")]).equals(plain)
+    by_id = component_effects(
+        target, images, "deep", donors, output=1, n_draws=5, region_units=4**d // 3, block_size=size[0] // 3
+    )
+    assert "share_mediated" in by_id
+    unreached = component_effects(target, images, "deep", donors, output=1, n_draws=5, region_units=far)
+    assert unreached["share_mediated"].isna().all()
+    assert "cannot reach the region of interest" in unreached.attrs["region"][0]["shares_unknown"]
+
+
+def test_shares_that_cannot_be_are_refused():
+    _, target, images, donors = unet(2)
+    corner = regions.box(images.shape[2:], start=0, size=2)
+    for asked, said in (
+        ({"level": "channel", "baselines": donors}, 'region_units: shares are of whole modules; expected level="module", got'),
+        ({"region_units": None, "block_size": 4}, "block_size: it names the units of region_units, which is not given"),
+        ({"baselines": ActivationBank(donors)}, "baselines: with region_units, expected donor images or a number"),
+        (
+            {"baselines": donors, "region_units": torch.ones(3, 3, dtype=torch.bool)},
+            "region_units: expected a mask of an input's",
+        ),
+        (
+            {"baselines": donors, "region_units": torch.ones(images.shape[2:], dtype=torch.bool)},
+            "region_units: the region touches",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            component_effects(target, images, "model.0", output=1, n_draws=2, **{"region_units": corner} | asked)
+        assert str(caught.value).startswith(said)

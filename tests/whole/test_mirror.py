@@ -49,6 +49,7 @@ ELSEWHERE = {
     "cli/results": "cli/commands/test_explain",
     "cli/study": "cli/commands/test_cohort",
     "cli/ways": "cli/commands/test_pathway",
+    "attr/component_shares": "attr/test_components",
     "cohort/code": "cohort/test_fingerprint",
     "cohort/comparing": "cohort/test_comparison",
     "cohort/digests": "cohort/test_fingerprint",
