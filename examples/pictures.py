@@ -1,6 +1,6 @@
 """The pictures of ``docs/_static/pictures``: of effects, of sets of regions, of parts of the network, and a profile.
 
-Of a brain slice and the demo's network; the volume is of the same brain, its model one of two lines. About three minutes on
+Of a brain slice and the demo's networks; the volume is of the same brain, its model one of two lines. About three minutes on
 one core. Needs nilearn::
 
     python examples/pictures.py --out docs/_static/pictures
@@ -23,7 +23,7 @@ from captum_causalseg import (
     regions,
     sufficient_region,
 )
-from captum_causalseg.demo import CLASS_NAMES, load_brain_slices, load_demo_network
+from captum_causalseg.demo import CLASS_NAMES, load_brain_slices, load_demo_network, load_lesion_slices
 from captum_causalseg.visualization import (
     plot_components,
     plot_convergence,
@@ -68,6 +68,20 @@ def of_a_slice(out: Path) -> None:
     # No screening and no early stop: the number of draws is what differs.
     runs = [one.attribute(image, bank, GRAY_MATTER, n_draws=n, n_screening_draws=0, **common)[1] for n in (4, 8, 16, 32)]
     save(plot_convergence(runs, target=GRAY_MATTER, score_name=SCORE), out / "convergence.png")
+
+
+def of_a_lesion(out: Path) -> None:
+    """A faint lesion, which is found because of what is around it."""
+    train, held_out = load_lesion_slices()
+    case = held_out.select(torch.tensor([14]))
+    roi = regions.box(case.masks.shape[1:], (64, 40), 24)
+    target = SegmentationTarget(load_demo_network("lesion"), roi=roi, reference=case.masks[0])
+    _, statistics = AverageTreatmentEffect(target).attribute(
+        case.images, PatchBank(train.images), block_size=8, n_draws=20, return_statistics=True
+    )
+    prediction, truth = target.segmentations(case.images)
+    drawn = {"score_name": SCORE, "segmentation": prediction, "reference": truth, "panels": ("image", "effect")}
+    save(plot_effects(case.images, statistics, roi, **drawn), out / "lesion.png")
 
 
 def of_sets_and_parts(out: Path) -> None:
@@ -121,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     of_a_slice(options.out)
+    of_a_lesion(options.out)
     of_sets_and_parts(options.out)
     of_a_profile(options.out)
     of_a_volume(options.out)
