@@ -229,7 +229,7 @@ def counts(case: CommandCase, options: argparse.Namespace, statistics: Treatment
     said = ", ".join(f"{int((found.status == s).sum())} {_STATUS[s]}" for s in _STATUS if bool((found.status == s).any()))
     said += f"; {int(found.significant(0.05).sum())} differ from 0 at a false discovery rate of 5 %"
     lower, upper = found.confidence_interval()
-    wider = effects_beyond(options.metric, score_in_words(options.metric), zip(lower.tolist(), upper.tolist()))
+    wider = effects_beyond(options.metric, score_in_words(options.metric), zip(lower.flatten().tolist(), upper.flatten().tolist()))
     said += "" if wider is None else f"; {wider}"
     if options.precision is None:
         return said
@@ -283,7 +283,9 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
     context = [] if in_words is None else [f"effects: {in_words}"]
     return "\n".join(
         [
-            f"{case.name}: {options.metric} in {case.place} is {observed(case, statistics)}".removeprefix(": "),
+            f"{case.name}: {options.metric}{_of_class(case)} in {case.place} is {observed(case, statistics)}".removeprefix(
+                ": "
+            ),
             "",
             f"{'strongest units':<16}{axes_in_words(case):<{width}}effect [95 % interval]"
             if rows
@@ -299,6 +301,12 @@ def effects_text(case: CommandCase, options: argparse.Namespace, statistics: Tre
             f"{statistics.n_forwards} forward passes of one {forwarded(statistics.settings)}, {seconds:.1f} s",
         ]
     )
+
+
+def _of_class(case: CommandCase) -> str:
+    """Of the class, where it has a name."""
+    name = case.described["Class"].partition(",")[0]
+    return "" if case.output is None or name[:1].isdigit() else f" of {name}"
 
 
 def chains(table: pd.DataFrame) -> pd.DataFrame:

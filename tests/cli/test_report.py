@@ -26,8 +26,14 @@ from captum_causalseg.visualization import plot_effects
 def test_refuters_and_components_have_their_sections(quick, capsys):
     folder, name = quick
     assert cli.main(on_picture(name, "--donors", "donors", "--refute", "--components", "0", "--units", "8")) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert "placebo" in printed
+    # All that is to come is said before it begins, and once more when it is known how long the effects took.
+    first, later = (
+        said.index(words) for words in ("the effects first, then attempts to refute them", "to come: attempts to refute them")
+    )
+    assert first < later < said.index("to come: ") + 1
+    assert re.search(r"about 10 times the work, some (\d+ s|\d+ min|a second); the network's parts, which say", said[later:])
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Attempts to refute it" in html
     assert "Parts of the network" in html

@@ -33,6 +33,24 @@ def test_maps_hold_numbers_everywhere_and_units_are_labels(quick):
     inside = labels[row.start_0 : row.stop_0, row.start_1 : row.stop_1, row.start_2 : row.stop_2]
     assert (inside == row.unit + 1).all()
     assert (labels == row.unit + 1).sum() == inside.size
+    for file in ("effects", "standard_error", "significant", "units"):
+        header = nibabel.load(f"out/{file}.nii.gz").header
+        # Programs that read either of the two transforms find the scan's.
+        for found, code in (header.get_sform(coded=True), header.get_qform(coded=True)):
+            assert code > 0
+            np.testing.assert_allclose(found, affine, atol=1e-5)
+    # Every line is one of the program's own grammar, and all three name the same labels.
+    byte, part = r"(\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])", r"(0\.\d{4}|1\.0000)"
+    grammars = {
+        "units.label.txt": rf'(\d+) {byte} {byte} {byte} [01] [01] [01] "[^"]+"',
+        "units.ctbl": rf"(\d+) \S+ {byte} {byte} {byte} {byte}",
+        "units.lut": rf"(\d+) {part} {part} {part} .+",
+    }
+    for file, grammar in grammars.items():
+        lines = [line for line in (folder / "out" / file).read_text().splitlines() if not line.startswith("#")]
+        read = [re.fullmatch(grammar, line) for line in lines]
+        assert all(read), file
+        assert [int(one[1]) for one in read if int(one[1])] == sorted(table["unit"] + 1)
     # The same names and colors for three programs.
     (snap,) = re.findall(
         rf'^{row.unit + 1} (\d+ \d+ \d+) 1 1 1 "(.+)"$', (folder / "out" / "units.label.txt").read_text(), re.MULTILINE

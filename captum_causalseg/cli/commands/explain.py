@@ -1,6 +1,7 @@
 """``causalseg explain``: the effects of all units of one image."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,32 @@ if TYPE_CHECKING:
     from captum_causalseg.statistics import TreatmentEffectStatistics
 
 __all__ = ["Explain"]
+
+
+# What is done after the effects: the option, what it is, and about how often the work of the effects it takes, where that is known.
+_FURTHER = (
+    ("refute", "attempts to refute them", 10),
+    ("compare_donors", "the same with other donors", 6),
+    ("components", "the network's parts", None),
+    ("pathway", "ways through the network", None),
+)
+
+
+def _to_come(options: argparse.Namespace, *, seconds: float | None = None) -> str:
+    """What is done after the effects, and about how long it takes once it is known how long these took; empty if nothing is."""
+    from captum_causalseg.attr.progress import duration
+
+    said = []
+    for option, what, times in _FURTHER:
+        if not getattr(options, option):
+            continue
+        if times is None:
+            said.append(f"{what}, which say what they take when they begin")
+        else:
+            said.append(
+                f"{what}, about {times} times the work" + ("" if seconds is None else f", some {duration(times * seconds)}")
+            )
+    return "; ".join(said)
 
 
 class Explain(CaseCommand):
@@ -115,6 +142,8 @@ class Explain(CaseCommand):
         pictures: dict[str, Drawing] = {}
         drawn: list[EffectPictures] = []
         found = nothing_further = Further()
+        if to_come := _to_come(options):
+            print(f"the effects first, then {to_come}; what is finished is kept", file=sys.stderr, flush=True)
 
         def page(statistics: "TreatmentEffectStatistics", seconds: float) -> None:
             text = effects_page(job, statistics, effects=drawn, pictures=pictures, further=found, seconds=seconds)
@@ -130,6 +159,8 @@ class Explain(CaseCommand):
             job.found.update(effects_found(case, statistics))
             said = ["\n".join([effects_text(case, options, statistics, seconds=seconds), *further_files(job)])]
             job.finished(folder, "\n\n".join([*said, *([edge_text(case, statistics)] if statistics.controls else [])]))
+            if to_come := _to_come(options, seconds=seconds):
+                print(f"to come: {to_come}", file=sys.stderr, flush=True)
 
         if options.refute:
             with naming_arguments():

@@ -45,7 +45,7 @@ def test_the_demo_writes_what_it_says(quick, tmp_path, capsys):
     table = pd.read_csv(tmp_path / "out" / "effects.csv")
     assert len(table) == 12 * 12 * 3
     # The network sees the slice from another border here, yet its Dice is close to that of the whole slice.
-    assert f"(held out): dice in box:184,88+32 is {float(stats.observed_score[0, 1]):.4f}" in printed.out
+    assert f"(held out): dice of grey matter in box:184,88+32 is {float(stats.observed_score[0, 1]):.4f}" in printed.out
     assert f"{stats.n_forwards} forward passes" in printed.out
     best = table[(table["class"] == 1) & (table["status"] != "EXCLUDED")].sort_values("effect").iloc[-1]
     line = next(line for line in printed.out.splitlines() if line.strip().startswith("supports"))
@@ -145,7 +145,7 @@ def test_a_picture_of_ones_own_is_explained(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "patches.npz", patches=generator.integers(0, 255, (30, 8, 8, 3)).astype(np.uint8))
     arguments = ["demo", "--image", image, "--label", label, "--patches", tmp_path / "patches.npz", "--roi", "box:24,24+16"]
     assert cli.main([str(a) for a in arguments] + ["--draws", "4", "--out", str(tmp_path / "out")]) == 0
-    assert "dice in box:24,24+16 is" in capsys.readouterr().out
+    assert "dice of mask in box:24,24+16 is" in capsys.readouterr().out
     html = unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     line = "causalseg demo --image image.png --label label.png --patches patches.npz --roi box:24,24+16 --draws 4 --seed 0 --out out"
     assert line in html
