@@ -19,8 +19,10 @@ LOWEST := .venv-lowest
 WHEEL_ENV := .venv-wheel
 # nnU-Net brings some thirty packages and torchvision.
 NNUNET := .venv-nnunet
+# napari brings Qt and some sixty packages.
+NAPARI := .venv-napari
 
-.PHONY: bench check checks clean coverage demo docs hooks install install-all lint test test-browser test-captum-oldest test-lowest test-nnunet test-wheel \
+.PHONY: bench check checks clean coverage demo docs hooks install install-all lint test test-browser test-captum-oldest test-lowest test-napari test-nnunet test-wheel \
 	wheel viewer
 
 install: $(INSTALLED)
@@ -77,6 +79,15 @@ $(NNUNET)/.installed: pyproject.toml constraints.txt
 
 test-nnunet: $(NNUNET)/.installed
 	$(THREADS) $(NNUNET)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m nnunet tests
+
+# The plugin in napari, without a screen; its window is opened as well where there is one with OpenGL: xvfb-run make test-napari.
+$(NAPARI)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NAPARI)
+	$(NAPARI)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,napari]" pytest-qt
+	touch $@
+
+test-napari: $(NAPARI)/.installed
+	$(THREADS) $(if $(DISPLAY),,QT_QPA_PLATFORM=offscreen) $(NAPARI)/bin/python -m pytest -n0 -m napari tests
 
 # Reports in a browser, chromium, which has to be there.
 test-browser: $(INSTALLED)
@@ -156,4 +167,4 @@ docs: $(DOCS)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LOWEST) $(NNUNET) $(WHEEL_ENV) build dist *.egg-info .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache docs/_build
+	rm -rf $(VENV) $(OLDEST) $(LOWEST) $(NAPARI) $(NNUNET) $(WHEEL_ENV) build dist *.egg-info .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache docs/_build

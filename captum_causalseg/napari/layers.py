@@ -90,7 +90,7 @@ def layers_of(
             effect,
             {
                 "name": "effect",
-                "colormap": ("causal effect", _diverging()),
+                "colormap": {"name": "causal effect", "colors": _diverging()},
                 "contrast_limits": (-largest, largest),
                 "blending": "translucent",
                 "interpolation2d": "nearest",
@@ -101,7 +101,12 @@ def layers_of(
         ),
         (
             _own(region, grids),
-            {"name": "region", "opacity": 0.9, "colormap": {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), 1: (1, 0.9, 0.1, 1)}, **on_it},
+            {
+                "name": "region",
+                "opacity": 0.9,
+                "colormap": {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), 1: (1, 0.9, 0.1, 1)},
+                **on_it,
+            },
             "labels",
         ),
     ]

@@ -62,7 +62,7 @@ def test_effects_are_those_of_the_library_and_lie_where_the_image_does(script):
     low, high = arguments["contrast_limits"]
     assert -low == high == pytest.approx(np.abs(effect).max())
     assert np.abs(effect).max() > 0
-    colors = arguments["colormap"][1]
+    colors = arguments["colormap"]["colors"]
     assert colors[128, 3] == 0
     assert colors[-1, 0] > colors[-1, 2], "what supports is red"
     assert np.array_equal(layers["region"][0] > 0, roi)

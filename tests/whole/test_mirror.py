@@ -89,6 +89,7 @@ ELSEWHERE = {
     "target/batches": "target/test_label_maps",
     "target/function_scorer": "target/test_scorer",
     "napari/layers": "napari/test_explaining",
+    "napari/samples": "napari/test_reader",
     "nnunet/imports": "nnunet/test_model",
     "preparation/channels": "cli/test_channels",
     "preparation/grid": "cli/test_grid",
