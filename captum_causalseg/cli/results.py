@@ -229,7 +229,9 @@ def counts(case: CommandCase, options: argparse.Namespace, statistics: Treatment
     said = ", ".join(f"{int((found.status == s).sum())} {_STATUS[s]}" for s in _STATUS if bool((found.status == s).any()))
     said += f"; {int(found.significant(0.05).sum())} differ from 0 at a false discovery rate of 5 %"
     lower, upper = found.confidence_interval()
-    wider = effects_beyond(options.metric, score_in_words(options.metric), zip(lower.flatten().tolist(), upper.flatten().tolist()))
+    wider = effects_beyond(
+        options.metric, score_in_words(options.metric), zip(lower.flatten().tolist(), upper.flatten().tolist())
+    )
     said += "" if wider is None else f"; {wider}"
     if options.precision is None:
         return said

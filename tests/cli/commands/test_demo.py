@@ -145,7 +145,7 @@ def test_a_picture_of_ones_own_is_explained(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "patches.npz", patches=generator.integers(0, 255, (30, 8, 8, 3)).astype(np.uint8))
     arguments = ["demo", "--image", image, "--label", label, "--patches", tmp_path / "patches.npz", "--roi", "box:24,24+16"]
     assert cli.main([str(a) for a in arguments] + ["--draws", "4", "--out", str(tmp_path / "out")]) == 0
-    assert "dice of mask in box:24,24+16 is" in capsys.readouterr().out
+    assert "dice in box:24,24+16 is" in capsys.readouterr().out
     html = unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     line = "causalseg demo --image image.png --label label.png --patches patches.npz --roi box:24,24+16 --draws 4 --seed 0 --out out"
     assert line in html
