@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from captum_causalseg._checks import Check, no_module, shown
@@ -51,7 +52,7 @@ def find_mediators(model: Any, layers: Any, *, n_spatial: int) -> list[Mediator]
         n_spatial: spatial axes of the image.
 
     Raises:
-        ValueError: a name is none of a module's, there are no levels, or two mediators have the same name.
+        ValueError: a name is none of a module's, there are no levels, two mediators have the same name, or one is inside TorchScript.
     """
     found: list[Mediator] = []
     if isinstance(layers, Mapping):
@@ -65,6 +66,11 @@ def find_mediators(model: Any, layers: Any, *, n_spatial: int) -> list[Mediator]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"layers: {twice} named more than once")
+    for mediator in found:
+        if any(isinstance(port.module, torch.jit.ScriptModule) for port in mediator.ports):
+            raise ValueError(
+                f"layers: {shown(mediator.name)} is inside TorchScript, where nothing can be put in place of what it returns; give the eager module"
+            )
     return found
 
 
@@ -108,7 +114,9 @@ def _each(model: Any, one: Any, n_spatial: int) -> list[Mediator]:
     # Of a function, modules are known that are given themselves.
     every = {name: module for name, module in model.named_modules() if name} if isinstance(model, nn.Module) else {}
     if not every and not isinstance(one, nn.Module):
-        raise ValueError(f"layers: the model ({type(model).__name__}) has no modules with names; give the modules themselves")
+        scripted = isinstance(model, torch.jit.ScriptModule)
+        remedy = "give the eager model: frozen TorchScript has none" if scripted else "give the modules themselves"
+        raise ValueError(f"layers: the model ({type(model).__name__}) has no modules with names; {remedy}")
     if isinstance(one, FrozenStatistics):
         return [_statistics(one, every, n_spatial)]
     if isinstance(one, nn.Module):

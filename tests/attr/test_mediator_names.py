@@ -83,3 +83,26 @@ def test_modules_of_a_function_are_given_themselves():
     assert mediator.name == "Conv2d"
     with pytest.raises(ValueError, match=r"^layers: the model \(function\) has no modules with names; give the modules"):
         find_mediators(lambda x: layer(x), "0", n_spatial=2)
+
+
+class Scripted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 2, 3)
+        self.inner = torch.jit.script(torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1)))
+
+    def forward(self, x):
+        return self.inner(self.first(x))
+
+
+@pytest.mark.parametrize("layers", ["inner", "inner.0", "*", {"a": ["first", "inner"]}])
+def test_what_is_inside_torch_script_is_refused(layers):
+    model = Scripted().eval()
+    assert [one.name for one in find_mediators(model, "first", n_spatial=2)] == ["first"]
+    with pytest.raises(ValueError, match=r"^layers: '(inner|inner\.0|a)' is inside TorchScript, .* give the eager module"):
+        find_mediators(model, layers, n_spatial=2)
+    frozen = torch.jit.freeze(torch.jit.script(model))
+    with pytest.raises(
+        ValueError, match=r"^layers: the model \(RecursiveScriptModule\) has no modules .* give the eager model"
+    ):
+        find_mediators(frozen, "first", n_spatial=2)
