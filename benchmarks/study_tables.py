@@ -16,6 +16,8 @@ from captum_causalseg.statistics import adjust_p_values
 __all__ = ["write_report"]
 
 _WORDS = {"equal": "At equal forwards", "defaults": "With defaults"}
+_FEWEST = 4
+"""Independent groups of pictures, below which nothing is said."""
 _BETTER, _UNCLEAR = "#0072B2", "0.55"
 _SHOWN = ("attribution score, soft", "deletion, supporting, soft", "mu fidelity, soft", "sensitivity n, soft", "road")
 _RIVALS, _OWN, _CLAIMED = ("Seg-Grad-CAM", "MiSuRe"), (OURS, "PdCR"), ("attribution score", "road")
@@ -126,24 +128,18 @@ def ranks_line(summary: ComparisonSummary, metric: str) -> str:
     )
 
 
-def _panel(axes: Any, series: "list[tuple[str, pd.DataFrame]]", methods: list[str], metric: str) -> None:
-    """Paired differences of each of the series, one below the other, turned so that the right is better for the method."""
-    for number, (budget, rows) in enumerate(series):
-        if rows["cluster"].nunique() < 2:
-            continue
-        found = summary_of(rows[rows["metric"] == metric]).differences
-        sign = 1 if found["score_direction"].iloc[0] == "higher" else -1
-        # The axes share their rows, also where a method has nothing.
-        found = found.set_index("method").reindex(methods)
-        places = np.arange(len(found))[::-1] - 0.3 * number
-        colors = [_BETTER if p < 0.05 else _UNCLEAR for p in found["p_adjusted"]]
-        axes.hlines(places, sign * found["lower"], sign * found["upper"], color=colors, linewidth=1.2)
-        axes.scatter(
-            *(sign * found["difference"], places),
-            **{"color": colors, "s": 16, "zorder": 3, "marker": "oD"[number], "label": _WORDS[budget].lower()},
-        )
+def _panel(axes: Any, table: pd.DataFrame, methods: list[str], metric: str) -> None:
+    """Paired differences, turned so that the right is better for the method."""
+    found = summary_of(table[table["metric"] == metric]).differences
+    sign = 1 if found["score_direction"].iloc[0] == "higher" else -1
+    # The axes share their rows, also where a method has nothing.
+    found = found.set_index("method").reindex(methods)
+    places = np.arange(len(found))[::-1]
+    colors = [_BETTER if p < 0.05 else _UNCLEAR for p in found["p_adjusted"]]
+    axes.hlines(places, sign * found["lower"], sign * found["upper"], color=colors)
+    axes.scatter(sign * found["difference"], places, color=colors, s=18, zorder=3)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(np.arange(len(methods))[::-1] - 0.15 * (len(series) - 1), methods, fontsize=8)
+    axes.set_yticks(places, methods, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
 
 
@@ -152,34 +148,28 @@ def _methods(table: pd.DataFrame) -> list[str]:
 
 
 def forest(table: pd.DataFrame) -> Figure:
-    """Differences from ours, a row of panels per data set, a column per score; at equal forwards, and with defaults below."""
+    """Differences from ours, a row of panels per data set, a column per score."""
     parts = list(table.groupby("data", sort=False))
-    figure = Figure(figsize=(2.3 * len(_SHOWN) + 1.6, 4.2 * len(parts)), layout="constrained")
+    figure = Figure(figsize=(2.3 * len(_SHOWN) + 1.6, 3.9 * len(parts)), layout="constrained")
     grid = figure.subplots(len(parts), len(_SHOWN), squeeze=False, sharey=True)
     for row, (data, part) in zip(grid, parts):
         for axes, metric in zip(row, _SHOWN):
-            series = [(budget, part[part["budget"] == budget]) for budget in _WORDS]
-            _panel(axes, series, _methods(table), metric)
+            _panel(axes, part, _methods(table), metric)
             axes.set_title(f"{data}\n{metric}", fontsize=9)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    for handle in legend.legend_handles:
-        handle.set_color("black")
     figure.supxlabel(f"difference from {OURS!r}; to the right: better for the method", fontsize=9)
     return figure
 
 
 def forest_by_place(table: pd.DataFrame, metric: str = "mu fidelity, soft") -> Figure:
-    """Differences from ours by one score at equal forwards, a panel per data set and kind of region with three independent groups at least."""
-    table = table[table["budget"] == "equal"]
+    """Differences from ours by one score, a panel per data set and kind of region with enough independent groups."""
     parts = [
         (f"{data}, {place}", part)
         for (data, place), part in table.groupby(["data", "place"], sort=False)
-        if part["cluster"].nunique() > 2
+        if part["cluster"].nunique() >= _FEWEST
     ]
     figure = Figure(figsize=(2.6 * len(parts) + 1.6, 4), layout="constrained")
     for axes, (title, part) in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts):
-        _panel(axes, [("equal", part)], _methods(table), metric)
+        _panel(axes, part, _methods(table), metric)
         axes.set_title(f"{title}\n{part['case'].nunique()} regions in {part['cluster'].nunique()} groups", fontsize=9)
     figure.supxlabel(f"difference from {OURS!r} in {metric}; to the right: better for the method", fontsize=9)
     return figure
@@ -201,7 +191,7 @@ def report(table: pd.DataFrame, about: pd.DataFrame) -> list[str]:
     for budget in ("equal", "defaults"):
         for data in dict.fromkeys(table["data"]):
             part = table[(table["budget"] == budget) & (table["data"] == data)]
-            if part.empty or part["cluster"].nunique() < 2:
+            if part.empty or part["cluster"].nunique() < _FEWEST:
                 continue
             summary = summary_of(part)
             costs = part.groupby("method")["forwards"].median()
@@ -231,5 +221,8 @@ def write_report(table: pd.DataFrame, about: pd.DataFrame, docs: Path | None) ->
         return
     (docs / "benchmarks" / "study.md").write_text(text, encoding="utf-8")
     (docs / "benchmarks" / "study_claim.md").write_text(claims_table(table), encoding="utf-8")
-    forest(table).savefig(docs / "_static" / "study_methods.png", dpi=80)
-    forest_by_place(table).savefig(docs / "_static" / "study_regions.png", dpi=80)
+    for budget, name in (("equal", "study_methods.png"), ("defaults", "study_defaults.png")):
+        part = table[table["budget"] == budget]
+        if not part.empty and part.groupby("data")["cluster"].nunique().min() >= _FEWEST:
+            forest(part).savefig(docs / "_static" / name, dpi=80)
+    forest_by_place(table[table["budget"] == "equal"]).savefig(docs / "_static" / "study_regions.png", dpi=80)
