@@ -1,5 +1,6 @@
 """Effects as layers over an image: where they lie, and that they are those of the library."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -262,3 +263,23 @@ def test_the_kind_of_a_model_is_found(tmp_path, script):
         kind_of(tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"^model: there is no"):
         kind_of(tmp_path / "nothing.ts")
+
+
+@pytest.mark.nnunet
+@pytest.mark.skipif(importlib.util.find_spec("nnunetv2") is None, reason="nnunetv2 is not installed")
+def test_an_nnunet_prepares_the_file_and_effects_lie_on_the_layer(tmp_path, monkeypatch):
+    from nnunet_cases import made_results
+
+    results = made_results(tmp_path, monkeypatch, channels=("T1",))
+    values = np.random.default_rng(0).random((20, 18, 16), dtype=np.float32) + 1
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, 1, 1, 1])), tmp_path / "case_0000.nii.gz")
+    roi = box(values.shape, (8, 12), (8, 12), (8, 12))
+    asked = Question(results, class_="1", units="6", n_draws=3, metric="logit_mean")
+    assert kind_of(results) == "nnunet"
+    found = by_name(explain_layers(LayerImage(values, file=tmp_path / "case_0000.nii.gz"), roi, asked))
+    effect, units = found["effect"][0], found["units"][0]
+    assert effect.shape == values.shape
+    # nnU-Net's grid has other voxels; blocks keep the layer's edges.
+    assert len(np.unique(units[0:6, 0:6, 0:6])) == 1
+    assert np.abs(effect).max() > 0
+    assert effect[roi].tolist() == [0.0] * 64

@@ -10,7 +10,7 @@ pytest.importorskip("pytestqt", reason="needs pytest-qt")
 pytest.importorskip("napari", reason="needs napari")
 
 from napari.components import ViewerModel
-from npe2 import PluginManifest
+from npe2 import PluginManager, PluginManifest
 
 from captum_causalseg.napari import widget as module
 from captum_causalseg.napari.explaining import LayerImage, Question, explain_layers
@@ -219,6 +219,8 @@ def test_a_file_is_opened_with_its_own_axes(tmp_path, qtbot):
     nibabel = pytest.importorskip("nibabel")
     values = np.random.default_rng(0).random((3, 4, 5), dtype=np.float32)
     nibabel.save(nibabel.Nifti1Image(values, np.diag([1.0, 2, 3, 1])), tmp_path / "scan.nii.gz")
+    # Done by the window otherwise, which not every test opens.
+    PluginManager.instance().discover()
     viewer = ViewerModel()
     viewer.open(tmp_path / "scan.nii.gz", plugin="captum-causalseg")
     one = ExplainWidget(viewer)
