@@ -214,9 +214,15 @@ class Running:
         return treated
 
     def forecast(
-        self, goal: Goal | None = None, *, in_context: bool, controls: Mapping[str, Control] | None = None
+        self,
+        goal: Goal | None = None,
+        *,
+        in_context: bool,
+        controls: Mapping[str, Control] | None = None,
+        runs: int = 1,
+        n_checks: int = 0,
     ) -> Forecast:
-        """Tells the progress bar of a run of the plan."""
+        """Tells the progress bar of a run of the plan; arguments as of :class:`Forecast`."""
         return Forecast(
             self.progress,
             self.plan,
@@ -225,6 +231,8 @@ class Running:
             goal=goal,
             in_context=in_context,
             controls=controls or {},
+            runs=runs,
+            n_checks=n_checks,
         )
 
     def forwards(self, n_interventions: int) -> dict[str, int]:

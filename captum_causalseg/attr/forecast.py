@@ -28,6 +28,8 @@ class Forecast:
         goal: that draws may go on for, as far as its budget goes.
         in_context: whether sets of units are replaced, and not single ones.
         controls: what is measured besides.
+        runs: how often every intervention runs the model.
+        n_checks: forwards that are made besides, at most, to see that what is spared is the same.
     """
 
     def __init__(
@@ -40,11 +42,14 @@ class Forecast:
         goal: Goal | None = None,
         in_context: bool = False,
         controls: Mapping[str, Control],
+        runs: int = 1,
+        n_checks: int = 0,
     ) -> None:
         self._progress, self._plan, self._evaluator, self._witness = progress, plan, evaluator, witness
         self._budget, self._in_context = 0 if goal is None else goal.budget, in_context
         self._n_controls = sum(control.most_draws(plan) for control in controls.values())
-        self._n_looks = 0 if witness is None else witness.n_forwards
+        self._n_looks = n_checks + (0 if witness is None else witness.n_forwards)
+        self._runs = runs
         self._done, self._dearest, self._before = 0, 0, 0
 
     def run(self, done: int, total: int) -> None:
@@ -85,9 +90,10 @@ class Forecast:
         example, unit = self._plan.example[rows], self._plan.unit[rows]
         none = np.zeros((len(rows), 1), dtype=np.int64)
         if not self._in_context:
-            return self._evaluator.forwards_each(Interventions.single(example, unit, none, outputs=self._plan.active[rows]))
+            single = Interventions.single(example, unit, none, outputs=self._plan.active[rows])
+            return self._runs * self._evaluator.forwards_each(single)
         examples, of_example = np.unique(example, return_inverse=True)
-        return self._evaluator.forwards_each(Interventions(examples, of_example, unit, donor=none))
+        return self._runs * self._evaluator.forwards_each(Interventions(examples, of_example, unit, donor=none))
 
     def _made(self) -> int:
         """Forwards since it began, whatever for, but those of a control that is not complete."""

@@ -225,7 +225,7 @@ def split_effects(options: Options, layers: Layers) -> tuple[Problem, MediationS
             screening_threshold=effort.screening_threshold,
             goal=goal,
             needed=needed,
-            on_progress=now.forecast(goal, in_context=False).run,
+            on_progress=now.forecast(goal, in_context=False, runs=mediated.runs_each, n_checks=mediated.most_checks).run,
         )
     found = [statistics_of(now, options, _column(outcome, place, k)) for place in range(n)]
     parts = [found[first : first + len(QUANTITIES)] for first in range(1, n, len(QUANTITIES))]

@@ -23,6 +23,9 @@ QUANTITIES = ("indirect", "direct", "interaction", "rest")
 # single precision.
 _MOST_ELEMENTS = 2**26
 
+# Answers that are compared with those of a whole run, once.
+_FEW = 2
+
 _Values = TypeVar("_Values")
 
 
@@ -53,6 +56,16 @@ class MediatedEvaluator:
     def n_columns(self) -> int:
         """How many scores there are for each of the model's."""
         return 1 + len(QUANTITIES) * len(self._ways)
+
+    @property
+    def runs_each(self) -> int:
+        """How often the model runs for each intervention: under it, and through and around each mediator."""
+        return 1 + 2 * len(self._ways)
+
+    @property
+    def most_checks(self) -> int:
+        """Further images at most, by which it is found out what need not run again."""
+        return sum(way.most_checks(len(self._observed)) for way in self._ways)
 
     def observe(self, examples: np.ndarray) -> Tensor:
         """The scores without intervention, for each column."""
@@ -192,6 +205,10 @@ class _Way:
         """How many elements they return for one image."""
         return self._replay.n_held if self._carries else 0
 
+    def most_checks(self, n_examples: int) -> int:
+        """See :attr:`MediatedEvaluator.most_checks`."""
+        return self._replay.most_checks(n_examples) + _FEW
+
     def indirect(self, there: Sequence[Sequence[Tensor]], here: Sequence[Sequence[Tensor]], examples: np.ndarray) -> Any:
         """Answers to the images as they are, with what passed the mediator under the interventions."""
         values = self.mixed(there, here)
@@ -226,7 +243,7 @@ class _Way:
             found = self._under(copies, intervened)
         reason = None if carried.intact else "the model changes in place what it computed before"
         if reason is None and not self._compared:
-            few = np.unique([0, len(intervened.examples) - 1])
+            few = np.unique([0, len(intervened.examples) - 1])  # _FEW of them
             self._plain.ledger.count("replay compared", len(few))
             rows = torch.from_numpy(few).to(found.device)
             plain = self._under([[tensor[rows] for tensor in tensors] for tensors in values], intervened.some(few))
