@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_causalseg._captum import TargetType
-from captum_causalseg._checks import NONE, TEXT, checked, instance, mapping, no_module, one_of, renamed, sequence
+from captum_causalseg._checks import NONE, TEXT, checked, instance, listed, mapping, no_module, one_of, renamed, sequence
 from captum_causalseg._state import in_this_thread, undisturbed
 from captum_causalseg.attr.component_shares import SHARES, with_shares
 from captum_causalseg.attr.effort import EFFORT, Effort
@@ -210,7 +210,7 @@ def component_effects(
     if left_out:
         logger.info("component_effects: left out %d module(s): %s", len(left_out), left_out)
     if not rows:
-        raise ValueError(f"layers: none of {list(chosen)} has one activation to intervene on: {left_out}")
+        raise ValueError(f"layers: none of {listed(chosen)} has one activation to intervene on: {_reasons(left_out)}")
     table = pd.concat(rows, ignore_index=True)
     table["part"] = table["module"].map(_parts(watched.visits))
     table["share"] = table["effect"] / table["observed_score"].where(table["observed_score"] != 0)
@@ -296,6 +296,14 @@ def _banks(
     if group:
         share()
     return banks
+
+
+def _reasons(left_out: Mapping[str, str]) -> str:
+    """Why modules were left out, each reason once: there may be hundreds of modules."""
+    modules: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        modules.setdefault(reason, []).append(name)
+    return "; ".join(f"{reason} ({listed(names)})" for reason, names in modules.items())
 
 
 def _refuse_drift(first: Tensor, now: Tensor, name: str) -> None:

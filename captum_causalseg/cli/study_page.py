@@ -93,7 +93,7 @@ def mean_rows(summary: CohortSummary, metric: str) -> list[tuple[str, str, str]]
         "supporting_mass": f"that of effects above 0 ({above})",
         "harming_mass": f"that of effects below 0 ({below})",
         "energy": "sum of effect² - error², which noise does not raise",
-        "radius_50": f"distance within which half of that sum of sizes lies{unit}",
+        "radius_50": f"distance within which half of the effects' sizes lies{unit}",
         "n_units": "parts that can reach the region of interest",
     }
     # Signs of energies are free, shares are parts of 1; no other number is below 0.

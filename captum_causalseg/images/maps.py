@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from captum_causalseg._checks import NONE, PATH, TEXT, array_of, checked
+from captum_causalseg._checks import NONE, PATH, TEXT, array_of, checked, listed
 from captum_causalseg.images.formats import NIFTI_ENDINGS, needed_package, read_file, reason
 from captum_causalseg.writing.files import written_whole
 
@@ -126,6 +126,11 @@ def invert(values: Tensor, image: "MetaTensor", transform: Any, key: str = "imag
     if not isinstance(transform, Compose):
         raise TypeError(f"transform: expected a MONAI Compose of dictionary transforms, got {type(transform).__name__}")
     keys = sorted({str(name) for step in transform.flatten().transforms for name in getattr(step, "keys", ())})
+    if not keys:
+        raise ValueError(
+            "transform: expected dictionary transforms, such as LoadImaged(keys='image'), which can be undone for another map; got array "
+            f"transforms only ({listed(type(step).__name__ for step in transform.flatten().transforms)})"
+        )
     if key not in keys:
         raise ValueError(f"key: transform has no step for {key!r}; its steps are for {keys}")
     inverse = Invertd("map", transform=transform, orig_keys=key, nearest_interp=True)

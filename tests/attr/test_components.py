@@ -98,7 +98,9 @@ def test_every_module_is_there_by_default_and_those_left_out_say_why():
         "shape": "it returns no floating-point tensor",
     }
     assert (table["part"] == "network").all()
-    with pytest.raises(ValueError, match=r"layers: none of .*twice.* has one activation to intervene on"):
+    with pytest.raises(
+        ValueError, match=r"layers: none of twice has one activation to intervene on: it is called 2 times \(twice\)"
+    ):
         component_effects(target, images, "twice", output=1)
 
 

@@ -234,5 +234,7 @@ def test_invert_refuses():
         images.invert(values, image, prepare, key="scan")
     with pytest.raises(TypeError, match="transform: expected a MONAI Compose of dictionary transforms, got SpatialPad"):
         images.invert(values, image, transforms.SpatialPad((8, 8)))
+    with pytest.raises(ValueError, match=r"transform: expected dictionary transforms, .* array transforms only \(SpatialPad\)"):
+        images.invert(values, image, transforms.Compose([transforms.SpatialPad((8, 8))]))
     with pytest.raises(ValueError, match="transform: it is not what made the image: "):
         images.invert(values, image, transforms.Compose([transforms.Flipd("image", 0)]))
