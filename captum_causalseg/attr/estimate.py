@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_causalseg._state import undisturbed
 from captum_causalseg.attr.controls import Control, controlled
 from captum_causalseg.attr.effort import Effort
-from captum_causalseg.attr.forecast import Forecast
+from captum_causalseg.attr.forecast import Forecast, Runs
 from captum_causalseg.attr.inputs_and_layers import prepare_inputs_and_layers
 from captum_causalseg.attr.layer import prepare_layer
 from captum_causalseg.attr.options import InputAndLayerUnits, InputUnits, LayerUnits, Options, PromptUnits
@@ -219,8 +219,7 @@ class Running:
         *,
         in_context: bool,
         controls: Mapping[str, Control] | None = None,
-        runs: int = 1,
-        n_checks: int = 0,
+        runs: Runs | None = None,
     ) -> Forecast:
         """Tells the progress bar of a run of the plan; arguments as of :class:`Forecast`."""
         return Forecast(
@@ -232,7 +231,6 @@ class Running:
             in_context=in_context,
             controls=controls or {},
             runs=runs,
-            n_checks=n_checks,
         )
 
     def forwards(self, n_interventions: int) -> dict[str, int]:

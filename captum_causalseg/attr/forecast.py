@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,20 @@ from captum_causalseg.interventions.evaluator import ModelEvaluator
 from captum_causalseg.interventions.repeatability import Witness
 from captum_causalseg.statistics import TreatmentEffectStatistics
 
-__all__ = ["Forecast", "ModulesForecast"]
+__all__ = ["Forecast", "ModulesForecast", "Runs"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How often the model runs beyond once for every intervention.
+
+    Args:
+        each: runs for each intervention.
+        n_checks: forwards that are made besides, at most, to see that what is spared is the same.
+    """
+
+    each: int = 1
+    n_checks: int = 0
 
 
 class Forecast:
@@ -28,8 +42,7 @@ class Forecast:
         goal: that draws may go on for, as far as its budget goes.
         in_context: whether sets of units are replaced, and not single ones.
         controls: what is measured besides.
-        runs: how often every intervention runs the model.
-        n_checks: forwards that are made besides, at most, to see that what is spared is the same.
+        runs: of the model.
     """
 
     def __init__(
@@ -42,14 +55,13 @@ class Forecast:
         goal: Goal | None = None,
         in_context: bool = False,
         controls: Mapping[str, Control],
-        runs: int = 1,
-        n_checks: int = 0,
+        runs: Runs | None = None,
     ) -> None:
         self._progress, self._plan, self._evaluator, self._witness = progress, plan, evaluator, witness
         self._budget, self._in_context = 0 if goal is None else goal.budget, in_context
         self._n_controls = sum(control.most_draws(plan) for control in controls.values())
-        self._n_looks = n_checks + (0 if witness is None else witness.n_forwards)
-        self._runs = runs
+        self._runs = Runs() if runs is None else runs
+        self._n_looks = self._runs.n_checks + (0 if witness is None else witness.n_forwards)
         self._done, self._dearest, self._before = 0, 0, 0
 
     def run(self, done: int, total: int) -> None:
@@ -91,9 +103,9 @@ class Forecast:
         none = np.zeros((len(rows), 1), dtype=np.int64)
         if not self._in_context:
             single = Interventions.single(example, unit, none, outputs=self._plan.active[rows])
-            return self._runs * self._evaluator.forwards_each(single)
+            return self._runs.each * self._evaluator.forwards_each(single)
         examples, of_example = np.unique(example, return_inverse=True)
-        return self._runs * self._evaluator.forwards_each(Interventions(examples, of_example, unit, donor=none))
+        return self._runs.each * self._evaluator.forwards_each(Interventions(examples, of_example, unit, donor=none))
 
     def _made(self) -> int:
         """Forwards since it began, whatever for, but those of a control that is not complete."""

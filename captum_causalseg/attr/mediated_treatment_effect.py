@@ -15,6 +15,7 @@ from captum_causalseg.attr.channels import CHANNELS, UNITS, Channels
 from captum_causalseg.attr.effort import DRAWS, EFFORT, OPEN_DRAWS, Effort, draws_of
 from captum_causalseg.attr.estimate import Running, answer, goal_of, running, statistics_of
 from captum_causalseg.attr.exclusion import Exclude
+from captum_causalseg.attr.forecast import Runs
 from captum_causalseg.attr.mediator_names import LAYERS, FrozenStatistics, find_mediators
 from captum_causalseg.attr.one_region import region_excluded
 from captum_causalseg.attr.options import InputUnits, Options
@@ -225,7 +226,7 @@ def split_effects(options: Options, layers: Layers) -> tuple[Problem, MediationS
             screening_threshold=effort.screening_threshold,
             goal=goal,
             needed=needed,
-            on_progress=now.forecast(goal, in_context=False, runs=mediated.runs_each, n_checks=mediated.most_checks).run,
+            on_progress=now.forecast(goal, in_context=False, runs=Runs(mediated.runs_each, mediated.most_checks)).run,
         )
     found = [statistics_of(now, options, _column(outcome, place, k)) for place in range(n)]
     parts = [found[first : first + len(QUANTITIES)] for first in range(1, n, len(QUANTITIES))]
