@@ -17,7 +17,7 @@ from captum_causalseg.target import WindowedModel
 from captum_causalseg.visualization import plot_pathway
 from captum_causalseg.writing.names import write_csv
 
-__all__ = ["check_ways", "mediators_named", "ways_of", "write_ways"]
+__all__ = ["check_ways", "count_ways", "mediators_named", "ways_of", "write_ways"]
 
 
 def mediators_named(names: Sequence[str]) -> list[str | FrozenStatistics]:
@@ -38,6 +38,11 @@ def check_ways(case: CommandCase, names: Sequence[str], option: str) -> None:
         )
     with naming_arguments(layers=option):
         find_mediators(case.target.model, mediators_named(names), n_spatial=case.image.ndim - 2)
+
+
+def count_ways(case: CommandCase, names: Sequence[str]) -> int:
+    """At how many layers effects are split."""
+    return len(find_mediators(case.target.model, mediators_named(names), n_spatial=case.image.ndim - 2))
 
 
 def ways_of(job: Job, names: Sequence[str], option: str, *, region: Tensor | None = None) -> Pathway:

@@ -33,7 +33,11 @@ def test_refuters_and_components_have_their_sections(quick, capsys):
         said.index(words) for words in ("the effects first, then attempts to refute them", "to come: attempts to refute them")
     )
     assert first < later < said.index("to come: ") + 1
-    assert re.search(r"about 10 times the work, some (\d+ s|\d+ min|a second); the network's parts, which say", said[later:])
+    assert re.search(
+        r"about 10 times the work, some \d+ forward passes and (\d+ s|\d+ min|a second); the network's", said[later:]
+    )
+    # The refuters are done; the parts are left.
+    assert "to come: the network's parts, which say what they take when they begin\n" in said
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Attempts to refute it" in html
     assert "Parts of the network" in html

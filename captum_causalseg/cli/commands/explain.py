@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,20 +28,44 @@ _FURTHER = (
 )
 
 
-def _to_come(options: argparse.Namespace, *, seconds: float | None = None) -> str:
-    """What is done after the effects, and about how long it takes once it is known how long these took; empty if nothing is."""
+def _to_come(
+    options: argparse.Namespace,
+    *,
+    mediators: int = 0,
+    measured: tuple[int, float] | None = None,
+    done: Collection[str] = (),
+) -> str:
+    """What is done after the effects, with about how much work each part takes; empty if nothing is left.
+
+    Args:
+        options: of the command.
+        mediators: layers at which effects are split.
+        measured: forward passes and seconds of the effects, once they are known.
+        done: options whose parts are finished.
+    """
     from captum_causalseg.attr.progress import duration
 
-    said = []
+    said, known, unknown = [], [], []
     for option, what, times in _FURTHER:
-        if not getattr(options, option):
+        if not getattr(options, option) or option in done:
             continue
+        if option == "pathway":
+            # A draw of a total effect is one pass; each mediator adds an indirect and a direct one.
+            times = 1 + 2 * mediators
         if times is None:
             said.append(f"{what}, which say what they take when they begin")
-        else:
-            said.append(
-                f"{what}, about {times} times the work" + ("" if seconds is None else f", some {duration(times * seconds)}")
-            )
+            unknown.append(what)
+            continue
+        known.append(times)
+        work = f"{what}, about {times} times the work"
+        if measured is not None:
+            work += f", some {times * measured[0]} forward passes and {duration(times * measured[1])}"
+        said.append(work)
+    if measured is not None and len(said) > 1 and known:
+        without = f", without {unknown[0]}" if unknown else ""
+        said.append(
+            f"together some {sum(known) * measured[0]} forward passes and {duration(sum(known) * measured[1])}{without}"
+        )
     return "; ".join(said)
 
 
@@ -130,7 +155,7 @@ class Explain(CaseCommand):
         from captum_causalseg.cli.modules import component_picture, component_table
         from captum_causalseg.cli.report import Further, effects_page, pathway_section
         from captum_causalseg.cli.results import components_text, edge_text, effects_found, effects_text, records
-        from captum_causalseg.cli.ways import ways_of, write_ways
+        from captum_causalseg.cli.ways import count_ways, ways_of, write_ways
         from captum_causalseg.evaluation.refute import refute
         from captum_causalseg.writing.names import write_csv
 
@@ -142,7 +167,10 @@ class Explain(CaseCommand):
         pictures: dict[str, Drawing] = {}
         drawn: list[EffectPictures] = []
         found = nothing_further = Further()
-        if to_come := _to_come(options):
+        mediators = 0 if options.pathway is None else count_ways(case, options.pathway)
+        measured: list[tuple[int, float]] = []
+        done: list[str] = []
+        if to_come := _to_come(options, mediators=mediators):
             print(f"the effects first, then {to_come}; what is finished is kept", file=sys.stderr, flush=True)
 
         def page(statistics: "TreatmentEffectStatistics", seconds: float) -> None:
@@ -159,7 +187,12 @@ class Explain(CaseCommand):
             job.found.update(effects_found(case, statistics))
             said = ["\n".join([effects_text(case, options, statistics, seconds=seconds), *further_files(job)])]
             job.finished(folder, "\n\n".join([*said, *([edge_text(case, statistics)] if statistics.controls else [])]))
-            if to_come := _to_come(options, seconds=seconds):
+            measured.append((statistics.n_forwards, seconds))
+            say_what_is_left()
+
+        def say_what_is_left(*finished: str) -> None:
+            done.extend(finished)
+            if to_come := _to_come(options, mediators=mediators, measured=measured[0], done=done):
                 print(f"to come: {to_come}", file=sys.stderr, flush=True)
 
         if options.refute:
@@ -171,6 +204,7 @@ class Explain(CaseCommand):
             job.found["refutation"] = records(report.to_dataframe())
             page(statistics, job.seconds())
             job.finished(folder, str(report))
+            say_what_is_left("refute")
         else:
             with naming_arguments():
                 _, statistics = explainer.attribute(**arguments, return_statistics=True)
@@ -185,6 +219,7 @@ class Explain(CaseCommand):
             job.found["donors"] = records(donors.table.drop(columns="example"))
             page(statistics, job.seconds())
             job.finished(folder, str(donors))
+            say_what_is_left("compare_donors")
         if options.components is not None:
             components = component_table(job, options.components, "module", option="--components")
             write_csv(components, folder / "components.csv")
@@ -193,6 +228,7 @@ class Explain(CaseCommand):
             job.found["components"] = records(components)
             page(statistics, job.seconds())
             job.finished(folder, components_text(components, options.metric))
+            say_what_is_left("components")
         if options.pathway is not None:
             ways = ways_of(job, options.pathway, "--pathway")
             drawing = write_ways(job, ways, folder)

@@ -1,5 +1,6 @@
 """`causalseg explain`, as a person meets it."""
 
+import argparse
 import contextlib
 import re
 from html import unescape
@@ -13,6 +14,7 @@ from command_line import on_picture, on_scan
 from captum_causalseg import TreatmentEffectStatistics, cli, images
 from captum_causalseg.cli import job as _cli_job
 from captum_causalseg.cli import report as _cli_report
+from captum_causalseg.cli.commands.explain import _to_come
 from captum_causalseg.cli.places import find_roi
 from captum_causalseg.preparation.grid import Grids
 from captum_causalseg.preparation.image_files import FilePreparation
@@ -416,3 +418,18 @@ def test_what_joint_effects_do_not_go_with(place, capsys, given, message):
     with contextlib.suppress(SystemExit):
         assert cli.main(on_picture(name, "--weights", "two.pt", *given)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_is_to_come_is_forecast_part_by_part_and_in_all():
+    asked = argparse.Namespace(refute=True, compare_donors=False, components="*", pathway=["a", "b"])
+    # Two layers: a pass for the total effect, two for each layer.
+    assert _to_come(asked, mediators=2, measured=(100, 6.0)) == (
+        "attempts to refute them, about 10 times the work, some 1000 forward passes and 60 s; "
+        "the network's parts, which say what they take when they begin; "
+        "ways through the network, about 5 times the work, some 500 forward passes and 30 s; "
+        "together some 1500 forward passes and 90 s, without the network's parts"
+    )
+    assert _to_come(asked, mediators=2, measured=(100, 6.0), done=["refute", "components"]) == (
+        "ways through the network, about 5 times the work, some 500 forward passes and 30 s"
+    )
+    assert _to_come(asked, mediators=2, measured=(100, 6.0), done=["refute", "components", "pathway"]) == ""
