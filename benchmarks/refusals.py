@@ -44,6 +44,7 @@ from captum_causalseg.cohort import explain_cohort, summarize
 from captum_causalseg.evaluation import faithfulness, planted, profile
 from captum_causalseg.evaluation.refute import REFUTERS, RefutationContext
 from captum_causalseg.images import load_image
+from captum_causalseg.target.adapters import ADAPTERS
 
 PUBLIC = (
     "captum_causalseg",
@@ -1124,7 +1125,7 @@ def _at_most(seconds: float) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet(folder: Path) -> Iterator[None]:
     """In a folder of its own, saying nothing, with the open tables as they were afterward."""
-    tables = [metrics.METRICS, faithfulness.METRICS, REFUTERS]
+    tables = [metrics.METRICS, faithfulness.METRICS, faithfulness.ON_REQUEST, REFUTERS, ADAPTERS, layout.UNIT_KINDS]
     before, here, level = [dict(table) for table in tables], Path.cwd(), logging.root.manager.disable
     # A number in the place of a path is a file descriptor to Python: 1 is what this prints to.
     streams = [os.dup(number) for number in (0, 1, 2)]

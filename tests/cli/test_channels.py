@@ -48,7 +48,9 @@ def color(tmp_path, monkeypatch):
     drawn = []
 
     def draw(*args, **options):
-        drawn.append((options["channel"], options["title"]))
+        one = (options["channel"], options["title"])
+        if one not in drawn:  # a report has each of them for narrow screens as well
+            drawn.append(one)
         return Figure()
 
     # Pictures take most of the time.
@@ -75,7 +77,8 @@ def test_what_each_channel_does_is_in_table_picture_and_report(color, tmp_path, 
     lines = printed.splitlines()
     assert any(line.split()[:4] == ["channel", "0", "8", str(significant)] for line in lines)
     assert "channel 0: " in printed
-    assert drawn[::2] == [(number, f"image.png, channel {number}") for number in range(3)]
+    # The report's own pictures have no file's name.
+    assert [one for one in drawn if "image.png" in one[1]] == [(number, f"image.png, channel {number}") for number in range(3)]
     files = sorted(file.name for file in (tmp_path / "out").glob("*.png"))
     assert files == ["effects_channel_0.png", "effects_channel_1.png", "effects_channel_2.png"]
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

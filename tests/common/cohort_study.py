@@ -125,7 +125,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def program(out: Path, engine: str, finished: int, **environment: str) -> Iterator[subprocess.Popen]:
     """The study as a program that stops after so many cases, from when they are finished; it is killed at the end of the block."""
     environment |= {WAITS_FROM: str(finished)}
-    running = subprocess.Popen([sys.executable, __file__, str(out), engine], env=os.environ | environment)
+    # As a terminal starts it: what started the tests may ignore the signal of a closed one, and its programs then do, too.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        running = subprocess.Popen([sys.executable, __file__, str(out), engine], env=os.environ | environment)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     try:
         manifest = out / "manifest.jsonl"
         while not manifest.exists() or manifest.read_bytes().count(b"\n") < finished:

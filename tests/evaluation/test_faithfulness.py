@@ -308,7 +308,7 @@ def test_a_metric_of_ones_own():
     try:
         table = judge(Additive(), ones()).evaluate(painted(EFFECTS), ["largest"])
         assert table.to_dict("records") == [
-            {"example": 0, "metric": "largest", "value": 3.0, "score_direction": "higher", "source": "nowhere"}
+            {"example": 0, "metric": "largest", "value": 3.0, "score_direction": "higher", "source": "nowhere", "why": ""}
         ]
         with pytest.raises(ValueError, match="name: 'largest' is taken"):
             room.register("largest", lambda f, a: f.unit_attributions(a).max(1), "higher", "nowhere")

@@ -241,7 +241,7 @@ def test_what_is_printed_does_not_depend_on_it():
     said = []
     for one in pair():
         statistics = explained(one)
-        words = counts(SimpleNamespace(output=TARGET), SimpleNamespace(precision=None), statistics)
+        words = counts(SimpleNamespace(output=TARGET), SimpleNamespace(precision=None, metric="dice"), statistics)
         case = Case("a case", one.image, one.target.model, one.roi, one.roi, one.bank, TARGET, "lesion")
         found = [re.search(r"\d+ differ from 0", text) for text in (words, report(statistics, case, 0.0))]
         said.append([match.group() for match in found])
