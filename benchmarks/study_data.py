@@ -4,6 +4,7 @@ Skin: pictures of ISIC 2018 task 1 (``benchmarks/skin.py``), four by four pixels
 4 mm; class grey matter. A quarter of the resolution costs a sixteenth of the time; the regions and units cover what 32 pixels do of the paper's 256.
 """
 
+import argparse
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ from torch.nn import functional
 
 from captum_causalseg.demo import Augmentation, BrainSlices, fit, load_brain_slices
 
-__all__ = ["DATA", "Data", "Training", "load_data", "test_dice", "trained"]
+__all__ = ["DATA", "Data", "Training", "arguments_of", "load_data", "test_dice", "trained"]
 
 DATA = ("skin", "brain")
 GREY_MATTER = 1
@@ -86,11 +87,24 @@ class Training:
     seed: int = 0
 
 
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    """What every script says of the study that looks at the networks of ``study.py`` again."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="holds the skin pictures")
+    made.add_argument("--work", type=Path, required=True, metavar="DIR", help="where study.py keeps its networks")
+    made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
+    made.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--write", type=Path, default=None, metavar="DOCS", help="the documentation's folder")
+    return made
+
+
 @functools.cache
 def load_data(name: str, folder: Path | None) -> Data:
     """A data set by its name in :data:`DATA`; skin needs the folder with the pictures."""
     if name == "skin":
-        assert folder is not None  # asked for by the script's arguments
+        if folder is None:
+            raise SystemExit("--data: expected the folder of the skin pictures")
         parts = [skin.load_pictures(folder, part) for part in ("train", "test")]
         images = [functional.avg_pool2d(part.images, _EDGE) for part in parts]
         labels = [(functional.avg_pool2d(part.lesions[:, None].float(), _EDGE)[:, 0] >= 0.5).long() for part in parts]

@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from cases import say
 from matplotlib.figure import Figure
 from study import folder_of, training
 from study_cases import BLOCK, border_case, picture_order
-from study_data import DATA, Data, load_data, trained
-from study_kinds import KINDS
+from study_data import DATA, Data, arguments_of, load_data, trained
 from study_methods import donors
 from torch import nn
 
@@ -233,14 +231,8 @@ def forest(found: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="holds the skin pictures")
-    arguments.add_argument("--work", type=Path, required=True, metavar="DIR", help="where study.py keeps its networks")
+    arguments = arguments_of(__doc__)
     arguments.add_argument("--sets", nargs="+", choices=DATA, default=list(DATA))
-    arguments.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
-    arguments.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
-    arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--write", type=Path, default=None, metavar="DOCS", help="the documentation's folder")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     found = profiled(options)

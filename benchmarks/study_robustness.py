@@ -13,7 +13,6 @@ import itertools
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ import torch
 from cases import say
 from study import folder_of, training
 from study_cases import BLOCK, TargetOf, cases_of
-from study_data import DATA, Data, load_data, trained
-from study_kinds import KINDS
+from study_data import DATA, Data, arguments_of, load_data, trained
 from study_methods import OURS, at_equal_forwards, donors
 from torch import Tensor, nn
 from torch.nn import functional
@@ -130,15 +128,9 @@ def page(found: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="holds the skin pictures")
-    arguments.add_argument("--work", type=Path, required=True, metavar="DIR", help="where study.py keeps its networks")
+    arguments = arguments_of(__doc__)
     arguments.add_argument("--sets", nargs="+", choices=DATA, default=list(DATA))
-    arguments.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     arguments.add_argument("--regions", type=int, default=2, help="of each network and data set")
-    arguments.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
-    arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--write", type=Path, default=None, metavar="DOCS", help="the documentation's folder")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     found = measured(options)

@@ -23,8 +23,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.optimize import linear_sum_assignment
 from study import training
 from study_cases import BLOCK
-from study_data import Data, load_data, trained
-from study_kinds import KINDS
+from study_data import Data, arguments_of, load_data, trained
 from study_methods import donors
 from torch import Tensor, nn
 from torch.nn import functional
@@ -200,13 +199,7 @@ def forest(made: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds the skin pictures")
-    arguments.add_argument("--work", type=Path, required=True, metavar="DIR", help="where study.py keeps its networks")
-    arguments.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
-    arguments.add_argument("--hours", type=float, default=1.0, help="nothing new is begun after these")
-    arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--write", type=Path, default=None, metavar="DOCS", help="the documentation's folder")
+    arguments = arguments_of(__doc__)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     made = table(explained(options))

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.style import library as styles
 from PIL import features
 
 from captum_causalseg._version import __version__
@@ -117,8 +118,7 @@ def _dark_paper() -> dict[str, Any]:
     """Matplotlib's dark style in the colors of a page."""
     colors = {"black": _DARK_CARD, "white": _DARK_LETTERS}
     return {
-        name: colors.get(value, value) if isinstance(value, str) else value
-        for name, value in style.library["dark_background"].items()
+        name: colors.get(value, value) if isinstance(value, str) else value for name, value in styles["dark_background"].items()
     }
 
 

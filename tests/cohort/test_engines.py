@@ -198,7 +198,7 @@ def killed(tmp_path_factory) -> Killed:
 
 def test_a_cluster_that_is_started_listens_to_this_machine_alone(killed):
     if killed.listening is None:
-        pytest.skip("sockets are listed in /proc")
+        pytest.skip("needs /proc, which lists the sockets of a process")
     assert killed.listening
     assert killed.listening <= {"0100007F", "0" * 16 + "FFFF0000" + "0100007F", "0" * 24 + "01000000"}
 
