@@ -10,7 +10,6 @@ from torch import nn
 from captum_causalseg.attr.mediated_treatment_effect import split_effects
 from captum_causalseg.attr.one_region import RegionUnits
 from captum_causalseg.attr.options import InputUnits, Options
-from captum_causalseg.donors import ActivationBank
 from captum_causalseg.statistics import Status
 
 __all__ = ["SHARES", "with_shares"]
@@ -31,12 +30,8 @@ def with_shares(
         region: see :data:`~captum_causalseg.attr.one_region.REGION`.
 
     Raises:
-        ValueError: donors are activations, of which the region has none; the region touches the RoI.
+        ValueError: the region touches the RoI.
     """
-    if isinstance(options.baselines, ActivationBank):
-        raise ValueError(
-            "baselines: with region_units, expected donor images or a number, as the region of the image is replaced, too, got an ActivationBank"
-        )
     assert isinstance(options.units, InputUnits)
     options = replace(options, units=replace(options.units, region=region))
     _, statistics, _ = split_effects(options, dict(modules))

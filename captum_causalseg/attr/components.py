@@ -136,6 +136,10 @@ def component_effects(
     """
     if region_units is not None and level != "module":
         raise ValueError(f'region_units: shares are of whole modules; expected level="module", got {level!r}')
+    if region_units is not None and isinstance(baselines, ActivationBank):
+        raise ValueError(
+            "baselines: with region_units, expected donor images or a number, as the region of the image is replaced, too, got an ActivationBank"
+        )
     for name, units in (("block_size", block_size), ("feature_mask", feature_mask)):
         if units is not None and region_units is None:
             raise ValueError(f"{name}: it names the units of region_units, which is not given")
